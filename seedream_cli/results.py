@@ -1,0 +1,224 @@
+"""What comes out of a run: events while it lasts, a report when it ends. Plain frozen records, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from .errors import PARTIAL, Problem, SeedreamError
+
+Status = Literal["succeeded", "partial", "failed", "unknown", "submitted", "planned", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A base64 picture left where it lies: `length` characters at byte `offset` of the file `path`."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a layered answer says of one layer (sources: the image generation API, `layer_decomposition`).
+
+    `absolute` is left, top, right, bottom in pixels of the base picture; `normalized` the same in 0..1000.
+    """
+
+    z_index: int
+    name: str = ""
+    description: str = ""
+    absolute: tuple[int, ...] = ()
+    normalized: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a provider's answer, not yet on disk: a link, or base64 in the kept reply, or an error."""
+
+    index: int
+    link: str = ""
+    blob: Blob | None = None
+    size: str = ""
+    format: str = ""
+    error: SeedreamError | None = None
+    layer: Layer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedImage:
+    """One picture at the end of its way: on disk (`path`), printed as a link (`url` alone), or failed (`error`)."""
+
+    index: int
+    path: Path | None = None
+    url: str = ""
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    error: SeedreamError | None = None
+    layer: Layer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Money. `amount` in `currency`; `as_of` is the month the price was known to hold."""
+
+    amount: float
+    currency: str
+    as_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: the whole request, the provider's share, the downloads' share."""
+
+    total_s: float = 0.0
+    provider_s: float = 0.0
+    download_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """One request at its end. `request` is the body as sent, references shown as name, sha256 and bytes."""
+
+    index: int
+    id: str
+    status: Status
+    provider: str
+    model: str
+    request: Mapping[str, Any]
+    images: tuple[SavedImage, ...] = ()
+    usage: Mapping[str, Any] | None = None
+    cost: Cost | None = None
+    warnings: tuple[Problem, ...] = ()
+    error: SeedreamError | None = None
+    attempts: int = 0
+    timing: Timing = field(default_factory=Timing)
+    asked_up_to: int | None = None
+    task_id: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """What this request alone would end the process with."""
+        if self.status in {"succeeded", "submitted", "planned"}:
+            return 0
+        if self.status == "partial":
+            return PARTIAL
+        return self.error.exit_code if self.error else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole run: its requests in order, the warnings that concern all of them, and the exit code they add up to."""
+
+    command: str
+    jobs: tuple[JobResult, ...]
+    warnings: tuple[Problem, ...] = ()
+    elapsed_s: float = 0.0
+    signal_number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """A signal wins; else 0, the common code where nothing succeeded, or 9 for a mixture."""
+        if self.signal_number is not None:
+            return 128 + self.signal_number
+        codes = {job.exit_code for job in self.jobs}
+        if not codes:
+            return 0
+        if len(codes) == 1:
+            return codes.pop()
+        if 0 in codes or PARTIAL in codes:
+            return PARTIAL
+        # Nothing succeeded, and for several reasons: the one that needs a person most urgently speaks.
+        return next(code for code in _URGENCY if code in codes)
+
+
+_URGENCY = (74, 8, 7, 10, 3, 5, 6, 4, 2, 130, 143, 1)
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The run is about to start with so many requests; `pictures` is the most they can return."""
+
+    requests: int
+    pictures: int
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Request `job` entered a stage: `connecting`, `sent` (the provider is at work), `polling`, `receiving`, `done`."""
+
+    job: int
+    stage: Literal["connecting", "sent", "polling", "receiving", "done"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """Request `job` (or a download, `what`) will be tried again in `wait_s` seconds, because of `reason`."""
+
+    job: int
+    what: str
+    wait_s: float
+    reason: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Downloading:
+    """Bytes of picture `index` of request `job` so far, of `total` where the server says."""
+
+    job: int
+    index: int
+    received: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A picture is on disk under its final name (or its link is ready to print)."""
+
+    job: int
+    image: SavedImage
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request ended, well or badly."""
+
+    result: JobResult
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """A signal came: nothing new is sent, `in_flight` requests are finished and saved first."""
+
+    signal_name: str
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A line for the user that is no error: which proxy, which provider, what was renamed."""
+
+    message: str
+
+
+Event = Planned | Stage | Retrying | Downloading | Saved | Finished | Draining | Notice
+
+
+class Sink(Protocol):
+    """Where events go. The engine never knows whether that is a terminal, a log or nothing."""
+
+    def emit(self, event: Event) -> None:
+        """Take one event; must not raise and must not block."""
