@@ -30,9 +30,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A reference picture. `location` is the path, the URL or a short name; a local one has its facts and no bytes.
+    """A reference picture. `location` is the path, the URL or a short name for the user.
 
-    `bytes` is the size of the file; width and height are pixels. The wire reads and encodes the file while sending.
+    A local one has its facts: `size` in bytes, width and height in pixels, and either the `path` of its file, which
+    the wire reads and encodes while sending, or its `content` where there is no file (standard input, a data URI).
     """
 
     kind: Literal["file", "url", "data"]
@@ -42,8 +43,8 @@ class ImageRef:
     mime: str = ""
     width: int = 0
     height: int = 0
-    bytes: int = 0
-    data: bytes = field(default=b"", repr=False)
+    size: int = 0
+    content: bytes = field(default=b"", repr=False)
 
 
 class ImageRequest(BaseModel):
