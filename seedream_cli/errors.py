@@ -1,19 +1,19 @@
 """Every failure the tool can name, its exit code and whether money moved.
 
-    SeedreamError
-    ├── InputError        usage, validation                      2   nothing was sent
-    ├── ConfigError       config, auth (no key found)             3   nothing was sent
-    ├── ApiError          auth, account                          3   refused by the provider
-    │                     refused, moderation                    4
-    │                     rate_limited, quota, unavailable       5
-    │                     network                                6   proven not delivered
-    │                     unknown_outcome                        7   may have been billed
-    ├── LinkError         download, expired                      8   paid, not saved
-    ├── FileError         filesystem                            74   nothing was sent (8 once paid)
-    ├── BusyError         busy                                  75   another run holds it
-    ├── BudgetError       budget                                10
-    ├── Interrupted       interrupted                     130, 143
-    └── InternalError     internal                               1   a bug in the tool
+SeedreamError
+├── InputError        usage, validation                      2   nothing was sent
+├── ConfigError       config, auth (no key found)             3   nothing was sent
+├── ApiError          auth, account                          3   refused by the provider
+│                     refused, moderation                    4
+│                     rate_limited, quota, unavailable       5
+│                     network                                6   proven not delivered
+│                     unknown_outcome                        7   may have been billed
+├── LinkError         download, expired                      8   paid, not saved
+├── FileError         filesystem                            74   nothing was sent (8 once paid)
+├── BusyError         busy                                  75   another run holds it
+├── BudgetError       budget                                10
+├── InterruptedRunError  interrupted                  130, 143
+└── InternalError     internal                               1   a bug in the tool
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class LinkError(SeedreamError):
 
 
 class FileError(SeedreamError):
-    """The disk refused. Exit 74 while nothing was sent; once a picture is paid for it ends as 8, since `recover` gets it."""
+    """The disk refused. Exit 74 while nothing was sent; a picture already paid for ends as 8: `recover` gets it."""
 
     def __init__(self, message: str, *, hint: str = "", billed: Billed = "no") -> None:
         super().__init__(message, kind="filesystem", hint=hint, billed=billed)
@@ -161,7 +161,7 @@ class BudgetError(SeedreamError):
         super().__init__(message, kind="budget", hint=hint)
 
 
-class Interrupted(SeedreamError):
+class InterruptedRunError(SeedreamError):
     """A signal ended the run; `signal_number` fixes the exit code (128 + number)."""
 
     def __init__(self, message: str, *, signal_number: int, hint: str = "") -> None:

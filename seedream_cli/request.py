@@ -1,4 +1,4 @@
-"""From what the user typed to one validated request. The only way in: `build` checks the shape, `check` the model's row."""
+"""From what the user typed to one validated request: `build` checks the shape, `check` the model's row."""
 
 from __future__ import annotations
 
