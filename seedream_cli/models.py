@@ -1,10 +1,18 @@
-"""What each Seedream model can do, as dated data: one row a model. No provider's manners, no I/O."""
+"""What each Seedream model can do, as dated data: one row a model. No provider's manners, no I/O.
+
+The functions below the table read one row: they find it, read a size, judge a size and price a picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
+
+from .errors import Problem
 
 State = Literal["taken", "ignored", "refused", "unconfirmed"]
 
@@ -23,10 +31,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class PriceStep:
-    """US dollars for one picture of up to `max_pixels` (None: any size)."""
+    """US dollars for one picture of up to `max_pixels` (None: any size), and for each reference picture sent.
+
+    `tiers` are the tiers that the price list names for this step, whatever pixels the model then picks.
+    """
 
     amount: float
     max_pixels: int | None = None
+    tiers: tuple[str, ...] = ()
+    per_reference: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +47,14 @@ class ModelSpec:
     """One model. `ids` spells it per provider family, the first spelling being the one that is sent.
 
     `tiers` maps a tier to its exact pixels per aspect ratio ("2K" -> "16:9" -> "2848x1600"); `aspects` serves
-    models without tiers. `pixels` is the least and most total pixels of a WIDTHxHEIGHT, `ratio` the least and
-    most width/height. `references` is the least and most input pictures. `sequence_max` is 0 where one request
-    draws one picture. `price` steps are in US dollars a picture, by provider family with "*" for the list price.
+    models without tiers. `pixels` is the least and most total pixels of a WIDTHxHEIGHT (None: only keywords are
+    sizes), `ratio` the least and most width/height. `references` is the least and most input pictures.
+    `sequence_max` is 0 where one request draws one picture. `price` steps go from cheap to dear, in US dollars a
+    picture, by provider family with "*" for the list price; no entry means that no price is known.
+
+    References: `reference_ratio`, `reference_pixels` (in all) and `reference_side` (each, at least) in pixels;
+    `reference_bytes` is the most that is taken, `reference_bytes_safe` what older pages allow. `layer_sizes` are the
+    sizes a layered answer can be asked in, the default first; `layers_max` is the most layers above the base.
     """
 
     name: str
@@ -62,4 +80,514 @@ class ModelSpec:
     reference_formats: tuple[str, ...] = ("jpeg", "png", "webp", "bmp", "tiff", "gif", "heic", "heif")
     reference_ratio: tuple[float, float] = (1 / 16, 16.0)
     reference_bytes: int = 30_000_000
+    reference_bytes_safe: int = 10_000_000
+    reference_pixels: tuple[int, int] = (196, 36_000_000)
+    reference_side: int = 15
     layers_max: int = 0
+    layer_sizes: tuple[str, ...] = ()
+    layer_reference_formats: tuple[str, ...] = ("png", "jpeg")
+    layer_reference_pixels: tuple[int, int] = (262_144, 36_000_000)
+
+
+# --- where the facts come from --------------------------------------------------------------------------------------
+
+_ARK = "Volcengine image generation API, 2026-09"
+_MEASURED = "measured calls to Volcengine Ark, 2026-09"
+_BYTEPLUS = "BytePlus image generation API, the edition of Seedream 4.5"
+_RESELLERS = "resellers' pages, 2026-11"
+_DISAGREE = "Volcengine, CometAPI and AceData Cloud pages disagree, 2026-11"
+
+# --- legal sizes: width x height of each tier by aspect ratio (the API's recommended pixels, recomputed by a test) ----
+
+_ASPECTS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "21:9")
+
+
+def _row(sizes: str) -> Mapping[str, str]:
+    """One line of the size table: eight sizes in the order of `_ASPECTS`."""
+    return dict(zip(_ASPECTS, sizes.split(), strict=True))
+
+
+_PRO = {
+    "1K": _row("1024x1024 1152x864 864x1152 1424x800 800x1424 1248x832 832x1248 1568x672"),
+    "1.5K": _row("1536x1536 1792x1344 1344x1792 2048x1152 1152x2048 1872x1248 1248x1872 2352x1008"),
+    "2K": _row("2048x2048 2368x1776 1776x2368 2816x1584 1584x2816 2496x1664 1664x2496 3136x1344"),
+}
+_1K = _row("1024x1024 1152x864 864x1152 1280x720 720x1280 1248x832 832x1248 1512x648")
+_2K = _row("2048x2048 2304x1728 1728x2304 2848x1600 1600x2848 2496x1664 1664x2496 3136x1344")
+_3K = _row("3072x3072 3456x2592 2592x3456 4096x2304 2304x4096 3744x2496 2496x3744 4704x2016")
+_4K = _row("4096x4096 4704x3520 3520x4704 5504x3040 3040x5504 4992x3328 3328x4992 6240x2656")
+
+_ANY_RATIO = (1 / 16, 16.0)
+_SMALL = (921_600, 4_624_220)
+_LARGE = (3_686_400, 16_777_216)
+
+# --- rules that several rows share ------------------------------------------------------------------------------------
+
+_SEED = Rule("unconfirmed", "documented for 3.0 only; later models may ignore or refuse it", _DISAGREE)
+_GUIDANCE = Rule("unconfirmed", "documented for 3.0 only; later models may ignore or refuse it", _DISAGREE)
+_JPEG_ONLY = Rule("refused", "always jpeg; measured calls with the field were refused", _MEASURED)
+_NO_SEARCH = Rule("refused", "only 5.0 lite searches the web", _ARK)
+_NO_SEQUENCE = Rule("refused", "one request draws one picture; use --count for more", _ARK)
+_NO_STREAM = Rule("refused", "the model does not stream", _ARK)
+_NO_BACKGROUND = Rule("refused", "only 5.0 Pro and Flash make transparent pictures", _ARK)
+_NO_LAYERS = Rule("refused", "only 5.0 Pro and Flash split a picture into layers", _ARK)
+_BACKGROUND = Rule("taken", "needs exactly one PNG reference with a transparent pixel, and --format png", _ARK)
+_LAYERS = Rule("taken", "needs exactly one PNG or JPEG reference of at least 512x512 pixels", _ARK)
+_NEWER = Rule("refused", "the parameter came with a later model", _BYTEPLUS)
+
+_PRO_RULES = {
+    "seed": _SEED,
+    "guidance_scale": _GUIDANCE,
+    "sequence": _NO_SEQUENCE,
+    "stream": _NO_STREAM,
+    "web_search": _NO_SEARCH,
+    "background": _BACKGROUND,
+    "layers": _LAYERS,
+}
+_GROUP_RULES = {
+    "seed": _SEED,
+    "guidance_scale": _GUIDANCE,
+    "background": _NO_BACKGROUND,
+    "layers": _NO_LAYERS,
+}
+_OLD_RULES = {
+    "format": Rule("refused", "always jpeg", _BYTEPLUS),
+    "sequence": _NEWER,
+    "stream": _NEWER,
+    "optimize_prompt": _NEWER,
+    "web_search": _NEWER,
+    "background": _NEWER,
+    "layers": _NEWER,
+}
+_RESOLD = Rule("unconfirmed", "no official page describes this model yet", _RESELLERS)
+_RESOLD_REFUSED = Rule("unconfirmed", "resellers say it is refused; no official page yet", _RESELLERS)
+
+DEFAULT_MODEL = "5.0-lite"
+"""The model of a request that names none."""
+
+MODELS: tuple[ModelSpec, ...] = (
+    ModelSpec(
+        name="5.5",
+        title="Seedream 5.5",
+        aliases=("5.5",),
+        ids={"ark": ("doubao-seedream-5-5-261028",), "byteplus": ("seedream-5-5-261028",)},
+        default_size="2K",
+        tiers=_PRO,
+        pixels=_SMALL,
+        ratio=_ANY_RATIO,
+        references=(0, 10),
+        sequence_max=0,
+        rules={
+            "seed": _RESOLD,
+            "guidance_scale": _RESOLD,
+            "format": _RESOLD,
+            "response_format": _RESOLD,
+            "stream": _RESOLD_REFUSED,
+            "optimize_prompt": _RESOLD,
+            "web_search": _RESOLD_REFUSED,
+            "background": _RESOLD,
+            "layers": _RESOLD,
+            "sequence": _RESOLD_REFUSED,
+            "images": _RESOLD,
+            "watermark": _RESOLD,
+        },
+        formats=("jpeg", "png"),
+        optimize_modes=("standard",),
+        price={"*": (PriceStep(0.020, 0, ("1K", "1.5K"), 0.008), PriceStep(0.035, None, ("2K",), 0.008))},
+        price_as_of="2026-11",
+        as_of="2026-11",
+        source=_RESELLERS,
+        status="unconfirmed",
+        layers_max=99,
+        layer_sizes=("auto", "1K", "1.5K", "2K"),
+    ),
+    ModelSpec(
+        name="5.0-pro",
+        title="Seedream 5.0 Pro",
+        aliases=("pro", "5-pro"),
+        ids={
+            "ark": ("doubao-seedream-5-0-pro-260628",),
+            "byteplus": ("dola-seedream-5-0-pro-260628", "seedream-5-0-pro-260628"),
+            "acedata": ("doubao-seedream-5-0-pro-260628",),
+        },
+        default_size="2K",
+        tiers=_PRO,
+        pixels=_SMALL,
+        ratio=_ANY_RATIO,
+        references=(0, 10),
+        sequence_max=0,
+        rules=_PRO_RULES,
+        formats=("jpeg", "png"),
+        optimize_modes=("standard", "fast"),
+        # The list parts 1K and 1.5K from 2K, by pixels for a WIDTHxHEIGHT. The edge is quoted as 2.36 and as 2.60
+        # million pixels: the lower one is held here, so that a budget is never overrun. References beyond the first
+        # cost 0.02 CNY on Ark; here every one of them counts.
+        price={
+            "*": (PriceStep(0.045, 2_360_000, ("1K", "1.5K"), 0.003), PriceStep(0.09, None, ("2K",), 0.003)),
+            "acedata": (PriceStep(0.044, 2_360_000, ("1K", "1.5K")), PriceStep(0.088, None, ("2K",))),
+        },
+        price_as_of="2026-11",
+        as_of="2026-09",
+        source=_ARK,
+        layers_max=16,
+        layer_sizes=("auto", "1K", "1.5K", "2K"),
+    ),
+    ModelSpec(
+        name="5.0-flash",
+        title="Seedream 5.0 Flash",
+        aliases=("flash", "5-flash"),
+        ids={"ark": ("doubao-seedream-5-0-flash-260915",), "byteplus": ("seedream-5-0-flash-260915",)},
+        default_size="2K",
+        tiers=_PRO,
+        pixels=_SMALL,
+        ratio=_ANY_RATIO,
+        references=(0, 10),
+        sequence_max=0,
+        rules=_PRO_RULES,
+        formats=("jpeg", "png"),
+        optimize_modes=("standard",),
+        price={"*": (PriceStep(0.018),)},
+        price_as_of="2026-11",
+        as_of="2026-09",
+        source=_MEASURED,
+        layers_max=16,
+        layer_sizes=("auto", "1K", "1.5K", "2K"),
+    ),
+    ModelSpec(
+        name="5.0-lite",
+        title="Seedream 5.0 lite",
+        aliases=("5.0", "5", "lite", "5-lite"),
+        ids={
+            "ark": ("doubao-seedream-5-0-260128", "doubao-seedream-5-0-lite-260128"),
+            "byteplus": ("seedream-5-0-260128", "seedream-5-0-lite-260128"),
+            "ope": ("bytedance-seedream-5.0",),
+            "acedata": ("doubao-seedream-5-0-lite-260128", "doubao-seedream-5-0-260128"),
+        },
+        default_size="2K",
+        tiers={"2K": _2K, "3K": _3K, "4K": _4K},
+        pixels=_LARGE,
+        ratio=_ANY_RATIO,
+        references=(0, 14),
+        sequence_max=15,
+        rules=_GROUP_RULES,
+        formats=("jpeg", "png"),
+        optimize_modes=("standard",),
+        price={"*": (PriceStep(0.035),), "acedata": (PriceStep(0.040),)},
+        price_as_of="2026-11",
+        as_of="2026-09",
+        source=_ARK,
+    ),
+    ModelSpec(
+        name="4.5",
+        title="Seedream 4.5",
+        aliases=("4.5",),
+        ids={
+            "ark": ("doubao-seedream-4-5-251128",),
+            "byteplus": ("seedream-4-5-251128",),
+            "ope": ("doubao-seedream-4.5", "doubao-seedream-4-5-251128"),
+            "acedata": ("doubao-seedream-4-5-251128",),
+        },
+        default_size="2K",
+        tiers={"2K": _2K, "4K": _4K},
+        pixels=_LARGE,
+        ratio=_ANY_RATIO,
+        references=(0, 14),
+        sequence_max=15,
+        rules={**_GROUP_RULES, "format": _JPEG_ONLY, "web_search": _NO_SEARCH},
+        formats=("jpeg",),
+        optimize_modes=("standard",),
+        price={"*": (PriceStep(0.04),), "acedata": (PriceStep(0.037),), "cometapi": (PriceStep(0.032),)},
+        price_as_of="2026-11",
+        as_of="2026-09",
+        source=_ARK,
+    ),
+    ModelSpec(
+        name="4.0",
+        title="Seedream 4.0",
+        aliases=("4",),
+        ids={
+            "ark": ("doubao-seedream-4-0-250828",),
+            "byteplus": ("seedream-4-0-250828",),
+            "ope": ("doubao-seedream-4.0", "doubao-seedream-4-0-250828"),
+            "acedata": ("doubao-seedream-4-0-250828",),
+        },
+        default_size="2K",
+        tiers={"1K": _1K, "2K": _2K, "4K": _4K},
+        pixels=(921_600, 16_777_216),
+        ratio=_ANY_RATIO,
+        references=(0, 14),
+        sequence_max=15,
+        rules={**_GROUP_RULES, "format": _JPEG_ONLY, "web_search": _NO_SEARCH},
+        formats=("jpeg",),
+        optimize_modes=("standard", "fast"),
+        price={"*": (PriceStep(0.03),), "acedata": (PriceStep(0.030),)},
+        price_as_of="2026-11",
+        as_of="2026-09",
+        source=_ARK,
+    ),
+    ModelSpec(
+        name="3.0-t2i",
+        title="Seedream 3.0",
+        aliases=("3.0", "3"),
+        ids={
+            "ark": ("doubao-seedream-3-0-t2i-250415",),
+            "byteplus": ("seedream-3-0-t2i-250415",),
+            "ope": ("doubao-seedream-3-0-t2i-250415",),
+            "acedata": ("doubao-seedream-3-0-t2i-250415",),
+        },
+        default_size="1024x1024",
+        tiers={},
+        aspects=_1K,
+        pixels=(262_144, 4_194_304),
+        # No page states a ratio for this model, so the range is the one of its successors.
+        ratio=_ANY_RATIO,
+        references=(0, 0),
+        sequence_max=0,
+        rules={
+            **_OLD_RULES,
+            "images": Rule("refused", "the model draws from text alone", _BYTEPLUS),
+            "seed": Rule("taken", "-1 (the default) draws a new one each time", _BYTEPLUS),
+            "guidance_scale": Rule("taken", "1 to 10, default 2.5", _BYTEPLUS),
+        },
+        formats=("jpeg",),
+        optimize_modes=(),
+        price={},
+        price_as_of="",
+        as_of="2026-11",
+        source=_BYTEPLUS,
+        status="retired",
+    ),
+    ModelSpec(
+        name="seededit-3.0",
+        title="SeedEdit 3.0",
+        aliases=("seededit", "3.0-i2i"),
+        ids={
+            "ark": ("doubao-seededit-3-0-i2i-250628",),
+            "byteplus": ("seededit-3-0-i2i-250628",),
+            "acedata": ("doubao-seededit-3-0-i2i-250628",),
+        },
+        default_size="adaptive",
+        tiers={},
+        keywords=("adaptive",),
+        pixels=None,
+        ratio=(1 / 3, 3.0),
+        references=(1, 1),
+        sequence_max=0,
+        rules={
+            **_OLD_RULES,
+            "seed": Rule("taken", "-1 (the default) draws a new one each time", _BYTEPLUS),
+            "guidance_scale": Rule("taken", "1 to 10, default 5.5", _BYTEPLUS),
+        },
+        formats=("jpeg",),
+        optimize_modes=(),
+        price={},
+        price_as_of="",
+        as_of="2026-11",
+        source=_BYTEPLUS,
+        status="retired",
+        reference_formats=("jpeg", "png", "webp", "bmp", "tiff", "gif"),
+        reference_ratio=(1 / 3, 3.0),
+        reference_bytes=10_000_000,
+    ),
+)
+"""Every model that is known, the newest first."""
+
+
+# --- finding a row ----------------------------------------------------------------------------------------------------
+
+
+def find_model(name: str, family: str = "") -> ModelSpec | None:
+    """The row that a name, an alias or any provider's id means; None for what the table does not know.
+
+    Ids count with and without their date, names with and without "seedream-". `family` has its spellings tried first.
+    """
+    wanted = _plain(name)
+    own = (row for row in MODELS if wanted in {_plain(spelling) for spelling in row.ids.get(family, ())})
+    return next(own, None) or next((row for row in MODELS if wanted in _spellings(row)), None)
+
+
+def nearest(name: str) -> list[str]:
+    """The names of models spelled like `name`, best first; all names, newest first, for an empty one."""
+    # difflib is of use only where something was misspelled.
+    import difflib
+
+    if not name.strip():
+        return [row.name for row in MODELS]
+    owner = {spelling: row.name for row in MODELS for spelling in _spellings(row)}
+    close = difflib.get_close_matches(_plain(name), owner, n=9, cutoff=0.6)
+    return list(dict.fromkeys(owner[spelling] for spelling in close))[:3]
+
+
+def _spellings(row: ModelSpec) -> Iterator[str]:
+    """Everything that means this row, in the form of `_plain`; an id also without its date."""
+    for text in (row.name, *row.aliases):
+        yield _plain(text)
+    for spelling in (text for family in row.ids.values() for text in family):
+        yield _plain(spelling)
+        yield re.sub(r"-[0-9]{6}$", "", _plain(spelling))
+
+
+def _plain(name: str) -> str:
+    """Lower case, one kind of dash, and no "seedream" in front of what a user would call the model."""
+    text = re.sub(r"[\s_]+", "-", name.strip().lower())
+    return re.sub(r"^seedream-?(?=[0-9])", "", text)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def parse_size(text: str) -> str | None:
+    """A size as the API spells it: "2K", "2048x1152", "adaptive" or "auto"; None for what is no size at all.
+
+    Whether a model takes it is for `size_problem` to say.
+    """
+    plain = text.strip().lower()
+    if plain in {"adaptive", "auto"}:
+        return plain
+    tier = re.fullmatch(r"([1-9][0-9]?)(\.[0-9])?\s?k", plain)
+    if tier:
+        fraction = tier[2] or ""
+        return f"{tier[1]}{fraction if fraction != '.0' else ''}K"
+    pixels = re.fullmatch(r"0*([1-9][0-9]{0,5})\s?[x×*]\s?0*([1-9][0-9]{0,5})", plain)
+    return f"{pixels[1]}x{pixels[2]}" if pixels else None
+
+
+def size_problem(model: ModelSpec, size: str, *, layers: bool = False) -> str | None:
+    """Why the model does not take this size, with the nearest it does; None where it does."""
+    known = parse_size(size)
+    if known is None and _parse_aspect(size):
+        return f"{size!r} is a ratio, not a size: use --aspect {size} with --size {_legal(model, pixels=False)}"
+    if known is None:
+        return f"{size!r} is no size; {model.title} takes {_legal(model)}"
+    if layers and model.layer_sizes:
+        legal = f"with layers {model.title} takes {_either(model.layer_sizes)}, not {known}"
+        return None if known in model.layer_sizes else legal
+    if known in model.tiers or known in model.keywords:
+        return None
+    if "x" not in known or model.pixels is None:
+        return f"{model.title} has no size {known}: it takes {_legal(model)}"
+    return _pixels_problem(model, *_sides(known), model.pixels)
+
+
+def resolve_aspect(model: ModelSpec, size_tier: str, aspect: str) -> str | Problem:
+    """The exact WIDTHxHEIGHT of a tier for a ratio such as "16:9", or what is wrong with the two.
+
+    For a model without tiers the default size stands for the tier.
+    """
+    ratio = _parse_aspect(aspect)
+    if ratio is None:
+        return Problem("aspect", f"{aspect!r} is no ratio", "write it as WIDTH:HEIGHT, such as 16:9")
+    table = model.tiers.get(parse_size(size_tier) or "")
+    if table is None and model.aspects and size_tier == model.default_size:
+        table = model.aspects
+    if table is None:
+        message = f"{size_tier} has no pixels to pick for {aspect} with {model.title}"
+        hint = f"use --aspect with --size {_either(tuple(model.tiers))}" if model.tiers else "leave --aspect out"
+        return Problem("aspect", message, hint)
+    exact = next((size for label, size in table.items() if _parse_aspect(label) == ratio), None)
+    if exact:
+        return exact
+    near = _shape(model, table["1:1"], ratio)
+    hint = f"known ratios: {', '.join(table)}" + (f"; or --size {near}" if near else "")
+    return Problem("aspect", f"{model.title} has no {aspect} in {size_tier}", hint)
+
+
+def _parse_aspect(text: str) -> Fraction | None:
+    """Width over height of "16:9" (or "16/9"); None where the text is no ratio."""
+    match = re.fullmatch(r"\s*([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*[:/]\s*([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*", text)
+    if not match or not Fraction(match[1]) or not Fraction(match[2]):
+        return None
+    return Fraction(match[1]) / Fraction(match[2])
+
+
+def _pixels_problem(model: ModelSpec, width: int, height: int, limits: tuple[int, int]) -> str | None:
+    """Why so many pixels, or such a shape, are not taken."""
+    least, most = limits
+    low, high = model.ratio
+    if not low <= width / height <= high:
+        return f"{width}x{height} is too long: width to height must lie between {_ratio(low)} and {_ratio(high)}"
+    pixels = width * height
+    if least <= pixels <= most:
+        return None
+    off = f"{least - pixels:,} too few" if pixels < least else f"{pixels - most:,} too many"
+    near = _grown(width, height, least) if pixels < least else _shrunk(width, height, most)
+    return (
+        f"{width}x{height} has {pixels:,} pixels, {off}: {model.title} takes {least:,} to {most:,}; "
+        f"the nearest of this shape is {near}, or use {_legal(model, pixels=False)}"
+    )
+
+
+def _grown(width: int, height: int, least: int) -> str:
+    """The smallest size of at least `least` pixels in the shape of width x height, by whole numbers."""
+    wide = math.isqrt(-(-least * width // height) - 1) + 1
+    return f"{wide}x{-(-least // wide)}"
+
+
+def _shrunk(width: int, height: int, most: int) -> str:
+    """The largest size of at most `most` pixels in the shape of width x height, by whole numbers."""
+    wide = math.isqrt(most * width // height)
+    return f"{wide}x{most // wide}"
+
+
+def _shape(model: ModelSpec, square: str, ratio: Fraction) -> str | None:
+    """A size of about a tier's pixels in another ratio, sides in steps of 16; None where the model would refuse it."""
+    area = math.prod(_sides(square))
+    width = math.isqrt(int(area * ratio)) // 16 * 16
+    height = math.isqrt(int(area / ratio)) // 16 * 16
+    if not width or not height or size_problem(model, f"{width}x{height}"):
+        return None
+    return f"{width}x{height}"
+
+
+def _sides(size: str) -> tuple[int, int]:
+    """Width and height in pixels of a WIDTHxHEIGHT that `parse_size` has read."""
+    width, height = size.split("x")
+    return int(width), int(height)
+
+
+def _legal(model: ModelSpec, *, pixels: bool = True) -> str:
+    """What the model takes as a size, in words."""
+    words = [*model.keywords, *model.tiers]
+    if not words:
+        words = list(model.aspects.values())[:3]
+    if pixels and model.pixels:
+        words.append(f"WIDTHxHEIGHT of {model.pixels[0]:,} to {model.pixels[1]:,} pixels")
+    return _either(tuple(words))
+
+
+def _either(words: tuple[str, ...]) -> str:
+    """ "1K, 2K or 4K"."""
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _ratio(value: float) -> str:
+    """A bound of the ratio as people write it: 1:16 or 16:1."""
+    return f"{value:g}:1" if value >= 1 else f"1:{1 / value:g}"
+
+
+# --- money ------------------------------------------------------------------------------------------------------------
+
+
+def price_for(model: ModelSpec, family: str, size: str) -> PriceStep | None:
+    """The price of one picture: the provider's own where it is known, else the list price; None where neither is.
+
+    A size whose pixels are not known before the answer is priced at the dearest step.
+    """
+    steps = model.price.get(family) or model.price.get("*")
+    if not steps:
+        return None
+    known = parse_size(size)
+    named = next((step for step in steps if known in step.tiers), None)
+    if named or known is None:
+        return named or steps[-1]
+    sizes = [known] if "x" in known else list(model.tiers.get(known, {}).values())
+    if not sizes:
+        return steps[-1]
+    most = max(math.prod(_sides(one)) for one in sizes)
+    return next((step for step in steps if step.max_pixels is None or most <= step.max_pixels), steps[-1])
+
+
+def cost_at_most(model: ModelSpec, family: str, size: str, *, pictures: int = 1, references: int = 0) -> float | None:
+    """US dollars that one request of up to so many pictures, with so many references, can cost; None where unknown."""
+    step = price_for(model, family, size)
+    return step.amount * pictures + step.per_reference * references if step else None

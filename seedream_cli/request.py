@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,20 +13,31 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from .errors import Problem
+from .models import ModelSpec, Rule, nearest, parse_size, resolve_aspect, size_problem
+
+GROUP_MOST = 15
+"""References and results of one request together (image generation API, `max_images`)."""
+LAYERS_MOST = 17
+"""One base picture and sixteen layers (image generation API, `layer_decomposition`)."""
+COUNT_MOST = 1000
+"""A guard against a slip of the finger: every one of them is billed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """Every option a user can set, as it was typed, and where each came from ("--size", "shots.csv:14").
 
-    Values are text or None; `flags` holds the switches. Nothing here is validated.
+    `values` is text, `switches` the yes-or-no options, `lists` the repeatable ones. Nothing here is validated.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
     switches: Mapping[str, bool] = field(default_factory=dict)
-    images: tuple[str, ...] = ()
-    extra: tuple[str, ...] = ()
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, name: str) -> str:
+        """Where the option came from, for a message."""
+        return self.origins.get(name, "--" + name.replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,7 @@ class ImageRequest(BaseModel):
     response_format: Literal["url", "b64_json"] = "url"
     watermark: bool = False
     images: tuple[ImageRef, ...] = ()
-    sequence: int | None = None
+    sequence: int | Literal["auto"] | None = None
     seed: int | None = None
     guidance_scale: float | None = None
     format: Literal["jpeg", "png"] | None = None
@@ -84,7 +96,11 @@ class ImageRequest(BaseModel):
 
     @property
     def pictures_at_most(self) -> int:
-        """The most pictures this one request can return, which is what it can cost."""
+        """The most pictures this one request can return, which is the most it can cost."""
+        if self.layers:
+            return LAYERS_MOST
+        if self.sequence == "auto":
+            return max(1, GROUP_MOST - len(self.images))
         return self.sequence or 1
 
     @property
@@ -95,4 +111,324 @@ class ImageRequest(BaseModel):
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-__all__ = ["Draft", "ImageRef", "ImageRequest", "Problem"]
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Whom the request is for: the provider, the model's row (None: not in the table) and the id as it spells it.
+
+    `rule` says how an option fares there; `asynchronous` whether tasks are its way unless told otherwise.
+    """
+
+    provider: str
+    model: ModelSpec | None
+    model_id: str
+    rule: Callable[[str], Rule]
+    asynchronous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The outcome of `build`: the request unless a problem of severity "error" was found, and how often to send it.
+
+    `dropped` names the options that were asked for and are not sent, each with its rule.
+    """
+
+    request: ImageRequest | None
+    count: int
+    problems: tuple[Problem, ...]
+    dropped: Mapping[str, Rule]
+
+
+def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -> Built:
+    """Check a draft for one provider and model and make the request. Finds all problems, not the first."""
+    form = _RequestForm(draft, recipient)
+    wanted: dict[str, Any] = {
+        "seed": form.integer("seed", -1, 2**31 - 1),
+        "guidance_scale": form.number("guidance_scale", 1.0, 10.0),
+        "format": form.choice("format", ("jpeg", "png"), {"jpg": "jpeg"}),
+        "optimize_prompt": form.choice("optimize_prompt", ("standard", "fast")),
+        "background": form.choice("background", ("transparent", "opaque", "auto")),
+        "stream": form.switch("stream"),
+        "web_search": form.switch("web_search"),
+        "layers": form.switch("layers"),
+        "sequence": form.sequence(),
+        "callback_url": form.url("callback_url"),
+    }
+    wanted["asynchronous"] = form.asynchronous(streaming=bool(wanted["stream"]))
+    fields: dict[str, Any] = {
+        "provider": recipient.provider,
+        "model": recipient.model.name if recipient.model else "",
+        "model_id": recipient.model_id,
+        "prompt": form.prompt(needed=not wanted["layers"]),
+        "size": form.size(layers=bool(wanted["layers"])),
+        "response_format": form.choice("response_format", ("url", "b64_json"), {"b64": "b64_json"}) or "url",
+        "watermark": form.switch("watermark"),
+        "images": tuple(images),
+        "extra": form.extra(),
+    }
+    count = form.integer("count", 1, COUNT_MOST)
+    fields.update(form.admit(wanted))
+    form.check(fields)
+    failed = any(p.severity == "error" for p in form.problems)
+    request = None if failed else ImageRequest(**{k: v for k, v in fields.items() if v is not None})
+    return Built(request, 1 if count is None else count, tuple(form.problems), form.dropped)
+
+
+class Form:
+    """Reads a draft's options one by one and adds every problem it meets to `problems`."""
+
+    def __init__(self, draft: Draft, problems: list[Problem]) -> None:
+        self.draft = draft
+        self.problems = problems
+
+    def complain(self, name: str, message: str, hint: str = "") -> None:
+        """Note an error that `--force` cannot overrule: the value has no meaning."""
+        self.problems.append(Problem(name, message, hint, origin=self.draft.origin(name)))
+
+    def text(self, name: str) -> str | None:
+        """The option's text without surrounding blanks."""
+        value = self.draft.values.get(name)
+        return value.strip() if value is not None else None
+
+    def switch(self, name: str) -> bool:
+        """Whether a yes-or-no option is on."""
+        return self.draft.switches.get(name, False)
+
+    def integer(self, name: str, low: int, high: int) -> int | None:
+        """A whole number within the range."""
+        text = self.text(name)
+        if text is None:
+            return None
+        if not re.fullmatch(r"[+-]?[0-9]{1,12}", text):
+            self.complain(name, f"{text!r} is no whole number", f"give {low} to {high}")
+            return None
+        if not low <= int(text) <= high:
+            self.complain(name, f"{text} is out of range", f"give {low} to {high}")
+            return None
+        return int(text)
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        """A number within the range."""
+        text = self.text(name)
+        if text is None:
+            return None
+        if not re.fullmatch(r"[+-]?([0-9]{1,9}(\.[0-9]*)?|\.[0-9]+)", text):
+            self.complain(name, f"{text!r} is no number", f"give {low:g} to {high:g}")
+            return None
+        if not low <= float(text) <= high:
+            self.complain(name, f"{text} is out of range", f"give {low:g} to {high:g}")
+            return None
+        return float(text)
+
+    def choice(self, name: str, options: Sequence[str], also: Mapping[str, str] | None = None) -> str | None:
+        """One of the options; `also` maps further spellings to them."""
+        text = self.text(name)
+        if text is None:
+            return None
+        value = (also or {}).get(text.lower(), text.lower())
+        if value not in options:
+            self.complain(name, f"{text!r} is not known", "give " + " or ".join(options))
+            return None
+        return value
+
+    def url(self, name: str) -> str | None:
+        """An http or https address."""
+        text = self.text(name)
+        if text is None or re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
+            return text
+        self.complain(name, f"{text!r} is no http(s) address")
+        return None
+
+
+# What the user is charged for or gets hangs on these, so a request without them is not the one that was asked for.
+_ESSENTIAL = {"sequence", "layers", "images", "callback_url"}
+_RULED = {"asynchronous": "async"}
+
+
+class _RequestForm(Form):
+    """The options that make a request, held against the rules of one provider and model."""
+
+    def __init__(self, draft: Draft, recipient: Recipient) -> None:
+        super().__init__(draft, [])
+        self.recipient = recipient
+        self.dropped: dict[str, Rule] = {}
+        self.force = draft.switches.get("force", False)
+        self.strict = draft.switches.get("strict", False)
+
+    def object_to(self, name: str, message: str, hint: str = "") -> None:
+        """Note an error about what the model takes; with `--force` it is a warning, since models change monthly."""
+        severity: Literal["error", "warning"] = "warning" if self.force else "error"
+        way_out = hint if self.force else "; ".join(part for part in (hint, "--force sends it all the same") if part)
+        self.problems.append(Problem(name, message, way_out, severity, self.draft.origin(name)))
+
+    def warn(self, name: str, message: str, hint: str = "", code: str = "") -> None:
+        """Note something worth knowing that stops nothing."""
+        self.problems.append(Problem(name, message, hint, "warning", self.draft.origin(name), code or name))
+
+    def sequence(self) -> int | Literal["auto"] | None:
+        text = self.text("sequence")
+        if text is None or text.lower() == "auto":
+            return "auto" if text else None
+        return self.integer("sequence", 1, GROUP_MOST)
+
+    def asynchronous(self, *, streaming: bool) -> bool | None:
+        asked = self.draft.switches.get("asynchronous")
+        if asked and streaming:
+            self.complain("asynchronous", "a task cannot stream its pictures", "leave out --async or --stream")
+        if asked is None:
+            return (self.recipient.asynchronous and not streaming) or None
+        return asked or None
+
+    def prompt(self, *, needed: bool) -> str | None:
+        prompt = self.draft.values.get("prompt")
+        if prompt is None or not prompt.strip():
+            if needed:
+                self.complain("prompt", "there is no prompt" if prompt is None else "the prompt is empty")
+            return None
+        if any("\ud800" <= ch <= "\udfff" for ch in prompt):
+            self.complain("prompt", "the prompt holds bytes that are no UTF-8", "save it as UTF-8")
+            return None
+        return prompt
+
+    def size(self, *, layers: bool) -> str:
+        model = self.recipient.model
+        default = model.default_size if model else "2K"
+        asked = self.text("size")
+        size = parse_size(asked) if asked is not None else default
+        if size is None:
+            self.complain("size", f"{asked!r} is no size", "give a tier such as 2K, or WIDTHxHEIGHT such as 2048x1152")
+            return default
+        aspect = self.text("aspect")
+        if aspect is not None:
+            size = self.shaped(size, aspect)
+        problem = size_problem(model, size, layers=layers) if model else None
+        if problem:
+            self.object_to("size", problem)
+        return size
+
+    def shaped(self, size: str, aspect: str) -> str:
+        """The exact pixels of a tier for an aspect ratio."""
+        if self.recipient.model is None:
+            self.complain("aspect", "the pixels for a ratio are not known for this model", "give --size WIDTHxHEIGHT")
+            return size
+        pixels = resolve_aspect(self.recipient.model, size, aspect)
+        if isinstance(pixels, Problem):
+            self.complain("aspect", pixels.message, pixels.hint)
+            return size
+        return pixels
+
+    def extra(self) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for pair in self.draft.lists.get("extra", ()):
+            key, equals, text = pair.partition("=")
+            if not equals or not key.strip():
+                self.complain("extra", f"{pair!r} is not KEY=JSON", "write --extra 'key=\"text\"' or --extra key=1")
+                continue
+            value, problem = _parse_json(text)
+            if problem:
+                quoted = json.dumps(text, ensure_ascii=False)
+                self.complain("extra", f"the value of {key} is no JSON: {problem}", f"text is written {key}={quoted}")
+            elif key in _OWN_FLAGS and not self.force:
+                self.complain("extra", f"{key} changes how the answer must be read", f"use {_OWN_FLAGS[key]}")
+            else:
+                merged[key] = value
+        return merged
+
+    def admit(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Hold what was asked for against the rules of the model and provider; drop, warn or refuse."""
+        admitted: dict[str, Any] = {}
+        for name, value in wanted.items():
+            if value is None or value is False:
+                continue
+            rule = self.rule_for(name, value)
+            if rule.state == "taken" or (rule.state == "unconfirmed" and name == "asynchronous"):
+                admitted[name] = value
+                continue
+            if self.keep(name, rule):
+                admitted[name] = value
+            else:
+                self.dropped[name] = rule
+        return admitted
+
+    def rule_for(self, name: str, value: Any) -> Rule:
+        """The rule for an option, or for this value of it where a model takes only some."""
+        model = self.recipient.model
+        rule = self.recipient.rule(_RULED.get(name, name))
+        if model is None or rule.state in {"refused", "ignored"}:
+            return rule
+        if name == "optimize_prompt" and model.optimize_modes and value not in model.optimize_modes:
+            return Rule("refused", f"{model.title} knows only {', '.join(model.optimize_modes)}", model.source)
+        if name == "format" and model.formats and value not in model.formats:
+            return Rule("refused", f"{model.title} makes only {', '.join(model.formats)}", model.source)
+        return rule
+
+    def keep(self, name: str, rule: Rule) -> bool:
+        """Whether an option under a rule other than "taken" is sent; says so either way."""
+        where = f"{self.recipient.provider} {self.recipient.model_id}"
+        why = f" ({rule.note})" if rule.note else ""
+        flag = self.draft.origin(name)
+        message = {
+            "unconfirmed": f"whether {where} takes {flag} is not confirmed{why}",
+            "ignored": f"{where} ignores {flag}{why}",
+            "refused": f"{where} refuses {flag}{why}",
+        }[rule.state]
+        if self.force:
+            self.warn(name, f"{message}; sent because of --force", code=f"option_{rule.state}")
+            return True
+        if self.strict or (name in _ESSENTIAL and rule.state != "unconfirmed"):
+            hint = "leave it out" + (" or drop --strict" if name not in _ESSENTIAL else ", or send it with --force")
+            self.complain(name, message, hint)
+            return False
+        sent = rule.state == "unconfirmed"
+        self.warn(name, message if sent else f"{message}; not sent", code=f"option_{rule.state}")
+        return sent
+
+    def check(self, fields: dict[str, Any]) -> None:
+        """What holds between options, and between the request and the model's row."""
+        images, sequence = fields["images"], fields.get("sequence")
+        model = self.recipient.model
+        if isinstance(sequence, int) and sequence + len(images) > GROUP_MOST:
+            self.object_to(
+                "sequence",
+                f"{len(images)} references and {sequence} pictures are more than {GROUP_MOST} together",
+                f"ask for at most {GROUP_MOST - len(images)}",
+            )
+        if model is None:
+            known = nearest(self.recipient.model_id)
+            hint = f"known ones like it: {', '.join(known)}" if known else ""
+            self.warn(
+                "model", f"{self.recipient.model_id} is not in the model table; sent as it is", hint, "model_unknown"
+            )
+            return
+        if model.status == "retired":
+            self.warn("model", f"{model.title} is retired and may be gone", code="model_retired")
+        if model.status == "unconfirmed":
+            self.warn("model", f"what is known of {model.title} is not confirmed", code="model_unconfirmed")
+        self.check_references(model, images)
+
+    def check_references(self, model: ModelSpec, images: Sequence[ImageRef]) -> None:
+        low, high = model.references
+        rule = self.recipient.rule("images")
+        if images and (high == 0 or rule.state in {"refused", "ignored"}):
+            self.object_to("image", f"{model.title} takes no reference pictures")
+        elif len(images) > high:
+            self.object_to("image", f"{len(images)} reference pictures are too many", f"{model.title} takes {high}")
+        elif len(images) < low:
+            self.object_to(
+                "image", f"{model.title} needs a reference picture", "give one with -i, or use another model"
+            )
+
+
+_OWN_FLAGS = {"stream": "--stream", "async": "--async or --sync", "callback_url": "--callback-url"}
+
+
+def _parse_json(text: str) -> tuple[Any, str]:
+    """A JSON value and "", or None and what is wrong with it."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant), ""
+    except (ValueError, RecursionError) as error:
+        return None, str(error)
+
+
+def _refuse_constant(name: str) -> Any:
+    """NaN and Infinity are Python's, not JSON's; a server would refuse them."""
+    raise ValueError(f"{name} is no JSON")

@@ -37,7 +37,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture of a provider's answer, not yet on disk: a link, or base64 in the kept reply, or an error."""
+    """One picture of a provider's answer, not yet on disk: a link, or base64, or an error.
+
+    Base64 stands in the kept reply (`blob`) or, short or from a stream, here (`base64`, without a `data:` prefix).
+    """
 
     index: int
     link: str = ""
@@ -46,6 +49,7 @@ class Picture:
     format: str = ""
     error: SeedreamError | None = None
     layer: Layer | None = None
+    base64: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,51 @@
 """The contract every provider's dialect keeps. A dialect is data and pure functions: no I/O, no clock, no environment.
 
-A dialect module offers `spec`, `submit`, `read`, and where the provider has them `read_event` and `poll`.
-`submit` turns a validated request into one `Call`; the wire sends it; `read` turns the `Reply` into a `Ready`
-(pictures with links) or a `Ticket` (a task to poll), or raises an `ApiError` whose kind, billing and retry are
-decided by the provider's own error code. Status alone decides nothing: a 200 may hold an error.
+A dialect module offers `spec`, `submit`, `read`, `read_event` and `poll`. `submit` turns a validated request into one
+`Call`; the wire sends it; `read` turns the `Reply` into a `Ready` (pictures with links) or a `Ticket` (a task to poll),
+or raises an `ApiError` whose kind, billing and retry are decided by the provider's own error code. Status alone
+decides nothing: a 200 may hold an error. What no source calls unbilled is held to be possibly billed.
+
+Below the contract stand the tools that every dialect builds from: the body of a request, the address, the reading of
+pictures, and the judging of errors by the tables in `ProviderSpec`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ..errors import ApiError, Billed, InputError, Problem
 from ..models import ModelSpec, Rule
-from ..request import ImageRequest
-from ..results import Picture
+from ..results import Blob, Layer, Picture
+
+if TYPE_CHECKING:
+    # The request brings pydantic with it, which `seedream models` has no need to load.
+    from ..request import ImageRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an error code (or a status) of a provider means. `{keys}` in a hint becomes the provider's key variables."""
+
+    kind: str
+    billed: Billed = "no"
+    retryable: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderSpec:
     """One provider as data. Times are in seconds, limits per minute; None where nobody has published a figure.
 
-    `version` is the path prefix of the API ("/v1"), which `--base-url` may hold or omit. `spelling` names the
-    family of model ids in `ModelSpec.ids`; a model without an id there is not served unless `passes_unlisted`.
-    `rules` overrule the model's row; `doubtful` rules replace only what the row calls unconfirmed.
-    `defaults` says what the provider does when a field is not sent.
+    `base_url` ends with `version`, the path prefix of the API ("/v1"), which `--base-url` may hold or omit. `spelling`
+    names the family of model ids in `ModelSpec.ids`; a model without an id there is not served unless
+    `passes_unlisted`. Prices go by `name`. `parent` is the one dialect whose functions this one may use.
+    `rules` overrule the model's row where they are stricter; `doubtful` rules replace what the row calls unconfirmed.
+    `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
+    `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
+    error whose code is unknown. `failures_free` holds where a source says that only pictures drawn are billed.
     """
 
     name: str
@@ -36,11 +57,17 @@ class ProviderSpec:
     spelling: str
     as_of: str
     source: str
+    parent: str = ""
     passes_unlisted: bool = False
     models_path: str = ""
     rules: Mapping[str, Rule] = field(default_factory=dict)
     doubtful: Mapping[str, Rule] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    codes: Mapping[str, Verdict] = field(default_factory=dict)
+    statuses: Mapping[int, Verdict] = field(default_factory=dict)
+    failures_free: bool = False
+    reference_bytes: int | None = None
     ipm: int | None = None
     rpm: int | None = None
     link_lifetime_s: int | None = None
@@ -115,7 +142,7 @@ class Dialect(Protocol):
         """The provider's data."""
 
     def submit(self, request: ImageRequest) -> Call:
-        """The one billable call for this request."""
+        """The one billable call for this request. Sends what the request holds; what is dropped is decided before."""
 
     def read(self, reply: Reply) -> Ready | Ticket:
         """Pictures or a task; raises `ApiError` for everything else."""
@@ -124,16 +151,417 @@ class Dialect(Protocol):
         """One event of a stream; None for one that says nothing; raises `ApiError` where the whole request failed."""
 
     def poll(self, ticket: Ticket) -> Call:
-        """The free call that asks after a task."""
+        """The free call that asks after a task; raises `InputError` where the provider has no tasks."""
+
+
+# --- options and names ------------------------------------------------------------------------------------------------
 
 
 def rule_for(spec: ProviderSpec, model: ModelSpec | None, option: str) -> Rule:
-    """How `option` fares with this model at this provider. Unknown models take everything, unconfirmed."""
-    if option in spec.rules:
-        return spec.rules[option]
+    """How `option` fares with this model at this provider: the stricter of the two. Unknown models are unconfirmed."""
+    own = spec.rules.get(option)
+    if own is not None and own.state in {"refused", "ignored"}:
+        return own
     if model is None:
-        return spec.doubtful.get(option, Rule("unconfirmed", "the model is not in the table"))
+        return own or spec.doubtful.get(option, Rule("unconfirmed", "the model is not in the table"))
     rule = model.rules.get(option, Rule("taken"))
     if rule.state == "unconfirmed":
         return spec.doubtful.get(option, rule)
-    return rule
+    return own if own is not None and rule.state == "taken" else rule
+
+
+def wire_model(spec: ProviderSpec, model: ModelSpec | None, typed: str) -> str | None:
+    """The model's id as this provider spells it; None where it does not serve the model.
+
+    An id goes as it was typed where it is one of the provider's own, or any provider's where the list is open.
+    """
+    if model is None:
+        return typed
+    own = model.ids.get(spec.spelling, ())
+    known = {spelling for family in model.ids.values() for spelling in family} if spec.passes_unlisted else own
+    if typed in known:
+        return typed
+    return own[0] if own else None
+
+
+# --- the address ------------------------------------------------------------------------------------------------------
+
+
+def full_url(spec: ProviderSpec, base_url: str | None = None) -> str:
+    """The API's address with its version prefix and without a slash at the end, from what `--base-url` was given.
+
+    Taken with or without the version, with the whole endpoint pasted, behind a proxy's path. A path that names some
+    version already is left as it is. Raises `InputError` for an address that cannot be meant.
+    """
+    from urllib.parse import urlsplit
+
+    typed = (base_url or "").strip() or spec.base_url
+    problem = _address_problem(spec, typed)
+    if problem:
+        raise InputError([problem])
+    parts = urlsplit(typed)
+    path = _versioned([part for part in parts.path.split("/") if part], spec)
+    return f"{parts.scheme.lower()}://{parts.netloc}" + "".join(f"/{part}" for part in path)
+
+
+def _address_problem(spec: ProviderSpec, typed: str) -> Problem | None:
+    """What is wrong with an address, and the address that may have been meant. Never repeats a password."""
+    from urllib.parse import urlsplit
+
+    if not typed:
+        return Problem("base_url", f"{spec.title} has no address of its own", "give --base-url URL")
+    if re.search(r"[\s\x00-\x1f\x7f\\]", typed):
+        return Problem("base_url", "the base URL holds a space, a backslash or a control character")
+    try:
+        parts = urlsplit(typed)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return Problem("base_url", f"the base URL cannot be read: {error}")
+    if "@" in typed:
+        return Problem("base_url", "the base URL holds a user name or password", "keys come from the environment")
+    if "://" not in typed:
+        near = re.match(r"/*(localhost|127\.|\[)", typed)
+        return Problem(
+            "base_url", f"{typed!r} has no scheme", f"write {'http' if near else 'https'}://{typed.lstrip('/')}"
+        )
+    if parts.scheme.lower() not in {"http", "https"}:
+        return Problem("base_url", f"{parts.scheme}:// is no web address", "write https://HOST")
+    if not host:
+        return Problem("base_url", f"{typed!r} has no host", "write https://HOST")
+    if "?" in typed or "#" in typed:
+        bare = re.split(r"[?#]", typed, maxsplit=1)[0]
+        return Problem("base_url", "the base URL holds a query or a fragment", f"write {bare}")
+    return None
+
+
+def _versioned(path: list[str], spec: ProviderSpec) -> list[str]:
+    """A base path, without a pasted endpoint at its end and with the API's version unless it names one."""
+    version, endpoint, listing = (
+        [part for part in whole.split("/") if part] for whole in (spec.version, spec.path, spec.models_path)
+    )
+    for tail in (endpoint, listing):
+        if tail and path[-len(tail) :] == tail:
+            path = path[: -len(tail)]
+    if any(re.fullmatch(r"v[0-9]+[a-z0-9]*", part) for part in path):
+        return path
+    # A path may already hold the first half of "/api/v3", or of the endpoint where the API has no version.
+    if not version:
+        return path[: len(path) - _overlap(path, endpoint)]
+    return path + version[_overlap(path, version) :]
+
+
+def _overlap(path: list[str], start: list[str]) -> int:
+    """How many parts at the end of `path` are the first parts of `start`."""
+    return next((n for n in range(len(start), 0, -1) if path[-n:] == start[:n]), 0)
+
+
+# --- writing a request ------------------------------------------------------------------------------------------------
+
+
+def body_of(request: ImageRequest, *, image_list: bool) -> dict[str, Any]:
+    """The JSON body in the upstream's names: four fields always, the rest only if asked for, `extra` last.
+
+    A linked reference is its URL, a local one stays an `ImageRef`. One reference is sent bare unless `image_list`.
+    `n` is never sent: upstream ignores it, and gateways turn it into a group that may come back smaller.
+    """
+    images = [ref.location if ref.kind == "url" else ref for ref in request.images]
+    body: dict[str, Any] = {"model": request.model_id}
+    if request.prompt is not None:
+        body["prompt"] = request.prompt
+    if images:
+        body["image"] = images if image_list or len(images) > 1 else images[0]
+    body["size"] = request.size
+    body["response_format"] = request.response_format
+    body["watermark"] = request.watermark
+    asked: dict[str, Any] = {
+        "seed": request.seed,
+        "guidance_scale": request.guidance_scale,
+        "sequential_image_generation": "auto" if request.sequence else None,
+        "sequential_image_generation_options": (
+            {"max_images": request.sequence} if isinstance(request.sequence, int) else None
+        ),
+        "output_format": request.format,
+        "optimize_prompt_options": {"mode": request.optimize_prompt} if request.optimize_prompt else None,
+        "tools": [{"type": "web_search"}] if request.web_search else None,
+        "background": request.background,
+        "layer_decomposition": request.layers or None,
+        "stream": request.stream or None,
+        "async": request.asynchronous or None,
+        "callback_url": request.callback_url,
+    }
+    body.update((name, value) for name, value in asked.items() if value is not None)
+    body.update(request.extra)
+    return body
+
+
+def submission(spec: ProviderSpec, body: Mapping[str, Any], *, stream_type: str) -> Call:
+    """The billable call for a body; `stream_type` is the media type to ask for where the body asks for a stream."""
+    stream = body.get("stream") is True
+    accept = stream_type if stream else "application/json"
+    return Call("submit", "POST", spec.path, body, accept, stream=stream, billable=True)
+
+
+# --- reading pictures -------------------------------------------------------------------------------------------------
+
+
+def read_pictures(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Ready | None:
+    """The pictures and failed members under `data`; None where there are none."""
+    items = body.get("data") if isinstance(body, Mapping) else None
+    if not isinstance(items, list) or not items:
+        return None
+    return Ready(
+        pictures=tuple(read_picture(spec, item, index) for index, item in enumerate(items)),
+        usage=_mapping(body.get("usage")),
+        request_id=_text(body.get("trace_id")) or headers.get("x-request-id", ""),
+        model=_text(body.get("model")),
+        task_id=_text(body.get("task_id")),
+    )
+
+
+def read_picture(spec: ProviderSpec, item: Any, index: int) -> Picture:
+    """One member of an answer, or one event of a stream: a link, base64, or an error of its own."""
+    if not isinstance(item, Mapping):
+        return Picture(index, error=_no_picture(spec))
+    size = _text(item.get("size")).replace("×", "x").replace("*", "x")
+    made = _text(item.get("output_format"))
+    layer = _read_layer(item)
+    for key in ("url", "image_url", "b64_json"):
+        value = item.get(key)
+        if isinstance(value, Blob):
+            return Picture(index, blob=value, size=size, format=made, layer=layer)
+        if not isinstance(value, str) or not value:
+            continue
+        # Some relays put a data URI where the link belongs, or into the base64 field.
+        inline = re.match(r"data:(?:image/([a-z0-9.+-]+))?[^,]*,", value, re.IGNORECASE)
+        if inline:
+            made = made or (inline[1] or "").lower()
+            return Picture(index, base64=value[inline.end() :], size=size, format=made, layer=layer)
+        if key == "b64_json":
+            return Picture(index, base64=value, size=size, format=made, layer=layer)
+        return Picture(index, link=value, size=size, format=made, layer=layer)
+    fault = fault_in(item)
+    return Picture(index, size=size, error=_member_error(spec, fault) if fault else _no_picture(spec))
+
+
+def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture | Completed | None:
+    """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is a picture."""
+    kind = event.get("type")
+    if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
+        index = event.get("image_index")
+        return read_picture(spec, event, index if isinstance(index, int) else 0)
+    fault = fault_in(event) or (Fault("", _text(event.get("message"))) if kind == "error" else None)
+    if fault:
+        raise api_error(spec, fault)
+    if kind == "image_generation.completed":
+        return Completed(_mapping(event.get("usage")), _text(event.get("trace_id")))
+    return None
+
+
+def _read_layer(item: Mapping[str, Any]) -> Layer | None:
+    """What is said of a layer; None for a picture that is none."""
+    z_index = item.get("z_index")
+    if not isinstance(z_index, int):
+        return None
+    box = _mapping(item.get("bounding_box")) or {}
+    return Layer(
+        z_index,
+        name=_text(item.get("name")),
+        description=_text(item.get("description")),
+        absolute=_numbers(box.get("absolute")),
+        normalized=_numbers(box.get("normalized")),
+    )
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    """Whole numbers of a list; nothing for a list that holds anything else."""
+    if not isinstance(value, list) or not all(isinstance(one, int | float) for one in value):
+        return ()
+    return tuple(round(one) for one in value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    """The value where it is an object."""
+    return value if isinstance(value, Mapping) else None
+
+
+def _text(value: Any) -> str:
+    """The value where it is text."""
+    return value if isinstance(value, str) else ""
+
+
+# --- judging errors ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error as a provider words it: its code verbatim, its message without the request id at the end."""
+
+    code: str
+    message: str
+    request_id: str = ""
+
+
+REFUSED = Verdict("refused")
+UNKNOWN = Verdict(
+    "unknown_outcome",
+    billed="unknown",
+    hint="it may have been billed: look at the provider's usage page, then `seedream history resolve`",
+)
+RATE_LIMITED = Verdict("rate_limited", retryable=True, hint="lower --concurrency, --ipm or --rpm")
+QUOTA = Verdict("quota", hint="raise the limit or wait for it to renew, in the provider's console")
+ACCOUNT = Verdict("account", hint="look at the account's state and balance in the provider's console")
+AUTH = Verdict("auth", hint="check the key{keys}; `seedream doctor` tests it")
+MODERATION = Verdict("moderation", hint="reword the prompt or change the reference pictures")
+UNKNOWN_MODEL = Verdict("refused", hint="`seedream models` lists the models that this provider serves")
+WRONG_ADDRESS = Verdict("refused", hint="nothing serves this path: check --base-url")
+
+_PROMPT = Verdict("moderation", hint="reword the prompt")
+_REFERENCE = Verdict("moderation", hint="use other reference pictures")
+_RESULT = Verdict("moderation", hint="the result was refused, not the request: it may pass another time")
+
+CONTENT: Mapping[str, Verdict] = {
+    "InputTextSensitiveContentDetected": _PROMPT,
+    "InputTextRiskDetection": _PROMPT,
+    "InputImageSensitiveContentDetected": _REFERENCE,
+    "InputImageRiskDetection": _REFERENCE,
+    "OutputImageSensitiveContentDetected": _RESULT,
+    "OutputImageRiskDetection": _RESULT,
+    "OutputTextRiskDetection": _RESULT,
+    "SensitiveContentDetected": MODERATION,
+}
+"""The upstream's content codes, which come through every provider that draws there."""
+
+_STATUSES = {
+    401: AUTH,
+    402: ACCOUNT,
+    404: UNKNOWN_MODEL,
+    408: UNKNOWN,
+    413: Verdict("refused", hint="the request is too large: give references as URLs, or smaller ones"),
+    429: RATE_LIMITED,
+}
+_SAYS = {
+    "refused": "refused the request",
+    "moderation": "refused the content",
+    "auth": "did not accept the key",
+    "account": "does not serve this account",
+    "rate_limited": "asks for fewer requests",
+    "quota": "says that the quota is used up",
+    "unavailable": "could not draw it",
+    "unknown_outcome": "gave no clear answer",
+}
+_REQUEST_ID = re.compile(r"[\s,;]*\(?\s*request[ _-]?id\s*[:=]\s*([^\s()]+?)\s*\)?[\s.]*$", re.IGNORECASE)
+_LONGEST = 600
+
+
+def fault_in(body: Any) -> Fault | None:
+    """The error that a body carries, in any of the known envelopes; None where it carries none.
+
+    {"error": {"code", "message", "type"}}, {"error": "text"}, {"success": false, "error": …, "trace_id"}.
+    """
+    if not isinstance(body, Mapping):
+        return None
+    error = body.get("error")
+    trace = _text(body.get("trace_id"))
+    if isinstance(error, Mapping) and error:
+        code = error.get("code") or error.get("type") or ""
+        return _fault(str(code), _text(error.get("message")), trace)
+    if isinstance(error, str) and error:
+        return _fault("", error, trace)
+    if body.get("success") is False:
+        return _fault(str(body.get("code") or ""), _text(body.get("message")), trace)
+    return None
+
+
+def api_error(spec: ProviderSpec, fault: Fault, *, status: int | None = None) -> ApiError:
+    """The error for a well-formed fault, judged by its code, then by the status it came with (None: in a stream)."""
+    verdict = _by_code(spec.codes, fault.code, status) or _by_status(spec, status)
+    return _worded(spec, verdict, fault, status=status)
+
+
+def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
+    """The error for a reply without pictures. A 5xx (or a 2xx) that is not the provider's own error proves nothing."""
+    fault = fault_in(reply.body)
+    name = reply.headers.get("x-request-id", "")
+    if fault:
+        fault = Fault(fault.code, fault.message, fault.request_id or name)
+        return api_error(spec, fault, status=reply.status)
+    said = Fault("", _bare_message(reply), name)
+    if reply.status in {404, 405} or 300 <= reply.status < 400:
+        return _worded(spec, WRONG_ADDRESS, said, status=reply.status)
+    verdict = _STATUSES.get(reply.status, REFUSED if 400 <= reply.status < 500 else UNKNOWN)
+    return _worded(spec, verdict, said, status=reply.status, delivered=verdict is not UNKNOWN)
+
+
+def _fault(code: str, message: str, request_id: str) -> Fault:
+    """A fault with the request id taken off the end of its message."""
+    found = _REQUEST_ID.search(message)
+    if found is None:
+        return Fault(code, message, request_id)
+    return Fault(code, message[: found.start()].rstrip(), request_id or found[1])
+
+
+def _by_code(codes: Mapping[str, Verdict], code: str, status: int | None) -> Verdict | None:
+    """The verdict on a code with this status, on the code, or on the part before a dot: "A.B.C", "A.B", "A"."""
+    while code:
+        verdict = codes.get(f"{status}:{code}") or codes.get(code)
+        if verdict:
+            return verdict
+        code = code.rpartition(".")[0]
+    return None
+
+
+def _by_status(spec: ProviderSpec, status: int | None) -> Verdict:
+    """The verdict on a well-formed error whose code says nothing."""
+    if status is not None and 300 <= status < 500:
+        return spec.statuses.get(status) or _STATUSES.get(status, REFUSED)
+    answered = status is None or 200 <= status < 300
+    return REFUSED if answered and spec.failures_free else UNKNOWN
+
+
+def _worded(
+    spec: ProviderSpec, verdict: Verdict, fault: Fault, *, status: int | None, delivered: bool = True
+) -> ApiError:
+    """The error with a message for the user: who, what, and what the provider said."""
+    at = f" (HTTP {status})" if status is not None and not 200 <= status < 300 else ""
+    said = " ".join(fault.message.split()).removesuffix(".") or fault.code
+    said = said if len(said) <= _LONGEST else said[:_LONGEST] + "…"
+    keys = " or ".join(f"${name}" for name in spec.key_variables)
+    return ApiError(
+        f"{spec.title} {_SAYS[verdict.kind]}{at}" + (f": {said}" if said else ""),
+        kind=verdict.kind,
+        hint=verdict.hint.replace("{keys}", f" in {keys}" if keys else ""),
+        billed=verdict.billed,
+        delivered="yes" if delivered else "maybe",
+        retryable=verdict.retryable,
+        provider=spec.name,
+        code=fault.code,
+        status=status,
+        request_id=fault.request_id,
+    )
+
+
+def _bare_message(reply: Reply) -> str:
+    """What a reply that is no error of the provider can tell a user."""
+    if isinstance(reply.body, Mapping):
+        return _text(reply.body.get("message")) or _text(reply.body.get("detail")) or "the answer holds no pictures"
+    if reply.body is not None:
+        return "the answer holds no pictures"
+    text = reply.text.strip()
+    if not text:
+        return "the answer is empty"
+    return "the answer is a web page" if text.startswith("<") else f"the answer is no JSON: {text[:80]}"
+
+
+def _member_error(spec: ProviderSpec, fault: Fault) -> ApiError:
+    """The error of one picture among others. Never retryable: sending the request again draws all of them again."""
+    error = api_error(spec, fault)
+    if error.kind == "unknown_outcome":
+        # The answer came, so it is known that this picture failed; only the billing is not.
+        error = _worded(spec, Verdict("unavailable", billed="unknown"), fault, status=None)
+    error.retryable = False
+    return error
+
+
+def _no_picture(spec: ProviderSpec) -> ApiError:
+    """The error for a member that is neither a picture nor an error."""
+    return _worded(spec, UNKNOWN, Fault("", "a member of the answer holds no picture"), status=None)

@@ -1,0 +1,322 @@
+"""The commands: each fills a draft, asks for a plan, hands it to the engine and the outcome to the report."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from . import __version__
+from .errors import ConfigError, InputError, InternalError, Problem, SeedreamError
+from .flags import FLAGS, OUTPUT, RECOVER_FLAGS, Chosen, PlainCommand, PlainGroup, options, takes
+from .settings import read_surroundings
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .report import Streams
+    from .request import Draft
+    from .settings import Surroundings
+
+app = typer.Typer(
+    cls=PlainGroup,
+    add_completion=False,
+    no_args_is_help=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+_EXAMPLES = """\b
+  seedream generate "a red fox in the snow" --provider sandbox
+  seedream generate "a lighthouse at dusk" -p ark -m 4.5 -s 2K -a 16:9 -o shots/
+  seedream models 5.0-lite
+"""
+
+
+@app.callback(
+    invoke_without_command=True,
+    help=f"Pictures from ByteDance's Seedream models, saved to disk.\n\nExamples:\n\n{_EXAMPLES}",
+)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,  # noqa: FBT002
+    show_completion: Annotated[
+        str | None, typer.Option("--show-completion", metavar="SHELL", help="bash, zsh, fish or powershell.")
+    ] = None,
+) -> int:
+    """Answer what concerns no command."""
+    streams = _streams()
+    if version:
+        streams.out(f"seedream {__version__}")
+    elif show_completion is not None:
+        streams.out(completion_script(show_completion))
+    elif context.invoked_subcommand is None:
+        streams.out(context.get_help())
+    return 0
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Make pictures from a prompt and save them.\n\nExamples:\n\n\b\n"
+    '  seedream generate "a red fox in the snow" --provider sandbox\n'
+    '  seedream generate "a lighthouse at dusk" -m 4.5 -s 2K -a 16:9 -o lighthouse.jpg\n'
+    "  seedream generate -f prompt.txt -n 3 -o shots/ --json\n"
+    '  echo "a paper boat" | seedream generate - --dry-run -p ark',
+)
+@takes(FLAGS)
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; - reads standard input.", show_default=False)
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """One request, or `-n` of them, to files."""
+    return _run("generate", prompt, chosen)
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Show what each model can do, or one model in detail.\n\nExamples:\n\n\b\n"
+    "  seedream models\n  seedream models 4.5\n  seedream models --json",
+)
+def models(
+    model: Annotated[str | None, typer.Argument(help="A model name or id.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)] = False,  # noqa: FBT002
+) -> int:
+    """The model table."""
+    from . import report
+    from .models import MODELS, find_model, nearest
+
+    streams = _streams()
+    row = find_model(model) if model else None
+    if model and row is None:
+        hint = f"known: {', '.join(nearest(model) or nearest(''))}"
+        raise InputError([Problem("model", f"no model is called {model!r}", hint, origin="MODEL")])
+    if json:
+        report.print_json(report.model_object(row) if row else report.models_object(MODELS), streams)
+        return 0
+    for line in report.model_detail(row, streams.width) if row else report.models_table(MODELS, streams.width):
+        streams.out(line)
+    return 0
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Save pictures that were paid for and are not on disk. Costs nothing.\n\nExamples:\n\n\b\n"
+    "  seedream recover\n  seedream recover 261121-4f9a2c -o shots/\n"
+    "  curl … | seedream recover - -p ark\n  seedream recover --task TASK -p acedata",
+)
+@takes(RECOVER_FLAGS)
+def recover(
+    wanted: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID|FILE|-]...", help="Kept replies; none: all.", show_default=False)
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """Pictures of kept replies and of tasks, to files."""
+    from .plan import make_recovery
+
+    surroundings = read_surroundings()
+    draft = chosen.draft(surroundings)
+    plan = make_recovery(wanted or (), draft, surroundings, tasks=chosen.lists.get("task", ()))
+    if not plan.jobs:
+        _streams().err("nothing to recover: no paid reply is waiting")
+        return 0
+    return _execute(plan, draft, chosen, surroundings)
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Serve the offline provider over HTTP, for tests of your own.\n\nExamples:\n\n\b\n"
+    "  seedream sandbox --port 8111\n"
+    '  seedream generate "a fox" -p ark --base-url http://127.0.0.1:8111 --api-key-file key.txt',
+)
+def sandbox(
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="N", min=0, max=65535)] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen at.", metavar="HOST")] = "127.0.0.1",
+    latency: Annotated[float, typer.Option(help="Seconds each picture takes.", metavar="S", min=0)] = 0.0,
+) -> int:
+    """The sandbox as a local server, until interrupted."""
+    from .sandbox.server import make_server
+
+    try:
+        server = make_server(port=port, host=host, latency_s=latency)
+    except OSError as error:
+        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}", hint="choose another --port") from error
+    streams = _streams()
+    streams.out(server.url)
+    streams.err("serving ark, byteplus, cometapi, ope and acedata; any key will do; Ctrl-C ends it")
+    server.serve_until_interrupted()
+    return 0
+
+
+def _run(command: str, prompt: str | None, chosen: Chosen) -> int:
+    """The way of every generating command: drafts, plan, engine, report."""
+    from .inputs import read_prompts
+    from .plan import make_plan
+
+    surroundings = read_surroundings()
+    prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()), options())
+    drafts = chosen.drafts(surroundings, prompts, problems)
+    sends = not any(drafts[0].switches.get(name) for name in ("dry_run", "curl", "explain"))
+    plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
+    return _execute(plan, drafts[0], chosen, surroundings) if sends else _show(plan, drafts[0])
+
+
+def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surroundings) -> int:
+    """Run a plan in front of the user and print what came of it."""
+    from .engine import execute
+    from .live import make_sink
+    from .report import print_results, warning_lines
+    from .settings import prepare_state
+
+    quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
+    streams = _streams(surroundings)
+    for line in () if quiet else (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
+        streams.err(line)
+    if plan.jobs[0].output.stdout and (json or streams.stdout_is_terminal):
+        what = "is taken by --json" if json else "is a terminal"
+        raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
+    state = prepare_state(surroundings.state_folder)
+    sink = make_sink(
+        cast("Any", draft.values.get("progress", "auto")), streams, verbosity=-1 if quiet else chosen.verbosity
+    )
+
+    def emit(chunk: bytes) -> bool:
+        streams.out_bytes(chunk)
+        return not streams.stdout_closed
+
+    log = (lambda line: streams.err(f"wire: {line}")) if chosen.verbosity > 1 else None
+    try:
+        report = execute(plan, sink, state, emit=emit, log=log)
+    finally:
+        sink.close()
+    mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
+    print_results(report, streams, cast("Any", mode), quiet=quiet, warned=True)
+    return report.exit_code
+
+
+def _show(plan: Plan, draft: Draft) -> int:
+    """What would be sent: the body, the curl command, or the fate of every option."""
+    from . import report
+    from .plan import explain, job_names
+
+    streams = _streams()
+    json = draft.switches.get("json", False)
+    for planned in plan.drafts:
+        job = planned.jobs[0]
+        call = job.route.dialect.submit(job.request)
+        url = job.route.base_url + call.path
+        if draft.switches.get("explain"):
+            for line in report.explain_table(explain(planned), streams.width):
+                streams.out(line)
+        elif draft.switches.get("curl"):
+            variable = next(iter(job.route.spec.key_variables), "SEEDREAM_API_KEY")
+            streams.out_exactly(report.curl_command(url, call.json or {}, variable, call.accept))
+        else:
+            names, cost = job_names(planned.jobs), job.price(sum(j.request.pictures_at_most for j in planned.jobs))
+            body = call.json or {}
+            if json:
+                report.print_json(
+                    report.plan_object(body, names, cost, url, command=plan.command, provider=job.route.spec.name),
+                    streams,
+                )
+            else:
+                report.print_plan(body, names, cost, url, streams)
+    for line in (*(f"note: {note}" for note in plan.notices), *report.warning_lines(plan.warnings)):
+        streams.err(line)
+    return 0
+
+
+SHELLS = ("bash", "zsh", "fish", "powershell")
+COMPLETE = "_SEEDREAM_COMPLETE"
+
+
+def completion_script(shell: str) -> str:
+    """The script that makes a shell complete `seedream`: it asks the command itself at every Tab."""
+    from typer.completion import get_completion_script
+
+    if shell not in SHELLS:
+        raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SHELLS)}")])
+    return get_completion_script(prog_name="seedream", complete_var=COMPLETE, shell=shell)
+
+
+# --- the border -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code. The one place where a failure becomes words."""
+    if COMPLETE in read_surroundings().environ:
+        # Typer prepares its shell completions only for apps that also install them, which ours leaves to the user.
+        from typer.completion import get_completion_inspect_parameters
+
+        get_completion_inspect_parameters()
+    try:
+        code = app(args=list(argv), prog_name="seedream", standalone_mode=False)
+    except typer.TyperException as error:
+        return _fail(InputError([_usage_problem(error)], kind="usage"), argv)
+    except SeedreamError as error:
+        return _fail(error, argv)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as bug:  # noqa: BLE001
+        return _fail(_as_bug(bug), argv)
+    return code if isinstance(code, int) else 0
+
+
+def _streams(surroundings: Surroundings | None = None) -> Streams:
+    """The process's streams, and what is known of them."""
+    from .report import Streams
+
+    around = surroundings or read_surroundings()
+    return Streams(
+        stdout=sys.stdout,
+        stderr=sys.stderr,
+        stdout_is_terminal=_is_terminal(sys.stdout),
+        stderr_is_terminal=_is_terminal(sys.stderr) and not around.is_dumb,
+        width=shutil.get_terminal_size().columns,
+        color=around.wants_color,
+    )
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; a closed one is none."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
+    """Say what ended the command, and with `--json` also as an object."""
+    from .report import failure_object, print_error, print_json
+
+    streams = _streams()
+    print_error(error, streams)
+    if "--json" in argv:
+        command = next((word for word in argv if not word.startswith("-")), "")
+        print_json(failure_object(command, error), streams)
+    return error.exit_code
+
+
+def _usage_problem(error: typer.TyperException) -> Problem:
+    """A mistake on the command line, without repeating a stray argument: it might be a key."""
+    message = error.format_message().rstrip(".")
+    stray = "unexpected extra argument" in message
+    if stray:
+        message = "there is an argument too many"
+    hint = "put the prompt in quotes" if stray else "seedream --help shows the commands and their options"
+    return Problem("command", message[:1].lower() + message[1:], hint, code="usage")
+
+
+def _as_bug(bug: Exception) -> InternalError:
+    """A bug by its kind and place alone: its message may hold anything, a key included."""
+    place = traceback.extract_tb(bug.__traceback__)[-1]
+    where = f"{place.filename.rpartition('seedream_cli')[2].strip('/')}:{place.lineno}"
+    return InternalError(
+        f"a bug in seedream: {type(bug).__name__} at {where}",
+        hint="nothing more was sent; `seedream recover` saves what was paid for. Please report this line",
+    )

@@ -1,0 +1,314 @@
+"""Every option, declared once: its name, its help, its group. A command takes groups of them and gets a `Chosen`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from .errors import Problem
+from .settings import Surroundings, variable
+
+if TYPE_CHECKING:
+    from .inputs import Option, PromptText
+    from .request import Draft
+
+REQUEST, OUTPUT, RELIABILITY, PROVIDER = "Request", "Output", "Reliability", "Provider"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option. `key` is its name in code, environment and tables; `kind` how many values it takes."""
+
+    key: str
+    names: tuple[str, ...]
+    help: str
+    group: str
+    metavar: str = "TEXT"
+    kind: Literal["value", "switch", "list", "count"] = "value"
+    offers: Callable[[], Sequence[str]] | None = None
+
+    def complete(self, incomplete: str) -> list[str]:
+        """What the shell may put in the place of a word that has been begun."""
+        return [word for word in (self.offers() if self.offers else ()) if word.startswith(incomplete)]
+
+    @property
+    def annotation(self) -> Any:
+        """The Typer parameter that this option is. Values stay text, so that one place checks them, all at once."""
+        shared: dict[str, Any] = {"help": self.help, "rich_help_panel": self.group, "show_default": False}
+        if self.offers:
+            shared["autocompletion"] = self.complete
+        if self.kind == "switch":
+            return Annotated[bool | None, typer.Option(*self.names, **shared)]
+        if self.kind == "count":
+            return Annotated[int, typer.Option(*self.names, count=True, **shared)]
+        if self.kind == "list":
+            return Annotated[list[str] | None, typer.Option(*self.names, metavar=self.metavar, **shared)]
+        return Annotated[str | None, typer.Option(*self.names, metavar=self.metavar, **shared)]
+
+
+def _models() -> Sequence[str]:
+    from .models import MODELS
+
+    return [row.name for row in MODELS]
+
+
+def _providers() -> Sequence[str]:
+    from .providers import PROVIDERS
+
+    return PROVIDERS
+
+
+def _aspects() -> Sequence[str]:
+    from .models import MODELS
+
+    return list(dict.fromkeys(aspect for row in MODELS for tier in row.tiers.values() for aspect in tier))
+
+
+def _words(*words: str) -> Callable[[], Sequence[str]]:
+    return lambda: words
+
+
+def _flags(group: str, *rows: tuple[Any, ...]) -> tuple[Flag, ...]:
+    return tuple(Flag(key, tuple(names.split()), text, group, *rest) for key, names, text, *rest in rows)
+
+
+REQUEST_FLAGS = _flags(
+    REQUEST,
+    ("prompt_file", "--prompt-file -f", "Read the prompt from FILE (- is standard input). Repeatable.", "FILE", "list"),
+    ("var", "--var", "Fill {name} in the prompt with VALUE. Repeatable.", "NAME=VALUE", "list"),
+    (
+        "model",
+        "--model -m",
+        "Model name such as 5.0-lite or 4.5, or an id; `seedream models` lists them.",
+        "NAME",
+        "value",
+        _models,
+    ),
+    (
+        "size",
+        "--size -s",
+        "Tier (1K 1.5K 2K 3K 4K) or WIDTHxHEIGHT. Default 2K.",
+        "SIZE",
+        "value",
+        _words("1K", "1.5K", "2K", "3K", "4K"),
+    ),
+    (
+        "aspect",
+        "--aspect -a",
+        "Ratio such as 16:9: the exact pixels of the tier in that shape.",
+        "W:H",
+        "value",
+        _aspects,
+    ),
+    ("count", "--count -n", "Send N independent requests, each billed. Default 1.", "N"),
+    ("sequence", "--sequence", "One request for a related set of up to N pictures.", "N|auto"),
+    ("seed", "--seed", "Seed, -1 to 2147483647, for models that take one.", "N"),
+    ("guidance_scale", "--guidance-scale", "How closely to follow the prompt, 1 to 10 (3.0 models).", "X"),
+    ("format", "--format", "File format asked of the model: jpeg or png.", "jpeg|png", "value", _words("jpeg", "png")),
+    (
+        "response_format",
+        "--response-format",
+        "How the picture travels: url (default) or b64_json.",
+        "url|b64_json",
+        "value",
+        _words("url", "b64_json"),
+    ),
+    (
+        "optimize_prompt",
+        "--optimize-prompt",
+        "Prompt rewriting at the provider: standard or fast.",
+        "standard|fast",
+        "value",
+        _words("standard", "fast"),
+    ),
+    ("web_search", "--web-search/--no-web-search", "Let the model search the web (5.0 lite).", "", "switch"),
+    ("watermark", "--watermark/--no-watermark", "Ask for the provider's watermark. Default: none.", "", "switch"),
+    ("asynchronous", "--async/--sync", "Submit a task and poll it (AceData; default there).", "", "switch"),
+    ("extra", "--extra", "Merge KEY=JSON into the request body, last. Repeatable.", "KEY=JSON", "list"),
+    ("force", "--force", "Send although a local check refuses.", "", "switch"),
+    ("strict", "--strict", "Refuse where an option would be ignored or dropped.", "", "switch"),
+)
+OUTPUT_FLAGS = _flags(
+    OUTPUT,
+    ("output", "--output -o", "File or folder; - writes one picture to standard output. Default: here.", "PATH"),
+    ("name", "--name", "File name without suffix: {slug} {id} {index} {row} {model} {seed} {date} {hash}.", "TEMPLATE"),
+    (
+        "if_exists",
+        "--if-exists",
+        "rename (default), skip, error (default for a named file) or overwrite.",
+        "HOW",
+        "value",
+        _words("rename", "skip", "error", "overwrite"),
+    ),
+    ("no_download", "--no-download", "Print the result links instead of saving pictures.", "", "switch"),
+    ("json", "--json", "Print one JSON object on standard output.", "", "switch"),
+    (
+        "progress",
+        "--progress",
+        "auto, bar, plain or none; on standard error.",
+        "KIND",
+        "value",
+        _words("auto", "bar", "plain", "none"),
+    ),
+    ("quiet", "--quiet -q", "Only results and errors.", "", "switch"),
+    ("verbose", "--verbose -v", "Say more; -vv shows the wire with secrets masked.", "", "count"),
+    ("dry_run", "--dry-run", "Check everything, print the exact body and send nothing.", "", "switch"),
+    ("curl", "--curl", "Print the same request as a curl command and send nothing.", "", "switch"),
+    ("explain", "--explain", "Print what becomes of every option here and send nothing.", "", "switch"),
+)
+RELIABILITY_FLAGS = _flags(
+    RELIABILITY,
+    ("timeout", "--timeout", "Most seconds for one request. Default 600.", "S"),
+    ("connect_timeout", "--connect-timeout", "Most seconds to connect. Default 10.", "S"),
+    ("retries", "--retries", "Further tries after a failure proven unbilled. Default 4.", "N"),
+    ("retry_ambiguous", "--retry-ambiguous", "Also re-send what may have been billed.", "", "switch"),
+)
+PROVIDER_FLAGS = _flags(
+    PROVIDER,
+    ("provider", "--provider -p", "cometapi acedata ope ark byteplus openai sandbox.", "NAME", "value", _providers),
+    ("base_url", "--base-url", "Another address of the API, with or without its version.", "URL"),
+    ("api_key_file", "--api-key-file", "Read the key from FILE, or from standard input with -.", "FILE"),
+    ("proxy", "--proxy", "Proxy for every connection; else the environment's.", "URL"),
+)
+FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + PROVIDER_FLAGS
+_SENDING = {"no_download", "dry_run", "curl", "explain", "retry_ambiguous"}
+RECOVER_FLAGS = (
+    Flag("task", ("--task",), "Save the pictures of this task at the provider. Repeatable.", REQUEST, "ID", "list"),
+    *(flag for flag in OUTPUT_FLAGS + RELIABILITY_FLAGS + PROVIDER_FLAGS if flag.key not in _SENDING),
+)
+
+
+def options() -> dict[str, Option]:
+    """Every long name, without its dashes, as a header or a table column spells it."""
+    from .inputs import Option
+
+    named = {}
+    for flag in FLAGS:
+        for name in (name for names in flag.names for name in names.split("/") if name.startswith("--")):
+            named[name[2:]] = Option(flag.key, flag.kind, f"/{name}" in flag.names[0])
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was typed: text, switches and lists by key; only what was given."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    verbosity: int = 0
+
+    def draft(self, surroundings: Surroundings, prompt: PromptText | None = None, text: str | None = None) -> Draft:
+        """One draft: what was typed, over the header of the prompt's file, over the environment, each with its origin.
+
+        `text` is the prompt once its variables are filled in.
+        """
+        from .request import Draft
+
+        values, switches, lists, origins = dict[str, str](), dict[str, bool](), dict[str, tuple[str, ...]](), {}
+        for flag in FLAGS:
+            found = surroundings.option(flag.key)
+            if found is not None and flag.kind in {"value", "switch"}:
+                origins[flag.key] = f"${variable(flag.key)}"
+                if flag.kind == "value":
+                    values[flag.key] = found
+                else:
+                    switches[flag.key] = _is_on(found)
+        if prompt is not None:
+            values, switches, lists = values | {**prompt.values}, switches | {**prompt.switches}, {**prompt.lists}
+            origins |= {**prompt.origins, "prompt": prompt.origin}
+        given = {flag.key: flag.names[0].split("/")[0] for flag in FLAGS if self.holds(flag.key)}
+        values, switches, lists = values | {**self.values}, switches | {**self.switches}, lists | {**self.lists}
+        if text is not None:
+            values["prompt"] = text
+        return Draft(values, switches, lists, origins | given)
+
+    def drafts(self, surroundings: Surroundings, prompts: Sequence[PromptText], problems: list[Problem]) -> list[Draft]:
+        """A draft for each prompt, its variables filled in; one without a prompt where there is none."""
+        from .inputs import fill
+
+        variables, wrong = self.variables()
+        problems += wrong
+        if not prompts:
+            return [self.draft(surroundings)]
+        drafts = []
+        for prompt in prompts:
+            text, missing = fill(prompt, variables)
+            problems += missing
+            drafts.append(self.draft(surroundings, prompt, text))
+        return drafts
+
+    def variables(self) -> tuple[dict[str, str], list[Problem]]:
+        """What `--var` gives, and what of it is not NAME=VALUE."""
+        pairs = [pair.partition("=") for pair in self.lists.get("var", ())]
+        hint = "write --var name=value"
+        wrong = [Problem("var", f"{name!r} is not NAME=VALUE", hint) for name, equals, _ in pairs if not equals]
+        return {name.strip(): value for name, equals, value in pairs if equals}, wrong
+
+    def holds(self, key: str) -> bool:
+        """Whether an option was typed."""
+        return key in self.values or key in self.switches or key in self.lists
+
+
+def _is_on(text: str) -> bool:
+    return text.strip().lower() not in {"0", "false", "no", "off"}
+
+
+def takes(flags: Iterable[Flag]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command these options. Its function gets them as the keyword `chosen`, beside its own parameters."""
+    offered = tuple(flags)
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "chosen"]
+        extra = [
+            inspect.Parameter(
+                flag.key,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=0 if flag.kind == "count" else None,
+                annotation=flag.annotation,
+            )
+            for flag in offered
+        ]
+
+        def run(**given: Any) -> int:
+            values = {f.key: given[f.key] for f in offered if f.kind == "value" and given[f.key] is not None}
+            switches = {f.key: given[f.key] for f in offered if f.kind == "switch" and given[f.key] is not None}
+            lists = {f.key: tuple(given[f.key]) for f in offered if f.kind == "list" and given[f.key]}
+            chosen = Chosen(values, switches, lists, given.get("verbose", 0))
+            return command(**{p.name: given[p.name] for p in own}, chosen=chosen)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help is plain text with its options in groups: rich would cost 65 ms at every `--help`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options group by group, in the order in which the groups first appear."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                is_argument = parameter.param_type_name == "argument"
+                panel = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Other"
+                groups.setdefault(panel, []).append(record)
+        for panel, records in groups.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+class PlainGroup(TyperGroup):
+    """A group that lists its commands in the order of their declaration, as plain text."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Commands as declared: the main one first."""
+        return list(self.commands)

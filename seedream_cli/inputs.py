@@ -1,0 +1,229 @@
+"""What comes in from files and standard input: prompts with their options, and references."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import InputError, Problem
+
+PROMPT_MOST = 1024 * 1024
+"""Bytes of a prompt file that are still believed to be a prompt."""
+FENCE = "+++"
+Kind = Literal["value", "switch", "list", "count"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """A prompt and the options that stood above it, by key, each with its place ("shot.txt:3")."""
+
+    text: str
+    values: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
+    first_line: int = 1
+    is_template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a header or a table needs to know of an option's name: its key, how many values it takes, and whether
+    it is the off side of a switch, as `sync` and `no-watermark` are.
+    """
+
+    key: str
+    kind: Kind
+    negative: bool = False
+
+
+def read_prompts(
+    argument: str | None, files: Sequence[str], options: Mapping[str, Option]
+) -> tuple[list[PromptText], list[Problem]]:
+    """Every prompt of the run: the argument, each file, or standard input (`-`); and all that is wrong with them."""
+    if argument is not None and files:
+        return [], [Problem("prompt", "the prompt was given twice", "give the argument or --prompt-file, not both")]
+    if files.count("-") > 1:
+        return [], [Problem("prompt_file", "standard input can be read only once", origin="--prompt-file")]
+    if argument is not None and argument != "-":
+        return [PromptText(argument, origin="PROMPT")], []
+    prompts, problems = [], list[Problem]()
+    for name in files or ([argument] if argument else []):
+        text, wrong = read_text(name, field="prompt_file" if files else "prompt")
+        problems += wrong
+        if text is not None:
+            prompt, wrong = split_header(text, "standard input" if name == "-" else name, options)
+            prompts.append(prompt)
+            problems += wrong
+    return prompts, problems
+
+
+def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
+    """A text file, or standard input for `-`; UTF-8 with or without BOM, one trailing newline taken off."""
+    origin = "standard input" if name == "-" else name
+    try:
+        raw = sys.stdin.buffer.read(PROMPT_MOST + 1) if name == "-" else _read_bytes(Path(name))
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        return None, [Problem(field, f"cannot read {origin}: {error.strerror}", origin=origin)]
+    except ValueError as error:
+        line = raw.count(b"\n", 0, error.start) + 1 if isinstance(error, UnicodeDecodeError) else 0
+        where = f"{origin}:{line}" if line else origin
+        return None, [Problem(field, f"{origin} is not UTF-8", "save it as UTF-8", origin=where)]
+    if len(raw) > PROMPT_MOST:
+        return None, [Problem(field, f"{origin} is too long for a prompt (over {PROMPT_MOST} bytes)", origin=origin)]
+    if "\x00" in text:
+        return None, [Problem(field, f"{origin} holds zero bytes, so it is no text", origin=origin)]
+    return text.removesuffix("\n").removesuffix("\r"), []
+
+
+def read_chunks(name: str) -> Iterator[bytes]:
+    """A file's bytes, or standard input's for `-`, a piece at a time. Raises `InputError` where it cannot be read."""
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                yield chunk
+    except OSError as error:
+        raise InputError([Problem("file", f"cannot read {name}: {error.strerror}")]) from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    """A file up to just past the limit, so that a huge one is told by its length and not by the memory it takes."""
+    with path.expanduser().open("rb") as file:
+        return file.read(PROMPT_MOST + 1)
+
+
+# --- the options above a prompt -------------------------------------------------------------------------------------
+
+
+def split_header(text: str, origin: str, options: Mapping[str, Option]) -> tuple[PromptText, list[Problem]]:
+    """Take the TOML block between two lines `+++` off a prompt; without one the text is the prompt as it stands."""
+    lines = text.splitlines(keepends=True)
+    if not lines or lines[0].strip() != FENCE:
+        return PromptText(text, origin=origin), []
+    end = next((number for number, line in enumerate(lines[1:], 1) if line.strip() == FENCE), None)
+    if end is None:
+        where = f"{origin}:1"
+        return PromptText("", origin=origin), [
+            Problem(
+                "prompt_file", f"the block that opens with {FENCE} never ends", f"close it with {FENCE}", origin=where
+            )
+        ]
+    table, problems = _parse_toml("".join(lines[1:end]), origin)
+    reader = _Header(lines[1:end], origin, options)
+    reader.read(table)
+    prompt = PromptText(
+        "".join(lines[end + 1 :]).strip("\r\n"),
+        reader.values,
+        reader.switches,
+        reader.lists,
+        reader.variables,
+        reader.origins,
+        origin,
+        end + 2,
+        is_template=True,
+    )
+    return prompt, problems + reader.problems
+
+
+def _parse_toml(text: str, origin: str) -> tuple[Mapping[str, Any], list[Problem]]:
+    """The block as a table; a mistake in it is told with its line in the file."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text), []
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found[1]) + 1 if found else 2 + text.count("\n")
+        message = re.sub(r" \(at .*\)$", "", str(error)).lower()
+        return {}, [Problem("prompt_file", f"no TOML: {message}", origin=f"{origin}:{line}")]
+
+
+class _Header:
+    """Sorts the keys of a header into values, switches and lists, by what the options are."""
+
+    def __init__(self, lines: Sequence[str], origin: str, options: Mapping[str, Option]) -> None:
+        self.lines = lines
+        self.origin = origin
+        self.options = options
+        self.values: dict[str, str] = {}
+        self.switches: dict[str, bool] = {}
+        self.lists: dict[str, tuple[str, ...]] = {}
+        self.variables: dict[str, str] = {}
+        self.origins: dict[str, str] = {}
+        self.problems: list[Problem] = []
+
+    def read(self, table: Mapping[str, Any]) -> None:
+        """Take every key; each that cannot be taken is a problem with its line."""
+        for name, value in table.items():
+            option = self.options.get(name.replace("_", "-"))
+            if option is None:
+                near = difflib.get_close_matches(name, self.options, 1)
+                hint = f"did you mean {near[0]}?" if near else "the options are those of seedream generate --help"
+                self.complain(name, f"unknown option {name}", hint)
+                continue
+            self.origins[option.key] = self.place(name)
+            self.take(name, option, value)
+
+    def take(self, name: str, option: Option, value: Any) -> None:
+        """One option's value, by its kind."""
+        if option.key == "var" and isinstance(value, dict):
+            self.variables |= {key: str(text) for key, text in value.items()}
+        elif option.key == "extra" and isinstance(value, dict):
+            self.lists["extra"] = tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
+        elif option.kind == "list":
+            items = value if isinstance(value, list) else [value]
+            self.lists[option.key] = tuple(str(item) for item in items)
+        elif option.kind == "switch" and isinstance(value, bool):
+            self.switches[option.key] = value is not option.negative
+        elif option.kind == "value" and isinstance(value, str | int | float) and not isinstance(value, bool):
+            self.values[option.key] = str(value)
+        else:
+            wanted = "true or false" if option.kind == "switch" else "text or a number"
+            self.complain(name, f"{name} takes {wanted}")
+
+    def place(self, name: str) -> str:
+        """File and line of a key."""
+        pattern = re.compile(rf"\s*\[?[\"']?{re.escape(name)}[\"']?\s*[=.\]]")
+        number = next((n for n, line in enumerate(self.lines) if pattern.match(line)), 0)
+        return f"{self.origin}:{number + 2}"
+
+    def complain(self, name: str, message: str, hint: str = "") -> None:
+        """Note a problem at a key."""
+        self.problems.append(Problem(name, message, hint, origin=self.place(name)))
+
+
+_VARIABLE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
+
+
+def fill(prompt: PromptText, variables: Mapping[str, str]) -> tuple[str, list[Problem]]:
+    """Put variables into `{name}`; `{{` and `}}` are braces. Braces that hold no name stay as they are."""
+    if not (prompt.is_template or variables):
+        return prompt.text, []
+    known = {**prompt.variables, **variables}
+    problems = []
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return found[0][0]
+        if name not in known:
+            line = prompt.first_line + prompt.text.count("\n", 0, found.start())
+            near = difflib.get_close_matches(name, known, 1)
+            hint = (
+                f"did you mean {{{near[0]}}}?" if near else f"give --var {name}=… (or write {{{{{name}}}}} for braces)"
+            )
+            problems.append(Problem("prompt", f"no value for {{{name}}}", hint, origin=f"{prompt.origin}:{line}"))
+            return found[0]
+        return known[name]
+
+    return _VARIABLE.sub(replace, prompt.text), problems

@@ -1,0 +1,466 @@
+"""From drafts to a plan: provider, key, validated requests, names and limits, all decided before anything is sent."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from . import providers, spool, store
+from .errors import ApiError, ConfigError, InputError, Problem
+from .inputs import read_chunks
+from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, cost_at_most, find_model
+from .providers.base import Dialect, ProviderSpec, Reply, full_url, rule_for, wire_model
+from .request import Built, Draft, Form, ImageRef, ImageRequest, Recipient, build
+from .results import Cost
+from .settings import Key, Surroundings, choose_provider, find_key
+
+_HOW = ("rename", "skip", "error", "overwrite")
+REPLY_MOST = 64 * 1024 * 1024
+"""Bytes of a reply beside its base64 pictures."""
+NAME_FIELDS = ("slug", "id", "index", "row", "model", "seed", "date", "hash")
+"""What `--name` may hold."""
+_KINDS = ("auto", "bar", "plain", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how often: seconds, and further tries after the first."""
+
+    timeout_s: float = 600.0
+    connect_timeout_s: float = 10.0
+    retries: int = 4
+    retry_ambiguous: bool = False
+    proxy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests go: the provider's dialect, the API's address with its version, the key, and the limits there.
+
+    `key` is None where nothing will be sent or the provider needs none.
+    """
+
+    dialect: Dialect
+    base_url: str
+    key: Key | None
+    limits: Limits
+
+    @property
+    def spec(self) -> ProviderSpec:
+        """The provider's data."""
+        return self.dialect.spec
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request of the run. `fields` is what its pictures' names are made of, `first` the number of its first one.
+
+    `kept` is the reply of an earlier run and `task_id` a task at the provider, for a job that sends nothing new and
+    only fetches what was paid for.
+    """
+
+    index: int
+    id: str
+    route: Route
+    model: ModelSpec | None
+    request: ImageRequest
+    output: store.Target
+    fields: Mapping[str, str]
+    first: int = 1
+    download: bool = True
+    warnings: tuple[Problem, ...] = ()
+    kept: Path | None = None
+    task_id: str = ""
+
+    def price(self, pictures: int) -> Cost | None:
+        """What so many pictures cost at the dearest price that is known to hold; None where none is known."""
+        spec, model = self.route.spec, self.model
+        if spec.offline:
+            return Cost(0.0, "USD", spec.as_of)
+        if model is None:
+            return None
+        references = len(self.request.images)
+        amount = cost_at_most(model, spec.name, self.request.size, pictures=pictures, references=references)
+        return None if amount is None else Cost(amount, "USD", model.price_as_of)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One draft after planning: the outcome of `build` and where it goes, for `--explain` and `--dry-run`."""
+
+    draft: Draft
+    built: Built
+    route: Route
+    model: ModelSpec | None
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run, resolved once. `notices` are lines for the user that are no warnings."""
+
+    command: str
+    drafts: tuple[Planned, ...]
+    warnings: tuple[Problem, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Every request of the run, in order."""
+        return tuple(job for planned in self.drafts for job in planned.jobs)
+
+
+def make_plan(
+    command: str,
+    drafts: Sequence[Draft],
+    surroundings: Surroundings,
+    *,
+    images: Sequence[Sequence[ImageRef]] = (),
+    problems: Sequence[Problem] = (),
+    sends: bool = True,
+) -> Plan:
+    """Resolve drafts to a plan. Raises `InputError` with every problem found, or `ConfigError` where no key serves.
+
+    `images` holds each draft's references; `sends` is False for a dry run, which needs no key.
+    """
+    found, notices = list(problems), list[str]()
+    run = f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
+    planned: list[Planned] = []
+    for number, draft in enumerate(drafts):
+        references = images[number] if number < len(images) else ()
+        one = _plan_draft(draft, surroundings, references, found, notices, sends=sends)
+        if one is not None:
+            planned.append(one)
+    errors = [p for p in found if p.severity == "error"]
+    if errors:
+        raise InputError(list(dict.fromkeys(errors)))
+    ready = _number(planned, run)
+    warnings = tuple(dict.fromkeys(p for p in found if p.severity == "warning"))
+    return Plan(command, ready, warnings, tuple(dict.fromkeys(notices)))
+
+
+def _plan_draft(
+    draft: Draft,
+    surroundings: Surroundings,
+    images: Sequence[ImageRef],
+    found: list[Problem],
+    notices: list[str],
+    *,
+    sends: bool,
+) -> Planned | None:
+    """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first."""
+    dialect, note = _choose_dialect(draft, surroundings, sends=sends)
+    spec = dialect.spec
+    notices += note
+    model, model_id, unserved = _spell_model(draft, spec)
+    recipient = Recipient(
+        spec.name, model, model_id, lambda option: rule_for(spec, model, option), asynchronous=spec.asynchronous
+    )
+    built = build(draft, recipient, images)
+    mine = [*unserved, *built.problems]
+    limits = _limits(draft, mine)
+    base_url = _base_url(draft, spec, mine)
+    download = not draft.switches.get("no_download", False)
+    if not download and built.request and built.request.response_format == "b64_json":
+        mine.append(Problem("no_download", "there are no links with --response-format b64_json", "leave one out"))
+    most = built.count * built.request.pictures_at_most if built.request else 1
+    output = _output(draft, most, mine)
+    found += mine
+    if built.request is None or output is None or any(p.severity == "error" for p in found):
+        return None
+    key = None if spec.offline or not sends else _key(draft, spec, surroundings)
+    route = Route(dialect, base_url, key, limits)
+    warnings = tuple(p for p in mine if p.severity == "warning")
+    job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings)
+    return Planned(draft, built, route, model, (job,) * built.count)
+
+
+def _number(planned: Sequence[Planned], run: str) -> tuple[Planned, ...]:
+    """Give every job of the run its id, its number and the fields of its names."""
+    total = sum(len(one.jobs) for one in planned)
+    ready, index, first = [], 0, 1
+    for one in planned:
+        jobs = []
+        for job in one.jobs:
+            name = run if total == 1 else f"{run}-{index + 1}"
+            jobs.append(replace(job, index=index, id=name, fields=_fields(job.request, name, index), first=first))
+            index, first = index + 1, first + job.request.pictures_at_most
+        ready.append(replace(one, jobs=tuple(jobs)))
+    return tuple(ready)
+
+
+def _fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
+    """What a file name may be made of."""
+    return {
+        "slug": store.slug(request.prompt or request.mode),
+        "id": name,
+        "row": str(index + 1),
+        "model": request.model or request.model_id,
+        "seed": "" if request.seed is None else str(request.seed),
+        "date": f"{dt.datetime.now(tz=dt.UTC).astimezone():%Y-%m-%d}",
+        "hash": request.fingerprint[:8],
+    }
+
+
+def _choose_dialect(draft: Draft, surroundings: Surroundings, *, sends: bool) -> tuple[Dialect, list[str]]:
+    """The provider asked for, else the one whose key is present; a dry run without either is shown for the first."""
+    name = draft.values.get("provider")
+    if name is not None:
+        return providers.load(name.strip().lower()), []
+    variables = {spec.name: spec.key_variables for spec in providers.specs() if not spec.offline}
+    try:
+        name, source = choose_provider(variables, surroundings)
+    except ConfigError:
+        if sends:
+            raise
+        name = providers.PROVIDERS[0]
+        return providers.load(name), [f"no provider was given and no key found: shown for {name}"]
+    return providers.load(name), [f"provider {name}, since {source} is set"]
+
+
+def _spell_model(draft: Draft, spec: ProviderSpec) -> tuple[ModelSpec | None, str, list[Problem]]:
+    """The model's row, the id to send, and what is wrong. An id that the table does not know passes untouched."""
+    typed = draft.values.get("model", "").strip() or DEFAULT_MODEL
+    model = find_model(typed, spec.spelling)
+    spelled = wire_model(spec, model, typed)
+    if spelled is not None or model is None:
+        return model, spelled or typed, []
+    if draft.switches.get("force"):
+        return model, typed, [Problem("model", f"{spec.name} may not serve {model.title}", severity="warning")]
+    served = [row.name for row in MODELS if spec.spelling in row.ids]
+    hint = f"it serves {', '.join(served)}; --force sends {typed} as it is"
+    problem = Problem("model", f"{spec.name} does not serve {model.title}", hint, origin=draft.origin("model"))
+    return model, typed, [problem]
+
+
+def _limits(draft: Draft, found: list[Problem]) -> Limits:
+    """The limits of the run; what cannot be read is added to `found`."""
+    form = Form(draft, found)
+    timeout = form.number("timeout", 0.1, 86_400)
+    connect = form.number("connect_timeout", 0.1, 3_600)
+    retries = form.integer("retries", 0, 100)
+    return Limits(
+        timeout_s=600.0 if timeout is None else timeout,
+        connect_timeout_s=10.0 if connect is None else connect,
+        retries=4 if retries is None else retries,
+        retry_ambiguous=form.switch("retry_ambiguous"),
+        proxy=form.text("proxy"),
+    )
+
+
+def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
+    """The API's address with its version prefix."""
+    asked = draft.values.get("base_url")
+    if asked is None and spec.needs_base_url:
+        found.append(Problem("base_url", f"{spec.name} has no address of its own", "give --base-url URL"))
+        return ""
+    try:
+        return full_url(spec, asked)
+    except InputError as error:
+        found.extend(error.problems)
+        return ""
+
+
+def _output(draft: Draft, pictures: int, found: list[Problem]) -> store.Target | None:
+    """Where the pictures go; what cannot be is added to `found`."""
+    form = Form(draft, found)
+    how = form.choice("if_exists", _HOW)
+    form.choice("progress", _KINDS)
+    found += store.check_template(draft.values.get("name", ""), NAME_FIELDS) if "name" in draft.values else []
+    try:
+        return store.plan_output(
+            form.text("output"),
+            pictures=pictures,
+            if_exists=cast("store.IfExists | None", how),
+            template=draft.values.get("name"),
+        )
+    except InputError as error:
+        found.extend(error.problems)
+        return None
+
+
+def _key(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> Key:
+    """The key for this provider."""
+    return find_key(spec.name, spec.key_variables, surroundings, key_file=draft.values.get("api_key_file"))
+
+
+# --- what becomes of every option -----------------------------------------------------------------------------------
+
+_ALWAYS = ("model_id", "prompt", "size", "response_format", "watermark")
+_SHOWN_AS = {"model_id": "model", "asynchronous": "async", "images": "image"}
+_UNSHOWN = {"provider", "model", "extra"}
+
+
+def job_names(jobs: Sequence[Job]) -> list[str]:
+    """The names that the pictures of these jobs would get, with `.*` where the bytes decide on the suffix."""
+    total = sum(job.request.pictures_at_most for job in jobs)
+    names = []
+    for job in jobs:
+        for number in range(job.first, job.first + job.request.pictures_at_most):
+            place = job.output.place(job.fields, number=number, of=total)
+            names.append("-" if job.output.stdout else str(place.folder / f"{place.stem}{place.suffix or '.*'}"))
+    return names
+
+
+def explain(planned: Planned) -> list[tuple[str, str, str, str]]:
+    """Every option as (option, value, sent as, note): renamed, defaulted by whom, or dropped, why, and the source."""
+    request = planned.built.request
+    if request is None:
+        return []
+    names = [name for name in type(request).model_fields if name not in _UNSHOWN]
+    rows = [_explain_option(planned, request, name) for name in names]
+    rows += [("extra", _words(value), key, "merged last") for key, value in request.extra.items()]
+    return rows
+
+
+def _explain_option(planned: Planned, request: ImageRequest, name: str) -> tuple[str, str, str, str]:
+    """One option's row."""
+    shown = _SHOWN_AS.get(name, name).replace("_", "-")
+    spec, option = planned.route.spec, _SHOWN_AS.get(name, name).replace("image", "images")
+    rule = planned.built.dropped.get(name) or rule_for(spec, planned.model, option)
+    why = " ".join(part for part in (rule.note, f"[{rule.source}]" if rule.source else "") if part)
+    value = getattr(request, name)
+    if name in planned.built.dropped:
+        asked = planned.draft.values.get(name, "on")
+        return shown, asked, "not sent", f"{rule.state}: {why}" if why else rule.state
+    if value in (None, False, ()) and name not in _ALWAYS:
+        default = spec.defaults.get(option)
+        parts = [f"{spec.name}'s own default: {default}" if default else "", _unless_taken(rule, why)]
+        return shown, "-", "not sent", "; ".join(part for part in parts if part)
+    origin = planned.draft.origins.get(_SHOWN_AS.get(name, name), "")
+    given = _SHOWN_AS.get(name, name) in {**planned.draft.values, **planned.draft.switches, **planned.draft.lists}
+    note = f"from {origin}" if given else "this tool's default"
+    sent = ", ".join(_sent_as(planned, request, name)) or "not sent"
+    return shown, _words(value), sent, "; ".join(part for part in (note, _unless_taken(rule, why)) if part)
+
+
+def _unless_taken(rule: Rule, why: str) -> str:
+    if rule.state == "taken":
+        return why
+    return f"{rule.state}: {why}" if why else rule.state
+
+
+def _sent_as(planned: Planned, request: ImageRequest, name: str) -> list[str]:
+    """The body's keys that hang on an option: found by sending it with another value, so that no table can be wrong."""
+    other = {"watermark": not request.watermark, "model_id": "?", "prompt": "?", "size": "?", "response_format": "?"}
+    empty = () if name == "images" else None
+    varied = request.model_copy(update={name: other.get(name, empty)})
+    submit = planned.route.dialect.submit
+    mine, theirs = submit(request).json or {}, submit(varied).json or {}
+    return [key for key in mine if mine.get(key) != theirs.get(key)]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return f"{len(value)} pictures"
+    return value if isinstance(value, str) else str(value)
+
+
+# --- what was paid for and is not on disk ----------------------------------------------------------------------------
+
+
+_HERE = store.Target(Path(), "rename", 1)
+
+
+def make_recovery(
+    wanted: Sequence[str], draft: Draft, surroundings: Surroundings, *, tasks: Sequence[str] = ()
+) -> Plan:
+    """A plan that sends nothing new: it saves the pictures of kept replies and of tasks at the provider.
+
+    `wanted` holds ids (of a run or of one request of it), files with a raw reply, or `-`; nothing means every kept one.
+    Raises `InputError` for what is neither.
+    """
+    replies = surroundings.state_folder / "replies"
+    found: list[Problem] = []
+    kept = _kept_replies(wanted, replies, found) if wanted or not tasks else []
+    output = _output(draft, len(kept) + len(tasks), found)
+    limits = _limits(draft, found)
+    if found or output is None:
+        raise InputError(found)
+    jobs = [replace(_recovery_job(item, draft, surroundings, limits), output=output) for item in kept]
+    jobs += [replace(_task_job(task, draft, surroundings, limits), output=output) for task in tasks]
+    numbered = tuple(replace(job, index=index) for index, job in enumerate(jobs))
+    planned = tuple(Planned(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in numbered)
+    return Plan("recover", planned, (), ())
+
+
+def _kept_replies(wanted: Sequence[str], replies: Path, found: list[Problem]) -> list[spool.Kept]:
+    """The kept replies that are meant; a file or standard input is first kept like any reply."""
+    kept = spool.list_kept(replies)
+    if not wanted:
+        return kept
+    chosen = []
+    for name in wanted:
+        mine = [item for item in kept if item.id == name or item.id.startswith(f"{name}-")]
+        if not mine and (name == "-" or Path(name).is_file()):
+            mine = [_adopt_reply(name, replies)]
+        if not mine:
+            hint = f"kept now: {', '.join(item.id for item in kept[-5:]) or 'none'}"
+            found.append(Problem("id", f"no kept reply is called {name}, and no file", hint, origin="ID"))
+        chosen += mine
+    return list(dict.fromkeys(chosen))
+
+
+def _adopt_reply(name: str, replies: Path) -> spool.Kept:
+    """Keep a raw reply from outside, so that nothing of it is lost if its download fails."""
+    run = f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
+    kept = spool.open_spool(replies, run, 0)
+    for chunk in read_chunks(name):
+        kept.write(chunk)
+    return spool.Kept(run, kept.keep({}), kept.size)
+
+
+def _recovery_job(item: spool.Kept, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
+    """The job that reads one kept reply again."""
+    meta = spool.load_meta(item.path.parent, item.id)
+    name = meta.get("provider") or draft.values.get("provider") or _recognise(item.path)
+    dialect = providers.load(str(name))
+    base_url = str(meta.get("base_url") or full_url(dialect.spec, draft.values.get("base_url")))
+    # Links need no key; a kept task does, so a key that is there is taken along.
+    key = _key_if_any(draft, dialect.spec, surroundings)
+    request = _bare_request(dialect.spec.name, str(meta.get("model", "")), str(meta.get("size", "")))
+    fields = {**_fields(request, item.id, 0), "slug": "recovered", **meta.get("fields", {})}
+    model = find_model(request.model_id, dialect.spec.spelling)
+    route = Route(dialect, base_url, key, limits)
+    return Job(0, item.id, route, model, request, _HERE, fields, kept=item.path)
+
+
+def _task_job(task: str, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
+    """The job that asks after a task."""
+    dialect, _ = _choose_dialect(draft, surroundings, sends=True)
+    key = _key(draft, dialect.spec, surroundings)
+    request = _bare_request(dialect.spec.name, "", "")
+    name = f"task-{store.clean_name(task, 60)}"
+    fields = {**_fields(request, name, 0), "slug": name}
+    base_url = full_url(dialect.spec, draft.values.get("base_url"))
+    return Job(0, name, Route(dialect, base_url, key, limits), None, request, _HERE, fields, task_id=task)
+
+
+def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:
+    """What is left of a request when only its reply matters."""
+    return ImageRequest(provider=provider, model="", model_id=model_id, prompt=None, size=size)
+
+
+def _key_if_any(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> Key | None:
+    try:
+        return None if spec.offline else _key(draft, spec, surroundings)
+    except ConfigError:
+        return None
+
+
+def _recognise(path: Path) -> str:
+    """The first provider whose dialect makes something of a raw reply."""
+    body = spool.load(path, limit=REPLY_MOST)
+    for name in providers.PROVIDERS:
+        try:
+            providers.load(name).read(Reply(200, {}, body))
+        except ApiError:
+            continue
+        return name
+    raise InputError([Problem("id", "that is no provider's reply with pictures in it", "name the --provider")])

@@ -1,0 +1,121 @@
+"""AceData Cloud: Ark's fields in an envelope of its own, with tasks that outlive a lost connection.
+
+`POST /seedream/images` answers with pictures, or at once with a task id for `async` and `callback_url`;
+`POST /seedream/tasks` reads a task. Its answers call the link `image_url`. Streams are one JSON object a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..models import Rule
+from ..results import Picture
+from . import base
+from .base import ACCOUNT, AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN, WRONG_ADDRESS, Verdict
+
+if TYPE_CHECKING:
+    from ..request import ImageRequest
+
+_PAGE = "AceData Cloud Seedream pages, 2026-11"
+_OLD_ONLY = Rule("refused", "AceData Cloud takes it for 3.0 models only", _PAGE)
+
+spec = base.ProviderSpec(
+    name="acedata",
+    title="AceData Cloud",
+    base_url="https://api.acedata.cloud",
+    version="",
+    path="/seedream/images",
+    key_variables=("ACEDATACLOUD_API_TOKEN",),
+    spelling="acedata",
+    as_of="2026-11",
+    source=_PAGE,
+    doubtful={"seed": _OLD_ONLY, "guidance_scale": _OLD_ONLY},
+    defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "async": "off"},
+    notes=(
+        "a stream cannot be combined with a task or a callback",
+        "a transparent background cannot be combined with layers",
+        "prices are quoted in credits; the ones known here are of an older public table",
+    ),
+    codes={
+        **base.CONTENT,
+        # The same code names a bad parameter under 400 and a bad key under 401.
+        "token_mismatched": Verdict("refused", hint="a parameter is missing or wrong: see --dry-run"),
+        "401:token_mismatched": AUTH,
+        "api_not_implemented": REFUSED,
+        "bad_request": Verdict("refused", hint="`seedream models` shows what each model takes"),
+        "disabled": Verdict("account", hint="the service is disabled for this account: see its console"),
+        "no_token": AUTH,
+        "invalid_token": AUTH,
+        "token_expired": AUTH,
+        "used_up": Verdict("account", hint="the balance is used up: top it up in AceData Cloud's console"),
+        "no_api": WRONG_ADDRESS,
+        "request_too_large": Verdict("refused", hint="give references as URLs, or smaller ones (10 MB each)"),
+        "too_many_requests": RATE_LIMITED,
+        # No source says that what ended in this code is free.
+        "api_error": UNKNOWN,
+    },
+    statuses={402: ACCOUNT, 403: MODERATION},
+    reference_bytes=10_000_000,
+    asynchronous=True,
+)
+
+
+def submit(request: ImageRequest) -> base.Call:
+    """The one billable call for this request. References are a list, but a picture to split stands alone."""
+    body = base.body_of(request, image_list=not request.layers)
+    return base.submission(spec, body, stream_type="application/x-ndjson")
+
+
+def poll(ticket: base.Ticket) -> base.Call:
+    """The free call that asks after a task; reading is a POST here too."""
+    return base.Call("poll", "POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
+
+
+def read_event(event: Mapping[str, Any]) -> Picture | base.Completed | None:
+    """One line of a stream; its types are the upstream's."""
+    return base.read_stream_event(spec, event)
+
+
+def read(reply: base.Reply) -> base.Ready | base.Ticket:
+    """Pictures or a task, from the answer to a request, a bare task result, a task record, or a list of one record."""
+    body = reply.body
+    if isinstance(body, Mapping) and isinstance(body.get("items"), list) and len(body["items"]) == 1:
+        body = body["items"][0]
+    if not isinstance(body, Mapping):
+        raise base.refusal(spec, reply)
+    if "data" not in body and ("response" in body or "created_at" in body):
+        return _read_record(reply, body)
+    return _read_result(reply, body)
+
+
+def _read_result(reply: base.Reply, result: Mapping[str, Any]) -> base.Ready | base.Ticket:
+    """An answer in the envelope {"success", "task_id", "trace_id", "data" or "error"}."""
+    plain = replace(reply, body=result)
+    ready = base.read_pictures(spec, result, reply.headers)
+    if ready and (200 <= reply.status < 300 or any(not picture.error for picture in ready.pictures)):
+        return ready
+    task_id, trace_id = _name(result, "task_id"), _name(result, "trace_id")
+    if task_id and result.get("data") is None and base.fault_in(result) is None and 200 <= reply.status < 300:
+        return base.Ticket(task_id, trace_id)
+    raise base.refusal(spec, plain)
+
+
+def _read_record(reply: base.Reply, record: Mapping[str, Any]) -> base.Ready | base.Ticket:
+    """A task record, which has no word for its state: it is pending until it holds a response or an end."""
+    ids = {"task_id": _name(record, "id"), "trace_id": _name(record, "trace_id")}
+    answer = record.get("response")
+    answer = answer if isinstance(answer, Mapping) else {}
+    error = answer.get("error") or record.get("error")
+    # `success: false` without an error is how a task looks that has not failed yet.
+    undecided = not error and (not answer or answer.get("success") is False)
+    if undecided and record.get("finished_at") is None and ids["task_id"]:
+        return base.Ticket(ids["task_id"], ids["trace_id"])
+    return _read_result(reply, {**ids, "data": [], **answer, "error": error})
+
+
+def _name(body: Mapping[str, Any], key: str) -> str:
+    """An id in the body, or nothing."""
+    value = body.get(key)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,54 @@
+"""CometAPI: Ark's shape and ids behind an OpenAI-style address, with error codes of its own.
+
+Its 500, 504 and 524 may follow a picture that was drawn and billed, so they prove nothing. Two of its codes do:
+a malformed request can come as a 500, and a model that no channel serves comes as a 503.
+"""
+
+from __future__ import annotations
+
+from ..models import Rule
+from . import ark, base
+from .base import ACCOUNT, Verdict
+
+_PAGE = "CometAPI Seedream page, 2026-11"
+_SILENT = Rule("unconfirmed", "CometAPI's page does not mention it", _PAGE)
+_LEGACY = Rule("ignored", "CometAPI's page calls it ignored by newer models", _PAGE)
+
+spec = base.ProviderSpec(
+    name="cometapi",
+    title="CometAPI",
+    base_url="https://api.cometapi.com/v1",
+    version="/v1",
+    path="/images/generations",
+    models_path="/models",
+    key_variables=("COMETAPI_KEY",),
+    spelling="ark",
+    as_of="2026-11",
+    source=_PAGE,
+    parent="ark",
+    passes_unlisted=True,
+    rules={
+        **ark.NO_TASKS,
+        "stream": _SILENT,
+        "web_search": _SILENT,
+        "optimize_prompt": _SILENT,
+        "background": _SILENT,
+        "layers": _SILENT,
+    },
+    doubtful={"seed": _LEGACY, "guidance_scale": _LEGACY},
+    defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "format": "jpeg"},
+    notes=("which models are served changes: see cometapi.com/models",),
+    codes={
+        **ark.RESOLD,
+        "invalid_request": Verdict("refused", hint="a field is missing or malformed: see --dry-run"),
+        "model_not_found": Verdict(
+            "refused", hint="CometAPI serves no such model to this key: `seedream models` lists the known ids"
+        ),
+        "convert_request_failed": Verdict("refused", hint="CometAPI does not draw with this model: `seedream models`"),
+    },
+    statuses={403: ACCOUNT},
+    link_lifetime_s=86_400,
+)
+
+_shape = ark.Shape(spec, image_list=True)
+submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

@@ -1,0 +1,42 @@
+"""OPE.AI: Ark's shape under short model names. Its page says nothing of answers and errors, so both envelopes count.
+
+It turns `n` into a group whose size is a ceiling, not a promise; `n` is therefore never sent.
+"""
+
+from __future__ import annotations
+
+from ..models import Rule
+from . import ark, base
+
+_PAGE = "OPE.AI Seedream page, 2026-11"
+_SILENT = Rule("unconfirmed", "OPE.AI's page does not mention it", _PAGE)
+_IDLE = Rule("ignored", "OPE.AI lists it as without effect", _PAGE)
+
+spec = base.ProviderSpec(
+    name="ope",
+    title="OPE.AI",
+    base_url="https://api-platform.ope.ai/v1",
+    version="/v1",
+    path="/images/generations",
+    key_variables=("OPE_API_KEY",),
+    spelling="ope",
+    as_of="2026-11",
+    source=_PAGE,
+    parent="ark",
+    rules={
+        **ark.NO_TASKS,
+        "format": _IDLE,
+        "background": _IDLE,
+        "seed": _SILENT,
+        "guidance_scale": _SILENT,
+        "web_search": _SILENT,
+        "optimize_prompt": _SILENT,
+        "layers": _SILENT,
+    },
+    defaults={"watermark": "off", "size": "2K (1024x1024 for 3.0)", "response_format": "url"},
+    codes=ark.RESOLD,
+    link_lifetime_s=86_400,
+)
+
+_shape = ark.Shape(spec)
+submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

@@ -1,0 +1,29 @@
+"""The offline provider: Ark's shape and ids, answered by this program itself. Nothing leaves the machine."""
+
+from __future__ import annotations
+
+from . import ark, base
+
+spec = base.ProviderSpec(
+    name="sandbox",
+    title="the sandbox",
+    base_url="https://sandbox.invalid/api/v3",
+    version="/api/v3",
+    path="/images/generations",
+    models_path="/models",
+    key_variables=(),
+    spelling="ark",
+    as_of="2026-11",
+    source="part of this program",
+    parent="ark",
+    rules=ark.NO_TASKS,
+    defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "format": "jpeg"},
+    notes=("draws test pictures, free of charge",),
+    codes=ark.CODES,
+    failures_free=True,
+    link_lifetime_s=86_400,
+    offline=True,
+)
+
+_shape = ark.Shape(spec)
+submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

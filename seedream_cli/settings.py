@@ -1,0 +1,134 @@
+"""What the surroundings say: environment variables, keys, places. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigError, FileError
+
+PREFIX = "SEEDREAM_"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key and where it came from; the source is for messages, the value never is."""
+
+    value: str
+    source: str
+
+    def __repr__(self) -> str:
+        """Without the value, so that no traceback or log can hold it."""
+        return f"Key(source={self.source!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The process's surroundings, read once at the start of a command."""
+
+    environ: Mapping[str, str]
+
+    def option(self, name: str) -> str | None:
+        """The value of `SEEDREAM_<OPTION>`, where it is set and not empty."""
+        return self.environ.get(variable(name)) or None
+
+    @property
+    def is_dumb(self) -> bool:
+        """Whether the terminal can move no cursor."""
+        return self.environ.get("TERM", "") in {"dumb", "unknown"}
+
+    @property
+    def wants_color(self) -> bool:
+        """NO_COLOR (any value) switches colour off."""
+        return not self.environ.get("NO_COLOR") and not self.is_dumb
+
+    @property
+    def state_folder(self) -> Path:
+        """Where paid replies are kept until their pictures are saved."""
+        moved = self.environ.get(PREFIX + "STATE_DIR")
+        if moved:
+            return Path(moved).expanduser()
+        import platformdirs
+
+        return Path(platformdirs.user_state_dir("seedream", appauthor=False))
+
+    @property
+    def fault(self) -> str:
+        """Where the tests ask the process to die; empty outside them."""
+        return self.environ.get(PREFIX + "FAULT", "")
+
+
+def read_surroundings() -> Surroundings:
+    """The surroundings of this process."""
+    return Surroundings(dict(os.environ))
+
+
+def variable(option: str) -> str:
+    """The environment variable of an option: `response_format` is SEEDREAM_RESPONSE_FORMAT."""
+    return PREFIX + option.upper()
+
+
+def read_key_file(name: str) -> Key:
+    """The key in a file, or on standard input for `-`. One trailing newline and a BOM are taken off."""
+    if name == "-":
+        return Key(sys.stdin.readline(), "standard input")
+    path = Path(name).expanduser()
+    try:
+        return Key(path.read_text(encoding="utf-8-sig", errors="replace"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read the key file {path}: {error.strerror}", hint="check --api-key-file") from error
+
+
+def find_key(provider: str, variables: Sequence[str], surroundings: Surroundings, *, key_file: str | None) -> Key:
+    """The first key found: the key file, SEEDREAM_API_KEY, then the provider's own variables in order."""
+    if key_file is not None:
+        return read_key_file(key_file)
+    names = (PREFIX + "API_KEY", *variables)
+    for name in names:
+        value = surroundings.environ.get(name, "")
+        if value.strip():
+            return Key(value, f"${name}")
+    looked = ", ".join(names)
+    raise ConfigError(
+        f"no key for {provider}: looked at {looked}",
+        kind="auth",
+        hint=f"set one of them, or give --api-key-file FILE; without a key: {SANDBOX_LINE}",
+    )
+
+
+SANDBOX_LINE = 'seedream generate "a red fox in the snow" --provider sandbox'
+"""What somebody without a key can run at once."""
+
+
+def choose_provider(variables: Mapping[str, Sequence[str]], surroundings: Surroundings) -> tuple[str, str]:
+    """The provider whose key is present, with the variable that spoke for it; the order is that of `variables`."""
+    for provider, names in variables.items():
+        for name in names:
+            if surroundings.environ.get(name, "").strip():
+                return provider, f"${name}"
+    looked = ", ".join(dict.fromkeys(name for names in variables.values() for name in names))
+    if surroundings.environ.get(PREFIX + "API_KEY", "").strip():
+        raise ConfigError(
+            f"${PREFIX}API_KEY is set, but not for which provider",
+            hint=f"add --provider NAME or set {PREFIX}PROVIDER: {', '.join(variables)}",
+        )
+    raise ConfigError(
+        f"no provider was given and no key was found: looked at {PREFIX}API_KEY, {looked}",
+        kind="auth",
+        hint=f"set one of them, or try without a key: {SANDBOX_LINE}",
+    )
+
+
+def prepare_state(folder: Path) -> Path:
+    """Make the state folder, for this user alone, and return it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot make the state folder {folder}: {error.strerror}",
+            hint=f"set {PREFIX}STATE_DIR to a folder that can be written; paid replies are kept there until saved",
+        ) from error
+    return folder

@@ -1,0 +1,420 @@
+"""The disk room for replies: what a provider answers is kept as it arrives, so that what was paid for is never lost.
+
+A reply grows in `<id>.part`, whose room is reserved before the request is sent. Whole and flushed, it becomes
+`<id>.reply` beside `<id>.meta.json`, and stays until all its pictures are saved. Pictures in base64 are read from
+there piece by piece and never held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import BusyError, FileError, InternalError
+from .results import Blob
+
+if sys.platform != "win32":
+    import fcntl
+
+_WINDOW = 1 << 18
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+
+
+# --- keeping --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A reply whose pictures are not all saved yet."""
+
+    id: str
+    path: Path
+    bytes: int
+
+
+class Spool:
+    """One reply as it arrives. Ends with `keep` or `drop`; a killed process leaves the part for `adopt`."""
+
+    def __init__(self, folder: Path, job_id: str, descriptor: int, reserve: int) -> None:
+        self.path = folder / f"{job_id}.part"
+        self.size = 0
+        self._id = job_id
+        self._reserve = reserve
+        self._descriptor = descriptor
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Adds bytes of the reply. Raises `FileError` (billed) where the disk refuses them."""
+        rest = memoryview(chunk)
+        while rest:
+            try:
+                written = os.write(self._descriptor, rest)
+            except OSError as error:
+                raise _disk_error("keep the reply in", self.path, error, billed=True) from error
+            self.size += written
+            rest = rest[written:]
+
+    def reset(self) -> None:
+        """Starts from empty for another attempt, with the room reserved again. Raises `FileError` (nothing sent)."""
+        # Cut to nothing first: an old reply behind a shorter new one would make neither readable after a crash.
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.ftruncate(self._descriptor, 0)
+        self.size = 0
+        try:
+            _reserve_room(self._descriptor, self._reserve, self.path)
+        except OSError as error:
+            self.drop()
+            raise _disk_error(f"reserve {self._reserve / 1e6:.1f} MB in", self.path, error) from error
+
+    def keep(self, meta: Mapping[str, Any]) -> Path:
+        """Flushes the reply and what is known of it (plain JSON, no secrets) and gives it its name, which it returns.
+
+        The order holds against a power cut: bytes, then meta, then the name that says that both are whole.
+        """
+        final = self.path.with_suffix(".reply")
+        try:
+            os.ftruncate(self._descriptor, self.size)
+            os.fsync(self._descriptor)
+            _write_meta(self.path.parent, self._id, meta)
+            self._name(final)
+        except OSError as error:
+            raise _disk_error("keep the reply in", self.path, error, billed=True) from error
+        return final
+
+    def _name(self, final: Path) -> None:
+        if sys.platform == "win32":
+            self.close()  # an open file cannot be renamed there
+        self.path.replace(final)
+        _flush_folder(final.parent)
+        self.close()
+
+    def drop(self) -> None:
+        """Nothing came, or nothing worth keeping: removes the part."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets go of the part and leaves it where it is, as after a reply that was cut."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
+    """A new spool with `reserve` bytes of room, before anything is paid.
+
+    The remains of an earlier attempt are put aside as `<id>.<n>.cut`: they may be all there is of a paid reply.
+    Raises `FileError` (nothing was sent) without room, `BusyError` while a living process writes the same reply.
+    """
+    path = _file(folder, job_id, "part")
+    _make_private(folder)
+    _put_aside(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    except OSError as error:
+        raise _disk_error("reserve room in", path, error) from error
+    _lock(descriptor)
+    spool = Spool(folder, job_id, descriptor, reserve)
+    spool.reset()
+    return spool
+
+
+def forget(folder: Path, job_id: str) -> None:
+    """Removes a reply, its meta and the remains of its attempts, once all its pictures are saved."""
+    # The reply goes first: a reply without its meta would look like one that nobody knows anything about.
+    for path in [_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json"), *folder.glob(f"{job_id}.*.cut")]:
+        path.unlink(missing_ok=True)
+
+
+def list_kept(folder: Path) -> list[Kept]:
+    """All kept replies, oldest first."""
+    found = [(path.stat(), path) for path in folder.glob("*.reply")] if folder.is_dir() else []
+    found.sort(key=lambda pair: (pair[0].st_mtime_ns, pair[1].name))
+    return [Kept(path.stem, path, stat.st_size) for stat, path in found]
+
+
+def load_meta(folder: Path, job_id: str) -> dict[str, Any]:
+    """What `keep` was told of a reply; empty where there is none, as for an adopted one."""
+    try:
+        meta = json.loads(_file(folder, job_id, "meta.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
+    """Keeps the part of a killed process where it holds a whole JSON reply, and returns its path; else None.
+
+    None too while a living process writes it. `limit` as for `load`. Reserved room behind the reply is cut off.
+    """
+    path = _file(folder, job_id, "part")
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("r+b") as file:
+        if not _lock(file.fileno()):
+            return None
+        size = _end_of_text(file)
+        if not _is_reply(path, limit, size):
+            return None
+        file.truncate(size)
+        os.fsync(file.fileno())
+    final = path.with_suffix(".reply")
+    path.replace(final)
+    _flush_folder(folder)
+    return final
+
+
+def _file(folder: Path, job_id: str, suffix: str) -> Path:
+    if not _ID.fullmatch(job_id):
+        raise InternalError(f"{job_id!r} cannot name a reply")
+    return folder / f"{job_id}.{suffix}"
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_mode & 0o077 and sys.platform != "win32":
+            folder.chmod(0o700)
+    except OSError as error:
+        raise _disk_error("make the folder", folder, error) from error
+
+
+def _put_aside(path: Path) -> None:
+    """Frees the name of a part that a killed process left; an empty one is simply removed."""
+    if path.is_symlink() or not path.is_file():
+        return
+    with path.open("r+b") as file:
+        if sys.platform != "win32" and not _lock(file.fileno()):
+            raise BusyError(f"another run is writing {path}")
+        size = _end_of_text(file)
+        file.truncate(size)
+    number = 1
+    while (aside := path.with_suffix(f".{number}.cut")).exists():
+        number += 1
+    if size:
+        path.replace(aside)
+    else:
+        path.unlink()
+
+
+def _end_of_text(file: IO[bytes]) -> int:
+    """The length without the zeros of room that was reserved and not written."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _WINDOW)
+        file.seek(start)
+        if text := file.read(end - start).rstrip(b"\0"):
+            return start + len(text)
+        end = start
+    return 0
+
+
+def _is_reply(path: Path, limit: int, size: int) -> bool:
+    try:
+        # A bare number may be the start of a longer one; a bracket closes only when all is there.
+        return isinstance(load(path, limit=limit, length=size), dict | list)
+    except ValueError:
+        return False
+
+
+_NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV}
+
+
+def _reserve_room(descriptor: int, size: int, path: Path) -> None:
+    """Takes `size` bytes of the disk where the system can, looks whether they are free where it cannot."""
+    if size <= 0:
+        return
+    try:
+        _allocate(descriptor, size, path)
+    except OSError as error:
+        if error.errno not in _NO_RESERVATION:
+            raise
+
+
+def _allocate(descriptor: int, size: int, path: Path) -> None:
+    if sys.platform == "linux":
+        os.posix_fallocate(descriptor, 0, size)
+    elif shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _write_meta(folder: Path, job_id: str, meta: Mapping[str, Any]) -> None:
+    final, part = _file(folder, job_id, "meta.json"), _file(folder, job_id, "meta.part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(json.dumps(dict(meta), ensure_ascii=True, sort_keys=True).encode())
+        file.flush()
+        os.fsync(descriptor)
+    part.replace(final)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a new name survive a power cut, where the file system knows such a thing."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Marks the part as a living process's. False where another holds it, or where there are no locks."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _disk_error(doing: str, path: Path, error: OSError, *, billed: bool = False) -> FileError:
+    reason = (error.strerror or type(error).__name__).lower()
+    hint = "the reply is paid for: set that right before the next request" if billed else "nothing was sent"
+    return FileError(f"cannot {doing} {path}: {reason}", hint=hint, billed="yes" if billed else "no")
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+_SHORT = 4096
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_DATA_PREFIX = re.compile(rb"data:image\\?/[a-zA-Z0-9.+-]{1,40}(?:;[a-zA-Z0-9=.-]{1,40})*;base64,")
+_PREFIX_ROOM = 256
+
+
+def load(path: Path, *, limit: int, offset: int = 0, length: int | None = None) -> Any:
+    """The JSON of a kept reply, every base64 picture left on disk as a `Blob`. Memory does not grow with pictures.
+
+    A picture is a string of more than 4096 characters that are all base64, perhaps behind a data URI's prefix, with
+    "/" and line breaks as escapes. `limit` is the most bytes of everything else. `offset` and `length` choose a part
+    of the file, as one event of a stream. Raises `ValueError` for what is no JSON or too long.
+    """
+    # No provider can guess the token, so no string of its own is taken for a place in the file.
+    token = os.urandom(16).hex()
+    with path.open("rb", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END) if length is None else offset + length
+        skeleton = _skeleton(_Window(file, end), offset, token, limit)
+    try:
+        value = json.loads(skeleton.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    return _fill_in(value, token, path)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+class _Window:
+    """A view that moves over the file: `at` gives the bytes from a place on, as far as the view reaches."""
+
+    def __init__(self, file: IO[bytes], end: int) -> None:
+        self._file = file
+        self._end = end
+        self._start = 0
+        self._chunk = b""
+
+    def at(self, position: int, room: int = 1) -> tuple[bytes, int]:
+        """A chunk and the place of `position` in it, with `room` bytes behind that unless the file ends before."""
+        inside = position - self._start
+        if 0 <= inside <= len(self._chunk) - room or position >= self._end:
+            return (self._chunk, inside) if position < self._end else (b"", 0)
+        if inside < 0 or self._start + len(self._chunk) < self._end:
+            self._file.seek(position)
+            self._start, self._chunk = position, self._file.read(min(_WINDOW, self._end - position))
+            return self._chunk, 0
+        return self._chunk, inside
+
+
+def _skeleton(window: _Window, position: int, token: str, limit: int) -> bytearray:
+    """The JSON with each picture's string replaced by "token:offset:length"."""
+    out = bytearray()
+    while True:
+        chunk, start = window.at(position)
+        if not chunk:
+            return out
+        quote = chunk.find(b'"', start)
+        stop = quote if quote >= 0 else len(chunk)
+        _append(out, chunk[start:stop], limit)
+        position += stop - start
+        if quote < 0:
+            continue
+        end, picture = _string_end(window, position + 1)
+        size = end - position - 1
+        if picture and size > _SHORT:
+            _append(out, f'"{token}:{position + 1}:{size}"'.encode(), limit)
+        else:
+            _copy(out, window, position, end + 1, limit)
+        position = end + 1
+
+
+def _append(out: bytearray, piece: bytes, limit: int) -> None:
+    if len(out) + len(piece) > limit:
+        raise ValueError(f"the reply holds more than {limit} bytes besides its pictures")
+    out += piece
+
+
+def _copy(out: bytearray, window: _Window, start: int, end: int, limit: int) -> None:
+    while start < end:
+        chunk, at = window.at(start)
+        piece = chunk[at : at + end - start]
+        _append(out, piece, limit)
+        start += len(piece)
+
+
+def _string_end(window: _Window, position: int) -> tuple[int, bool]:
+    """Where the string that begins at `position` has its closing quote, and whether all of it is base64."""
+    chunk, at = window.at(position, _PREFIX_ROOM)
+    prefix = _DATA_PREFIX.match(chunk, at)
+    position += prefix.end() - at if prefix else 0
+    pure, slashes = True, 0
+    while True:
+        chunk, at = window.at(position)
+        if not chunk:
+            raise ValueError("the JSON ends inside a string")
+        quote = chunk.find(b'"', at)
+        piece = chunk[at : quote if quote >= 0 else len(chunk)]
+        pure = pure and _is_base64(piece)
+        # A quote behind an odd number of backslashes belongs to the string; they may lie in the chunk before.
+        tail = len(piece) - len(piece.rstrip(b"\\"))
+        slashes = tail + (slashes if tail == len(piece) else 0)
+        position += len(piece)
+        if quote < 0:
+            continue
+        if slashes % 2 == 0:
+            return position, pure
+        pure, slashes, position = False, 0, position + 1
+
+
+def _is_base64(piece: bytes) -> bool:
+    # Taking the alphabet away runs at several GB a second; what is left over can only be the escapes' backslashes.
+    return not piece.translate(None, _BASE64).strip(b"\\") and b"\\\\" not in piece
+
+
+def _fill_in(value: Any, token: str, path: Path) -> Any:
+    """`value` with a `Blob` for each placeholder. A list of work instead of recursion: nesting may be deep."""
+    top = [value]
+    work: list[Any] = [top]
+    while work:
+        holder = work.pop()
+        for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if isinstance(key, str) and key.startswith(token):
+                raise ValueError("a name in the JSON is longer than any real one")
+            if isinstance(item, str) and item.startswith(token):
+                offset, length = item.split(":")[1:]
+                holder[key] = Blob(path, int(offset), int(length))
+            elif isinstance(item, dict | list):
+                work.append(item)
+    return top[0]

@@ -1,0 +1,173 @@
+"""The house: which room may import what, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "seedream_cli"
+FILES = sorted(ROOT.rglob("*.py"))
+
+# Rooms from the bottom up: a room may import its own floor's neighbours below it, never a higher floor.
+FLOORS = [
+    {"errors"},
+    {"models"},
+    {"results"},
+    {"request"},
+    {"providers", "settings", "inputs", "sandbox"},
+    {"spool", "store"},
+    {"wire", "plan"},
+    {"engine"},
+    {"report"},
+    {"live"},
+    {"flags", "cli"},
+    {"__main__"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room(path: Path) -> str:
+    """The room a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Absolute names of all that a file imports, our own as `seedream_cli.x`."""
+    package = ("seedream_cli", *path.relative_to(ROOT).parts[:-1])
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def test_imports_go_downwards_only() -> None:
+    """No room imports a higher one, and every room has its floor."""
+    wrong = []
+    for path in FILES:
+        here = room(path)
+        if here == "__init__":
+            continue
+        assert here in FLOOR, f"{path.name} has no floor"
+        for name, line in imports(path):
+            parts = name.split(".")
+            if parts[0] != "seedream_cli" or len(parts) < 2:
+                continue
+            there = parts[1]
+            if there in FLOOR and there != here and FLOOR[there] > FLOOR[here]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {there}")
+    assert not wrong
+
+
+ONLY = {
+    "typer": {"cli", "flags"},
+    "click": set(),
+    "httpx": {"wire", "sandbox/transport"},
+    "rich": {"report", "live"},
+    "sqlite3": {"ledger"},
+    "platformdirs": {"settings"},
+    "PIL": {"sandbox/drawing", "inputs"},
+    "requests": set(),
+    "openai": set(),
+}
+
+
+@pytest.mark.parametrize("package", ONLY)
+def test_each_library_has_its_rooms(package: str) -> None:
+    """A library is imported only in the rooms that own it."""
+    for path in FILES:
+        place = str(path.relative_to(ROOT)).removesuffix(".py")
+        for name, line in imports(path):
+            if name.split(".")[0] == package:
+                assert place in ONLY[package], f"{place}:{line} imports {package}"
+
+
+def calls(path: Path) -> list[tuple[str, int]]:
+    """Dotted names of everything a file calls or reads as an attribute."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.append((f"{node.value.id}.{node.attr}", node.lineno))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.append((node.func.id, node.lineno))
+    return found
+
+
+OWNERS = {
+    "os.environ": {"settings"},
+    "os.getenv": {"settings"},
+    "print": set(),
+    "asyncio.run": {"engine"},
+    "asyncio.sleep": {"wire", "sandbox/transport"},
+    "sys.stdout": {"report", "__main__"},
+    "sys.stderr": {"report"},
+    "time.sleep": {"sandbox/server"},
+    "sys.exit": {"__main__"},
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_each_deed_has_its_room(name: str) -> None:
+    """Reading the environment, printing, sleeping and looping happen in one place each."""
+    for path in FILES:
+        place = str(path.relative_to(ROOT)).removesuffix(".py")
+        for called, line in calls(path):
+            assert called != name or place in OWNERS[name], f"{place}:{line} uses {name}"
+
+
+def test_providers_are_pure() -> None:
+    """A dialect does no I/O, reads no clock and knows no provider but its declared parent."""
+    forbidden = {"os", "time", "datetime", "asyncio", "httpx", "pathlib", "socket", "random", "subprocess", "io"}
+    for path in (ROOT / "providers").glob("*.py"):
+        for name, line in imports(path):
+            assert name.split(".")[0] not in forbidden, f"providers/{path.name}:{line} imports {name}"
+
+
+def test_provider_and_model_names_stay_at_home() -> None:
+    """A provider's name stands in providers/ (and as a key of a model's ids); a model's name in models.py alone."""
+    from seedream_cli.models import MODELS
+    from seedream_cli.providers import PROVIDERS
+
+    models = {text for row in MODELS for ids in row.ids.values() for text in (row.name, *ids)}
+    for path in FILES:
+        here = room(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            where = f"{path.relative_to(ROOT)}:{node.lineno}"
+            if here not in {"providers", "models", "sandbox"}:
+                assert node.value not in set(PROVIDERS) - {"sandbox"}, f"{where} names a provider"
+            if here not in {"models", "sandbox"}:
+                assert node.value not in models, f"{where} names a model"
+
+
+def test_importing_the_command_line_is_light() -> None:
+    """`seedream --help` waits for none of the heavy libraries."""
+    heavy = ("httpx", "rich", "pydantic", "sqlite3", "asyncio", "PIL", "platformdirs", "tomllib")
+    code = f"import sys, seedream_cli.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_error_code_is_raised_and_registered() -> None:
+    """Each code of the JSON output is raised somewhere, and each one raised has its exit code."""
+    from seedream_cli.errors import EXIT_CODES
+
+    used = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "kind":
+                used |= {leaf.value for leaf in ast.walk(node.value) if isinstance(leaf, ast.Constant)}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and room(path) == "providers":
+                used |= {node.value} & set(EXIT_CODES)
+    used = {kind for kind in used if isinstance(kind, str)}
+    defaults = {"validation", "config", "download"}
+    assert not {kind for kind in EXIT_CODES if kind not in used | defaults}
