@@ -6,6 +6,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -53,7 +54,7 @@ def root(
     if version:
         streams.out(f"seedream {__version__}")
     elif show_completion is not None:
-        streams.out(completion_script(show_completion))
+        streams.out_exactly(completion_script(show_completion))
     elif context.invoked_subcommand is None:
         streams.out(context.get_help())
     return 0
@@ -171,7 +172,7 @@ def _run(command: str, prompt: str | None, chosen: Chosen) -> int:
 
 def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surroundings) -> int:
     """Run a plan in front of the user and print what came of it."""
-    from .engine import execute
+    from .engine import HurriedClock, Outlets, execute
     from .live import make_sink
     from .report import print_results, warning_lines
     from .settings import prepare_state
@@ -194,7 +195,10 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
 
     log = (lambda line: streams.err(f"wire: {line}")) if chosen.verbosity > 1 else None
     try:
-        report = execute(plan, sink, state, emit=emit, log=log)
+        outlets = Outlets(sink, state, emit, log)
+        if surroundings.fault == "no-wait":
+            outlets = replace(outlets, clock=HurriedClock())
+        report = execute(plan, outlets)
     finally:
         sink.close()
     mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
@@ -240,11 +244,12 @@ COMPLETE = "_SEEDREAM_COMPLETE"
 
 def completion_script(shell: str) -> str:
     """The script that makes a shell complete `seedream`: it asks the command itself at every Tab."""
-    from typer.completion import get_completion_script
+    # Typer keeps its scripts behind this name without listing it as exported.
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     if shell not in SHELLS:
         raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SHELLS)}")])
-    return get_completion_script(prog_name="seedream", complete_var=COMPLETE, shell=shell)
+    return str(get_completion_script(prog_name="seedream", complete_var=COMPLETE, shell=shell))
 
 
 # --- the border -----------------------------------------------------------------------------------------------------
@@ -282,6 +287,7 @@ def _streams(surroundings: Surroundings | None = None) -> Streams:
         stderr_is_terminal=_is_terminal(sys.stderr) and not around.is_dumb,
         width=shutil.get_terminal_size().columns,
         color=around.wants_color,
+        ci=around.in_ci,
     )
 
 

@@ -13,10 +13,11 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import spool, store
+from . import pictures, spool, store
 from .errors import ApiError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
 from .plan import REPLY_MOST, Job, Plan, Route
 from .providers.base import Ready, Reply, Ticket
@@ -45,40 +46,45 @@ _URL_REPLY = 64 * 1024
 _BASE64_PICTURE = 24 * 1024 * 1024
 
 
-def execute(
-    plan: Plan,
-    sink: Sink,
-    state: Path,
-    emit: Callable[[bytes], bool] | None = None,
-    log: Callable[[str], None] | None = None,
-) -> Report:
-    """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent.
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """What a run may reach of its surroundings.
 
-    `state` is the folder that keeps paid replies; `emit` writes bytes to standard output (`-o -`) and says whether they
-    went through; `log` takes lines of the wire log.
+    `sink` takes its events, `state` is the folder that keeps paid replies, `emit` writes bytes to standard output
+    (`-o -`) and says whether they went through, `log` takes lines of the wire log, `clock` is the only sleeper.
     """
-    return asyncio.run(_Run(plan, sink, state, emit, log).execute())
+
+    sink: Sink
+    state: Path
+    emit: Callable[[bytes], bool] | None = None
+    log: Callable[[str], None] | None = None
+    clock: Clock = field(default_factory=Clock)
+
+
+def execute(plan: Plan, outlets: Outlets) -> Report:
+    """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent."""
+    return asyncio.run(_Run(plan, outlets).execute())
+
+
+class HurriedClock(Clock):
+    """A clock that does not wait, for tests of the retries."""
+
+    async def sleep(self, seconds: float) -> None:  # noqa: ARG002
+        """Give way, and go on at once."""
+        await super().sleep(0)
 
 
 class _Run:
-    """One run: its wire, its places, and which requests have left the house."""
+    """One run: its wires, its places, and which requests have left the house."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        sink: Sink,
-        state: Path,
-        emit: Callable[[bytes], bool] | None,
-        log: Callable[[str], None] | None,
-    ) -> None:
+    def __init__(self, plan: Plan, outlets: Outlets) -> None:
         self.plan = plan
-        self.sink = sink
-        self.replies = state / "replies"
-        self.emit_bytes = emit
+        self.outlets = outlets
+        self.sink = outlets.sink
+        self.clock = outlets.clock
+        self.replies = outlets.state / "replies"
         self.slots = asyncio.Semaphore(CONCURRENCY)
         self.downloads = asyncio.Semaphore(DOWNLOADS)
-        self.clock = Clock()
-        self.log = log
         self.signal: signal.Signals | None = None
         self.workers: dict[int, _Worker] = {}
         self.pictures = sum(job.request.pictures_at_most for job in plan.jobs)
@@ -86,8 +92,8 @@ class _Run:
     async def execute(self) -> Report:
         started = time.monotonic()
         plan = self.plan
-        for output in {id(job.output): job.output for job in plan.jobs}.values():
-            output.prepare()
+        for job in plan.jobs:
+            job.output.prepare(self.places(job))
         self.sink.emit(
             Planned(len(plan.jobs), self.pictures, plan.jobs[0].route.spec.name, plan.jobs[0].request.model_id)
         )
@@ -108,6 +114,13 @@ class _Run:
             self.signal.value if self.signal else None,
         )
 
+    def places(self, job: Job) -> list[store.Place]:
+        """Where the pictures of a job go, as far as that is known before the answer."""
+        if job.output.stdout or job.kept or job.task_id:
+            return []
+        numbers = range(job.first, job.first + job.request.pictures_at_most)
+        return [job.output.place(job.fields, number=number, of=self.pictures) for number in numbers]
+
     def _wire(self, route: Route) -> Wire:
         """The wire to one provider, paced and keyed for it alone."""
         transport = None
@@ -125,7 +138,7 @@ class _Run:
             proxy=limits.proxy,
             transport=transport,
             clock=self.clock,
-            log=self.log,
+            log=self.outlets.log,
         )
 
     @contextlib.contextmanager
@@ -234,6 +247,8 @@ class _Worker:
 
     async def _perform(self) -> SeedreamError | None:
         """Send, wait, fetch. Returns the failure that some pictures had, or None; raises what hit the whole request."""
+        if self._is_there():
+            return None
         self.ready = await self._obtain()
         self.answered = True
         if not self.job.download:
@@ -244,6 +259,17 @@ class _Worker:
         if all(image.error is None or image.error.billed == "no" for image in self.saved.values()):
             await asyncio.to_thread(spool.forget, self.run.replies, self.job.id)
         return error
+
+    def _is_there(self) -> bool:
+        """With `--if-exists skip`: whether every picture of the job exists, so that nothing need be paid."""
+        if self.job.output.if_exists != "skip":
+            return False
+        paths = [path for place in self.run.places(self.job) if (path := store.existing(place))]
+        if not paths or len(paths) < self.job.request.pictures_at_most:
+            return False
+        self.saved = {index: SavedImage(index, path) for index, path in enumerate(paths)}
+        self.run.sink.emit(Notice(f"{paths[0]} exists already; nothing was sent"))
+        return True
 
     async def _obtain(self) -> Ready:
         """The provider's answer with its pictures, however many polls it takes."""
@@ -343,10 +369,10 @@ class _Worker:
         """A whole, checked picture to standard output. A closed pipe loses nothing: the reply stays for `recover`."""
         with part.path.open("rb") as file:
             while chunk := file.read(1 << 20):
-                if self.run.emit_bytes is None or not self.run.emit_bytes(chunk):
+                if self.run.outlets.emit is None or not self.run.outlets.emit(chunk):
                     raise LinkError("standard output was closed before the picture was written")
 
-    async def _fill(self, part: store.Part, picture: Picture) -> store.Facts:
+    async def _fill(self, part: store.Part, picture: Picture) -> pictures.Facts:
         """The picture's bytes, from its link or from the reply, checked and flushed."""
         if picture.blob is not None:
             await asyncio.to_thread(store.write_blob, picture.blob, part)
@@ -363,7 +389,7 @@ class _Worker:
             part.write,
             check=part.finish,
             restart=part.reset,
-            explain=store.explain_store_error,
+            explain=pictures.explain_store_error,
             on_progress=progress,
         )
         return fetched.checked

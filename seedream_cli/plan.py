@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from . import providers, spool, store
+from . import names, providers, spool, store
 from .errors import ApiError, ConfigError, InputError, Problem
 from .inputs import read_chunks
 from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, cost_at_most, find_model
@@ -21,8 +21,6 @@ from .settings import Key, Surroundings, choose_provider, find_key
 _HOW = ("rename", "skip", "error", "overwrite")
 REPLY_MOST = 64 * 1024 * 1024
 """Bytes of a reply beside its base64 pictures."""
-NAME_FIELDS = ("slug", "id", "index", "row", "model", "seed", "date", "hash")
-"""What `--name` may hold."""
 _KINDS = ("auto", "bar", "plain", "none")
 
 
@@ -89,7 +87,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedDraft:
     """One draft after planning: the outcome of `build` and where it goes, for `--explain` and `--dry-run`."""
 
     draft: Draft
@@ -104,7 +102,7 @@ class Plan:
     """A whole run, resolved once. `notices` are lines for the user that are no warnings."""
 
     command: str
-    drafts: tuple[Planned, ...]
+    drafts: tuple[PlannedDraft, ...]
     warnings: tuple[Problem, ...]
     notices: tuple[str, ...]
 
@@ -129,7 +127,7 @@ def make_plan(
     """
     found, notices = list(problems), list[str]()
     run = f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
-    planned: list[Planned] = []
+    planned: list[PlannedDraft] = []
     for number, draft in enumerate(drafts):
         references = images[number] if number < len(images) else ()
         one = _plan_draft(draft, surroundings, references, found, notices, sends=sends)
@@ -151,7 +149,7 @@ def _plan_draft(
     notices: list[str],
     *,
     sends: bool,
-) -> Planned | None:
+) -> PlannedDraft | None:
     """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first."""
     dialect, note = _choose_dialect(draft, surroundings, sends=sends)
     spec = dialect.spec
@@ -166,7 +164,8 @@ def _plan_draft(
     base_url = _base_url(draft, spec, mine)
     download = not draft.switches.get("no_download", False)
     if not download and built.request and built.request.response_format == "b64_json":
-        mine.append(Problem("no_download", "there are no links with --response-format b64_json", "leave one out"))
+        place = draft.origin("no_download")
+        mine.append(Problem("no_download", "b64_json replies hold no links to print", "leave one out", origin=place))
     most = built.count * built.request.pictures_at_most if built.request else 1
     output = _output(draft, most, mine)
     found += mine
@@ -176,10 +175,10 @@ def _plan_draft(
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
     job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings)
-    return Planned(draft, built, route, model, (job,) * built.count)
+    return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 
-def _number(planned: Sequence[Planned], run: str) -> tuple[Planned, ...]:
+def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ...]:
     """Give every job of the run its id, its number and the fields of its names."""
     total = sum(len(one.jobs) for one in planned)
     ready, index, first = [], 0, 1
@@ -196,7 +195,7 @@ def _number(planned: Sequence[Planned], run: str) -> tuple[Planned, ...]:
 def _fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
     """What a file name may be made of."""
     return {
-        "slug": store.slug(request.prompt or request.mode),
+        "slug": names.slug(request.prompt or request.mode),
         "id": name,
         "row": str(index + 1),
         "model": request.model or request.model_id,
@@ -270,7 +269,7 @@ def _output(draft: Draft, pictures: int, found: list[Problem]) -> store.Target |
     form = Form(draft, found)
     how = form.choice("if_exists", _HOW)
     form.choice("progress", _KINDS)
-    found += store.check_template(draft.values.get("name", ""), NAME_FIELDS) if "name" in draft.values else []
+    found += names.check_template(draft.values["name"], names.FIELDS) if "name" in draft.values else []
     try:
         return store.plan_output(
             form.text("output"),
@@ -298,26 +297,26 @@ _UNSHOWN = {"provider", "model", "extra"}
 def job_names(jobs: Sequence[Job]) -> list[str]:
     """The names that the pictures of these jobs would get, with `.*` where the bytes decide on the suffix."""
     total = sum(job.request.pictures_at_most for job in jobs)
-    names = []
+    found = []
     for job in jobs:
         for number in range(job.first, job.first + job.request.pictures_at_most):
             place = job.output.place(job.fields, number=number, of=total)
-            names.append("-" if job.output.stdout else str(place.folder / f"{place.stem}{place.suffix or '.*'}"))
-    return names
+            found.append("-" if job.output.stdout else str(place.folder / f"{place.stem}{place.suffix or '.*'}"))
+    return found
 
 
-def explain(planned: Planned) -> list[tuple[str, str, str, str]]:
+def explain(planned: PlannedDraft) -> list[tuple[str, str, str, str]]:
     """Every option as (option, value, sent as, note): renamed, defaulted by whom, or dropped, why, and the source."""
     request = planned.built.request
     if request is None:
         return []
-    names = [name for name in type(request).model_fields if name not in _UNSHOWN]
-    rows = [_explain_option(planned, request, name) for name in names]
+    options = [name for name in type(request).model_fields if name not in _UNSHOWN]
+    rows = [_explain_option(planned, request, name) for name in options]
     rows += [("extra", _words(value), key, "merged last") for key, value in request.extra.items()]
     return rows
 
 
-def _explain_option(planned: Planned, request: ImageRequest, name: str) -> tuple[str, str, str, str]:
+def _explain_option(planned: PlannedDraft, request: ImageRequest, name: str) -> tuple[str, str, str, str]:
     """One option's row."""
     shown = _SHOWN_AS.get(name, name).replace("_", "-")
     spec, option = planned.route.spec, _SHOWN_AS.get(name, name).replace("image", "images")
@@ -344,7 +343,7 @@ def _unless_taken(rule: Rule, why: str) -> str:
     return f"{rule.state}: {why}" if why else rule.state
 
 
-def _sent_as(planned: Planned, request: ImageRequest, name: str) -> list[str]:
+def _sent_as(planned: PlannedDraft, request: ImageRequest, name: str) -> list[str]:
     """The body's keys that hang on an option: found by sending it with another value, so that no table can be wrong."""
     other = {"watermark": not request.watermark, "model_id": "?", "prompt": "?", "size": "?", "response_format": "?"}
     empty = () if name == "images" else None
@@ -386,7 +385,9 @@ def make_recovery(
     jobs = [replace(_recovery_job(item, draft, surroundings, limits), output=output) for item in kept]
     jobs += [replace(_task_job(task, draft, surroundings, limits), output=output) for task in tasks]
     numbered = tuple(replace(job, index=index) for index, job in enumerate(jobs))
-    planned = tuple(Planned(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in numbered)
+    planned = tuple(
+        PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in numbered
+    )
     return Plan("recover", planned, (), ())
 
 
@@ -436,7 +437,7 @@ def _task_job(task: str, draft: Draft, surroundings: Surroundings, limits: Limit
     dialect, _ = _choose_dialect(draft, surroundings, sends=True)
     key = _key(draft, dialect.spec, surroundings)
     request = _bare_request(dialect.spec.name, "", "")
-    name = f"task-{store.clean_name(task, 60)}"
+    name = f"task-{names.clean_name(task, 60)}"
     fields = {**_fields(request, name, 0), "slug": name}
     base_url = full_url(dialect.spec, draft.values.get("base_url"))
     return Job(0, name, Route(dialect, base_url, key, limits), None, request, _HERE, fields, task_id=task)

@@ -46,6 +46,11 @@ class Surroundings:
         return not self.environ.get("NO_COLOR") and not self.is_dumb
 
     @property
+    def in_ci(self) -> bool:
+        """Whether a CI service reads the output; some obey commands that stand in it."""
+        return bool(self.environ.get("CI") or self.environ.get("GITHUB_ACTIONS"))
+
+    @property
     def state_folder(self) -> Path:
         """Where paid replies are kept until their pictures are saved."""
         moved = self.environ.get(PREFIX + "STATE_DIR")

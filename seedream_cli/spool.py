@@ -44,12 +44,12 @@ class Kept:
 class Spool:
     """One reply as it arrives. Ends with `keep` or `drop`; a killed process leaves the part for `adopt`."""
 
-    def __init__(self, folder: Path, job_id: str, descriptor: int, reserve: int) -> None:
-        self.path = folder / f"{job_id}.part"
+    def __init__(self, folder: Path, job_id: str, reserve: int) -> None:
+        self.path = _file(folder, job_id, "part")
         self.size = 0
         self._id = job_id
         self._reserve = reserve
-        self._descriptor = descriptor
+        self._descriptor = -1
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Adds bytes of the reply. Raises `FileError` (billed) where the disk refuses them."""
@@ -63,7 +63,14 @@ class Spool:
             rest = rest[written:]
 
     def reset(self) -> None:
-        """Starts from empty for another attempt, with the room reserved again. Raises `FileError` (nothing sent)."""
+        """Starts from empty for another attempt, with the room reserved again. Raises `FileError` (nothing sent).
+
+        A reply that was kept meanwhile is put aside: it answers the attempt before, but may have been paid for.
+        """
+        if self._descriptor < 0:
+            _put_aside(self.path)
+            _put_aside(self.path.with_suffix(".reply"))
+            self._descriptor = _create(self.path)
         # Cut to nothing first: an old reply behind a shorter new one would make neither readable after a crash.
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.ftruncate(self._descriptor, 0)
@@ -114,17 +121,19 @@ def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
     The remains of an earlier attempt are put aside as `<id>.<n>.cut`: they may be all there is of a paid reply.
     Raises `FileError` (nothing was sent) without room, `BusyError` while a living process writes the same reply.
     """
-    path = _file(folder, job_id, "part")
+    spool = Spool(folder, job_id, reserve)
     _make_private(folder)
-    _put_aside(path)
+    spool.reset()
+    return spool
+
+
+def _create(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     except OSError as error:
         raise _disk_error("reserve room in", path, error) from error
     _lock(descriptor)
-    spool = Spool(folder, job_id, descriptor, reserve)
-    spool.reset()
-    return spool
+    return descriptor
 
 
 def forget(folder: Path, job_id: str) -> None:
@@ -188,7 +197,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _put_aside(path: Path) -> None:
-    """Frees the name of a part that a killed process left; an empty one is simply removed."""
+    """Frees the name that an earlier attempt left; an empty file is simply removed."""
     if path.is_symlink() or not path.is_file():
         return
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""The disk room for pictures: what bytes are, what a file is called, and how a picture gets its final name.
+"""The disk room for pictures: where each one goes, and how it gets its final name.
 
 A picture is written to a part file in its own folder, checked to the last byte of its container, and only then
 linked to its final name. A file with a final name is therefore whole, and no existing file is replaced unasked.
@@ -11,22 +11,23 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import os
 import re
 import shutil
 import string
-import struct
 import sys
+import threading
 import time
-import unicodedata
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
 
 from .errors import FileError, InputError, LinkError, Problem
+from .names import render_name
+from .pictures import SPELLINGS, SUFFIXES, Facts, inspect_file
 from .results import Blob
 
 if sys.platform != "win32":
@@ -34,612 +35,9 @@ if sys.platform != "win32":
 
 IfExists = Literal["rename", "skip", "error", "overwrite"]
 
-SUFFIXES: dict[str, str] = {
-    "jpeg": ".jpg",
-    "png": ".png",
-    "webp": ".webp",
-    "gif": ".gif",
-    "bmp": ".bmp",
-    "tiff": ".tiff",
-    "heic": ".heic",
-    "heif": ".heif",
-    "avif": ".avif",
-}
-"""The suffix a picture's own bytes give its file. Nothing a server says can add to these."""
-
-_SPELLINGS = {suffix: name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg", ".jfif": "jpeg", ".tif": "tiff"}
-
-MAX_SIDE = 20_000
-MAX_PIXELS = 200_000_000
-"""No Seedream model draws more than 6240 pixels a side; a header that claims far more is a bomb."""
-
 _WINDOW = 1 << 18
-_MAX_READS = 500_000
 _DAY_S = 86_400
 _ROOM_BYTES = 8 << 20
-
-
-# --- what bytes are -------------------------------------------------------------------------------------------------
-
-
-def sniff(head: bytes) -> str:
-    """The format of a picture by its first bytes (64 suffice), or "" for anything else; SVG is never a picture."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0\x08\0", b"MM\0+\0\x08")):
-        return "tiff"
-    # Two letters are too few to tell a BMP by: its reserved words are zero and its second header has a known size.
-    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and head[14:18] in _BMP_HEADERS:
-        return "bmp"
-    return _sniff_boxes(head)
-
-
-_BMP_HEADERS = {struct.pack("<I", size) for size in (12, 16, 40, 52, 56, 64, 108, 124)}
-_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
-_AVIF_BRANDS = {b"avif", b"avis"}
-
-
-def _sniff_boxes(head: bytes) -> str:
-    if head[4:8] != b"ftyp" or len(head) < 16:
-        return ""
-    end = min(int.from_bytes(head[:4], "big"), len(head))
-    major, others = head[8:12], {head[at : at + 4] for at in range(16, end - 3, 4)}
-    if major in _AVIF_BRANDS:
-        return "avif"
-    if major in _HEIC_BRANDS:
-        return "heic"
-    if major not in {b"mif1", b"msf1"}:
-        return ""
-    if others & _AVIF_BRANDS:
-        return "avif"
-    return "heic" if others & _HEIC_BRANDS else "heif"
-
-
-def describe(head: bytes) -> str:
-    """What these first bytes are, in words that end a sentence: "an HTML page", "a PNG picture", "unknown bytes"."""
-    if not head:
-        return "no bytes at all"
-    if name := sniff(head):
-        return f"{'an' if name == 'avif' else 'a'} {name.upper()} picture"
-    text = head[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "an HTML page"
-    if text.startswith((b"<svg", b"<?xml", b"<!doctype svg")) and b"<svg" in text:
-        return "an SVG drawing"
-    if text.startswith((b"<?xml", b"<error")):
-        return "an XML error"
-    return "JSON" if text.startswith((b"{", b"[")) else "unknown bytes"
-
-
-_REFUSED_SIGNATURES = {
-    "SignatureDoesNotMatch",
-    "InvalidSignature",
-    "AuthenticationFailed",
-    "AuthorizationQueryParametersError",
-    "InvalidAuthorization",
-}
-
-
-def explain_store_error(head: bytes, status: int) -> tuple[Literal["expired", "download"], str]:
-    """Why an object store gave no picture: the error's kind and a message, from its XML or JSON body.
-
-    Volcengine's store answers a link without its whole signature with AccessDenied and EC 0003-00000015; S3 and its
-    kin say "Request has expired" or SignatureDoesNotMatch. Only the code and the message are repeated: the rest of
-    such a body may hold the signature itself.
-    """
-    code, message, detail = (_store_field(head, name) for name in ("Code", "Message", "EC"))
-    said = f"HTTP {status}" + (f", {code}" if code else "") + (f": {message}" if message else "")
-    if "expired" in f"{code} {message}".lower() or b"not valid in the specified time frame" in head.lower():
-        return "expired", f"the link has expired ({said})"
-    if detail == "0003-00000015" or code in _REFUSED_SIGNATURES:
-        return "download", f"the store refused the link's signature, which was cut or altered, or is too old ({said})"
-    if code in {"NoSuchKey", "NoSuchBucket"} or status in {404, 410}:
-        return "download", f"the store has no such picture any more ({said})"
-    if code:
-        return "download", f"the store refused the picture ({said})"
-    return "download", f"the store answered HTTP {status} with {describe(head)} instead of a picture"
-
-
-def _store_field(head: bytes, name: str) -> str:
-    # The body may be cut anywhere, so that no parser would take it.
-    wanted = name.encode()
-    found = re.search(rb'<%b>\s*([^<]*)|"%b"\s*:\s*"([^"]*)' % (wanted, wanted), head[:4096])
-    return (found[1] or found[2] or b"").decode("utf-8", "replace").strip()[:120] if found else ""
-
-
-# --- whole pictures -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a whole picture's container says: pixels, bytes, the sha256 of all of it, and whether it has frames."""
-
-    format: str
-    width: int
-    height: int
-    bytes: int
-    sha256: str
-    animated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Width and height in pixels, and the number of frames."""
-
-    width: int
-    height: int
-    frames: int = 1
-
-
-_Readable = io.BufferedReader | io.BytesIO
-
-
-class _Source:
-    """Bounded reads of a picture. The number of reads is capped, so that no crafted file costs minutes."""
-
-    def __init__(self, file: _Readable) -> None:
-        self._file = file
-        self._reads = 0
-        self.size = file.seek(0, os.SEEK_END)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes at `offset`; fewer only at the end of the file."""
-        self._reads += 1
-        if self._reads > _MAX_READS:
-            raise _broken("the picture is made of more parts than any real one")
-        self._file.seek(offset)
-        return self._file.read(length)
-
-    def need(self, offset: int, length: int, name: str) -> bytes:
-        """Exactly `length` bytes, or an error that calls the picture cut."""
-        data = self.read(offset, length)
-        if len(data) < length:
-            raise _cut(name, self.size)
-        return data
-
-    def search(self, pattern: re.Pattern[bytes], offset: int) -> int:
-        """Where the two-byte `pattern` first matches at or after `offset`, or -1."""
-        # The first look is short, because a file may be made of very many very short stretches.
-        length = 4096
-        while len(window := self.read(offset, length)) > 1:
-            if found := pattern.search(window):
-                return offset + found.start()
-            offset += len(window) - 1
-            length = _WINDOW
-        return -1
-
-
-def _broken(message: str) -> LinkError:
-    return LinkError(message, retryable=True)
-
-
-def _cut(name: str, size: int, where: str = "before its end") -> LinkError:
-    return _broken(f"the {name} stops {where} ({size} bytes)")
-
-
-def inspect(path: Path) -> Facts:
-    """The facts of the picture at `path`, its container walked to the end in bounded memory; no pixel is decoded.
-
-    Raises `LinkError` (kind "download", retryable) saying what is wrong with it, `FileError` where it cannot be read.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {_reason(error)}") from error
-    with file:
-        return _inspect(file)
-
-
-def inspect_bytes(data: bytes) -> Facts:
-    """As `inspect`, for a picture in memory."""
-    return _inspect(io.BytesIO(data))
-
-
-def _inspect(file: _Readable, sha256: str = "") -> Facts:
-    source = _Source(file)
-    head = source.read(0, 4096)
-    name = sniff(head)
-    if not name:
-        raise _broken(f"not a picture but {describe(head)} ({source.size} bytes)")
-    shape = _CHECKS[name](source)
-    if not shape.width or not shape.height:
-        raise _broken(f"the {name.upper()} declares no size")
-    if max(shape.width, shape.height) > MAX_SIDE or shape.width * shape.height > MAX_PIXELS:
-        raise _broken(f"the {name.upper()} declares {shape.width}x{shape.height} pixels, more than is taken")
-    if not sha256:
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Facts(name, shape.width, shape.height, source.size, sha256, shape.frames > 1)
-
-
-def _check_png(source: _Source) -> _Shape:
-    """Chunks with their checksums up to IEND (source: PNG specification, third edition, 5.3)."""
-    header = source.need(8, 16, "PNG")
-    if header[:8] != b"\0\0\0\x0dIHDR":
-        raise _broken("the PNG does not begin with its header")
-    width, height = struct.unpack(">II", header[8:])
-    offset, kind, data, frames = 8, b"", False, 1
-    while kind != b"IEND":
-        length, kind = struct.unpack(">I4s", source.need(offset, 8, "PNG"))
-        if offset + 12 + length > source.size:
-            raise _cut("PNG", source.size)
-        _check_crc(source, offset + 4, length + 4)
-        if kind == b"acTL" and length == 8:
-            frames = int.from_bytes(source.read(offset + 8, 4), "big")
-        data = data or kind == b"IDAT"
-        offset += 12 + length
-    if not data:
-        raise _broken("the PNG holds no picture data")
-    return _Shape(width, height, frames)
-
-
-def _check_crc(source: _Source, offset: int, length: int) -> None:
-    crc, at, end = 0, offset, offset + length
-    while at < end:
-        piece = source.read(at, min(_WINDOW, end - at))
-        crc = zlib.crc32(piece, crc)
-        at += len(piece)
-    if crc != int.from_bytes(source.read(end, 4), "big"):
-        raise _broken(f"the PNG is damaged: a checksum is wrong (at byte {offset - 4})")
-
-
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
-_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
-
-def _check_jpeg(source: _Source) -> _Shape:
-    """Markers from SOI to EOI, at least one scan among them (source: ITU-T T.81, annex B)."""
-    offset, width, height, scanned = 2, 0, 0, False
-    while True:
-        lead, marker = source.need(offset, 2, "JPEG")
-        if lead != 0xFF:
-            raise _broken(f"the JPEG is damaged: no marker where one must be (at byte {offset})")
-        if marker == 0xFF:
-            offset += 1
-            continue
-        offset += 2
-        if marker == 0xD9:
-            break
-        if marker in _JPEG_BARE:
-            continue
-        length = int.from_bytes(source.need(offset, 2, "JPEG"), "big")
-        if length < 2 or offset + length > source.size:
-            raise _cut("JPEG", source.size, "inside a segment")
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack(">HH", source.need(offset + 3, 4, "JPEG"))
-        if marker == 0xDC and not height:
-            # A height that was not known in advance follows the first scan.
-            height = int.from_bytes(source.need(offset + 2, 2, "JPEG"), "big")
-        offset += length
-        if marker == 0xDA:
-            scanned = True
-            offset = source.search(_JPEG_MARKER, offset)
-        if offset < 0:
-            raise _cut("JPEG", source.size, "before its end marker")
-    if not scanned:
-        raise _broken("the JPEG holds no picture data")
-    return _Shape(width, height)
-
-
-def _check_webp(source: _Source) -> _Shape:
-    """RIFF chunks up to the declared length (source: WebP container specification; RFC 6386, 9.1)."""
-    end = int.from_bytes(source.need(4, 4, "WEBP"), "little") + 8
-    if source.size < end:
-        raise _cut("WEBP", source.size, f"before its {end} bytes are full")
-    offset, canvas, image, frames = 12, None, None, 0
-    while offset + 8 <= end:
-        kind, length = struct.unpack("<4sI", source.need(offset, 8, "WEBP"))
-        if offset + 8 + length > end:
-            raise _broken("the WEBP is damaged: a chunk reaches beyond its end")
-        body = source.read(offset + 8, min(length, 10))
-        if kind == b"VP8X" and len(body) == 10:
-            canvas = _Shape(*(int.from_bytes(body[at : at + 3], "little") + 1 for at in (4, 7)))
-        elif kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
-            image = image or _Shape(*(side & 0x3FFF for side in struct.unpack("<HH", body[6:10])))
-        elif kind == b"VP8L" and body[:1] == b"\x2f":
-            bits = int.from_bytes(body[1:5], "little")
-            image = image or _Shape((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-        frames += kind == b"ANMF"
-        offset += 8 + length + (length & 1)
-    shape = canvas or image
-    if shape is None or not (image or frames):
-        raise _broken("the WEBP holds no picture data")
-    return _Shape(shape.width, shape.height, max(frames, 1))
-
-
-def _check_gif(source: _Source) -> _Shape:
-    """Blocks up to the trailer (source: GIF89a specification)."""
-    width, height, flags = struct.unpack("<HHB", source.need(6, 5, "GIF"))
-    offset, frames = 13 + _gif_table(flags), 0
-    while (kind := source.need(offset, 1, "GIF")[0]) != 0x3B:
-        if kind == 0x2C:
-            frames += 1
-            offset += 11 + _gif_table(source.need(offset + 9, 1, "GIF")[0])
-        elif kind == 0x21:
-            offset += 2
-        else:
-            raise _broken(f"the GIF is damaged: no block where one must be (at byte {offset})")
-        while length := source.need(offset, 1, "GIF")[0]:
-            offset += 1 + length
-        offset += 1
-    if not frames:
-        raise _broken("the GIF holds no picture data")
-    return _Shape(width, height, frames)
-
-
-def _gif_table(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _check_bmp(source: _Source) -> _Shape:
-    """The pixels must be there: their own length where they are not packed, else the declared file length."""
-    declared, _, start, header = struct.unpack("<IIII", source.need(2, 16, "BMP"))
-    if header == 12:
-        width, height, _, depth = struct.unpack("<HHHH", source.need(18, 8, "BMP"))
-        packed = 0
-    else:
-        width, height, _, depth = struct.unpack("<iiHH", source.need(18, 12, "BMP"))
-        packed = int.from_bytes(source.need(30, 4, "BMP"), "little") if header >= 40 else 0
-    if width <= 0:
-        raise _broken("the BMP declares no size")
-    # A negative height means rows from the top; 0, 3 and 6 are the kinds of storage that do not pack pixels.
-    end = start + (width * depth + 31) // 32 * 4 * abs(height) if packed in {0, 3, 6} else declared
-    if source.size < end:
-        raise _cut("BMP", source.size, f"before its {end} bytes are full")
-    return _Shape(width, abs(height))
-
-
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_TIFF_TAGS = {256, 257, 273, 279, 324, 325}  # width, height, then offsets and lengths of strips and of tiles
-_TIFF_PAGES = 64
-_TIFF_STRIPS = 1 << 18
-
-
-def _check_tiff(source: _Source) -> _Shape:
-    """The first pages' directories and the reach of its strips or tiles (source: TIFF 6.0; BigTIFF)."""
-    head = source.need(0, 16, "TIFF")
-    order, big = "<" if head[:1] == b"I" else ">", head[2:4] in {b"+\0", b"\0+"}
-    at = struct.unpack_from(order + "Q", head, 8)[0] if big else struct.unpack_from(order + "I", head, 4)[0]
-    first, seen = None, set[int]()
-    while at and at not in seen and len(seen) < _TIFF_PAGES:
-        seen.add(at)
-        tags, at = _tiff_page(source, at, order, big=big)
-        if not tags.get(256) or not tags.get(257):
-            raise _broken("the TIFF declares no size")
-        first = first or _Shape(tags[256][0], tags[257][0])
-        starts, lengths = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in ((273, 324), (279, 325)))
-        if not starts or len(starts) != len(lengths):
-            raise _broken("the TIFF holds no picture data")
-        if max(map(sum, zip(starts, lengths, strict=True))) > source.size:
-            raise _cut("TIFF", source.size)
-    if first is None:
-        raise _broken("the TIFF holds no picture")
-    return first
-
-
-def _tiff_page(source: _Source, at: int, order: str, *, big: bool) -> tuple[dict[int, tuple[int, ...]], int]:
-    """The tags of one page that say its size and where its data lies, and the offset of the next page or 0."""
-    count_format, entry_format, entry_size = ("Q", "HHQ", 20) if big else ("H", "HHI", 12)
-    word = "Q" if big else "I"
-    count = struct.unpack(order + count_format, source.need(at, struct.calcsize(count_format), "TIFF"))[0]
-    if count > 65_535:
-        raise _broken("the TIFF is damaged: its directory is too long")
-    at += struct.calcsize(count_format)
-    table = source.need(at, count * entry_size, "TIFF")
-    tags = dict[int, tuple[int, ...]]()
-    for entry in range(0, len(table), entry_size):
-        tag, kind, values = struct.unpack_from(order + entry_format, table, entry)
-        size = values * _TIFF_SIZES.get(kind, 0)
-        inline = at + entry + (12 if big else 8)
-        fits = size <= (8 if big else 4)
-        where = inline if fits else struct.unpack(order + word, source.need(inline, 8 if big else 4, "TIFF"))[0]
-        if where + size > source.size:
-            raise _cut("TIFF", source.size)
-        if tag not in _TIFF_TAGS or kind not in _TIFF_NUMBERS:
-            continue
-        if values > _TIFF_STRIPS:
-            raise _broken("the TIFF is made of more parts than any real one")
-        tags[tag] = struct.unpack(f"{order}{values}{_TIFF_NUMBERS[kind]}", source.need(where, size, "TIFF"))
-    after = source.need(at + len(table), struct.calcsize(order + word), "TIFF")
-    return tags, struct.unpack(order + word, after)[0]
-
-
-def _check_boxes(source: _Source) -> _Shape:
-    """HEIC, HEIF and AVIF: boxes to the end of the file (source: ISO/IEC 14496-12 and 23008-12).
-
-    The size is that of the largest item, before any rotation: a picture made of tiles is larger than each of them.
-    """
-    top = list(_boxes(source, 0, source.size))
-    sizes, data = list[_Shape](), any(kind == b"mdat" for kind, _, _ in top)
-    for kind, start, end in top:
-        if kind != b"meta":
-            continue
-        for inner, inner_start, inner_end in _boxes(source, start + 4, end):
-            data = data or inner == b"idat"
-            if inner == b"iprp":
-                sizes += _item_sizes(source, inner_start, inner_end)
-    if not data or not sizes:
-        raise _broken("the picture holds no picture data")
-    largest = max(sizes, key=lambda shape: shape.width * shape.height)
-    moving = any(kind == b"moov" for kind, _, _ in top)
-    return _Shape(largest.width, largest.height, 2 if moving else 1)
-
-
-def _item_sizes(source: _Source, start: int, end: int) -> Iterator[_Shape]:
-    for kind, inner_start, inner_end in _boxes(source, start, end):
-        if kind != b"ipco":
-            continue
-        for item, at, _ in _boxes(source, inner_start, inner_end):
-            if item == b"ispe":
-                yield _Shape(*struct.unpack(">II", source.need(at + 4, 8, "picture")))
-
-
-def _boxes(source: _Source, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each box's body between two offsets."""
-    while start < end:
-        size, kind = struct.unpack(">I4s", source.need(start, 8, "picture"))
-        body = start + 8
-        if size == 1:
-            size = int.from_bytes(source.need(body, 8, "picture"), "big")
-            body += 8
-        stop = start + size if size else end
-        if stop > end:
-            raise _cut("picture", source.size)
-        if stop < body:
-            raise _broken(f"the picture is damaged: a box has no length (at byte {start})")
-        yield kind, body, stop
-        start = stop
-
-
-_CHECKS = {
-    "jpeg": _check_jpeg,
-    "png": _check_png,
-    "webp": _check_webp,
-    "gif": _check_gif,
-    "bmp": _check_bmp,
-    "tiff": _check_tiff,
-    "heic": _check_boxes,
-    "heif": _check_boxes,
-    "avif": _check_boxes,
-}
-
-
-# --- names ----------------------------------------------------------------------------------------------------------
-
-FIELDS = ("slug", "id", "index", "row", "model", "seed", "date", "hash")
-"""The fields every name template may use; a table's columns come on top."""
-
-_NAMELESS = "image"
-_RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$", "clock$"} | {
-    device + digit for device in ("com", "lpt") for digit in "0123456789¹²³"
-}
-_UNPORTABLE = frozenset('<>:"/\\|?*%')
-_PADDING = re.compile(r"0([1-9]|1[0-9]|20)")
-
-
-def slug(text: str, limit: int = 60) -> str:
-    """A prompt as part of a file name: letters and digits of every script, words joined by "-", at most `limit` bytes.
-
-    Never empty: a text without letters gives "image".
-    """
-    short = ""
-    for word in _words(text):
-        longer = f"{short}-{word}" if short else word
-        if len(longer.encode()) <= limit:
-            short = longer
-            continue
-        # Scripts without spaces have words as long as sentences: those are cut inside rather than left out.
-        return short if len(short.encode()) >= limit // 2 else _shorten(longer, limit).strip("-") or _NAMELESS
-    return short or _NAMELESS
-
-
-def _words(text: str) -> Iterator[str]:
-    word = ""
-    for char in unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower()):
-        category = unicodedata.category(char)[0]
-        # A mark belongs to the letter before it; on its own it is no word.
-        if category in "LN" or (category == "M" and word):
-            word += char
-        elif char not in "'’" and word:
-            yield word
-            word = ""
-    if word:
-        yield word
-
-
-def _shorten(text: str, limit: int) -> str:
-    """The longest start of `text` of at most `limit` UTF-8 bytes that does not part a letter from its marks."""
-    short = text.encode()[:limit].decode("utf-8", "ignore")
-    if len(short) == len(text):
-        return text
-    end = len(short)
-    while end > max(0, len(short) - 8) and unicodedata.combining(text[end]):
-        end -= 1
-    return short[:end] if end and not unicodedata.combining(text[end]) else short
-
-
-def clean_name(stem: str, limit: int = 150) -> str:
-    """One part of a path, safe on Linux, macOS and Windows, NFC, at most `limit` bytes; never empty, idempotent.
-
-    Signs that are special somewhere, control, format and unassigned characters become "_"; no leading dot (hidden),
-    dash (an option) or tilde (a home), no trailing dot or space, no name that Windows keeps for a device.
-    """
-    text = unicodedata.normalize("NFC", stem.encode("utf-8", "replace").decode())
-    text = re.sub("_+", "_", "".join(map(_portable, text))).lstrip(" .-~").rstrip(" .")
-    text = _shorten(text, limit).rstrip(" .")
-    if not text.strip("_ ."):
-        return _NAMELESS
-    return f"_{text}" if text.split(".")[0].strip().casefold() in _RESERVED else text
-
-
-def _portable(char: str) -> str:
-    category = unicodedata.category(char)
-    if category == "Zs":
-        return " "
-    return "_" if char in _UNPORTABLE or category[0] == "C" or category in {"Zl", "Zp"} else char
-
-
-def check_template(template: str, known: Collection[str]) -> list[Problem]:
-    """Everything wrong with a name template whose fields may be `known`: "{row:03}-{slug}" with "/" for folders.
-
-    A field may be padded with zeros ("{index:03}") and nothing else; "{{" and "}}" are braces.
-    """
-    try:
-        pieces = list(string.Formatter().parse(template))
-    except ValueError as error:
-        return [_template_problem(template, str(error).lower(), "write {{ and }} for braces")]
-    problems = []
-    for _, name, padding, conversion in pieces:
-        if name is None:
-            continue
-        if name not in known:
-            problems.append(_unknown_field(name, known))
-        if conversion or (padding and not _PADDING.fullmatch(padding)):
-            problems.append(_template_problem(template, f"{{{name}}} has a format", "only {index:03} is understood"))
-    parts = "".join(literal + ("x" if name is not None else "") for literal, name, _, _ in pieces).split("/")
-    if any(part.strip() in {"", ".", ".."} for part in parts):
-        hint = 'each part between "/" needs a name; the folder itself is given with --output'
-        problems.append(_template_problem(template, "it does not stay inside the output folder", hint))
-    if Path(parts[-1]).suffix.lower() in _SPELLINGS:
-        message = f"the name template ends in {Path(parts[-1]).suffix}, which will be doubled"
-        hint = "leave it out: the suffix comes from the picture's own bytes"
-        problems.append(Problem("name", message, hint, severity="warning"))
-    return problems
-
-
-def _template_problem(template: str, message: str, hint: str) -> Problem:
-    return Problem("name", f'bad name template "{template}": {message}', hint)
-
-
-def _unknown_field(name: str, known: Collection[str]) -> Problem:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(f'{{{field}}}' for field in near)}? " if near else ""
-    fields = " ".join(f"{{{field}}}" for field in known)
-    return Problem("name", f"unknown field {{{name}}} in the name template", f"{guess}fields: {fields}")
-
-
-def render_name(template: str, fields: Mapping[str, str]) -> str:
-    """The path a template gives, relative and without suffix, every part cleaned; a value never adds a folder.
-
-    Raises `InputError` with all that `check_template` finds.
-    """
-    if errors := [problem for problem in check_template(template, fields) if problem.severity == "error"]:
-        raise InputError(errors)
-    text = ""
-    for literal, name, padding, _ in string.Formatter().parse(template):
-        value = "" if name is None else re.sub(r"[/\\]", "_", fields[name])
-        text += literal + (value.zfill(int(padding)) if padding and value.isdecimal() else value)
-    return "/".join(map(clean_name, text.split("/")))
 
 
 # --- targets --------------------------------------------------------------------------------------------------------
@@ -701,7 +99,7 @@ class Target:
 
 def existing(place: Place) -> Path | None:
     """The file that holds this place's name already: under the suffix typed, or under any picture's suffix."""
-    suffixes = (place.suffix,) if place.suffix else _SPELLINGS
+    suffixes = (place.suffix,) if place.suffix else SPELLINGS
     paths = (place.folder / f"{place.stem}{suffix}" for suffix in suffixes)
     # A dangling link takes a name too, though exists() is blind to it.
     return next((path for path in paths if os.path.lexists(path)), None)
@@ -724,7 +122,7 @@ def plan_output(
     path = Path(output or ".")
     if output is None or output.endswith(tuple(filter(None, ("/", os.sep, os.altsep)))) or _is_folder(path):
         return Target(path, if_exists or "rename", pictures, template)
-    if path.suffix.lower() in _SPELLINGS:
+    if path.suffix.lower() in SPELLINGS:
         return Target(path.parent, if_exists or "error", pictures, file=path)
     if os.path.lexists(path):
         raise InputError([Problem("output", f"{path} is a file, but not named as a picture", _NAME_HINT)])
@@ -816,13 +214,17 @@ class Published:
 
 
 class Part:
-    """A picture on its way to the disk. Closed and removed at the end of a `with` block unless it was published."""
+    """A picture on its way to the disk. Closed and removed at the end of a `with` block unless it was published.
+
+    Its methods exclude each other: a cancelled task may leave the block while a thread still writes or publishes.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.size = 0
         self._descriptor = descriptor
         self._hash = hashlib.sha256()
+        self._turn = threading.RLock()
         # What the umask and the folder's own rules made of 0666: the mode of the finished file.
         self._mode = os.fstat(descriptor).st_mode & 0o777
         _set_mode(descriptor, 0o600)
@@ -838,8 +240,11 @@ class Part:
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Adds bytes. Raises `FileError` (billed) where the disk refuses them."""
-        rest = memoryview(chunk)
-        self._hash.update(rest)
+        with self._turn:
+            self._hash.update(chunk)
+            self._write(memoryview(chunk))
+
+    def _write(self, rest: memoryview) -> None:
         while rest:
             try:
                 written = os.write(self._descriptor, rest)
@@ -850,21 +255,26 @@ class Part:
 
     def reset(self) -> None:
         """Forgets what was written, for another attempt at the same picture."""
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.ftruncate(self._descriptor, 0)
-        self.size = 0
-        self._hash = hashlib.sha256()
+        with self._turn:
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.ftruncate(self._descriptor, 0)
+            self.size = 0
+            self._hash = hashlib.sha256()
 
     def finish(self) -> Facts:
         """Checks the whole picture and flushes it. Raises `LinkError` where it is no whole one, `FileError`."""
-        with os.fdopen(os.dup(self._descriptor), "rb") as file:
-            facts = _inspect(file, self._hash.hexdigest())
+        with self._turn:
+            with os.fdopen(os.dup(self._descriptor), "rb") as file:
+                facts = inspect_file(file, self._hash.hexdigest())
+            self._flush()
+        return facts
+
+    def _flush(self) -> None:
         try:
             _set_mode(self._descriptor, self._mode)
             os.fsync(self._descriptor)
         except OSError as error:
             raise _paid_error("flush", self.path, error) from error
-        return facts
 
     def publish(self, folder: Path, stem: str, facts: Facts, if_exists: IfExists, *, suffix: str = "") -> Published:
         """Gives the finished part its final name in `folder` (on the same file system) and flushes the folder.
@@ -873,12 +283,14 @@ class Part:
         did not give: no file of that name is replaced, and none is a reason to drop or fail a paid picture.
         Raises `FileError` (billed), also where the name is taken and `if_exists` is "error".
         """
-        asked = folder / f"{stem}{suffix}" if suffix and _SPELLINGS.get(suffix.lower()) != facts.format else None
+        asked = folder / f"{stem}{suffix}" if suffix and SPELLINGS.get(suffix.lower()) != facts.format else None
         suffix = SUFFIXES[facts.format] if asked or not suffix else suffix
-        first = folder / f"{stem}{suffix}"
+        with self._turn:
+            return self._publish(folder / f"{stem}{suffix}", "rename" if asked else if_exists, asked)
+
+    def _publish(self, first: Path, rule: IfExists, asked: Path | None) -> Published:
         if sys.platform == "win32":
             self._close()  # an open file can be neither renamed nor removed there
-        rule = "rename" if asked else if_exists
         if rule == "overwrite":
             _replace(self.path, first)
             return self._published(Published(first))
@@ -890,7 +302,7 @@ class Part:
         if rule == "error":
             hint = "`seedream recover` saves it under another name"
             raise FileError(f"{first} exists already, so the picture was not saved", hint=hint, billed="yes")
-        free = next(path for path in _numbered(folder, stem, suffix) if _claim(self.path, path))
+        free = next(path for path in _numbered(first) if _claim(self.path, path))
         return self._published(Published(free, first, asked))
 
     def _published(self, published: Published) -> Published:
@@ -905,8 +317,9 @@ class Part:
 
     def discard(self) -> None:
         """Closes and removes the part; nothing happens where it was published."""
-        self._close()
-        self.path.unlink(missing_ok=True)
+        with self._turn:
+            self._close()
+            self.path.unlink(missing_ok=True)
 
 
 def open_part(folder: Path) -> Part:
@@ -973,18 +386,19 @@ def _replace(part: Path, final: Path) -> None:
         raise _paid_error("write", final, error) from error
 
 
-def _numbered(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+def _numbered(first: Path) -> Iterator[Path]:
     """Names "stem-2", "stem-3", … from about the first free one: thousands may be taken, so they are bisected."""
+
+    def name(number: int) -> Path:
+        return first.with_stem(f"{first.stem}-{number}")
+
     low, high = 1, 2
-    while os.path.lexists(folder / f"{stem}-{high}{suffix}"):
+    while os.path.lexists(name(high)):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        taken = os.path.lexists(folder / f"{stem}-{middle}{suffix}")
-        low, high = (middle, high) if taken else (low, middle)
-    while True:
-        yield folder / f"{stem}-{high}{suffix}"
-        high += 1
+        low, high = (middle, high) if os.path.lexists(name(middle)) else (low, middle)
+    return map(name, itertools.count(high))
 
 
 def _claim(part: Path, final: Path) -> bool:
@@ -1084,8 +498,19 @@ def write_blob(blob: Blob, part: Part) -> None:
     Undoes what JSON writers do to base64: "/", "+" and "=" as escapes, line breaks, a data URI's prefix. Padding may
     be missing. Raises `LinkError` (not retryable: the reply stays as it is) for what is no base64, `FileError`.
     """
+    _decode(_blob_text(blob), part)
+
+
+def write_base64(text: str, part: Part) -> None:
+    """As `write_blob`, for base64 that is in memory already: short, or from a stream."""
+    raw = text.encode("ascii", "replace")
+    start = prefix.end() if (prefix := _DATA_PREFIX.match(raw)) else 0
+    _decode((raw[at : at + _WINDOW].translate(None, _SPACES) for at in range(start, len(raw), _WINDOW)), part)
+
+
+def _decode(pieces: Iterable[bytes], part: Part) -> None:
     rest, padded = b"", False
-    for text in _blob_text(blob):
+    for text in pieces:
         rest += text
         whole = len(rest) // 4 * 4
         padded = _write_decoded(rest[:whole], part, after_padding=padded)

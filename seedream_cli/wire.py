@@ -16,6 +16,7 @@ import datetime as dt
 import email.utils
 import hashlib
 import http.cookiejar
+import importlib.util
 import ipaddress
 import json
 import logging
@@ -25,6 +26,7 @@ import re
 import secrets
 import socket
 import ssl
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -54,6 +56,7 @@ _TEXT_BYTES = 2000
 _OPENING_BYTES = 8192
 _READ_STEP = 3 << 16  # a multiple of three, so that base64 pads only at the very end
 _INFLATE_STEP = 1 << 20
+_LANE = 4  # connections of one client
 _REQUEST_ID_HEADERS = ("x-request-id", "x-tt-logid", "x-client-request-id", "x-trace-id", "cf-ray")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -153,6 +156,17 @@ class Streamed(Generic[T]):
     doubtful: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched(Generic[T]):
+    """A link that was fetched whole: what the caller's `check` made of it, and the type that the server claimed."""
+
+    checked: T
+    size: int
+    content_type: str
+    host: str
+    attempts: int
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -219,8 +233,16 @@ def _silence_libraries() -> None:
     """Httpx logs whole signed links at INFO and httpcore logs headers at DEBUG: neither may speak."""
     for name in ("httpx", "httpcore", "httpcore.connection", "httpcore.proxy", "httpcore.http11"):
         logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() < logging.WARNING or name in {"httpx", "httpcore"}:
-            logger.setLevel(logging.WARNING)
+        logger.setLevel(max(logger.level, logging.WARNING))
+
+
+def _remember_absence() -> None:
+    """Httpcore asks for `sniffio` some ten times a request. Where it is not installed, each time searches the disk.
+
+    An entry of None makes that import fail at once; it was a fifth of the time of a download.
+    """
+    if "sniffio" not in sys.modules and importlib.util.find_spec("sniffio") is None:
+        sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 
 # --- the request body -------------------------------------------------------------------------------------------------
@@ -796,6 +818,14 @@ class _Trail:
             self._watch.stage(name)
 
 
+@dataclass(slots=True)
+class _Lane:
+    """A client and how many exchanges it has under way."""
+
+    client: httpx.AsyncClient
+    busy: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Outcome(Generic[R]):
     """A finished exchange and what it took."""
@@ -838,9 +868,10 @@ class Wire:
         self._random = random or randomness.Random()
         self._pace = _Pace(policy, self._clock, self._random)
         self._log = log
-        self._clients: dict[tuple[str, bool], httpx.AsyncClient] = {}
+        self._lanes: dict[tuple[str, bool], list[_Lane]] = {}
         self._tls: ssl.SSLContext | None = None
         _silence_libraries()
+        _remember_absence()
         if self._base.scheme == "http" and transport is None and proxy and not is_loopback(_proxy_host(proxy)):
             raise ConfigError(
                 f"the API key would travel in clear to the proxy {_proxy_host(proxy)}: use an https API address"
@@ -850,9 +881,9 @@ class Wire:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            await client.aclose()
+        lanes, self._lanes = [lane for room in self._lanes.values() for lane in room], {}
+        for lane in lanes:
+            await lane.client.aclose()
 
     @property
     def proxy_in_use(self) -> str:
@@ -1037,7 +1068,6 @@ class Wire:
         length: int,
         pieces: Callable[[], Iterator[bytes]] | None,
     ) -> None:
-        client = self._client("api", secure=self._base.scheme == "https")
         headers = {"Accept": call.accept}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -1046,18 +1076,19 @@ class Wire:
             headers |= {"Content-Type": "application/json", "Content-Length": str(length)}
             body = pieces()
         content = None if pieces is None else _outgoing(body)
-        request = client.build_request(call.method, self._base.url + call.path, headers=headers, content=content)
-        request.extensions["trace"] = trail.trace
-        if self._transport is not None:
-            # The sandbox has no connection whose events could be traced: sending begins here.
-            trail.leave()
-            trail.stage("sent")
-        response = await client.send(request, stream=True)
-        async with contextlib.aclosing(response):
-            trail.received = _Received(response.status_code, dict(response.headers))
-            trail.stage("receiving")
-            self._refuse_redirect(response)
-            await receive(response)
+        async with self._client("api", secure=self._base.scheme == "https") as client:
+            request = client.build_request(call.method, self._base.url + call.path, headers=headers, content=content)
+            request.extensions["trace"] = trail.trace
+            if self._transport is not None:
+                # The sandbox has no connection whose events could be traced: sending begins here.
+                trail.leave()
+                trail.stage("sent")
+            response = await client.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                trail.received = _Received(response.status_code, dict(response.headers))
+                trail.stage("receiving")
+                self._refuse_redirect(response)
+                await receive(response)
 
     def _refuse_redirect(self, response: httpx.Response) -> None:
         """A redirect of a call is never followed: it would carry prompt, pictures and money to another host."""
@@ -1141,7 +1172,7 @@ class Wire:
         write: Callable[[bytes], None],
         *,
         restart: Callable[[], None],
-        finish: Callable[[], T],
+        check: Callable[[], T],
         explain: Callable[[bytes, int], tuple[str, str]] | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
         watch: Watch | None = None,
@@ -1149,10 +1180,10 @@ class Wire:
         deadline_s: float = 300.0,
         stall_s: float = 20.0,
         lowest_rate: float = 1000.0,
-    ) -> T:
+    ) -> Fetched[T]:
         """Get a link, byte for byte as the provider gave it, with nothing of the user's. Raises LinkError.
 
-        `finish` (run in a thread) judges the whole file, and its value is returned; a retryable LinkError from it means
+        `check` (run in a thread) judges the whole file, and its value is handed on; a retryable LinkError from it means
         another attempt. `restart` is called before one, so that the caller empties its file. `explain` turns the status
         and the first 2 kB of a refusal into (kind, message). One attempt may last `deadline_s`, and must bring
         `lowest_rate` bytes a second over every `stall_s`. `on_progress` gets the bytes so far and the total, if told.
@@ -1162,8 +1193,8 @@ class Wire:
         while True:
             attempt += 1
             try:
-                await self._download(order)
-                return await asyncio.to_thread(finish)
+                size, kind, host = await self._download(order)
+                return Fetched(await asyncio.to_thread(check), size, kind, host, attempt)
             except LinkError as error:
                 failure = self._masked(error)
             self._say(f"* download, attempt {attempt}: {failure.message}")
@@ -1175,8 +1206,8 @@ class Wire:
             await self._clock.sleep(wait)
             restart()
 
-    async def _download(self, order: _Order) -> None:
-        """One attempt: the link, its redirects, the body."""
+    async def _download(self, order: _Order) -> tuple[int, str, str]:
+        """One attempt: the link, its redirects, the body. Returns its size, its claimed type and its host."""
         origin = target = self._first_target(order.link)
         try:
             async with asyncio.timeout(order.deadline_s):
@@ -1185,8 +1216,8 @@ class Wire:
                         if response.status_code in _REDIRECTS and "location" in response.headers:
                             target = next_hop(origin, target, _location(response))
                             continue
-                        await self._take(response, order)
-                        return
+                        size = await self._take(response, order)
+                        return size, response.headers.get("content-type", ""), target.host
         except TimeoutError as exc:
             message = f"{target.host} did not send the whole picture in {order.deadline_s:g} s"
             raise LinkError(message, retryable=True) from exc
@@ -1208,19 +1239,19 @@ class Wire:
 
     @contextlib.asynccontextmanager
     async def _get(self, target: Target, order: _Order) -> AsyncIterator[httpx.Response]:
-        client = self._client("links", secure=target.scheme == "https")
         timeout = httpx.Timeout(order.stall_s, connect=self._connect_s, pool=None)
-        request = client.build_request("GET", f"{target.scheme}://{target.authority}/", timeout=timeout)
-        request.url = _ExactURL(target)
         path = target.raw.partition(b"?")[0].decode("latin-1")
         self._say(f"> GET {target.scheme}://{target.authority}{path}")
-        response = await client.send(request, stream=True)
-        async with contextlib.aclosing(response):
-            self._say(f"< {response.status_code} from {target.host}")
-            yield response
+        async with self._client("links", secure=target.scheme == "https") as client:
+            request = client.build_request("GET", f"{target.scheme}://{target.authority}/", timeout=timeout)
+            request.url = _ExactURL(target)
+            response = await client.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                self._say(f"< {response.status_code} from {target.host}")
+                yield response
 
-    async def _take(self, response: httpx.Response, order: _Order) -> None:
-        """Write the body of a 200; everything else is a failure."""
+    async def _take(self, response: httpx.Response, order: _Order) -> int:
+        """Write the body of a 200 and return its size; everything else is a failure."""
         host, total = response.url.host, _content_length(response)
         if response.status_code != 200:
             raise await _refusal(response, order.explain)
@@ -1246,18 +1277,30 @@ class Wire:
         if not size or (total is not None and size != total):
             message = f"{host} sent {size} bytes of the picture" + (f" instead of {total}" if total else "")
             raise LinkError(message, retryable=True)
+        return size
 
     # -- clients
 
-    def _client(self, room: Literal["api", "links"], *, secure: bool) -> httpx.AsyncClient:
-        """The client of a room; the one of links has nothing of the user's. Both keep no cookie and follow nothing."""
-        if (room, secure) not in self._clients:
-            self._clients[room, secure] = self._make_client(room, secure=secure)
-        return self._clients[room, secure]
+    @contextlib.asynccontextmanager
+    async def _client(self, room: Literal["api", "links"], *, secure: bool) -> AsyncIterator[httpx.AsyncClient]:
+        """A client of a room with a place free. Those of links have nothing of the user's; none follows or remembers.
+
+        The library's pool looks at all connections for every request: many small pools cost less than a large one.
+        """
+        lanes = self._lanes.setdefault((room, secure), [])
+        lane = next((lane for lane in lanes if lane.busy < _LANE), None)
+        if lane is None:
+            lane = _Lane(self._make_client(room, secure=secure))
+            lanes.append(lane)
+        lane.busy += 1
+        try:
+            yield lane.client
+        finally:
+            lane.busy -= 1
 
     def _make_client(self, room: Literal["api", "links"], *, secure: bool) -> httpx.AsyncClient:
         # A paid request never goes out on a kept connection: one that dies at that moment leaves its outcome unknown.
-        kept = 0 if room == "api" else 20
+        kept = 0 if room == "api" else _LANE
         accept = "*/*" if room == "api" else "image/*,*/*;q=0.5"
         no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         try:
@@ -1414,6 +1457,7 @@ __all__ = [
     "Clock",
     "Done",
     "EventParser",
+    "Fetched",
     "Policy",
     "ReplyFile",
     "Streamed",

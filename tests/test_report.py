@@ -220,6 +220,8 @@ def test_escapes_are_readable() -> None:
     assert clean("a\r\nb\nc\rd\te") == r"a⏎b⏎c\rd\te"
     assert clean_path("a\nb") == r"a\nb"
     assert clean("##[error]x") == r"\x23#[error]x"
+    assert clean("\ufff0\u2065\uffff\U000e0fff") == r"\ufff0\u2065\uffff\U000e0fff", "never to be drawn"
+    assert clean("\U0001faff\U000323b0") == "\U0001faff\U000323b0", "newer than this Python, perhaps"
     untouched = "狐狸 лиса نمر fuchs\u00a0[/x] 👩🏽‍💻 ❤️‍🔥 100 %"
     assert clean(untouched) == untouched
     assert clean_path(URL) == URL
@@ -957,9 +959,12 @@ def test_a_terminal_that_goes_away_ends_the_display_silently(monkeypatch: pytest
         deadline = time.monotonic() + 20
         while not streams.stderr_closed and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert streams.stderr_closed
+        while any(thread.name == "display" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         sink.emit(Notice("still here"))
         sink.close()
-        assert streams.stderr_closed
 
 
 def test_nothing_heavy_is_imported_before_a_request_is_sent() -> None:

@@ -68,6 +68,22 @@ def test_a_new_attempt_starts_from_empty(tmp_path: Path) -> None:
     assert reply.keep({}).read_bytes() == b"{}"
 
 
+def test_a_kept_refusal_makes_way_for_the_next_attempt(tmp_path: Path) -> None:
+    """After `keep` and `reset` the old reply no longer passes for the answer, and is there until all is forgotten."""
+    reply = open_spool(tmp_path, "a1", 4096)
+    reply.write(b'{"error":1}')
+    reply.keep({})
+    reply.reset()
+    assert list_kept(tmp_path) == []
+    assert (tmp_path / "a1.1.cut").read_bytes() == b'{"error":1}'
+    reply.write(b"{}")
+    assert load(reply.keep({}), limit=LIMIT) == {}
+    reply.drop()
+    assert [kept.id for kept in list_kept(tmp_path)] == ["a1"]
+    forget(tmp_path, "a1")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dropped_reply_leaves_nothing(tmp_path: Path) -> None:
     """`drop` removes the part with its reserved room."""
     open_spool(tmp_path, "a1", 4096).drop()

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import unicodedata
 import zlib
@@ -23,29 +24,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seedream_cli import store
+from seedream_cli import pictures, store
 from seedream_cli.errors import FileError, InputError, LinkError
+from seedream_cli.names import FIELDS, check_template, clean_name, render_name, slug
+from seedream_cli.pictures import SUFFIXES, Facts, describe, explain_store_error, inspect, inspect_bytes, sniff
 from seedream_cli.results import Blob
-from seedream_cli.store import (
-    FIELDS,
-    SUFFIXES,
-    Facts,
-    Place,
-    check_template,
-    clean_name,
-    describe,
-    existing,
-    explain_store_error,
-    inspect,
-    inspect_bytes,
-    open_part,
-    plan_output,
-    render_name,
-    slug,
-    sniff,
-    sweep,
-    write_blob,
-)
+from seedream_cli.store import Place, existing, open_part, plan_output, sweep, write_base64, write_blob
 
 
 def encode(
@@ -544,6 +528,28 @@ def test_a_full_disk_after_payment_says_so(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_leaving_while_a_thread_publishes_keeps_the_picture(tmp_path: Path) -> None:
+    """A task cancelled while its thread publishes waits for it: the picture is there, and no error is made up."""
+    published: list[store.Published] = []
+    for number in range(20):
+        with open_part(tmp_path) as part:
+            part.write(PNG)
+            facts = part.finish()
+            inside = threading.Event()
+
+            def publish(part: store.Part = part, facts: Facts = facts, inside: threading.Event = inside) -> None:
+                with part._turn:
+                    inside.set()
+                    published.append(part.publish(tmp_path, "fox", facts, "rename"))
+
+            thread = threading.Thread(target=publish)
+            thread.start()
+            inside.wait(5)
+        thread.join()
+        assert len(published) == number + 1
+    assert len(names(tmp_path)) == 20
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 def test_sweep_removes_only_our_old_and_unlocked_parts(tmp_path: Path) -> None:
     """A living process's part, a fresh one, a link and the user's own files all stay."""
@@ -562,6 +568,12 @@ def test_sweep_removes_only_our_old_and_unlocked_parts(tmp_path: Path) -> None:
 
 
 # --- base64 ---------------------------------------------------------------------------------------------------------
+
+
+def decode_text(tmp_path: Path, text: str) -> bytes:
+    with open_part(tmp_path) as part:
+        write_base64(text, part)
+        return part.path.read_bytes()
 
 
 def decode(tmp_path: Path, text: str) -> bytes:
@@ -586,6 +598,11 @@ def test_base64_is_decoded_however_it_was_written(
         patch.setattr(store, "_WINDOW", window)
         assert decode(folder, lines) == data
         assert decode(folder, plain.rstrip("=")) == data
+        assert (
+            decode_text(folder, json.loads(f'"{lines}"'))
+            == decode_text(folder, "data:image/png;base64," + plain)
+            == data
+        )
         assert decode(folder, "data:image\\/png;base64," + lines.replace("/", "\\/")) == data
         assert decode(folder, lines.replace("/", "\\u002F").replace("+", "\\u002b").replace("=", "\\u003d")) == data
 
@@ -598,6 +615,8 @@ def test_bad_base64_is_a_link_error(tmp_path: Path, text: str) -> None:
     """The url-safe alphabet, padding in the middle, a lone letter and foreign signs are refused, not guessed at."""
     with pytest.raises(LinkError, match="base64"):
         decode(tmp_path, text)
+    with pytest.raises(LinkError, match="base64"):
+        decode_text(tmp_path, text)
 
 
 def test_a_kept_reply_that_is_gone_or_short_is_a_link_error(tmp_path: Path) -> None:
@@ -613,6 +632,5 @@ def test_a_kept_reply_that_is_gone_or_short_is_a_link_error(tmp_path: Path) -> N
 
 def test_every_suffix_is_a_known_picture() -> None:
     """Suffixes come from a closed list, and each is read back as its own format by `--output`."""
-    assert set(SUFFIXES) == set(store._CHECKS)
+    assert set(SUFFIXES) == set(pictures._CHECKS)
     assert all(plan_output(f"x{suffix}", pictures=1).file for suffix in SUFFIXES.values())
-    assert json.dumps(SUFFIXES)

@@ -64,6 +64,7 @@ from .rawserver import (
 KEY = "sk-canary+0123456789/do-not-print"
 SUBMIT = Call("submit", "POST", "/images/generations", {"prompt": "a red fox"}, billable=True)
 POLL = Call("poll", "GET", "/tasks/7")
+ROOT = Path(__file__).parent.parent
 
 
 class FastClock(Clock):
@@ -168,9 +169,10 @@ def fetch(link: str, base_url: str = "http://127.0.0.1:9", *, explain: Any = Non
     async def go() -> bytes:
         data = bytearray()
         async with wire(base_url, **more) as line:
-            return await line.fetch(
-                link, data.extend, restart=data.clear, finish=lambda: bytes(data), explain=explain, **limits
+            done = await line.fetch(
+                link, data.extend, restart=data.clear, check=lambda: bytes(data), explain=explain, **limits
             )
+            return done.checked
 
     return asyncio.run(go())
 
@@ -213,7 +215,7 @@ LINKS = {link: link for link in EXACT} | MENDED
 
 async def _fetch_all(line: Wire, origin: str) -> None:
     for link in LINKS:
-        await line.fetch(origin + link, lambda _: None, restart=lambda: None, finish=lambda: None)
+        await line.fetch(origin + link, lambda _: None, restart=lambda: None, check=lambda: None)
 
 
 def _targets(server: RawServer) -> list[str]:
@@ -340,7 +342,7 @@ FAULTS: dict[str, tuple[Script, int]] = {
     "cut, length": (answer(b"x" * 5000, cut=1000), 3),
     "cut, chunked": (answer(b"x" * 5000, framing="chunked", cut=1000), 3),
     "empty": (answer(b""), 3),
-    "204": (Script([b"HTTP/1.1 204 No Content\r\n\r\n"]), 3),
+    "204": (Script([b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"]), 3),
     "206": (answer(b"x" * 100, status=206), 3),
     "503": (answer(b"<Error/>", status=503), 3),
     "429": (answer(b"", status=429), 3),
@@ -394,22 +396,23 @@ def test_a_store_explains_its_refusal() -> None:
 
 
 def test_a_picture_that_its_judge_refuses_is_fetched_again() -> None:
-    """What `finish` calls broken is another attempt, and what it makes of a whole picture is the answer."""
+    """What `check` calls broken is another attempt, and what it makes of a whole picture is handed on."""
 
     async def go(link: str) -> Any:
         data, judged = bytearray(), list[bytes]()
 
-        def finish() -> bytes:
+        def check() -> bytes:
             judged.append(bytes(data))
             if data != b"good":
                 raise LinkError("not a picture", retryable=True)
             return judged[-1]
 
         async with wire("http://127.0.0.1:9") as line:
-            return await line.fetch(link, data.extend, restart=data.clear, finish=finish), judged
+            done = await line.fetch(link, data.extend, restart=data.clear, check=check)
+            return done.checked, done.attempts, done.size, judged
 
     with RawServer(answer(b"bad"), answer(b"good")) as server:
-        assert asyncio.run(go(server.url)) == (b"good", [b"bad", b"good"])
+        assert asyncio.run(go(server.url)) == (b"good", 2, 4, [b"bad", b"good"])
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -668,7 +671,7 @@ def test_the_sandbox_serves_both_clients_without_a_socket() -> None:
         async with wire("https://sandbox.invalid/v3", transport=httpx.MockTransport(serve)) as line:
             await line.ask(SUBMIT, read, gate=lambda n: asked.append(f"gate {n}"))
             await line.fetch(
-                "https://store.invalid/a/../b?s=1", lambda _: None, restart=lambda: None, finish=lambda: None
+                "https://store.invalid/a/../b?s=1", lambda _: None, restart=lambda: None, check=lambda: None
             )
 
     asyncio.run(go())
@@ -751,7 +754,7 @@ def test_fourteen_large_references_are_not_held(tmp_path: Path) -> None:
         file.truncate(10_000_000)
     with RawServer(OK) as server:
         command = [sys.executable, "-c", _MEMORY_CODE, server.url, str(picture)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
         assert len(server.requests[1].body) == int(server.requests[1].header("content-length") or 0)
         assert len(server.requests[1].body) > 14 * 13_333_333
     assert int(done.stdout) < 8_000, "KiB"

@@ -34,7 +34,9 @@ THUMBNAIL = 112
 MARK = "SANDBOX"
 
 _NO_GLYPH = re.compile(r"[^\x20-\x7e]+")
-_NEAR = str.maketrans({"ß": "ss", "æ": "ae", "ø": "o", "ł": "l", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'})
+_NEAR = str.maketrans(
+    {"ß": "ss", "æ": "ae", "ø": "o", "ł": "l", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def draw(
     height: int,
     seed: int,
     *,
-    format: Ink,  # noqa: A002: the word users know
+    format: Ink,  # noqa: A002 (the word users know)
     label: str,
     transparent: bool = False,
     watermark: bool = False,
@@ -271,7 +273,7 @@ def _cut_out(size: tuple[int, int], rng: random.Random) -> Picture:
 
 
 def _write(picture: Picture, label: str, *, watermark: bool) -> None:
-    """SANDBOX above and across, the words of the prompt below; straight onto the full-size picture, so they are sharp."""
+    """SANDBOX above and across, the prompt below; drawn onto the full-size picture, so the letters are sharp."""
     from PIL import ImageDraw
 
     width, height = picture.size
@@ -336,7 +338,8 @@ def _fit(words: str, font: Font, room: int) -> str:
     """As many letters as fit the room."""
     if font.getlength(words) <= room:
         return words
-    keep = bisect.bisect_right(range(1, len(words)), room, key=lambda count: font.getlength(words[:count] + "..."))
+    spans = [font.getlength(words[:count] + "...") for count in range(1, len(words))]
+    keep = bisect.bisect_right(spans, room)
     return words[:keep].rstrip() + "..." if keep else ""
 
 

@@ -1,0 +1,106 @@
+"""A provider of the tests' own: it speaks one dialect's shape, records every byte, and misbehaves as told."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.rawserver import RawServer, Received, Script, answer
+
+# The signature covers every byte, so each odd one here must come back as it was given.
+QUERY = (
+    "X-Tos-Algorithm=TOS4-HMAC-SHA256&X-Tos-Credential=AK%2F20261121%2fcn&X-Tos-Expires=86400"
+    "&X-Tos-Signature=ab+c%7E~=="
+)
+
+
+def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), seed: int = 0) -> bytes:
+    """A small real picture."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", size, (seed * 37 % 256, 90, 160)).save(file, kind)
+    return file.getvalue()
+
+
+class Upstream:
+    """Answers a generation with links to itself, and its links with pictures.
+
+    `reply` makes the JSON answer from the request's body; `script` may replace the whole answer to a POST, `link` that
+    to a GET. Both get the number of the request of their kind, from 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        reply: Callable[[Mapping[str, Any], int], Any] | None = None,
+        script: Callable[[Received, int], Script | None] | None = None,
+        link: Callable[[Received, int], Script | None] | None = None,
+    ) -> None:
+        self._reply = reply or self.pictures
+        self._script = script
+        self._link = link
+        self.delay_s = 0.0
+        self._lock = threading.Lock()
+        self._numbers = {"POST": 0, "GET": 0}
+        self.server = RawServer(self._serve)
+
+    def __enter__(self) -> Upstream:
+        self.server.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.server.__exit__(*details)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return self.server.url
+
+    @property
+    def posts(self) -> list[Received]:
+        """The requests that cost money."""
+        return [request for request in self.server.requests if request.method == "POST"]
+
+    @property
+    def gets(self) -> list[Received]:
+        """The downloads."""
+        return [request for request in self.server.requests if request.method == "GET"]
+
+    @property
+    def bodies(self) -> list[Any]:
+        """The JSON of each POST."""
+        return [json.loads(request.body) for request in self.posts]
+
+    def link(self, index: int = 0) -> str:
+        """A signed link to picture `index`."""
+        return f"{self.url}/store/%2Fkey/{index}.jpeg?{QUERY}"
+
+    def pictures(self, body: Mapping[str, Any], number: int) -> Any:
+        """The answer of Ark's shape with as many pictures as were asked for."""
+        count = (body.get("sequential_image_generation_options") or {}).get("max_images", 1)
+        data = [{"url": self.link(number * 100 + index), "size": "64x48"} for index in range(count)]
+        return {"model": body["model"], "created": 1, "data": data, "usage": {"generated_images": count}}
+
+    def _serve(self, request: Received) -> Script:
+        with self._lock:
+            self._numbers[request.method] += 1
+            number = self._numbers[request.method]
+        if request.method == "GET":
+            made = self._link(request, number) if self._link else None
+            seed = int(request.target.decode().split("/")[-1].split(".")[0] or 0)
+            return made or answer(picture(seed=seed), headers=[("Content-Type", "image/jpeg")])
+        made = self._script(request, number) if self._script else None
+        if made:
+            return made
+        reply = json.dumps(self._reply(json.loads(request.body), number)).encode()
+        return answer(reply, delay_s=self.delay_s)
+
+
+def refusal(status: int, code: str, message: str = "no. Request id: 0217ABC", **headers: str) -> Script:
+    """An error in Ark's envelope."""
+    body = {"error": {"code": code, "message": message, "param": "", "type": "X"}}
+    return answer(json.dumps(body).encode(), status=status, headers=list(headers.items()))
