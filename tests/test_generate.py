@@ -247,7 +247,7 @@ def test_a_paid_picture_that_does_not_come_is_exit_8_and_can_be_recovered(
         broken = False
         done = seedream("recover", done.json["id"])
         assert (done.code, len(done.paths), len(upstream.posts)) == (0, 1, 1), done.err
-        assert (seedream.folder / done.paths[0]).stat().read_bytes() == picture(seed=100)
+        assert (seedream.folder / done.paths[0]).read_bytes() == picture(seed=100)
         assert "nothing to recover" in seedream("recover").err
 
 

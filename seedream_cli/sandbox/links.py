@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 PREFIX = b"/links/"
+ISSUER = b"&X-Tos-Credential=AKLTsandbox%2F"
 LIFETIME_S = 86_400
 LABEL_LETTERS = 160
 

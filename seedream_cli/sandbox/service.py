@@ -12,7 +12,8 @@ Keys: any word of printable characters, but one that starts with `bad` is unknow
 Faults on demand. A prompt may hold these, after it has passed the checks of a real request:
 
     [[error:CODE]]     that error code of the service, with its status and envelope, nothing billed
-    [[status:502]]     a gateway's HTML page; 502, 504 and 524 stand for a lost answer, so they are billed
+    [[status:502]]     a gateway's HTML page with that status (200, 400 to 599); 502, 504 and 524 stand for a lost
+                       answer, so they are billed
     [[retry-after:S]]  with one of the two above: the header `Retry-After: S`
     [[moderated]]      refused: the prompt is sensitive
     [[hollow]]         HTTP 200 with an error at the top and no picture
@@ -175,8 +176,9 @@ class Service:
             origin=self._links_at or f"http://{_clean_host(request.header('host'))}",
             source=self._look_at(order),
         )
-        if (status := job.faults.number("status")) is not None:
-            return self._fail_like_a_gateway(job, int(status))
+        status = int(job.faults.number("status") or 0)
+        if status == 200 or 400 <= status <= 599:
+            return self._fail_like_a_gateway(job, status)
         if deferred:
             return self._accept_task(job, body)
         self._refuse_on_demand(job)
@@ -254,7 +256,7 @@ class Service:
         """A picture that the sandbox itself has handed out, small; empty for anybody else's link."""
         host, slash, rest = url.partition("://")[2].partition("/")
         target = (slash + rest).encode("utf-8", "replace")
-        if not host or not target.startswith(links.PREFIX):
+        if not host or not target.startswith(links.PREFIX) or links.ISSUER not in target:
             return b""
         try:
             sketch = links.open_link(target, secret=self._secret, now=self._clock())
