@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from . import __version__
-from .errors import ConfigError, InputError, InternalError, Problem, SeedreamError
-from .flags import FLAGS, OUTPUT, RECOVER_FLAGS, Chosen, PlainCommand, PlainGroup, options, takes
+from .errors import InputError, InternalError, Problem, SeedreamError
+from .flags import EDIT_FLAGS, GENERATE_FLAGS, OUTPUT, RECOVER_FLAGS, Chosen, PlainCommand, PlainGroup, options, takes
 from .settings import read_surroundings
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def root(
     "  seedream generate -f prompt.txt -n 3 -o shots/ --json\n"
     '  echo "a paper boat" | seedream generate - --dry-run -p ark',
 )
-@takes(FLAGS)
+@takes(GENERATE_FLAGS)
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What to draw; - reads standard input.", show_default=False)
@@ -77,7 +77,36 @@ def generate(
     chosen: Chosen,
 ) -> int:
     """One request, or `-n` of them, to files."""
-    return _run("generate", prompt, chosen)
+    return _run("generate", prompt, (), chosen)
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Make pictures from pictures and a prompt, and save them.\n\nExamples:\n\n\b\n"
+    '  seedream edit "make it night" photo.jpg --provider sandbox\n'
+    '  seedream edit "the cat of the first on the sofa of the second" cat.jpg sofa.png -o out/\n'
+    '  seedream edit "make it night" *.jpg --each -o night/\n'
+    "  seedream edit --layers poster.png -m 5.0-pro -o layers/",
+)
+@takes(EDIT_FLAGS + GENERATE_FLAGS)
+def edit(
+    prompt: Annotated[str | None, typer.Argument(help="What to change; - reads it.", show_default=False)] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]...", help="Files, URLs, data URIs or -.", show_default=False),
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """One request with its reference pictures, or one a picture, to files."""
+    images = tuple(pictures or ())
+    # With the prompt in a file, or with no need of one, the first argument is a picture.
+    if prompt is not None and ("prompt_file" in chosen.lists or (chosen.switches.get("layers") and not images)):
+        images, prompt = (prompt, *images), None
+    if not images and not chosen.lists.get("image"):
+        hint = "seedream generate works without one"
+        raise InputError([Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
+    return _run("edit", prompt, images, chosen)
 
 
 @app.command(
@@ -144,27 +173,26 @@ def sandbox(
     latency: Annotated[float, typer.Option(help="Seconds each picture takes.", metavar="S", min=0)] = 0.0,
 ) -> int:
     """The sandbox as a local server, until interrupted."""
-    from .sandbox.server import make_server
+    from .sandbox.server import Server, serve
 
-    try:
-        server = make_server(port=port, host=host, latency_s=latency)
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}", hint="choose another --port") from error
     streams = _streams()
-    streams.out(server.url)
-    streams.err("serving ark, byteplus, cometapi, ope and acedata; any key will do; Ctrl-C ends it")
-    server.serve_until_interrupted()
+
+    def announce(server: Server) -> None:
+        streams.out(server.url)
+        streams.err("serving ark, byteplus, cometapi, ope and acedata; any key will do; Ctrl-C ends it")
+
+    serve(host=host, port=port, latency_s=latency, ready=announce)
     return 0
 
 
-def _run(command: str, prompt: str | None, chosen: Chosen) -> int:
+def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chosen) -> int:
     """The way of every generating command: drafts, plan, engine, report."""
     from .inputs import read_prompts
     from .plan import make_plan
 
     surroundings = read_surroundings()
     prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()), options())
-    drafts = chosen.drafts(surroundings, prompts, problems)
+    drafts = chosen.with_pictures(chosen.drafts(surroundings, prompts, problems), pictures)
     sends = not any(drafts[0].switches.get(name) for name in ("dry_run", "curl", "explain"))
     plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
     return _execute(plan, drafts[0], chosen, surroundings) if sends else _show(plan, drafts[0])
@@ -172,7 +200,7 @@ def _run(command: str, prompt: str | None, chosen: Chosen) -> int:
 
 def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surroundings) -> int:
     """Run a plan in front of the user and print what came of it."""
-    from .engine import HurriedClock, Outlets, execute
+    from .engine import HurriedClock, Outlets, execute, release
     from .live import make_sink
     from .report import print_results, warning_lines
     from .settings import prepare_state
@@ -203,6 +231,8 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         sink.close()
     mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
     print_results(report, streams, cast("Any", mode), quiet=quiet, warned=True)
+    if mode == "urls" and not streams.stdout_closed:
+        release(plan, state)
     return report.exit_code
 
 
@@ -320,8 +350,9 @@ def _usage_problem(error: typer.TyperException) -> Problem:
 
 def _as_bug(bug: Exception) -> InternalError:
     """A bug by its kind and place alone: its message may hold anything, a key included."""
-    place = traceback.extract_tb(bug.__traceback__)[-1]
-    where = f"{place.filename.rpartition('seedream_cli')[2].strip('/')}:{place.lineno}"
+    frames = traceback.extract_tb(bug.__traceback__)
+    place = next((frame for frame in reversed(frames) if __package__ in frame.filename), frames[-1])
+    where = f"{place.filename.rpartition(__package__)[2].strip('/')}:{place.lineno}"
     return InternalError(
         f"a bug in seedream: {type(bug).__name__} at {where}",
         hint="nothing more was sent; `seedream recover` saves what was paid for. Please report this line",

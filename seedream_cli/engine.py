@@ -12,15 +12,15 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import pictures, spool, store
 from .errors import ApiError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
 from .plan import REPLY_MOST, Job, Plan, Route
-from .providers.base import Ready, Reply, Ticket
+from .providers.base import Completed, Dialect, Ready, Reply, Ticket
 from .results import (
     Downloading,
     Draining,
@@ -38,7 +38,7 @@ from .results import (
     Status,
     Timing,
 )
-from .wire import Clock, Policy, Wire
+from .wire import Clock, Done, EventParser, Policy, Wire
 
 CONCURRENCY = 8
 DOWNLOADS = 8
@@ -130,7 +130,7 @@ class _Run:
             transport = SandboxTransport()
         limits = route.limits
         policy = Policy(limits.timeout_s, limits.connect_timeout_s, limits.retries, limits.retry_ambiguous)
-        key = route.key.value if route.key else ""
+        key = route.key.value if route.key else "sandbox" if route.spec.offline else ""
         return Wire(
             base_url=route.base_url,
             key=key,
@@ -181,6 +181,8 @@ class _Worker:
         self.task_id = ""
         self.started = time.monotonic()
         self.provider_s = 0.0
+        self.lost_polls = 0
+        self.taken: set[int] = set()
         self.saved: dict[int, SavedImage] = {}
         self.ready: Ready | None = None
 
@@ -199,7 +201,8 @@ class _Worker:
 
     def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
         """The request was refused unbilled and waits; a signal may stop it meanwhile."""
-        self.in_flight = False
+        # An attempt that may have been billed stays in flight: stopping here must not call it unsent.
+        self.in_flight = error.billed != "no"
         self.run.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
     def stop(self) -> None:
@@ -242,21 +245,30 @@ class _Worker:
 
     def _way_back(self) -> str:
         if self.task_id:
-            return f"the task goes on at the provider: seedream recover {self.job.id}"
+            return f"later: seedream recover --task {self.task_id} -p {self.job.route.spec.name}"
         return "look at the provider's usage page for this minute before sending it again"
 
     async def _perform(self) -> SeedreamError | None:
         """Send, wait, fetch. Returns the failure that some pictures had, or None; raises what hit the whole request."""
         if self._is_there():
             return None
-        self.ready = await self._obtain()
+        broken = None
+        if self.job.request.stream and not (self.job.kept or self.job.task_id):
+            broken = await self._stream()
+        else:
+            self.ready = await self._obtain()
+        if self.ready is None:
+            return None
         self.answered = True
         if not self.job.download:
             self.saved = {p.index: SavedImage(p.index, url=p.link, error=p.error) for p in self.ready.pictures}
-            return _first_error(self.saved.values())
-        await asyncio.gather(*(self._keep(picture) for picture in self.ready.pictures))
-        error = _first_error(self.saved.values())
-        if all(image.error is None or image.error.billed == "no" for image in self.saved.values()):
+            return broken or _first_error(self.saved.values())
+        # What a stream brought is saved already, or on its way.
+        await asyncio.gather(
+            *(self._keep(picture) for picture in self.ready.pictures if picture.index not in self.taken)
+        )
+        error = broken or _first_error(self.saved.values())
+        if not broken and all(image.error is None or image.error.billed == "no" for image in self.saved.values()):
             await asyncio.to_thread(spool.forget, self.run.replies, self.job.id)
         return error
 
@@ -271,11 +283,14 @@ class _Worker:
         self.run.sink.emit(Notice(f"{paths[0]} exists already; nothing was sent"))
         return True
 
-    async def _obtain(self) -> Ready:
-        """The provider's answer with its pictures, however many polls it takes."""
+    async def _obtain(self) -> Ready | None:
+        """The provider's answer with its pictures, however many polls it takes; None where a callback will bring it."""
         started = time.monotonic()
         outcome = await self._first_answer()
         while isinstance(outcome, Ticket):
+            self.task_id = outcome.task_id
+            if self.job.request.callback_url:
+                return None
             outcome = await self._poll(outcome, started)
         self.provider_s = time.monotonic() - started
         return outcome
@@ -286,12 +301,14 @@ class _Worker:
         if job.task_id:
             return Ticket(job.task_id, poll_after_s=0.0)
         if job.kept is not None:
-            return self.dialect.read(Reply(200, {}, await asyncio.to_thread(spool.load, job.kept, limit=REPLY_MOST)))
+            self.answered = True
+            return await asyncio.to_thread(read_kept, self.dialect, job.kept)
         kept = _KeptReply(self)
         call = self.dialect.submit(job.request)
+        pictures = job.request.pictures_at_most
         try:
             answer = await self.wire.ask(
-                call, self.dialect.read, spool=kept, gate=self.gate, watch=self, pictures=job.request.pictures_at_most
+                call, self.dialect.read, spool=kept, gate=self.gate, watch=self, pictures=pictures
             )
         except SeedreamError as error:
             kept.settle(error)
@@ -300,20 +317,79 @@ class _Worker:
 
     async def _poll(self, ticket: Ticket, started: float) -> Ready | Ticket:
         """Wait, and ask after the task once. Its id is on disk since the submission, so a lost poll loses nothing."""
-        self.task_id = ticket.task_id
         if time.monotonic() - started > self.job.route.limits.timeout_s:
-            raise ApiError(
-                f"task {ticket.task_id} was not ready in time; it goes on at the provider",
-                kind="unknown_outcome",
-                billed="unknown",
-                delivered="yes",
-                hint=self._way_back(),
-            )
+            raise self._task_left(f"task {ticket.task_id} was not ready in time")
         self.run.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
         await self.run.clock.sleep(ticket.poll_after_s)
-        call = self.dialect.poll(ticket)
-        answer = await self.wire.ask(call, self.dialect.read, spool=_KeptReply(self), gate=None, watch=None)
+        kept = _KeptReply(self)
+        try:
+            answer = await self.wire.ask(self.dialect.poll(ticket), self.dialect.read, spool=kept)
+        except ApiError as error:
+            kept.close()
+            # The task's own failure comes whole, with HTTP 200; anything else is the asking that failed.
+            if error.status is not None and error.status < 500 and error.status != 429:
+                raise
+            self.lost_polls += 1
+            if self.lost_polls > self.job.route.limits.retries:
+                raise self._task_left(f"task {ticket.task_id} could not be asked after: {error.message}") from error
+            return replace(ticket, poll_after_s=max(ticket.poll_after_s, 1.0) * 2)
+        self.lost_polls = 0
         return answer.value
+
+    def _task_left(self, message: str) -> ApiError:
+        """A task that is left to itself: it is paid for, or will be, and can be fetched later."""
+        return ApiError(
+            f"{message}; it goes on at the provider",
+            kind="unknown_outcome",
+            billed="unknown",
+            delivered="yes",
+            hint=self._way_back(),
+        )
+
+    async def _stream(self) -> ApiError | None:
+        """Send, and save each picture the moment its event arrives. Returns why the stream broke, if pictures came."""
+        kept, job, started = _KeptReply(self), self.job, time.monotonic()
+        pictures: list[Picture] = []
+        ends: list[Completed] = []
+        saving: list[asyncio.Task[None]] = []
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            found = self.dialect.read_event(event)
+            if isinstance(found, Completed):
+                ends.append(found)
+            elif found is not None and found.index not in self.taken:
+                # The link must be on disk before its download starts, as with a whole reply.
+                kept.flush()
+                self.taken.add(found.index)
+                pictures.append(found)
+                if job.download:
+                    saving.append(asyncio.create_task(self._keep(found)))
+
+        call, most = self.dialect.submit(job.request), job.request.pictures_at_most
+        cut: SeedreamError | None = None
+        try:
+            streamed = await self.wire.stream(
+                call, self.dialect.read, on_event, spool=kept, gate=self.gate, watch=self, pictures=most
+            )
+        except SeedreamError as error:
+            kept.settle(error)
+            if not pictures:
+                raise
+            cut = error
+        else:
+            if isinstance(streamed.whole, Ready):
+                self.ready = streamed.whole
+                return None
+            kept.keep()
+            whole = bool(ends) or streamed.ended == "done" or (streamed.cut is None and len(pictures) >= most)
+            cut = None if whole else streamed.cut or _cut_short()
+        finally:
+            self.provider_s = time.monotonic() - started
+        if cut and not pictures:
+            raise cut
+        self.ready = Ready(tuple(pictures), usage=ends[-1].usage if ends else None)
+        await asyncio.gather(*saving)
+        return _broken_stream(cut, len(pictures), most) if cut else None
 
     async def _keep(self, picture: Picture) -> None:
         """Bring one picture to disk; its failure is its own."""
@@ -399,18 +475,22 @@ class _Worker:
         images = tuple(self.saved[index] for index in sorted(self.saved))
         usage = dict(self.ready.usage) if self.ready and self.ready.usage else None
         made = self._made(usage)
-        request = self.job.request
-        body = self.dialect.submit(request).json or {}
+        request, job = self.job.request, self.job
+        bare = job.kept or job.task_id
+        body = {} if bare else self.dialect.submit(request).json or {}
+        submitted = bool(self.task_id and request.callback_url)
+        doubtful = error is not None and error.kind == "unknown_outcome" and made is None
+        billed = request.pictures_at_most if doubtful else made
         return JobResult(
             index=self.job.index,
             id=self.job.id,
-            status=_status(error, images),
+            status="submitted" if submitted and not error else _status(error, images),
             provider=self.job.route.spec.name,
             model=request.model_id,
             request=body,
             images=images,
             usage=usage,
-            cost=self.job.price(made) if made is not None else None,
+            cost=job.price(billed) if billed is not None else None,
             error=error,
             attempts=self.attempts,
             timing=self._timing(),
@@ -470,6 +550,18 @@ class _KeptReply:
         self.kept = self.spool.keep(self.meta)
         return spool.load(self.kept, limit=REPLY_MOST)
 
+    def flush(self) -> None:
+        """What arrived so far survives a power cut."""
+        self.spool.flush()
+
+    def keep(self) -> None:
+        """The stream has ended: its bytes get their name."""
+        self.kept = self.spool.keep(self.meta)
+
+    def close(self) -> None:
+        """Nothing worth keeping came, and what an earlier reply said stays."""
+        self.spool.drop()
+
     def settle(self, error: SeedreamError) -> None:
         """Keep what may have been paid for; remove what was not."""
         if error.billed == "no":
@@ -477,6 +569,51 @@ class _KeptReply:
             spool.forget(self.folder, self.id)
         elif self.kept is None and self.size:
             self.spool.keep(self.meta)
+
+
+def release(plan: Plan, state: Path) -> None:
+    """Let go of the replies of a plan, once the user has their links."""
+    for job in plan.jobs:
+        spool.forget(state / "replies", job.id)
+
+
+def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:
+    """A kept reply, read again: one JSON document, or the events of a stream as far as they came."""
+    try:
+        return dialect.read(Reply(200, {}, spool.load(path, limit=REPLY_MOST)))
+    except ValueError:
+        parser, events = EventParser(), list[dict[str, Any] | Done]()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            events += parser.feed(chunk)
+    events = [*events, *parser.close()[0]]
+    found = [dialect.read_event(event) for event in events if not isinstance(event, Done)]
+    pictures = {picture.index: picture for picture in found if isinstance(picture, Picture)}
+    if not pictures:
+        return dialect.read(Reply(200, {}, None, path.read_bytes()[:2000].decode(errors="replace")))
+    ends = [end for end in found if isinstance(end, Completed)]
+    return Ready(tuple(pictures.values()), usage=ends[-1].usage if ends else None)
+
+
+def _cut_short() -> ApiError:
+    """A stream that ended between two events, without its end and with fewer pictures than were asked for."""
+    return ApiError(
+        "the stream ended before it was complete",
+        kind="unknown_outcome",
+        billed="unknown",
+        delivered="yes",
+    )
+
+
+def _broken_stream(cut: SeedreamError, got: int, most: int) -> ApiError:
+    """What a broken stream means when some of its pictures came: they are the user's, the rest is in doubt."""
+    return ApiError(
+        f"{cut.message}; {got} of up to {most} pictures came and are kept, the rest may have been billed",
+        kind="unknown_outcome",
+        billed="unknown",
+        delivered="yes",
+        hint="it is not sent again; the provider's usage page tells what was billed",
+    )
 
 
 def _first_error(images: Iterable[SavedImage]) -> SeedreamError | None:

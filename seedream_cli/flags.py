@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -77,6 +78,7 @@ def _flags(group: str, *rows: tuple[Any, ...]) -> tuple[Flag, ...]:
     return tuple(Flag(key, tuple(names.split()), text, group, *rest) for key, names, text, *rest in rows)
 
 
+_BACKGROUNDS = _words("transparent", "opaque")
 REQUEST_FLAGS = _flags(
     REQUEST,
     ("prompt_file", "--prompt-file -f", "Read the prompt from FILE (- is standard input). Repeatable.", "FILE", "list"),
@@ -107,6 +109,8 @@ REQUEST_FLAGS = _flags(
     ),
     ("count", "--count -n", "Send N independent requests, each billed. Default 1.", "N"),
     ("sequence", "--sequence", "One request for a related set of up to N pictures.", "N|auto"),
+    ("image", "--image -i", "Reference: a file, a URL, a data URI or -. Repeatable.", "REF", "list"),
+    ("fit_images", "--fit-images", "Shrink or convert references that are too big, and say so.", "", "switch"),
     ("seed", "--seed", "Seed, -1 to 2147483647, for models that take one.", "N"),
     ("guidance_scale", "--guidance-scale", "How closely to follow the prompt, 1 to 10 (3.0 models).", "X"),
     ("format", "--format", "File format asked of the model: jpeg or png.", "jpeg|png", "value", _words("jpeg", "png")),
@@ -127,11 +131,19 @@ REQUEST_FLAGS = _flags(
         _words("standard", "fast"),
     ),
     ("web_search", "--web-search/--no-web-search", "Let the model search the web (5.0 lite).", "", "switch"),
+    ("background", "--background", "transparent or opaque (5.0 Pro and Flash, one PNG).", "HOW", "value", _BACKGROUNDS),
+    ("stream", "--stream/--no-stream", "Save each picture the moment it is made.", "", "switch"),
     ("watermark", "--watermark/--no-watermark", "Ask for the provider's watermark. Default: none.", "", "switch"),
     ("asynchronous", "--async/--sync", "Submit a task and poll it (AceData; default there).", "", "switch"),
+    ("callback_url", "--callback-url", "Submit a task, have its result POSTed to URL, and end (AceData).", "URL"),
     ("extra", "--extra", "Merge KEY=JSON into the request body, last. Repeatable.", "KEY=JSON", "list"),
     ("force", "--force", "Send although a local check refuses.", "", "switch"),
     ("strict", "--strict", "Refuse where an option would be ignored or dropped.", "", "switch"),
+)
+EDIT_FLAGS = _flags(
+    REQUEST,
+    ("each", "--each", "One request for each picture.", "", "switch"),
+    ("layers", "--layers", "Split one picture into layers (5.0 Pro and Flash); needs no prompt.", "", "switch"),
 )
 OUTPUT_FLAGS = _flags(
     OUTPUT,
@@ -175,7 +187,9 @@ PROVIDER_FLAGS = _flags(
     ("api_key_file", "--api-key-file", "Read the key from FILE, or from standard input with -.", "FILE"),
     ("proxy", "--proxy", "Proxy for every connection; else the environment's.", "URL"),
 )
-FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + PROVIDER_FLAGS
+GENERATE_FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + PROVIDER_FLAGS
+FLAGS = EDIT_FLAGS + GENERATE_FLAGS
+"""Every option there is, for headers, tables and the environment."""
 _SENDING = {"no_download", "dry_run", "curl", "explain", "retry_ambiguous"}
 RECOVER_FLAGS = (
     Flag("task", ("--task",), "Save the pictures of this task at the provider. Repeatable.", REQUEST, "ID", "list"),
@@ -243,6 +257,20 @@ class Chosen:
             drafts.append(self.draft(surroundings, prompt, text))
         return drafts
 
+    def with_pictures(self, drafts: Sequence[Draft], pictures: Sequence[str]) -> list[Draft]:
+        """The drafts with the pictures named as arguments: all in every request, or with `--each` one request each."""
+        each = self.switches.get("each", False)
+        made = []
+        for draft in drafts:
+            own = draft.lists.get("image", ())
+            given = {"image": draft.origins["image"] if own else "IMAGE"}
+            for some in [(picture,) for picture in pictures] if each else [tuple(pictures)]:
+                # The picture that is edited comes first: prompts speak of "the first picture".
+                lists = {**draft.lists, "image": (*some, *own)}
+                label = _stem(some[0]) if some and (each or draft.switches.get("layers")) else ""
+                made.append(replace(draft, lists=lists, origins={**draft.origins, **given}, label=label))
+        return made
+
     def variables(self) -> tuple[dict[str, str], list[Problem]]:
         """What `--var` gives, and what of it is not NAME=VALUE."""
         pairs = [pair.partition("=") for pair in self.lists.get("var", ())]
@@ -253,6 +281,11 @@ class Chosen:
     def holds(self, key: str) -> bool:
         """Whether an option was typed."""
         return key in self.values or key in self.switches or key in self.lists
+
+
+def _stem(picture: str) -> str:
+    """What a picture's file is called, for the name of its edited version."""
+    return PurePath(picture.split("?", maxsplit=1)[0]).stem if not picture.startswith("data:") else ""
 
 
 def _is_on(text: str) -> bool:

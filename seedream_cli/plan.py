@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import names, providers, spool, store
-from .errors import ApiError, ConfigError, InputError, Problem
+from .errors import ApiError, ConfigError, InputError, LinkError, Problem
 from .inputs import read_chunks
 from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, cost_at_most, find_model
 from .providers.base import Dialect, ProviderSpec, Reply, full_url, rule_for, wire_model
@@ -117,20 +117,18 @@ def make_plan(
     drafts: Sequence[Draft],
     surroundings: Surroundings,
     *,
-    images: Sequence[Sequence[ImageRef]] = (),
     problems: Sequence[Problem] = (),
     sends: bool = True,
 ) -> Plan:
     """Resolve drafts to a plan. Raises `InputError` with every problem found, or `ConfigError` where no key serves.
 
-    `images` holds each draft's references; `sends` is False for a dry run, which needs no key.
+    `sends` is False for a dry run, which needs no key.
     """
     found, notices = list(problems), list[str]()
     run = f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
     planned: list[PlannedDraft] = []
-    for number, draft in enumerate(drafts):
-        references = images[number] if number < len(images) else ()
-        one = _plan_draft(draft, surroundings, references, found, notices, sends=sends)
+    for draft in drafts:
+        one = _plan_draft(draft, surroundings, found, notices, sends=sends)
         if one is not None:
             planned.append(one)
     errors = [p for p in found if p.severity == "error"]
@@ -142,13 +140,7 @@ def make_plan(
 
 
 def _plan_draft(
-    draft: Draft,
-    surroundings: Surroundings,
-    images: Sequence[ImageRef],
-    found: list[Problem],
-    notices: list[str],
-    *,
-    sends: bool,
+    draft: Draft, surroundings: Surroundings, found: list[Problem], notices: list[str], *, sends: bool
 ) -> PlannedDraft | None:
     """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first."""
     dialect, note = _choose_dialect(draft, surroundings, sends=sends)
@@ -156,10 +148,17 @@ def _plan_draft(
     notices += note
     model, model_id, unserved = _spell_model(draft, spec)
     recipient = Recipient(
-        spec.name, model, model_id, lambda option: rule_for(spec, model, option), asynchronous=spec.asynchronous
+        spec.name,
+        model,
+        model_id,
+        lambda option: rule_for(spec, model, option),
+        asynchronous=spec.asynchronous,
+        reference_bytes=spec.reference_bytes,
+        reference_formats=spec.reference_formats,
     )
+    images, mine = _references(draft, recipient)
     built = build(draft, recipient, images)
-    mine = [*unserved, *built.problems]
+    mine += [*unserved, *built.problems]
     limits = _limits(draft, mine)
     base_url = _base_url(draft, spec, mine)
     download = not draft.switches.get("no_download", False)
@@ -178,6 +177,34 @@ def _plan_draft(
     return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 
+def _references(draft: Draft, recipient: Recipient) -> tuple[list[ImageRef], list[Problem]]:
+    """The draft's reference pictures, shrunk where that was asked for, and all that is wrong with or done to them."""
+    texts = draft.lists.get("image", ())
+    if not texts:
+        return [], []
+    from .references import Fit, fit_reference, read_references
+
+    images, problems = read_references(texts, origin=draft.origin("image"))
+    model = recipient.model
+    if not draft.switches.get("fit_images") or model is None:
+        return images, problems
+    layers = draft.switches.get("layers", False)
+    formats = model.layer_reference_formats if layers else recipient.taken_formats
+    pixels = model.layer_reference_pixels if layers else model.reference_pixels
+    fit = Fit(min(recipient.taken_bytes, model.reference_bytes_safe), pixels[1], formats)
+    fitted = []
+    for image in images:
+        try:
+            made, done = fit_reference(image, fit)
+        except LinkError as error:
+            problems.append(Problem("image", error.message, origin=draft.origin("image")))
+            continue
+        fitted.append(made)
+        if done:
+            problems.append(Problem("fit_images", done, severity="warning", code="reference_fitted"))
+    return fitted, problems
+
+
 def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ...]:
     """Give every job of the run its id, its number and the fields of its names."""
     total = sum(len(one.jobs) for one in planned)
@@ -186,16 +213,18 @@ def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ..
         jobs = []
         for job in one.jobs:
             name = run if total == 1 else f"{run}-{index + 1}"
-            jobs.append(replace(job, index=index, id=name, fields=_fields(job.request, name, index), first=first))
+            fields = _fields(job.request, name, index, one.draft.label)
+            jobs.append(replace(job, index=index, id=name, fields=fields, first=first))
             index, first = index + 1, first + job.request.pictures_at_most
         ready.append(replace(one, jobs=tuple(jobs)))
     return tuple(ready)
 
 
-def _fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
-    """What a file name may be made of."""
+def _fields(request: ImageRequest, name: str, index: int, label: str = "") -> dict[str, str]:
+    """What a file name may be made of. `label` goes in front: the picture that was edited, say."""
+    words = " ".join(part for part in (label, request.prompt or request.mode) if part)
     return {
-        "slug": names.slug(request.prompt or request.mode),
+        "slug": names.slug(words),
         "id": name,
         "row": str(index + 1),
         "model": request.model or request.model_id,

@@ -27,13 +27,15 @@ COUNT_MOST = 1000
 class Draft:
     """Every option a user can set, as it was typed, and where each came from ("--size", "shots.csv:14").
 
-    `values` is text, `switches` the yes-or-no options, `lists` the repeatable ones. Nothing here is validated.
+    `values` is text, `switches` the yes-or-no options, `lists` the repeatable ones. Nothing here is validated. `label`
+    goes in front of the names of its pictures.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
     switches: Mapping[str, bool] = field(default_factory=dict)
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
 
     def origin(self, name: str) -> str:
         """Where the option came from, for a message."""
@@ -57,6 +59,7 @@ class ImageRef:
     height: int = 0
     size: int = 0
     content: bytes = field(default=b"", repr=False)
+    animated: bool = False
 
 
 class ImageRequest(BaseModel):
@@ -69,7 +72,7 @@ class ImageRequest(BaseModel):
     """The row's name in the model table, or "" for an id the table does not know."""
     model_id: str
     """The id as this provider spells it."""
-    prompt: str | None
+    prompt: str | None = None
     size: str
     response_format: Literal["url", "b64_json"] = "url"
     watermark: bool = False
@@ -116,6 +119,7 @@ class Recipient:
     """Whom the request is for: the provider, the model's row (None: not in the table) and the id as it spells it.
 
     `rule` says how an option fares there; `asynchronous` whether tasks are its way unless told otherwise.
+    `reference_bytes` and `reference_formats` are the provider's own limits for a reference, where it has any.
     """
 
     provider: str
@@ -123,6 +127,21 @@ class Recipient:
     model_id: str
     rule: Callable[[str], Rule]
     asynchronous: bool = False
+    reference_bytes: int | None = None
+    reference_formats: tuple[str, ...] = ()
+
+    @property
+    def taken_formats(self) -> tuple[str, ...]:
+        """The formats of references that both the model and the provider take."""
+        formats = self.model.reference_formats if self.model else ()
+        own = self.reference_formats
+        return tuple(name for name in formats if not own or name in own)
+
+    @property
+    def taken_bytes(self) -> int:
+        """The most bytes of a reference that both take."""
+        most = self.model.reference_bytes if self.model else 30_000_000
+        return min(most, self.reference_bytes or most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,19 +422,80 @@ class _RequestForm(Form):
             self.warn("model", f"{model.title} is retired and may be gone", code="model_retired")
         if model.status == "unconfirmed":
             self.warn("model", f"what is known of {model.title} is not confirmed", code="model_unconfirmed")
-        self.check_references(model, images)
+        self.check_references(model, fields)
+        self.check_look(fields)
 
-    def check_references(self, model: ModelSpec, images: Sequence[ImageRef]) -> None:
+    def check_references(self, model: ModelSpec, fields: Mapping[str, Any]) -> None:
+        """The references against the model's row: how many, and each one's format, bytes, pixels and shape."""
+        images = fields["images"]
         low, high = model.references
         rule = self.recipient.rule("images")
         if images and (high == 0 or rule.state in {"refused", "ignored"}):
             self.object_to("image", f"{model.title} takes no reference pictures")
-        elif len(images) > high:
-            self.object_to("image", f"{len(images)} reference pictures are too many", f"{model.title} takes {high}")
-        elif len(images) < low:
+            return
+        if len(images) > high:
+            hint = f"{model.title} takes {high}, the picture that is edited among them"
+            self.object_to("image", f"{len(images)} reference pictures are too many", hint)
+        if len(images) < low:
             self.object_to(
                 "image", f"{model.title} needs a reference picture", "give one with -i, or use another model"
             )
+        layers = bool(fields.get("layers"))
+        for ref in images:
+            if ref.kind != "url":
+                self.check_reference(model, ref, layers=layers)
+
+    def check_reference(self, model: ModelSpec, ref: ImageRef, *, layers: bool) -> None:
+        """One local reference. What can be shrunk or re-encoded is told how."""
+        kind, pixels = ref.mime.removeprefix("image/"), ref.width * ref.height
+        formats = model.layer_reference_formats if layers else self.recipient.taken_formats
+        least, most = model.layer_reference_pixels if layers else model.reference_pixels
+        shrink = "--fit-images sends it smaller"
+        if kind not in formats:
+            self.object_to(
+                "image", f"{ref.location} is {kind}; {', '.join(formats)} are taken", "--fit-images converts it"
+            )
+        if ref.size > self.recipient.taken_bytes:
+            limit = self.recipient.taken_bytes / 1e6
+            self.object_to("image", f"{ref.location} has {ref.size / 1e6:.1f} MB, over the {limit:g} MB taken", shrink)
+        elif ref.size > model.reference_bytes_safe:
+            safe = model.reference_bytes_safe / 1e6
+            words = f"{ref.location} has {ref.size / 1e6:.1f} MB; some pages allow {safe:g} MB only"
+            self.warn("image", words, shrink, "reference_large")
+        if pixels > most:
+            self.object_to("image", f"{ref.location} has {pixels:,} pixels; at most {most:,} are taken", shrink)
+        if pixels < least or min(ref.width, ref.height) < model.reference_side:
+            self.object_to(
+                "image", f"{ref.location} is too small ({ref.width}x{ref.height})", f"at least {least:,} pixels"
+            )
+        low, high = model.reference_ratio
+        if ref.height and not low <= ref.width / ref.height <= high:
+            self.object_to(
+                "image",
+                f"{ref.location} is too long ({ref.width}x{ref.height})",
+                f"width to height must lie between 1:{1 / low:g} and {high:g}:1; crop it",
+            )
+        if ref.animated:
+            self.warn("image", f"{ref.location} is animated; models look at one frame", code="reference_animated")
+
+    def check_look(self, fields: dict[str, Any]) -> None:
+        """Transparent backgrounds and layers, which start from exactly one picture."""
+        images = fields["images"]
+        if fields.get("background") == "transparent":
+            if len(images) != 1:
+                self.object_to("background", "a transparent background needs exactly one reference picture", "give one")
+            elif images[0].kind != "url" and images[0].mime != "image/png":
+                self.object_to("background", "a transparent background needs a PNG with transparent pixels")
+            if fields.get("format") == "jpeg":
+                self.object_to("format", "a transparent background needs --format png")
+            # JPEG is the provider's default and has no transparency: the request would only be refused.
+            fields.setdefault("format", "png")
+        if not fields.get("layers"):
+            return
+        if len(images) != 1:
+            self.object_to("layers", f"layers are made of exactly one picture, not {len(images)}")
+        if fields.get("background"):
+            self.object_to("layers", "--layers and --background cannot be combined")
 
 
 _OWN_FLAGS = {"stream": "--stream", "async": "--async or --sync", "callback_url": "--callback-url"}

@@ -81,6 +81,13 @@ class Spool:
             self.drop()
             raise _disk_error(f"reserve {self._reserve / 1e6:.1f} MB in", self.path, error) from error
 
+    def flush(self) -> None:
+        """What was written so far survives a power cut. Raises `FileError` (billed)."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _disk_error("keep the reply in", self.path, error, billed=True) from error
+
     def keep(self, meta: Mapping[str, Any]) -> Path:
         """Flushes the reply and what is known of it (plain JSON, no secrets) and gives it its name, which it returns.
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"names"},
     {"results"},
     {"request"},
-    {"providers", "settings", "inputs", "sandbox"},
+    {"providers", "settings", "inputs", "references", "sandbox"},
     {"spool", "store"},
     {"wire", "plan"},
     {"engine"},
@@ -75,7 +75,7 @@ ONLY = {
     "rich": {"report", "live"},
     "sqlite3": {"ledger"},
     "platformdirs": {"settings"},
-    "PIL": {"sandbox/drawing", "inputs"},
+    "PIL": {"sandbox/drawing", "references"},
     "requests": set(),
     "openai": set(),
 }

@@ -68,6 +68,7 @@ class ProviderSpec:
     statuses: Mapping[int, Verdict] = field(default_factory=dict)
     failures_free: bool = False
     reference_bytes: int | None = None
+    reference_formats: tuple[str, ...] = ()
     ipm: int | None = None
     rpm: int | None = None
     link_lifetime_s: int | None = None
@@ -410,7 +411,7 @@ UNKNOWN = Verdict(
 RATE_LIMITED = Verdict("rate_limited", retryable=True, hint="lower --concurrency, --ipm or --rpm")
 QUOTA = Verdict("quota", hint="raise the limit or wait for it to renew, in the provider's console")
 ACCOUNT = Verdict("account", hint="look at the account's state and balance in the provider's console")
-AUTH = Verdict("auth", hint="check the key{keys}; `seedream doctor` tests it")
+AUTH = Verdict("auth", hint="check the key{keys}")
 MODERATION = Verdict("moderation", hint="reword the prompt or change the reference pictures")
 UNKNOWN_MODEL = Verdict("refused", hint="`seedream models` lists the models that this provider serves")
 WRONG_ADDRESS = Verdict("refused", hint="nothing serves this path: check --base-url")

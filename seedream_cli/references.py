@@ -1,0 +1,178 @@
+"""Reference pictures on their way in: a path, URL, data URI or standard input becomes an `ImageRef` with its facts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import FileError, LinkError, Problem
+from .pictures import Facts, describe, inspect, inspect_bytes, sniff
+from .request import ImageRef
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+READ_MOST = 64 * 1024 * 1024
+"""Bytes of a reference from standard input or a data URI, before it is judged: no model takes half of it."""
+_URL = re.compile(r"https?://[^\s/@]+(/\S*)?", re.IGNORECASE)
+_DATA = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<more>(;[\w=.-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
+_MIMES = {"heif": "image/heif", "heic": "image/heic"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a picture must be shrunk to: bytes, total pixels, and the formats that are taken as they are."""
+
+    most_bytes: int
+    most_pixels: int
+    formats: Sequence[str]
+
+
+def read_references(texts: Sequence[str], *, origin: str = "--image") -> tuple[list[ImageRef], list[Problem]]:
+    """Every reference of a request, in order, and all that is wrong with them. Local ones are read once, to the end."""
+    references, problems = [], []
+    if list(texts).count("-") > 1:
+        problems.append(Problem("image", "standard input can be read only once", origin=origin))
+    for text in dict.fromkeys(texts) if "-" in texts else texts:
+        found = read_reference(text, origin=origin)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            references.append(found)
+    return references, problems
+
+
+def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
+    """One reference, or what is wrong with it. A URL is taken as it is; nobody looks at what lies behind it."""
+    if _URL.fullmatch(text):
+        return ImageRef("url", text)
+    if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        hint = "give an http(s) address, a file or a data URI"
+        return Problem("image", f"{text[:80]!r} is no address that can be sent", hint, origin=origin)
+    if text[:5].lower() == "data:":
+        return _read_data(text, origin)
+    if text == "-":
+        return _from_bytes(sys.stdin.buffer.read(READ_MOST + 1), "standard input", "file", origin)
+    return _read_file(text, origin)
+
+
+def _read_file(text: str, origin: str) -> ImageRef | Problem:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Problem("image", f"{text} is a folder", "name the pictures in it", origin=origin)
+    try:
+        facts = inspect(path)
+    except FileError as error:
+        return Problem("image", error.message, origin=origin)
+    except LinkError as error:
+        return Problem("image", f"{text} is no whole picture: {error.message}", origin=origin)
+    return _with_facts(ImageRef("file", text, path), facts)
+
+
+def _read_data(text: str, origin: str) -> ImageRef | Problem:
+    """A data URI, whose header may be in any case; it is sent in lower case, the only one that is taken."""
+    header = _DATA.match(text)
+    if header is None or not header["base64"]:
+        return Problem("image", "the data URI is not data:image/…;base64,…", origin=origin)
+    try:
+        raw = base64.b64decode(text[header.end() :].strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return Problem("image", "the data URI holds no valid base64", origin=origin)
+    return _from_bytes(raw, "data URI", "data", origin)
+
+
+def _from_bytes(raw: bytes, name: str, kind: str, origin: str) -> ImageRef | Problem:
+    if len(raw) > READ_MOST:
+        return Problem("image", f"{name} is larger than any picture that is taken", origin=origin)
+    if not sniff(raw[:64]):
+        return Problem("image", f"{name} is no picture but {describe(raw[:512])}", origin=origin)
+    try:
+        facts = inspect_bytes(raw)
+    except LinkError as error:
+        return Problem("image", f"{name} is no whole picture: {error.message}", origin=origin)
+    return _with_facts(ImageRef("data" if kind == "data" else "file", name, content=raw), facts)
+
+
+def _with_facts(ref: ImageRef, facts: Facts) -> ImageRef:
+    mime = _MIMES.get(facts.format, f"image/{facts.format}")
+    return replace(
+        ref,
+        sha256=facts.sha256,
+        mime=mime,
+        width=facts.width,
+        height=facts.height,
+        size=facts.bytes,
+        animated=facts.animated,
+    )
+
+
+# --- making a picture fit -------------------------------------------------------------------------------------------
+
+
+def fit_reference(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
+    """The reference shrunk to what is taken, and a line that says what was done; the same one and "" where it fits.
+
+    Raises `LinkError` where the picture cannot be decoded.
+    """
+    if ref.kind == "url" or not _too_much(ref, fit):
+        return ref, ""
+    raw, size = _shrink(ref, fit)
+    facts = inspect_bytes(raw)
+    made = replace(_with_facts(ref, facts), path=None, content=raw)
+    before = f"{ref.width}x{ref.height} {ref.mime.removeprefix('image/')}, {ref.size / 1e6:.1f} MB"
+    after = f"{size[0]}x{size[1]} {facts.format}, {facts.bytes / 1e6:.1f} MB"
+    return made, f"{ref.location} is sent smaller: {before} became {after}"
+
+
+def _too_much(ref: ImageRef, fit: Fit) -> bool:
+    taken = ref.mime.removeprefix("image/") in fit.formats
+    return not taken or ref.size > fit.most_bytes or ref.width * ref.height > fit.most_pixels
+
+
+def _shrink(ref: ImageRef, fit: Fit) -> tuple[bytes, tuple[int, int]]:
+    """Encoded bytes within the limits. Orientation is applied, since re-encoding drops the note about it."""
+    import io
+
+    from PIL import Image, ImageOps
+
+    source: Path | io.BytesIO = ref.path or io.BytesIO(ref.content)
+    try:
+        with Image.open(source) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise LinkError(f"{ref.location} cannot be decoded, so not shrunk: {type(error).__name__}") from error
+    see_through = picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info
+    picture = picture.convert("RGBA" if see_through else "RGB")
+    scale = min(1.0, (fit.most_pixels / (picture.width * picture.height)) ** 0.5)
+    while True:
+        raw = _encode(picture, scale, lossless=see_through)
+        if len(raw) <= fit.most_bytes or scale < 0.02:
+            width, height = _scaled(picture, scale)
+            return raw, (width, height)
+        scale *= min(0.9, (fit.most_bytes / len(raw)) ** 0.5)
+
+
+def _scaled(picture: Image, scale: float) -> tuple[int, int]:
+    # Rounded down, so that the pixels stay within the limit.
+    return max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
+
+
+def _encode(picture: Image, scale: float, *, lossless: bool) -> bytes:
+    """JPEG of a high quality, or PNG where the picture can be seen through."""
+    import io
+
+    if scale < 1:
+        picture = picture.resize(_scaled(picture, scale))
+    file = io.BytesIO()
+    if lossless:
+        picture.save(file, "PNG")
+    else:
+        picture.save(file, "JPEG", quality=92)
+    return file.getvalue()
