@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from . import files
 from .errors import BusyError, FileError, InternalError
 from .results import Blob
-
-if sys.platform != "win32":
-    import fcntl
 
 _WINDOW = 1 << 18
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
@@ -136,10 +134,10 @@ def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
 
 def _create(path: Path) -> int:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        descriptor = files.create(path)
     except OSError as error:
         raise _disk_error("reserve room in", path, error) from error
-    _lock(descriptor)
+    files.lock(descriptor)
     return descriptor
 
 
@@ -175,7 +173,7 @@ def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
     if path.is_symlink() or not path.is_file():
         return None
     with path.open("r+b") as file:
-        if not _lock(file.fileno()):
+        if not files.lock(file.fileno()):
             return None
         size = _end_of_text(file)
         if not _is_reply(path, limit, size):
@@ -208,7 +206,7 @@ def _put_aside(path: Path) -> None:
     if path.is_symlink() or not path.is_file():
         return
     with path.open("r+b") as file:
-        if sys.platform != "win32" and not _lock(file.fileno()):
+        if sys.platform != "win32" and not files.lock(file.fileno()):
             raise BusyError(f"another run is writing {path}")
         size = _end_of_text(file)
         file.truncate(size)
@@ -265,7 +263,7 @@ def _allocate(descriptor: int, size: int, path: Path) -> None:
 def _write_meta(folder: Path, job_id: str, meta: Mapping[str, Any]) -> None:
     final, part = _file(folder, job_id, "meta.json"), _file(folder, job_id, "meta.part")
     part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    descriptor = files.create(part)
     with os.fdopen(descriptor, "wb") as file:
         file.write(json.dumps(dict(meta), ensure_ascii=True, sort_keys=True).encode())
         file.flush()
@@ -274,39 +272,21 @@ def _write_meta(folder: Path, job_id: str, meta: Mapping[str, Any]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a new name survive a power cut, where the file system knows such a thing."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Marks the part as a living process's. False where another holds it, or where there are no locks."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    # A name that may not outlive a power cut is no reason to give up a reply that is here.
+    with contextlib.suppress(OSError):
+        files.flush_folder(folder)
 
 
 def _disk_error(doing: str, path: Path, error: OSError, *, billed: bool = False) -> FileError:
-    reason = (error.strerror or type(error).__name__).lower()
     hint = "the reply is paid for: set that right before the next request" if billed else "nothing was sent"
-    return FileError(f"cannot {doing} {path}: {reason}", hint=hint, billed="yes" if billed else "no")
+    return FileError(f"cannot {doing} {path}: {files.reason(error)}", hint=hint, billed="yes" if billed else "no")
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 _SHORT = 4096
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
-_DATA_PREFIX = re.compile(rb"data:image\\?/[a-zA-Z0-9.+-]{1,40}(?:;[a-zA-Z0-9=.-]{1,40})*;base64,")
+DATA_PREFIX = re.compile(rb"data:image\\?/[a-zA-Z0-9.+-]{1,40}(?:;[a-zA-Z0-9=.-]{1,40})*;base64,")
 _PREFIX_ROOM = 256
 
 
@@ -393,7 +373,7 @@ def _copy(out: bytearray, window: _Window, start: int, end: int, limit: int) -> 
 def _string_end(window: _Window, position: int) -> tuple[int, bool]:
     """Where the string that begins at `position` has its closing quote, and whether all of it is base64."""
     chunk, at = window.at(position, _PREFIX_ROOM)
-    prefix = _DATA_PREFIX.match(chunk, at)
+    prefix = DATA_PREFIX.match(chunk, at)
     position += prefix.end() - at if prefix else 0
     pure, slashes = True, 0
     while True:

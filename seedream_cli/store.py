@@ -7,8 +7,6 @@ linked to its final name. A file with a final name is therefore whole, and no ex
 from __future__ import annotations
 
 import binascii
-import contextlib
-import errno
 import hashlib
 import io
 import itertools
@@ -25,13 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
 
+from . import files
 from .errors import FileError, InputError, LinkError, Problem
 from .names import render_name
 from .pictures import SPELLINGS, SUFFIXES, Facts, inspect_file
 from .results import Blob
-
-if sys.platform != "win32":
-    import fcntl
+from .spool import DATA_PREFIX
 
 IfExists = Literal["rename", "skip", "error", "overwrite"]
 
@@ -167,7 +164,7 @@ def _make_one(folder: Path) -> None:
     except OSError as error:
         above = [folder, *folder.parents]
         other = next((path for path in above if os.path.lexists(path) and not _is_folder(path)), None)
-        reason = f"{other} is not a folder" if other else _reason(error)
+        reason = f"{other} is not a folder" if other else files.reason(error)
         raise FileError(f"cannot make the folder {folder}: {reason}", hint="choose another with --output") from error
 
 
@@ -178,23 +175,19 @@ def _prove_room(folder: Path) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         hint = "choose another folder with --output"
-        raise FileError(f"cannot write to the folder {folder}: {_reason(error)}", hint=hint) from error
+        raise FileError(f"cannot write to the folder {folder}: {files.reason(error)}", hint=hint) from error
     if free < _ROOM_BYTES:
         hint = "make room, or choose another folder with --output"
         raise FileError(f"only {free / 1e6:.1f} MB are free in {folder}", hint=hint)
 
 
 def _write_proof(path: Path) -> None:
-    descriptor = os.open(path, _NEW_FILE, 0o600)
+    descriptor = files.create(path)
     try:
         os.write(descriptor, b"\0")
     finally:
         os.close(descriptor)
         path.unlink()
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -227,8 +220,8 @@ class Part:
         self._turn = threading.RLock()
         # What the umask and the folder's own rules made of 0666: the mode of the finished file.
         self._mode = os.fstat(descriptor).st_mode & 0o777
-        _set_mode(descriptor, 0o600)
-        _lock(descriptor)
+        files.set_mode(descriptor, 0o600)
+        files.lock(descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -271,7 +264,7 @@ class Part:
 
     def _flush(self) -> None:
         try:
-            _set_mode(self._descriptor, self._mode)
+            files.set_mode(self._descriptor, self._mode)
             os.fsync(self._descriptor)
         except OSError as error:
             raise _paid_error("flush", self.path, error) from error
@@ -327,13 +320,10 @@ def open_part(folder: Path) -> Part:
     _make_one(folder)
     path = folder / _part_name()
     try:
-        descriptor = os.open(path, _NEW_FILE, 0o666)
+        descriptor = files.create(path, 0o666)
     except OSError as error:
         raise _paid_error("write", path, error) from error
     return Part(path, descriptor)
-
-
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def _part_name() -> str:
@@ -345,38 +335,14 @@ _PART_NAME = re.compile(r"\.seedream-[0-9a-f]{12}\.part")
 
 def _paid_error(verb: str, path: Path, error: OSError) -> FileError:
     hint = "the picture is paid for: set that right, then run `seedream recover`"
-    return FileError(f"cannot {verb} {path}: {_reason(error)}", hint=hint, billed="yes")
-
-
-def _set_mode(descriptor: int, mode: int) -> None:
-    if sys.platform != "win32":
-        os.fchmod(descriptor, mode)
-
-
-def _lock(descriptor: int) -> bool:
-    """Marks the file as in use by a living process. False where another holds it or locks are not to be had."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    return FileError(f"cannot {verb} {path}: {files.reason(error)}", hint=hint, billed="yes")
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a new name survive a power cut. Some file systems know no such thing, and the name stands anyway."""
-    if sys.platform == "win32":
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, descriptor)
-            os.fsync(descriptor)
-        except OSError as error:
-            # EACCES: a folder that may be written but not listed.
-            if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EACCES}:
-                raise _paid_error("flush", folder, error) from error
+    try:
+        files.flush_folder(folder)
+    except OSError as error:
+        raise _paid_error("flush", folder, error) from error
 
 
 def _replace(part: Path, final: Path) -> None:
@@ -404,59 +370,12 @@ def _numbered(first: Path) -> Iterator[Path]:
 def _claim(part: Path, final: Path) -> bool:
     """Moves the part to a name that nothing holds, as one step; False where something holds it."""
     try:
-        _link_or_move(part, final)
+        files.move_to_free(part, final)
     except FileExistsError:
         return False
     except OSError as error:
         raise _paid_error("write", final, error) from error
     return True
-
-
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
-
-
-def _link_or_move(part: Path, final: Path) -> None:
-    # A hard link never replaces a name, where every kind of check before a rename loses races.
-    try:
-        final.hardlink_to(part)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _move_exclusively(part, final)
-    else:
-        part.unlink()
-
-
-def _move_exclusively(part: Path, final: Path) -> None:
-    """For file systems without links (FAT, some shares): a rename that fails where the name exists."""
-    if sys.platform == "win32":
-        part.rename(final)
-        return
-    problem = _rename_noreplace(part, final)
-    if problem not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}:
-        if problem:
-            raise OSError(problem, os.strerror(problem), str(final))
-        return
-    # The last way out: an empty file takes the name, which only its maker may replace. A kill between the two steps
-    # leaves that empty file; it loses no picture, as the part is still there.
-    os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    part.replace(final)
-
-
-def _rename_noreplace(part: Path, final: Path) -> int:
-    """The system's own exclusive rename: 0, or an errno; ENOSYS where there is none."""
-    import ctypes
-
-    library = ctypes.CDLL(None, use_errno=True)
-    source, target = os.fsencode(part), os.fsencode(final)
-    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
-        failed = library.renamex_np(source, target, ctypes.c_uint(4))  # RENAME_EXCL
-    elif sys.platform == "linux" and hasattr(library, "renameat2"):
-        here = -100  # AT_FDCWD
-        failed = library.renameat2(here, source, here, target, ctypes.c_uint(1))  # RENAME_NOREPLACE
-    else:
-        return errno.ENOSYS
-    return ctypes.get_errno() if failed else 0
 
 
 def sweep(folder: Path) -> int:
@@ -477,7 +396,7 @@ def _sweep_one(path: Path, old: float) -> bool:
     except OSError:
         return False  # a link, someone else's, or gone already
     try:
-        stale = os.fstat(descriptor).st_mtime < old and _lock(descriptor)
+        stale = os.fstat(descriptor).st_mtime < old and files.lock(descriptor)
         if stale:
             path.unlink(missing_ok=True)
     finally:
@@ -487,7 +406,6 @@ def _sweep_one(path: Path, old: float) -> bool:
 
 # --- base64 ---------------------------------------------------------------------------------------------------------
 
-_DATA_PREFIX = re.compile(rb"data:image\\?/[a-zA-Z0-9.+-]{1,40}(?:;[a-zA-Z0-9=.-]{1,40})*;base64,")
 _ESCAPE = re.compile(rb"\\(?:([/nr])|u00([0-9a-fA-F]{2}))")
 _SPACES = b"\r\n\t "
 
@@ -504,7 +422,7 @@ def write_blob(blob: Blob, part: Part) -> None:
 def write_base64(text: str, part: Part) -> None:
     """As `write_blob`, for base64 that is in memory already: short, or from a stream."""
     raw = text.encode("ascii", "replace")
-    start = prefix.end() if (prefix := _DATA_PREFIX.match(raw)) else 0
+    start = prefix.end() if (prefix := DATA_PREFIX.match(raw)) else 0
     _decode((raw[at : at + _WINDOW].translate(None, _SPACES) for at in range(start, len(raw), _WINDOW)), part)
 
 
@@ -543,7 +461,7 @@ def _blob_text(blob: Blob) -> Iterator[bytes]:
                 raise LinkError(f"the kept reply {blob.path} stops before its picture's end")
             left -= len(raw)
             raw = held + raw
-            if first and (prefix := _DATA_PREFIX.match(raw)):
+            if first and (prefix := DATA_PREFIX.match(raw)):
                 raw = raw[prefix.end() :]
             first = False
             # An escape may lie across two reads: its start waits for its end.
@@ -556,7 +474,7 @@ def _open_reply(path: Path) -> io.BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
-        raise LinkError(f"cannot read the kept reply {path}: {_reason(error)}") from error
+        raise LinkError(f"cannot read the kept reply {path}: {files.reason(error)}") from error
 
 
 def _unescape(raw: bytes) -> bytes:

@@ -24,7 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seedream_cli import pictures, store
+from seedream_cli import files, pictures, store
 from seedream_cli.errors import FileError, InputError, LinkError
 from seedream_cli.names import FIELDS, check_template, clean_name, render_name, slug
 from seedream_cli.pictures import SUFFIXES, Facts, describe, explain_store_error, inspect, inspect_bytes, sniff
@@ -451,7 +451,7 @@ def test_file_systems_without_links_keep_every_picture_too(
 
     monkeypatch.setattr(os, "link", refuse)
     if way == "reserve":
-        monkeypatch.setattr(store, "_rename_noreplace", lambda part, final: errno.EINVAL)
+        monkeypatch.setattr(files, "_rename_noreplace", lambda part, final: errno.EINVAL)
     for _ in range(3):
         save(tmp_path, "fox", PNG)
     assert names(tmp_path) == ["fox-2.png", "fox-3.png", "fox.png"]

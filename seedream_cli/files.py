@@ -1,0 +1,109 @@
+"""Deeds on files that each system does in its own way: making, locking, flushing names, moves that replace nothing.
+
+POSIX, macOS and Windows are told apart here for all who write pictures and replies. Everything raises the system's own
+`OSError`; what that means for the user and the money is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def create(path: Path, mode: int = 0o600) -> int:
+    """A descriptor of a new file, to read and write. Never opens what exists, not even through a link."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+
+
+def reason(error: OSError) -> str:
+    """The system's own words for what went wrong, to stand at the end of a message."""
+    return (error.strerror or type(error).__name__).lower()
+
+
+def lock(descriptor: int) -> bool:
+    """Marks the file as in use by a living process. False where another holds it or locks are not to be had."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Gives an open file its permissions, where the system has such."""
+    if sys.platform != "win32":
+        os.fchmod(descriptor, mode)
+
+
+# EACCES: a folder that may be written but not listed.
+_NO_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes a new name survive a power cut. Some file systems know no such thing, and the name stands anyway."""
+    if sys.platform == "win32":
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FLUSH:
+                raise
+
+
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+
+
+def move_to_free(part: Path, final: Path) -> None:
+    """Gives a file a name that nothing holds, as one step. FileExistsError where something holds it."""
+    # A hard link never replaces a name, where every kind of check before a rename loses races.
+    try:
+        final.hardlink_to(part)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _move_exclusively(part, final)
+    else:
+        part.unlink()
+
+
+def _move_exclusively(part: Path, final: Path) -> None:
+    """For file systems without links (FAT, some shares): a rename that fails where the name exists."""
+    if sys.platform == "win32":
+        part.rename(final)
+        return
+    problem = _rename_noreplace(part, final)
+    if problem not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}:
+        if problem:
+            raise OSError(problem, os.strerror(problem), str(final))
+        return
+    # The last way out: an empty file takes the name, which only its maker may replace. A kill between the two steps
+    # leaves that empty file; it loses no picture, as the part is still there.
+    os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    part.replace(final)
+
+
+def _rename_noreplace(part: Path, final: Path) -> int:
+    """The system's own exclusive rename: 0, or an errno; ENOSYS where there is none."""
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    source, target = os.fsencode(part), os.fsencode(final)
+    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        failed = library.renamex_np(source, target, ctypes.c_uint(4))  # RENAME_EXCL
+    elif sys.platform == "linux" and hasattr(library, "renameat2"):
+        here = -100  # AT_FDCWD
+        failed = library.renameat2(here, source, here, target, ctypes.c_uint(1))  # RENAME_NOREPLACE
+    else:
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else 0
