@@ -100,6 +100,8 @@ class _Run:
         async with contextlib.AsyncExitStack() as stack:
             routes = {job.route for job in plan.jobs}
             wires = {route: await stack.enter_async_context(self._wire(route)) for route in routes}
+            for proxy in dict.fromkeys(wire.proxy_in_use for wire in wires.values() if wire.proxy_in_use):
+                self.sink.emit(Notice(f"through the proxy {proxy}"))
             stack.enter_context(self._signals())
             self.workers = {job.index: _Worker(self, wires[job.route], job) for job in plan.jobs}
             tasks = [asyncio.create_task(worker.work()) for worker in self.workers.values()]
@@ -119,7 +121,7 @@ class _Run:
         if job.output.stdout or job.kept or job.task_id:
             return []
         numbers = range(job.first, job.first + job.request.pictures_at_most)
-        return [job.output.place(job.fields, number=number, of=self.pictures) for number in numbers]
+        return [job.output.place(job.fields, number=number, of=job.of) for number in numbers]
 
     def _wire(self, route: Route) -> Wire:
         """The wire to one provider, paced and keyed for it alone."""
@@ -145,14 +147,19 @@ class _Run:
     def _signals(self) -> Iterator[None]:
         """Take SIGINT and SIGTERM while the run lasts."""
         loop = asyncio.get_running_loop()
-        taken = (signal.SIGINT, signal.SIGTERM)
-        for number in taken:
-            loop.add_signal_handler(number, self._on_signal, number)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def tell(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal handler is given)
+            loop.call_soon_threadsafe(self._on_signal, signal.Signals(number))
+
+        # Not loop.add_signal_handler, which Windows lacks; call_soon_threadsafe wakes the loop all the same.
+        for number in before:
+            signal.signal(number, tell)
         try:
             yield
         finally:
-            for number in taken:
-                loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: signal.Signals) -> None:
         """First: nothing new leaves, what was sent is finished. Second: stop."""
@@ -409,7 +416,9 @@ class _Worker:
     async def _save(self, picture: Picture) -> SavedImage:
         """Fetch into a part file beside its place, check that it is a whole picture, and give it its name."""
         output = self.job.output
-        place = output.place(self.job.fields, number=self.job.first + picture.index, of=self.run.pictures)
+        # How many a kept reply holds is known only now.
+        of = max(self.job.of, len(self.ready.pictures) if self.ready and self.job.kept else 1)
+        place = output.place(self.job.fields, number=self.job.first + picture.index, of=of)
         with store.open_part(place.folder) as part:
             facts = await self._fill(part, picture)
             if output.stdout:
@@ -528,6 +537,8 @@ class _KeptReply:
             "model": request.model_id,
             "size": request.size,
             "fields": dict(job.fields),
+            "first": job.first,
+            "of": job.of,
         }
         self.kept: Path | None = None
 

@@ -55,7 +55,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request of the run. `fields` is what its pictures' names are made of, `first` the number of its first one.
+    """One request of the run. `fields` makes its pictures' names, `first` is the number of its first one
+    among the `of` that share a name.
 
     `kept` is the reply of an earlier run and `task_id` a task at the provider, for a job that sends nothing new and
     only fetches what was paid for.
@@ -69,6 +70,7 @@ class Job:
     output: store.Target
     fields: Mapping[str, str]
     first: int = 1
+    of: int = 1
     download: bool = True
     warnings: tuple[Problem, ...] = ()
     kept: Path | None = None
@@ -206,25 +208,41 @@ def _references(draft: Draft, recipient: Recipient) -> tuple[list[ImageRef], lis
 
 
 def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ...]:
-    """Give every job of the run its id, its number and the fields of its names."""
+    """Give every job of the run its id, its number and the fields of its names.
+
+    Pictures are counted through the run, except that drafts whose names differ anyway are counted each for itself.
+    """
     total = sum(len(one.jobs) for one in planned)
+    slugs = [_slug(one) for one in planned]
+    named = any(one.jobs[0].output.file or one.jobs[0].output.template for one in planned)
+    apart = not named and len(set(slugs)) == len(slugs)
+    most = sum(_most(one) for one in planned)
     ready, index, first = [], 0, 1
-    for one in planned:
-        jobs = []
+    for one, slug in zip(planned, slugs, strict=True):
+        jobs, first = [], 1 if apart else first
         for job in one.jobs:
             name = run if total == 1 else f"{run}-{index + 1}"
-            fields = _fields(job.request, name, index, one.draft.label)
-            jobs.append(replace(job, index=index, id=name, fields=fields, first=first))
+            fields = {**_fields(job.request, name, index), "slug": slug}
+            of = _most(one) if apart else most
+            jobs.append(replace(job, index=index, id=name, fields=fields, first=first, of=of))
             index, first = index + 1, first + job.request.pictures_at_most
         ready.append(replace(one, jobs=tuple(jobs)))
     return tuple(ready)
 
 
-def _fields(request: ImageRequest, name: str, index: int, label: str = "") -> dict[str, str]:
-    """What a file name may be made of. `label` goes in front: the picture that was edited, say."""
-    words = " ".join(part for part in (label, request.prompt or request.mode) if part)
+def _most(one: PlannedDraft) -> int:
+    return sum(job.request.pictures_at_most for job in one.jobs)
+
+
+def _slug(one: PlannedDraft) -> str:
+    """The words of a draft's names; its label in front, which is the picture that is edited, say."""
+    request = one.jobs[0].request
+    return names.slug(" ".join(part for part in (one.draft.label, request.prompt or request.mode) if part))
+
+
+def _fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
+    """What a file name may be made of, beside the slug."""
     return {
-        "slug": names.slug(words),
         "id": name,
         "row": str(index + 1),
         "model": request.model or request.model_id,
@@ -325,11 +343,10 @@ _UNSHOWN = {"provider", "model", "extra"}
 
 def job_names(jobs: Sequence[Job]) -> list[str]:
     """The names that the pictures of these jobs would get, with `.*` where the bytes decide on the suffix."""
-    total = sum(job.request.pictures_at_most for job in jobs)
     found = []
     for job in jobs:
         for number in range(job.first, job.first + job.request.pictures_at_most):
-            place = job.output.place(job.fields, number=number, of=total)
+            place = job.output.place(job.fields, number=number, of=job.of)
             found.append("-" if job.output.stdout else str(place.folder / f"{place.stem}{place.suffix or '.*'}"))
     return found
 
@@ -458,7 +475,8 @@ def _recovery_job(item: spool.Kept, draft: Draft, surroundings: Surroundings, li
     fields = {**_fields(request, item.id, 0), "slug": "recovered", **meta.get("fields", {})}
     model = find_model(request.model_id, dialect.spec.spelling)
     route = Route(dialect, base_url, key, limits)
-    return Job(0, item.id, route, model, request, _HERE, fields, kept=item.path)
+    first, of = int(meta.get("first", 1)), int(meta.get("of", 1))
+    return Job(0, item.id, route, model, request, _HERE, fields, first, of, kept=item.path)
 
 
 def _task_job(task: str, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:

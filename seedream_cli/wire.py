@@ -10,28 +10,19 @@ The API key goes to the provider's host only; links are fetched by a client that
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import datetime as dt
-import email.utils
-import hashlib
 import http.cookiejar
 import importlib.util
-import ipaddress
 import json
 import logging
 import os
 import random as randomness
 import re
-import secrets
-import socket
 import ssl
 import sys
-import time
 import urllib.parse
 import urllib.request
 import zlib
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -39,22 +30,22 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import httpx
 
 from . import __version__
-from .errors import ApiError, ConfigError, FileError, InputError, InternalError, LinkError, Problem, SeedreamError
+from .body import encode_body
+from .errors import ApiError, ConfigError, FileError, LinkError, SeedreamError
+from .framing import Done, EventParser
+from .links import Target, is_loopback, is_private, next_hop, split_link
+from .masking import check_key, mask, secret_forms
+from .pace import MAX_BACKOFF_S, Clock, Pace, Policy, back_off, decide, read_retry_after
 from .providers.base import Call, Reply
-from .request import ImageRef
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_BACKOFF_S = 30.0
-MAX_RETRY_AFTER_S = 600.0
 MAX_REDIRECTS = 3
 REPLY_LIMIT = 1 << 30
 MEMORY_LIMIT = 8 << 20
 PICTURE_LIMIT = 64 << 20
 _TEXT_BYTES = 2000
-_OPENING_BYTES = 8192
-_READ_STEP = 3 << 16  # a multiple of three, so that base64 pads only at the very end
 _INFLATE_STEP = 1 << 20
 _LANE = 4  # connections of one client
 _REQUEST_ID_HEADERS = ("x-request-id", "x-tt-logid", "x-client-request-id", "x-trace-id", "cf-ray")
@@ -62,40 +53,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 # --- what others give and get -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How long to wait and how often to try. Times in seconds; `retries` counts the attempts after the first.
-
-    `timeout_s` bounds one exchange from its first byte sent to its last byte received; no further attempt starts once
-    that much time has passed since the first. `connect_timeout_s` bounds all that comes before: names, proxy, TCP, TLS.
-    `slots`, `rpm` and `ipm` bound the billable requests in flight and the requests and pictures of any 60 seconds.
-    """
-
-    timeout_s: float = 600.0
-    connect_timeout_s: float = 10.0
-    retries: int = 4
-    retry_ambiguous: bool = False
-    slots: int | None = None
-    rpm: int | None = None
-    ipm: int | None = None
-
-
-class Clock:
-    """Time, so that tests can make it pass at once. The only sleeper of the tool."""
-
-    def monotonic(self) -> float:
-        """Seconds that never run backwards."""
-        return time.monotonic()
-
-    def now(self) -> dt.datetime:
-        """The wall clock, aware."""
-        return dt.datetime.now(dt.UTC)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait without blocking the loop."""
-        await asyncio.sleep(seconds)
 
 
 class Watch(Protocol):
@@ -167,68 +124,6 @@ class Fetched(Generic[T]):
     attempts: int
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------------
-
-_KEY = re.compile(r"[\x21-\x7e]+")
-_URL = re.compile(r"(https?:(?:\\?/){2})([^\s\"<>]+)", re.IGNORECASE)
-_BEARER = re.compile(r"\bbearer[ \t]+[^\s\"',]+", re.IGNORECASE)
-_SIGNATURE = re.compile(
-    r"\b((?:x-[a-z]+-)?(?:signature|credential|security-token)|sig|ossaccesskeyid)=[^&\s\"'<>]+", re.IGNORECASE
-)
-
-
-def check_key(raw: str) -> str:
-    """The key without surrounding white space, BOM and quotes; ConfigError, which never shows it, where it is unusable.
-
-    A key with a line break would be refused by the HTTP library in an error that prints the whole header.
-    """
-    key = raw.strip().lstrip("\ufeff").strip()
-    if len(key) >= 2 and key[0] == key[-1] and key[0] in "\"'":
-        key = key[1:-1].strip()
-    if not key:
-        raise ConfigError("the API key is empty")
-    if not _KEY.fullmatch(key):
-        hint = "paste the key alone: no 'Bearer ', no spaces, no line breaks"
-        raise ConfigError("the API key holds a space, a control character or a non-ASCII character", hint=hint)
-    return key
-
-
-def _base64_forms(key: str) -> Iterator[str]:
-    """The characters that stand for the key inside base64, at each of the three places where it can begin."""
-    for lead in range(3):
-        encoded = base64.b64encode(b"\0" * lead + key.encode())
-        inner = encoded[(lead * 8 + 5) // 6 : (lead + len(key)) * 8 // 6].decode()
-        yield inner
-        yield inner.replace("+", "-").replace("/", "_")
-
-
-def secret_forms(key: str) -> tuple[str, ...]:
-    """Every spelling of the key that is searched for in texts, longest first. Very short ones would blot out words."""
-    if len(key) < 4:
-        return ()
-    quoted = urllib.parse.quote(key, safe="")
-    lower = re.sub("%..", lambda match: match[0].lower(), quoted)
-    forms = {key, quoted, lower, json.dumps(key)[1:-1]}
-    forms.update(form for form in _base64_forms(key) if len(form) >= 8)
-    return tuple(sorted(forms, key=len, reverse=True))
-
-
-def mask(text: str, forms: tuple[str, ...] = ()) -> str:
-    """The text without the key (`forms`), bearer tokens, and the query and user name of every link in it."""
-    for form in forms:
-        text = text.replace(form, "***")
-    text = _URL.sub(_mask_url, text)
-    return _SIGNATURE.sub(r"\1=***", _BEARER.sub("Bearer ***", text))
-
-
-def _mask_url(match: re.Match[str]) -> str:
-    address, mark, _ = match[2].partition("?")
-    authority, slash, path = address.partition("/")
-    if "@" in authority:
-        authority = "***@" + authority.rpartition("@")[2]
-    return f"{match[1]}{authority}{slash}{path}" + ("?***" if mark else "")
-
-
 def _silence_libraries() -> None:
     """Httpx logs whole signed links at INFO and httpcore logs headers at DEBUG: neither may speak."""
     for name in ("httpx", "httpcore", "httpcore.connection", "httpcore.proxy", "httpcore.http11"):
@@ -243,91 +138,6 @@ def _remember_absence() -> None:
     """
     if "sniffio" not in sys.modules and importlib.util.find_spec("sniffio") is None:
         sys.modules["sniffio"] = None  # type: ignore[assignment]
-
-
-# --- the request body -------------------------------------------------------------------------------------------------
-
-
-def encode_body(body: Mapping[str, Any]) -> tuple[int, Callable[[], Iterator[bytes]]]:
-    """A JSON body's exact length in bytes, and a maker of its pieces. References are read and encoded piece by piece.
-
-    Raises InputError for what cannot be JSON, and for a reference file whose size is not what was checked.
-    """
-    mark = secrets.token_hex(16)
-    refs: list[ImageRef] = []
-
-    def place(value: object) -> str:
-        if not isinstance(value, ImageRef):
-            raise InternalError(f"a request body holds a {type(value).__name__}")
-        if value.kind == "url":
-            return value.location
-        refs.append(value)
-        return mark
-
-    try:
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=place)
-        texts = [part.encode() for part in text.split(mark)]
-    except ValueError as exc:
-        # A lone surrogate (half of a character) and NaN have no form in UTF-8 and JSON.
-        message = "the request holds half a character (a lone surrogate) or a number that JSON cannot carry"
-        raise InputError([Problem("prompt", message)]) from exc
-    heads = [f"data:{ref.mime};base64,".encode() for ref in refs]
-    length = sum(map(len, texts)) + sum(map(len, heads)) + sum(4 * ((_size(ref) + 2) // 3) for ref in refs)
-
-    def pieces() -> Iterator[bytes]:
-        for text, head, ref in zip(texts, heads, refs, strict=False):
-            yield text + head
-            yield from _encoded(ref)
-        yield texts[-1]
-
-    return length, pieces
-
-
-def _size(ref: ImageRef) -> int:
-    """The bytes of a reference, checked against what they were when it was judged."""
-    if ref.path is None:
-        return len(ref.content)
-    try:
-        size = ref.path.stat().st_size
-    except OSError as exc:
-        raise _unreadable(ref, exc) from exc
-    if size != ref.size:
-        raise _changed(ref)
-    return size
-
-
-def _encoded(ref: ImageRef) -> Iterator[bytes]:
-    if ref.path is None:
-        for start in range(0, len(ref.content), _READ_STEP):
-            yield base64.b64encode(ref.content[start : start + _READ_STEP])
-        return
-    try:
-        yield from _encoded_file(ref)
-    except OSError as exc:
-        raise _unreadable(ref, exc) from exc
-
-
-def _encoded_file(ref: ImageRef) -> Iterator[bytes]:
-    """Stops short of the announced length if the file is not what was checked, so that no whole request is sent."""
-    assert ref.path is not None  # noqa: S101 - the caller has looked; this tells the type checker
-    digest, left = hashlib.sha256(), ref.size
-    with ref.path.open("rb") as file:
-        while chunk := file.read(_READ_STEP):
-            left -= len(chunk)
-            digest.update(chunk)
-            if left < 0 or (left == 0 and ref.sha256 and digest.hexdigest() != ref.sha256):
-                raise _changed(ref)
-            yield base64.b64encode(chunk)
-    if left:
-        raise _changed(ref)
-
-
-def _changed(ref: ImageRef) -> InputError:
-    return InputError([Problem("image", f"{ref.location} changed while the request was being made", "run it again")])
-
-
-def _unreadable(ref: ImageRef, exc: OSError) -> InputError:
-    return InputError([Problem("image", f"cannot read {ref.location}: {exc.strerror or type(exc).__name__}")])
 
 
 # --- the reply --------------------------------------------------------------------------------------------------------
@@ -403,359 +213,6 @@ async def _parse(received: _Received, file: ReplyFile) -> Reply:
     except (ValueError, RecursionError):
         return Reply(received.status, received.headers, None, received.start.decode("utf-8", "replace"))
     return Reply(received.status, received.headers, body)
-
-
-def read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> float | None:
-    """Seconds to wait by `Retry-After`, 0 to 600; None where it is absent, hostile or garbage.
-
-    The date form is measured against the server's own `Date`, so that a wrong clock on either side does not matter.
-    """
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,9})?", value):
-        return min(float(value), MAX_RETRY_AFTER_S)
-    then = _http_date(value)
-    if then is None:
-        return None
-    base = _http_date(headers.get("date", "")) or now
-    return min(max((then - base).total_seconds(), 0.0), MAX_RETRY_AFTER_S)
-
-
-def _http_date(value: str) -> dt.datetime | None:
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-
-
-# --- retries and pace -------------------------------------------------------------------------------------------------
-
-
-def decide(error: ApiError, attempt: int, elapsed_s: float, policy: Policy, random: randomness.Random) -> float | None:
-    """Seconds to wait before the next attempt, or None to give up. `attempt` counts the attempts made, from 1.
-
-    An attempt that may have been billed is repeated only where the user ordered it. A server error that its contract
-    calls unbilled is repeated twice at most: that claim is worth less than a refusal at the door.
-    """
-    ambiguous = error.kind == "unknown_outcome" or error.billed == "unknown"
-    if not (policy.retry_ambiguous if ambiguous else error.retryable):
-        return None
-    if attempt > policy.retries or (error.kind == "unavailable" and attempt > 2):
-        return None
-    wait = _back_off(error, attempt, random)
-    return None if elapsed_s + wait > policy.timeout_s else wait
-
-
-def _back_off(error: ApiError, attempt: int, random: randomness.Random) -> float:
-    """1, 2, 4, 8 … 30 s with jitter. Limits get equal jitter: full jitter can use up every try inside one minute."""
-    if error.retry_after_s is not None:
-        return error.retry_after_s + random.uniform(0, min(1.0, 0.1 * error.retry_after_s + 0.1))
-    ceiling = min(MAX_BACKOFF_S, 2.0 ** (attempt - 1))
-    if error.kind == "network":
-        return random.uniform(0, ceiling)
-    return ceiling / 2 + random.uniform(0, ceiling / 2)
-
-
-class _Pace:
-    """Slots, requests and pictures a minute, and the moment before which nobody may send."""
-
-    def __init__(self, policy: Policy, clock: Clock, random: randomness.Random) -> None:
-        self._clock = clock
-        self._random = random
-        self._rpm, self._ipm = policy.rpm, policy.ipm
-        self._slots = asyncio.Semaphore(policy.slots) if policy.slots else None
-        self._sent: deque[tuple[float, int]] = deque()
-        self._not_before = 0.0
-
-    def hold(self, seconds: float) -> None:
-        """Nobody sends for so long: one request was told that there are too many."""
-        self._not_before = max(self._not_before, self._clock.monotonic() + seconds)
-
-    @contextlib.asynccontextmanager
-    async def turn(self, call: Call, pictures: int) -> AsyncIterator[None]:
-        """Hold a slot from before the first byte to the end of the reply. Polls and lists need none."""
-        async with self._slots if self._slots and call.billable else contextlib.nullcontext():
-            while (wait := self._wait(call, pictures)) > 0:
-                # Jitter keeps all that waited for the same moment from leaving in it.
-                await self._clock.sleep(wait + self._random.uniform(0, min(1.0, wait / 10)))
-            if call.billable and (self._rpm or self._ipm):
-                self._sent.append((self._clock.monotonic(), pictures))
-            yield
-
-    def _wait(self, call: Call, pictures: int) -> float:
-        now = self._clock.monotonic()
-        while self._sent and self._sent[0][0] <= now - 60:
-            self._sent.popleft()
-        wait = self._not_before - now
-        if not call.billable or not self._sent:
-            return wait
-        full = self._rpm is not None and len(self._sent) >= self._rpm
-        # A request for more pictures than a minute allows goes alone, or it would wait for ever.
-        full = full or (self._ipm is not None and sum(n for _, n in self._sent) + pictures > self._ipm)
-        return max(wait, self._sent[0][0] + 60 - now) if full else wait
-
-
-# --- events of a stream -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The terminator `[DONE]`."""
-
-
-_BOM = b"\xef\xbb\xbf"
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_EVENT_TYPE = re.compile(rb'"type"\s*:\s*"(?:image_generation\.|error")')
-_WHOLE = re.compile(rb'"(?:data|error)"\s*:\s*[\[{"]')
-_FIELD = re.compile(rb"(?:event|data|id|retry)?(?::|$)")
-
-
-class EventParser:
-    """Events out of bytes that arrive in any pieces: server-sent events, or one JSON object a line.
-
-    Which of them is decided by the first bytes, since providers answer a bad request to a stream with plain JSON, and
-    label it as they like: `mode` becomes "sse", "lines", or "whole" for a body that is one document (no events then).
-    A line of JSON is an event if it has a `type`; every other first line is the start of a document.
-    """
-
-    def __init__(self) -> None:
-        self.mode: Literal["", "sse", "lines", "whole"] = ""
-        self.skipped = 0
-        """Events whose data was neither a JSON object nor the terminator."""
-        self._opening: list[bytes] = []
-        self._held = 0
-        self._line: list[bytes] = []
-        self._after_cr = False
-        self._first = True
-        self._name = b""
-        self._data: list[bytes] = []
-
-    def feed(self, data: bytes) -> list[dict[str, Any] | Done]:
-        """The events that these bytes complete."""
-        if self.mode:
-            return self._events(data)
-        self._opening.append(data)
-        return self._open(newline=b"\n" in data or b"\r" in data, ended=False)
-
-    def close(self) -> tuple[list[dict[str, Any] | Done], bool]:
-        """The end of the body: the events it completes, and whether it came inside one (which is not delivered)."""
-        events = [] if self.mode else self._open(newline=False, ended=True)
-        rest = b"".join(self._line)
-        if self.mode == "lines" and rest.strip():
-            last = _parse_event(rest)
-            return ([*events, last], False) if last else (events, True)
-        if self.mode == "sse" and not rest and self._data == [b"[DONE]"]:
-            # Some servers hang up after the terminator without the empty line that would complete it.
-            return [*events, Done()], False
-        return events, self.mode == "sse" and bool(rest or self._data or self._name)
-
-    def _open(self, *, newline: bool, ended: bool) -> list[dict[str, Any] | Done]:
-        # Looked at while it is short or when a line ends: a long first line must not be copied at every piece.
-        if not (newline or ended or self._held <= _OPENING_BYTES):
-            return []
-        self._held = sum(map(len, self._opening))
-        opening = b"".join(self._opening)
-        self._opening = [opening]
-        self.mode = _recognise(opening, ended=ended)
-        if not self.mode:
-            return []
-        self._opening = []
-        return self._events(opening)
-
-    def _events(self, data: bytes) -> list[dict[str, Any] | Done]:
-        if self.mode == "whole":
-            return []
-        take = self._take_field if self.mode == "sse" else self._take_object
-        return [event for line in self._lines(data) if (event := take(line)) is not None]
-
-    def _lines(self, data: bytes) -> Iterator[bytes]:
-        """Whole lines, ended by CR, LF or CRLF, wherever the pieces are cut."""
-        start = 1 if self._after_cr and data[:1] == b"\n" else 0
-        self._after_cr = data.endswith(b"\r") if data else self._after_cr
-        *whole, rest = _LINE_END.split(data[start:])
-        for line in whole:
-            text = b"".join([*self._line, line])
-            self._line.clear()
-            yield text.removeprefix(_BOM) if self._first else text
-            self._first = False
-        if rest:
-            self._line.append(rest)
-
-    def _take_object(self, line: bytes) -> dict[str, Any] | Done | None:
-        return self._judge(_parse_event(line)) if line.strip() else None
-
-    def _take_field(self, line: bytes) -> dict[str, Any] | Done | None:
-        if not line:
-            return self._dispatch()
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if name == b"data":
-            self._data.append(value)
-        elif name == b"event":
-            self._name = value
-        return None
-
-    def _dispatch(self) -> dict[str, Any] | Done | None:
-        name, data = self._name, b"\n".join(self._data)
-        self._name, self._data = b"", []
-        if not data.strip():
-            return None
-        event = self._judge(_parse_event(data))
-        if isinstance(event, dict) and name:
-            event.setdefault("type", name.decode("utf-8", "replace"))
-        return event
-
-    def _judge(self, event: dict[str, Any] | Done | None) -> dict[str, Any] | Done | None:
-        self.skipped += event is None
-        return event
-
-
-def _recognise(opening: bytes, *, ended: bool) -> Literal["", "sse", "lines", "whole"]:
-    """What a body is by its first bytes; "" while they do not tell."""
-    if not ended and _BOM.startswith(opening[:3]) and len(opening) < 3:
-        return ""
-    text = opening.removeprefix(_BOM).lstrip()
-    if not text:
-        return "whole" if ended else ""
-    line, *more = _LINE_END.split(text, maxsplit=1)
-    if text[:1] not in b"{[":
-        known = bool(more) or ended or len(line) > 6
-        return ("sse" if _FIELD.match(line) else "whole") if known else ""
-    if _EVENT_TYPE.search(text, 0, 4096):
-        return "lines"
-    if more or ended:
-        event = _parse_event(line)
-        return "lines" if isinstance(event, dict) and isinstance(event.get("type"), str) else "whole"
-    return "whole" if len(text) >= 4096 and _WHOLE.search(text, 0, 4096) else ""
-
-
-def _parse_event(data: bytes) -> dict[str, Any] | Done | None:
-    if data.strip() == b"[DONE]":
-        return Done()
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) else None
-
-
-# --- links ------------------------------------------------------------------------------------------------------------
-
-_LINK = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
-_UNSENDABLE = re.compile(rb"[\x00-\x20\x7f]")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A link taken apart without changing a byte: `raw` is what follows the host, as it goes over the wire."""
-
-    scheme: str
-    authority: str
-    host: str
-    raw: bytes
-
-    @property
-    def loopback(self) -> bool:
-        """Whether the host is this machine."""
-        return is_loopback(self.host)
-
-
-class _ExactURL(httpx.URL):
-    """A URL whose request target is sent as it is.
-
-    A signature covers the exact bytes of a link, and every URL parser mends some of them. The library's own `target`
-    extension is no way out: through a proxy it sends the whole signed target in clear, as the name of the tunnel.
-    """
-
-    def __init__(self, target: Target) -> None:
-        super().__init__(f"{target.scheme}://{target.authority}/")
-        self._exact = target.raw
-
-    @property
-    def raw_path(self) -> bytes:
-        return self._exact
-
-
-def split_link(link: str) -> Target:
-    """Take a link apart; LinkError for what can never be sent as it stands. Only non-ASCII bytes are escaped."""
-    match = _LINK.fullmatch(link.strip())
-    if not match:
-        raise LinkError("the picture's link is no http or https address")
-    scheme, authority, rest = match[1].lower(), match[2], match[3]
-    if "@" in authority:
-        raise LinkError("the picture's link holds a user name, which is refused")
-    raw = b"".join(
-        bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in rest.encode("utf-8", "surrogateescape")
-    )
-    if "\\" in authority or _UNSENDABLE.search(raw) or re.search(r"[\x00-\x20\x7f]", authority):
-        raise LinkError("the picture's link holds a space, a control character or a backslash where none can be")
-    try:
-        host = httpx.URL(f"{scheme}://{authority}/").host
-    except (httpx.InvalidURL, ValueError) as exc:
-        raise LinkError("the picture's link has no valid host") from exc
-    if not host:
-        raise LinkError("the picture's link has no host")
-    return Target(scheme, authority, host, raw if raw.startswith(b"/") else b"/" + raw)
-
-
-def next_hop(origin: Target, current: Target, location: str) -> Target:
-    """Where a redirect leads, rebuilt from its `Location` alone; LinkError where the picture may not be sought there.
-
-    Only https is followed, never to a private address: a store's answer must not make this machine ask its own network.
-    Loopback may lead to loopback. The signature of the link before is never carried along.
-    """
-    location = location.strip()
-    if not re.match(r"[a-z][a-z0-9+.-]*:", location, re.IGNORECASE):
-        location = _absolute(current, location)
-    target = split_link(location)
-    if (
-        origin.loopback
-        and current.loopback
-        and target.loopback
-        and (current.scheme, target.scheme) != ("https", "http")
-    ):
-        return target
-    if target.scheme != "https":
-        raise LinkError(f"{current.host} redirects the picture to an address without TLS ({target.host})")
-    if is_private(target.host) and not (origin.loopback and target.loopback):
-        raise LinkError(f"{current.host} redirects the picture to a private address ({target.host})")
-    return target
-
-
-def _absolute(current: Target, location: str) -> str:
-    """A relative reference made absolute by joining strings, so that nothing in it is normalised."""
-    path = current.raw.decode("latin-1").partition("?")[0]
-    base = f"{current.scheme}://{current.authority}"
-    if location.startswith("//"):
-        return f"{current.scheme}:{location}"
-    if location.startswith("/"):
-        return base + location
-    if location.startswith("?") or not location:
-        return base + path + location
-    return base + path.rpartition("/")[0] + "/" + location
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address a host spells, also in the short and octal forms that resolvers take; None for a name."""
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        return getattr(address, "ipv4_mapped", None) or address
-    with contextlib.suppress(OSError, UnicodeError):
-        return ipaddress.IPv4Address(socket.inet_aton(host))
-    return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, by its name or address; nothing is looked up."""
-    name = host.lower().rstrip(".")
-    address = _address(host)
-    return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
-
-
-def is_private(host: str) -> bool:
-    """Whether a host is not on the public internet, as far as its spelling tells; nothing is looked up."""
-    address = _address(host)
-    return is_loopback(host) or (address is not None and not address.is_global)
 
 
 # --- the wire ---------------------------------------------------------------------------------------------------------
@@ -866,7 +323,7 @@ class Wire:
         self._transport = transport
         self._clock = clock or Clock()
         self._random = random or randomness.Random()
-        self._pace = _Pace(policy, self._clock, self._random)
+        self._pace = Pace(policy, self._clock, self._random)
         self._log = log
         self._lanes: dict[tuple[str, bool], list[_Lane]] = {}
         self._tls: ssl.SSLContext | None = None
@@ -1039,7 +496,7 @@ class Wire:
                 doubts.append(failure)
             wait = decide(failure, attempt, self._clock.monotonic() - began, self._policy, self._random)
             if failure.kind == "rate_limited" and failure.retryable:
-                self._pace.hold(wait if wait is not None else _back_off(failure, attempt, self._random))
+                self._pace.hold(wait if wait is not None else back_off(failure, attempt, self._random))
             if wait is None or trail.final:
                 # A doubt is not lifted by a later refusal: what may have been paid once stays in the account.
                 raise doubts[0] if doubts and failure is not doubts[0] else failure
@@ -1243,8 +700,10 @@ class Wire:
         path = target.raw.partition(b"?")[0].decode("latin-1")
         self._say(f"> GET {target.scheme}://{target.authority}{path}")
         async with self._client("links", secure=target.scheme == "https") as client:
-            request = client.build_request("GET", f"{target.scheme}://{target.authority}/", timeout=timeout)
-            request.url = _ExactURL(target)
+            url = _ExactURL(target)
+            request = client.build_request("GET", url, timeout=timeout)
+            # The client has made the headers out of a copy that lost the exact bytes.
+            request.url = url
             response = await client.send(request, stream=True)
             async with contextlib.aclosing(response):
                 self._say(f"< {response.status_code} from {target.host}")
@@ -1347,6 +806,22 @@ class Wire:
     def _say(self, line: str) -> None:
         if self._log:
             self._log(self.mask(line))
+
+
+class _ExactURL(httpx.URL):
+    """A URL whose request target is sent as it is.
+
+    A signature covers the exact bytes of a link, and every URL parser mends some of them. The library's own `target`
+    extension is no way out: through a proxy it sends the whole signed target in clear, as the name of the tunnel.
+    """
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(scheme=target.scheme, host=target.host, port=target.port, path="/")
+        self._exact = target.raw
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._exact
 
 
 @dataclass(frozen=True, slots=True)

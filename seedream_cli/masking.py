@@ -1,0 +1,70 @@
+"""What must never be read by anybody else: the API key is checked here, and taken out of every text that is shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import urllib.parse
+from collections.abc import Iterator
+
+from .errors import ConfigError
+
+_KEY = re.compile(r"[\x21-\x7e]+")
+_URL = re.compile(r"(https?:(?:\\?/){2})([^\s\"<>]+)", re.IGNORECASE)
+_BEARER = re.compile(r"\bbearer[ \t]+[^\s\"',]+", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"\b((?:x-[a-z]+-)?(?:signature|credential|security-token)|sig|ossaccesskeyid)=[^&\s\"'<>]+", re.IGNORECASE
+)
+
+
+def check_key(raw: str) -> str:
+    """The key without surrounding white space, BOM and quotes; ConfigError, which never shows it, where it is unusable.
+
+    A key with a line break would be refused by the HTTP library in an error that prints the whole header.
+    """
+    key = raw.strip().lstrip("\ufeff").strip()
+    if len(key) >= 2 and key[0] == key[-1] and key[0] in "\"'":
+        key = key[1:-1].strip()
+    if not key:
+        raise ConfigError("the API key is empty")
+    if not _KEY.fullmatch(key):
+        hint = "paste the key alone: no 'Bearer ', no spaces, no line breaks"
+        raise ConfigError("the API key holds a space, a control character or a non-ASCII character", hint=hint)
+    return key
+
+
+def _base64_forms(key: str) -> Iterator[str]:
+    """The characters that stand for the key inside base64, at each of the three places where it can begin."""
+    for lead in range(3):
+        encoded = base64.b64encode(b"\0" * lead + key.encode())
+        inner = encoded[(lead * 8 + 5) // 6 : (lead + len(key)) * 8 // 6].decode()
+        yield inner
+        yield inner.replace("+", "-").replace("/", "_")
+
+
+def secret_forms(key: str) -> tuple[str, ...]:
+    """Every spelling of the key that is searched for in texts, longest first. Very short ones would blot out words."""
+    if len(key) < 4:
+        return ()
+    quoted = urllib.parse.quote(key, safe="")
+    lower = re.sub("%..", lambda match: match[0].lower(), quoted)
+    forms = {key, quoted, lower, json.dumps(key)[1:-1]}
+    forms.update(form for form in _base64_forms(key) if len(form) >= 8)
+    return tuple(sorted(forms, key=len, reverse=True))
+
+
+def mask(text: str, forms: tuple[str, ...] = ()) -> str:
+    """The text without the key (`forms`), bearer tokens, and the query and user name of every link in it."""
+    for form in forms:
+        text = text.replace(form, "***")
+    text = _URL.sub(_mask_url, text)
+    return _SIGNATURE.sub(r"\1=***", _BEARER.sub("Bearer ***", text))
+
+
+def _mask_url(match: re.Match[str]) -> str:
+    address, mark, _ = match[2].partition("?")
+    authority, slash, path = address.partition("/")
+    if "@" in authority:
+        authority = "***@" + authority.rpartition("@")[2]
+    return f"{match[1]}{authority}{slash}{path}" + ("?***" if mark else "")
