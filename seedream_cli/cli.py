@@ -18,9 +18,9 @@ from .settings import read_surroundings
 
 if TYPE_CHECKING:
     from .plan import Plan
-    from .report import Streams
     from .request import Draft
     from .settings import Surroundings
+    from .streams import Streams
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -103,9 +103,6 @@ def edit(
     # With the prompt in a file, or with no need of one, the first argument is a picture.
     if prompt is not None and ("prompt_file" in chosen.lists or (chosen.switches.get("layers") and not images)):
         images, prompt = (prompt, *images), None
-    if not images and not chosen.lists.get("image"):
-        hint = "seedream generate works without one"
-        raise InputError([Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
     return _run("edit", prompt, images, chosen)
 
 
@@ -119,7 +116,8 @@ def models(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)] = False,  # noqa: FBT002
 ) -> int:
     """The model table."""
-    from . import report
+    from . import views
+    from .envelope import print_json
     from .models import MODELS, find_model, nearest
 
     streams = _streams()
@@ -128,9 +126,9 @@ def models(
         hint = f"known: {', '.join(nearest(model) or nearest(''))}"
         raise InputError([Problem("model", f"no model is called {model!r}", hint, origin="MODEL")])
     if json:
-        report.print_json(report.model_object(row) if row else report.models_object(MODELS), streams)
+        print_json(views.model_object(row) if row else views.models_object(MODELS), streams)
         return 0
-    for line in report.model_detail(row, streams.width) if row else report.models_table(MODELS, streams.width):
+    for line in views.model_detail(row, streams.width) if row else views.models_table(MODELS, streams.width):
         streams.out(line)
     return 0
 
@@ -192,8 +190,14 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
 
     surroundings = read_surroundings()
     prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()), options())
+    if problems and not prompts:
+        # Without a prompt that could be read, every further complaint would be about its absence.
+        raise InputError(problems)
     drafts = chosen.with_pictures(chosen.drafts(surroundings, prompts, problems), pictures)
-    sends = not any(drafts[0].switches.get(name) for name in ("dry_run", "curl", "explain"))
+    if command == "edit" and not all(draft.lists.get("image") for draft in drafts):
+        hint = "seedream generate works without one"
+        raise InputError([*problems, Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
+    sends = not any(draft.switches.get(name) for draft in drafts for name in ("dry_run", "curl", "explain"))
     plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
     return _execute(plan, drafts[0], chosen, surroundings) if sends else _show(plan, drafts[0])
 
@@ -238,8 +242,10 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
 
 def _show(plan: Plan, draft: Draft) -> int:
     """What would be sent: the body, the curl command, or the fate of every option."""
-    from . import report
+    from . import views
+    from .envelope import print_json
     from .plan import explain, job_names
+    from .report import warning_lines
 
     streams = _streams()
     json = draft.switches.get("json", False)
@@ -248,22 +254,22 @@ def _show(plan: Plan, draft: Draft) -> int:
         call = job.route.dialect.submit(job.request)
         url = job.route.base_url + call.path
         if draft.switches.get("explain"):
-            for line in report.explain_table(explain(planned), streams.width):
+            for line in views.explain_table(explain(planned), streams.width):
                 streams.out(line)
         elif draft.switches.get("curl"):
             variable = next(iter(job.route.spec.key_variables), "SEEDREAM_API_KEY")
-            streams.out_exactly(report.curl_command(url, call.json or {}, variable, call.accept))
+            streams.out_exactly(views.curl_command(url, call.json or {}, variable, call.accept))
         else:
             names, cost = job_names(planned.jobs), job.price(sum(j.request.pictures_at_most for j in planned.jobs))
             body = call.json or {}
             if json:
-                report.print_json(
-                    report.plan_object(body, names, cost, url, command=plan.command, provider=job.route.spec.name),
+                print_json(
+                    views.plan_object(body, names, cost, url, command=plan.command, provider=job.route.spec.name),
                     streams,
                 )
             else:
-                report.print_plan(body, names, cost, url, streams)
-    for line in (*(f"note: {note}" for note in plan.notices), *report.warning_lines(plan.warnings)):
+                views.print_plan(body, names, cost, url, streams)
+    for line in (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
         streams.err(line)
     return 0
 
@@ -307,7 +313,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _streams(surroundings: Surroundings | None = None) -> Streams:
     """The process's streams, and what is known of them."""
-    from .report import Streams
+    from .streams import Streams
 
     around = surroundings or read_surroundings()
     return Streams(
@@ -328,7 +334,8 @@ def _is_terminal(stream: Any) -> bool:
 
 def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
     """Say what ended the command, and with `--json` also as an object."""
-    from .report import failure_object, print_error, print_json
+    from .envelope import failure_object, print_json
+    from .report import print_error
 
     streams = _streams()
     print_error(error, streams)

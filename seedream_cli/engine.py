@@ -12,14 +12,15 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import pictures, spool, store
 from .errors import ApiError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
-from .plan import REPLY_MOST, Job, Plan, Route
+from .framing import Done, EventParser
+from .plan import POLLED, REPLY_MOST, Job, Plan, Route
 from .providers.base import Completed, Dialect, Ready, Reply, Ticket
 from .results import (
     Downloading,
@@ -38,7 +39,7 @@ from .results import (
     Status,
     Timing,
 )
-from .wire import Clock, Done, EventParser, Policy, Wire
+from .wire import Clock, Policy, Wire
 
 CONCURRENCY = 8
 DOWNLOADS = 8
@@ -269,13 +270,13 @@ class _Worker:
         self.answered = True
         if not self.job.download:
             self.saved = {p.index: SavedImage(p.index, url=p.link, error=p.error) for p in self.ready.pictures}
-            return broken or _first_error(self.saved.values())
+            return _first_error(self.saved.values(), broken)
         # What a stream brought is saved already, or on its way.
         await asyncio.gather(
             *(self._keep(picture) for picture in self.ready.pictures if picture.index not in self.taken)
         )
-        error = broken or _first_error(self.saved.values())
-        if not broken and all(image.error is None or image.error.billed == "no" for image in self.saved.values()):
+        error = _first_error(self.saved.values(), broken)
+        if all(image.error is None or image.error.billed == "no" for image in self.saved.values()):
             await asyncio.to_thread(spool.forget, self.run.replies, self.job.id)
         return error
 
@@ -328,20 +329,31 @@ class _Worker:
             raise self._task_left(f"task {ticket.task_id} was not ready in time")
         self.run.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
         await self.run.clock.sleep(ticket.poll_after_s)
-        kept = _KeptReply(self)
+        # Beside the reply that holds the task's id: that one must stay until the pictures are here.
+        kept = _KeptReply(self, beside=POLLED)
         try:
             answer = await self.wire.ask(self.dialect.poll(ticket), self.dialect.read, spool=kept)
         except ApiError as error:
-            kept.close()
-            # The task's own failure comes whole, with HTTP 200; anything else is the asking that failed.
-            if error.status is not None and error.status < 500 and error.status != 429:
-                raise
-            self.lost_polls += 1
-            if self.lost_polls > self.job.route.limits.retries:
-                raise self._task_left(f"task {ticket.task_id} could not be asked after: {error.message}") from error
-            return replace(ticket, poll_after_s=max(ticket.poll_after_s, 1.0) * 2)
+            kept.forget()
+            return self._judge_lost_poll(ticket, error)
         self.lost_polls = 0
-        return answer.value
+        if isinstance(answer.value, Ticket):
+            kept.forget()
+            return answer.value
+        return await asyncio.to_thread(read_kept, self.dialect, kept.take_place(self.job.id))
+
+    def _judge_lost_poll(self, ticket: Ticket, error: ApiError) -> Ticket:
+        """The ticket to ask with again; raises where the task itself failed, or cannot be asked after."""
+        # The task's own failure comes whole, with HTTP 200; anything else is the asking that failed.
+        if error.status == 200 and (error.code or error.kind != "unknown_outcome"):
+            if error.billed == "no":
+                spool.forget(self.run.replies, self.job.id)
+            raise error
+        self.lost_polls += 1
+        is_final = error.status is not None and 400 <= error.status < 500 and error.status not in {408, 429}
+        if is_final or self.lost_polls > self.job.route.limits.retries:
+            raise self._task_left(f"task {ticket.task_id} could not be asked after: {error.message}") from error
+        return replace(ticket, poll_after_s=max(ticket.poll_after_s, 1.0) * 2)
 
     def _task_left(self, message: str) -> ApiError:
         """A task that is left to itself: it is paid for, or will be, and can be fetched later."""
@@ -364,13 +376,14 @@ class _Worker:
             found = self.dialect.read_event(event)
             if isinstance(found, Completed):
                 ends.append(found)
-            elif found is not None and found.index not in self.taken:
+            elif found is not None and (picture := _numbered(found, pictures)) is not None:
                 # The link must be on disk before its download starts, as with a whole reply.
                 kept.flush()
-                self.taken.add(found.index)
-                pictures.append(found)
+                self.taken.add(picture.index)
+                # Its base64 is held only until it is saved.
+                pictures.append(replace(picture, base64=""))
                 if job.download:
-                    saving.append(asyncio.create_task(self._keep(found)))
+                    saving.append(asyncio.create_task(self._keep(picture)))
 
         call, most = self.dialect.submit(job.request), job.request.pictures_at_most
         cut: SeedreamError | None = None
@@ -379,9 +392,11 @@ class _Worker:
                 call, self.dialect.read, on_event, spool=kept, gate=self.gate, watch=self, pictures=most
             )
         except SeedreamError as error:
-            kept.settle(error)
             if not pictures:
+                kept.settle(error)
                 raise
+            # Whatever ended it: the pictures before it may have been paid for.
+            kept.keep()
             cut = error
         else:
             if isinstance(streamed.whole, Ready):
@@ -389,7 +404,7 @@ class _Worker:
                 return None
             kept.keep()
             whole = bool(ends) or streamed.ended == "done" or (streamed.cut is None and len(pictures) >= most)
-            cut = None if whole else streamed.cut or _cut_short()
+            cut = streamed.cut or _cut_short() if not whole else _missing(pictures, ends)
         finally:
             self.provider_s = time.monotonic() - started
         if cut and not pictures:
@@ -524,13 +539,13 @@ class _Worker:
 class _KeptReply:
     """The wire's view of the reply file: bytes go to disk as they arrive, and are flushed before they are read."""
 
-    def __init__(self, worker: _Worker) -> None:
+    def __init__(self, worker: _Worker, *, beside: str = "") -> None:
         job = worker.job
         request = job.request
         self.folder = worker.run.replies
-        self.id = job.id
+        self.id = job.id + beside
         pictures = request.pictures_at_most if request.response_format == "b64_json" else 0
-        self.spool = spool.open_spool(self.folder, job.id, _URL_REPLY + pictures * _BASE64_PICTURE)
+        self.spool = spool.open_spool(self.folder, self.id, _URL_REPLY + pictures * _BASE64_PICTURE)
         self.meta = {
             "provider": job.route.spec.name,
             "base_url": job.route.base_url,
@@ -569,9 +584,17 @@ class _KeptReply:
         """The stream has ended: its bytes get their name."""
         self.kept = self.spool.keep(self.meta)
 
-    def close(self) -> None:
+    def forget(self) -> None:
         """Nothing worth keeping came, and what an earlier reply said stays."""
         self.spool.drop()
+        spool.forget(self.folder, self.id)
+
+    def take_place(self, job_id: str) -> Path:
+        """Become the job's kept reply, in the place of the one that held only a task's id."""
+        assert self.kept is not None  # noqa: S101 - it was read, so it was kept
+        final = self.kept.with_name(f"{job_id}{self.kept.suffix}")
+        self.kept.with_suffix(".meta.json").replace(final.with_suffix(".meta.json"))
+        return self.kept.replace(final)
 
     def settle(self, error: SeedreamError) -> None:
         """Keep what may have been paid for; remove what was not."""
@@ -591,25 +614,68 @@ def release(plan: Plan, state: Path) -> None:
 def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:
     """A kept reply, read again: one JSON document, or the events of a stream as far as they came."""
     try:
-        return dialect.read(Reply(200, {}, spool.load(path, limit=REPLY_MOST)))
+        body = spool.load(path, limit=REPLY_MOST)
     except ValueError:
-        parser, events = EventParser(), list[dict[str, Any] | Done]()
+        return _read_kept_stream(dialect, path)
+    # A stream of one line is a JSON document too.
+    is_event = isinstance(body, dict) and str(body.get("type")).startswith("image_generation.")
+    return _read_kept_stream(dialect, path) if is_event else dialect.read(Reply(200, {}, body))
+
+
+def _read_kept_stream(dialect: Dialect, path: Path) -> Ready | Ticket:
+    parser, events = EventParser(), list[dict[str, Any] | Done]()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             events += parser.feed(chunk)
-    events = [*events, *parser.close()[0]]
-    found = [dialect.read_event(event) for event in events if not isinstance(event, Done)]
-    pictures = {picture.index: picture for picture in found if isinstance(picture, Picture)}
+    events += parser.close()[0]
+    pictures, ends = list[Picture](), list[Completed]()
+    for event in events:
+        found = None if isinstance(event, Done) else _read_again(dialect, event)
+        if isinstance(found, Completed):
+            ends.append(found)
+        elif found is not None and (picture := _numbered(found, pictures)) is not None:
+            pictures.append(picture)
     if not pictures:
         return dialect.read(Reply(200, {}, None, path.read_bytes()[:2000].decode(errors="replace")))
-    ends = [end for end in found if isinstance(end, Completed)]
-    return Ready(tuple(pictures.values()), usage=ends[-1].usage if ends else None)
+    return Ready(tuple(pictures), usage=ends[-1].usage if ends else None)
 
 
-def _cut_short() -> ApiError:
+def _read_again(dialect: Dialect, event: Mapping[str, Any]) -> Picture | Completed | None:
+    """An event of a kept stream; the error that ended it was told when it came, and the pictures before it count."""
+    try:
+        return dialect.read_event(event)
+    except ApiError:
+        return None
+
+
+def _numbered(found: Picture, before: Sequence[Picture]) -> Picture | None:
+    """A stream's picture under a number of its own; None for one that came already.
+
+    Not every provider numbers its events, and no paid picture may be lost to another with its number.
+    """
+    same = next((picture for picture in before if picture.index == found.index), None)
+    if found.index >= 0 and same is None:
+        return found
+    if same is not None and (found.error or (found.link and found.link == same.link)):
+        return None
+    return replace(found, index=max((picture.index for picture in before), default=-1) + 1)
+
+
+def _missing(pictures: Sequence[Picture], ends: Sequence[Completed]) -> ApiError | None:
+    """What is wrong with a stream that came to its end: no picture at all, or fewer than the provider counts."""
+    came = sum(1 for picture in pictures if picture.error is None)
+    counted = (ends[-1].usage or {}).get("generated_images") if ends else None
+    if not pictures:
+        return _cut_short("the stream ended without a picture")
+    if isinstance(counted, int) and counted > came:
+        return _cut_short(f"the provider counts {counted} pictures and {came} came")
+    return None
+
+
+def _cut_short(message: str = "the stream ended before it was complete") -> ApiError:
     """A stream that ended between two events, without its end and with fewer pictures than were asked for."""
     return ApiError(
-        "the stream ended before it was complete",
+        message,
         kind="unknown_outcome",
         billed="unknown",
         delivered="yes",
@@ -618,18 +684,24 @@ def _cut_short() -> ApiError:
 
 def _broken_stream(cut: SeedreamError, got: int, most: int) -> ApiError:
     """What a broken stream means when some of its pictures came: they are the user's, the rest is in doubt."""
+    said = cut if isinstance(cut, ApiError) else None
+    unbilled = cut.billed == "no"
     return ApiError(
-        f"{cut.message}; {got} of up to {most} pictures came and are kept, the rest may have been billed",
-        kind="unknown_outcome",
-        billed="unknown",
+        f"{cut.message}; {got} of up to {most} pictures came and are kept"
+        + ("" if unbilled else ", the rest may have been billed"),
+        kind=cut.kind if unbilled else "unknown_outcome",
+        billed="no" if unbilled else "unknown",
         delivered="yes",
-        hint="it is not sent again; the provider's usage page tells what was billed",
+        hint=cut.hint if unbilled else "it is not sent again; the provider's usage page tells what was billed",
+        provider=said.provider if said else "",
+        code=said.code if said else "",
+        request_id=said.request_id if said else "",
     )
 
 
-def _first_error(images: Iterable[SavedImage]) -> SeedreamError | None:
-    """The failure to speak of where several pictures failed: one that money hangs on before a refusal."""
-    errors = [image.error for image in images if image.error]
+def _first_error(images: Iterable[SavedImage], broken: SeedreamError | None = None) -> SeedreamError | None:
+    """The failure to speak of where several things failed: one that money hangs on before a refusal."""
+    errors = [error for error in (broken, *(image.error for image in images)) if error]
     return min(errors, key=lambda error: error.billed == "no", default=None)
 
 

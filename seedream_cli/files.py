@@ -28,13 +28,11 @@ def reason(error: OSError) -> str:
 
 def lock(descriptor: int) -> bool:
     """Marks the file as in use by a living process. False where another holds it or locks are not to be had."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def set_mode(descriptor: int, mode: int) -> None:
@@ -100,10 +98,9 @@ def _rename_noreplace(part: Path, final: Path) -> int:
     library = ctypes.CDLL(None, use_errno=True)
     source, target = os.fsencode(part), os.fsencode(final)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
-        failed = library.renamex_np(source, target, ctypes.c_uint(4))  # RENAME_EXCL
-    elif sys.platform == "linux" and hasattr(library, "renameat2"):
-        here = -100  # AT_FDCWD
-        failed = library.renameat2(here, source, here, target, ctypes.c_uint(1))  # RENAME_NOREPLACE
-    else:
-        return errno.ENOSYS
-    return ctypes.get_errno() if failed else 0
+        rename_excl = ctypes.c_uint(4)
+        return ctypes.get_errno() if library.renamex_np(source, target, rename_excl) else 0
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        here, rename_noreplace = -100, ctypes.c_uint(1)  # AT_FDCWD, RENAME_NOREPLACE
+        return ctypes.get_errno() if library.renameat2(here, source, here, target, rename_noreplace) else 0
+    return errno.ENOSYS

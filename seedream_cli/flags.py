@@ -259,12 +259,13 @@ class Chosen:
 
     def with_pictures(self, drafts: Sequence[Draft], pictures: Sequence[str]) -> list[Draft]:
         """The drafts with the pictures named as arguments: all in every request, or with `--each` one request each."""
-        each = self.switches.get("each", False)
         made = []
         for draft in drafts:
-            own = draft.lists.get("image", ())
+            own, each = draft.lists.get("image", ()), draft.switches.get("each", False)
             given = {"image": draft.origins["image"] if own else "IMAGE"}
-            for some in [(picture,) for picture in pictures] if each else [tuple(pictures)]:
+            # Where no argument names a picture, those of --image are the ones to go through.
+            subjects, own = (own, ()) if each and not pictures else (tuple(pictures), own)
+            for some in [(picture,) for picture in subjects] if each and subjects else [subjects]:
                 # The picture that is edited comes first: prompts speak of "the first picture".
                 lists = {**draft.lists, "image": (*some, *own)}
                 label = _stem(some[0]) if some and (each or draft.switches.get("layers")) else ""

@@ -73,8 +73,10 @@ def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
     try:
         raw = sys.stdin.buffer.read(PROMPT_MOST + 1) if name == "-" else _read_bytes(Path(name))
         text = raw.decode("utf-8-sig")
-    except OSError as error:
-        return None, [Problem(field, f"cannot read {origin}: {error.strerror}", origin=origin)]
+    except (OSError, RuntimeError) as error:
+        # A RuntimeError: the "~name" of a user that is not there.
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        return None, [Problem(field, f"cannot read {origin}: {reason.lower()}", origin=origin)]
     except ValueError as error:
         line = raw.count(b"\n", 0, error.start) + 1 if isinstance(error, UnicodeDecodeError) else 0
         where = f"{origin}:{line}" if line else origin
@@ -113,7 +115,7 @@ def split_header(text: str, origin: str, options: Mapping[str, Option]) -> tuple
     end = next((number for number, line in enumerate(lines[1:], 1) if line.strip() == FENCE), None)
     if end is None:
         where = f"{origin}:1"
-        return PromptText("", origin=origin), [
+        return PromptText(text, origin=origin), [
             Problem(
                 "prompt_file", f"the block that opens with {FENCE} never ends", f"close it with {FENCE}", origin=where
             )
@@ -121,15 +123,17 @@ def split_header(text: str, origin: str, options: Mapping[str, Option]) -> tuple
     table, problems = _parse_toml("".join(lines[1:end]), origin)
     reader = _Header(lines[1:end], origin, options)
     reader.read(table)
+    body = "".join(lines[end + 1 :])
+    empty = len(body) - len(body.lstrip("\r\n"))
     prompt = PromptText(
-        "".join(lines[end + 1 :]).strip("\r\n"),
+        body.strip("\r\n"),
         reader.values,
         reader.switches,
         reader.lists,
         reader.variables,
         reader.origins,
         origin,
-        end + 2,
+        end + 2 + body.count("\n", 0, empty),
         is_template=True,
     )
     return prompt, problems + reader.problems
@@ -176,8 +180,10 @@ class _Header:
 
     def take(self, name: str, option: Option, value: Any) -> None:
         """One option's value, by its kind."""
-        if option.key == "var" and isinstance(value, dict):
-            self.variables |= {key: str(text) for key, text in value.items()}
+        if option.key == "var":
+            self.take_variables(name, value)
+        elif option.key in _ONLY_TYPED:
+            self.complain(name, f"{name} cannot stand in a prompt file", "give it on the command line")
         elif option.key == "extra" and isinstance(value, dict):
             self.lists["extra"] = tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
         elif option.kind == "list":
@@ -191,6 +197,21 @@ class _Header:
             wanted = "true or false" if option.kind == "switch" else "text or a number"
             self.complain(name, f"{name} takes {wanted}")
 
+    def take_variables(self, name: str, value: Any) -> None:
+        """`[var]` as a table, or `var` as the text or texts that `--var` takes."""
+        pairs: dict[str, Any] = {}
+        if isinstance(value, dict):
+            pairs = value
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                key, equals, text = str(item).partition("=")
+                pairs[key] = text if equals else None
+        for key, text in pairs.items():
+            if isinstance(text, bool) or not isinstance(text, str | int | float):
+                self.complain(name, f"the variable {key} has no text", 'write [var] and name = "value" below it')
+            else:
+                self.variables[key.strip()] = str(text)
+
     def place(self, name: str) -> str:
         """File and line of a key."""
         pattern = re.compile(rf"\s*\[?[\"']?{re.escape(name)}[\"']?\s*[=.\]]")
@@ -202,6 +223,7 @@ class _Header:
         self.problems.append(Problem(name, message, hint, origin=self.place(name)))
 
 
+_ONLY_TYPED = {"prompt_file", "verbose"}
 _VARIABLE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
 
 

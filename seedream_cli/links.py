@@ -6,6 +6,7 @@ A signature covers the exact bytes of a link, so none of them is mended. Nothing
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import ipaddress
 import re
 import socket
@@ -87,6 +88,32 @@ def _read_host(host: str) -> str:
     if len(host) > _LONGEST_HOST:
         raise ValueError("longer than any name")
     return host.lower()
+
+
+def expiry(link: str) -> int | None:
+    """When a signed link dies, in seconds since 1970, from its own parameters; None where it does not say.
+
+    TOS and S3 version 4 give a date and a lifetime, S3 version 2 and OSS a moment, Azure a moment as text.
+    """
+    query = {name.lower(): value for name, _, value in (part.partition("=") for part in _query(link).split("&"))}
+    for name, value in query.items():
+        if name.endswith("-expires") and value.isdecimal():
+            start = _moment(query.get(name.removesuffix("expires") + "date", ""), "%Y%m%dT%H%M%SZ")
+            return None if start is None else start + int(value[:9])
+    if query.get("expires", "").isdecimal():
+        return int(query["expires"][:12])
+    return _moment(query.get("se", "").replace("%3a", ":").replace("%3A", ":"), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _query(link: str) -> str:
+    return link.partition("?")[2].partition("#")[0]
+
+
+def _moment(text: str, form: str) -> int | None:
+    try:
+        return int(dt.datetime.strptime(text, form).replace(tzinfo=dt.UTC).timestamp())
+    except (ValueError, OverflowError):
+        return None
 
 
 def next_hop(origin: Target, current: Target, location: str) -> Target:

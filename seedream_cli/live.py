@@ -17,8 +17,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal, cast
 
-from .report import Display, PlainSink, QuietSink, Streams, Tally, clean, event_line, size_words
+from .report import Display, PlainSink, QuietSink, Tally, event_line
 from .results import Downloading, Event, Finished, Planned, Retrying, Saved, Stage
+from .streams import Streams
+from .text import clean, size_words
 
 if TYPE_CHECKING:
     from rich.console import Console

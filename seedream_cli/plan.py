@@ -21,6 +21,8 @@ from .settings import Key, Surroundings, choose_provider, find_key
 _HOW = ("rename", "skip", "error", "overwrite")
 REPLY_MOST = 64 * 1024 * 1024
 """Bytes of a reply beside its base64 pictures."""
+POLLED = "_poll"
+"""What is added to a job's id for the answers to its polls."""
 _KINDS = ("auto", "bar", "plain", "none")
 
 
@@ -338,6 +340,7 @@ def _key(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> Key:
 
 _ALWAYS = ("model_id", "prompt", "size", "response_format", "watermark")
 _SHOWN_AS = {"model_id": "model", "asynchronous": "async", "images": "image"}
+_TYPED_AS = {"model_id": "model", "images": "image"}
 _UNSHOWN = {"provider", "model", "extra"}
 
 
@@ -367,7 +370,9 @@ def _explain_option(planned: PlannedDraft, request: ImageRequest, name: str) -> 
     shown = _SHOWN_AS.get(name, name).replace("_", "-")
     spec, option = planned.route.spec, _SHOWN_AS.get(name, name).replace("image", "images")
     rule = planned.built.dropped.get(name) or rule_for(spec, planned.model, option)
-    why = " ".join(part for part in (rule.note, f"[{rule.source}]" if rule.source else "") if part)
+    model = planned.model
+    source = rule.source or (spec.source if option in spec.rules else model.source if model else "")
+    why = " ".join(part for part in (rule.note, f"[{source}]" if rule.note and source else "") if part)
     value = getattr(request, name)
     if name in planned.built.dropped:
         asked = planned.draft.values.get(name, "on")
@@ -376,8 +381,9 @@ def _explain_option(planned: PlannedDraft, request: ImageRequest, name: str) -> 
         default = spec.defaults.get(option)
         parts = [f"{spec.name}'s own default: {default}" if default else "", _unless_taken(rule, why)]
         return shown, "-", "not sent", "; ".join(part for part in parts if part)
-    origin = planned.draft.origins.get(_SHOWN_AS.get(name, name), "")
-    given = _SHOWN_AS.get(name, name) in {**planned.draft.values, **planned.draft.switches, **planned.draft.lists}
+    typed = _TYPED_AS.get(name, name)
+    origin = planned.draft.origins.get(typed, "")
+    given = typed in {**planned.draft.values, **planned.draft.switches, **planned.draft.lists}
     note = f"from {origin}" if given else "this tool's default"
     sent = ", ".join(_sent_as(planned, request, name)) or "not sent"
     return shown, _words(value), sent, "; ".join(part for part in (note, _unless_taken(rule, why)) if part)
@@ -440,6 +446,9 @@ def make_recovery(
 def _kept_replies(wanted: Sequence[str], replies: Path, found: list[Problem]) -> list[spool.Kept]:
     """The kept replies that are meant; a file or standard input is first kept like any reply."""
     kept = spool.list_kept(replies)
+    names = {item.id for item in kept}
+    # What a killed run heard last of a task adds nothing to the reply that holds the task's id.
+    kept = [item for item in kept if not (item.id.endswith(POLLED) and item.id.removesuffix(POLLED) in names)]
     if not wanted:
         return kept
     chosen = []

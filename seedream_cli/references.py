@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import FileError, LinkError, Problem
-from .pictures import Facts, describe, inspect, inspect_bytes, sniff
+from .pictures import MAX_PIXELS, Facts, inspect, inspect_bytes
 from .request import ImageRef
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 READ_MOST = 64 * 1024 * 1024
 """Bytes of a reference from standard input or a data URI, before it is judged: no model takes half of it."""
-_URL = re.compile(r"https?://[^\s/@]+(/\S*)?", re.IGNORECASE)
+_URL = re.compile(r"https?://[^\s/?#@]+([/?#]\S*)?", re.IGNORECASE)
 _DATA = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<more>(;[\w=.-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _MIMES = {"heif": "image/heif", "heic": "image/heic"}
 
@@ -39,7 +39,7 @@ def read_references(texts: Sequence[str], *, origin: str = "--image") -> tuple[l
     references, problems = [], []
     if list(texts).count("-") > 1:
         problems.append(Problem("image", "standard input can be read only once", origin=origin))
-    for text in dict.fromkeys(texts) if "-" in texts else texts:
+    for text in texts if list(texts).count("-") < 2 else [text for text in texts if text != "-"]:
         found = read_reference(text, origin=origin)
         if isinstance(found, Problem):
             problems.append(found)
@@ -52,9 +52,8 @@ def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
     """One reference, or what is wrong with it. A URL is taken as it is; nobody looks at what lies behind it."""
     if _URL.fullmatch(text):
         return ImageRef("url", text)
-    if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-        hint = "give an http(s) address, a file or a data URI"
-        return Problem("image", f"{text[:80]!r} is no address that can be sent", hint, origin=origin)
+    if scheme := re.match(r"([a-z][a-z0-9+.-]+)://", text, re.IGNORECASE):
+        return _bad_address(text, scheme[1].lower(), origin)
     if text[:5].lower() == "data:":
         return _read_data(text, origin)
     if text == "-":
@@ -62,17 +61,57 @@ def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
     return _read_file(text, origin)
 
 
+def _bad_address(text: str, scheme: str, origin: str) -> Problem:
+    """What is wrong with an address; what may be a password in it is not repeated."""
+    if scheme not in {"http", "https"}:
+        hint = "give an http(s) address, a file or a data URI"
+        return Problem("image", f"{scheme}:// is no address that a provider fetches", hint, origin=origin)
+    if re.match(r"[^/?#]*//[^/?#\s]*@", text):
+        hint = "the provider would get it: give an address without, or the file itself"
+        return Problem("image", "the address of a reference holds a user name or password", hint, origin=origin)
+    return Problem("image", f"{text.split('?', 1)[0][:80]!r} is no address that can be sent", origin=origin)
+
+
 def _read_file(text: str, origin: str) -> ImageRef | Problem:
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return Problem("image", f"{text} is a folder", "name the pictures in it", origin=origin)
+    if "\0" in text:
+        return Problem("image", f"{text!r} cannot be the name of a file: it holds a zero byte", origin=origin)
+    path = _find_file(text, origin)
+    if isinstance(path, Problem):
+        return path
     try:
+        if not path.is_file() and path.exists():
+            # A pipe, as the shell's <(…) makes one, can be read once and has no size beforehand.
+            return _from_bytes(_read_all(path), text, "file", origin)
         facts = inspect(path)
     except FileError as error:
         return Problem("image", error.message, origin=origin)
     except LinkError as error:
-        return Problem("image", f"{text} is no whole picture: {error.message}", origin=origin)
+        return Problem("image", f"{text} cannot be used: {error.message}", origin=origin)
     return _with_facts(ImageRef("file", text, path), facts)
+
+
+def _find_file(text: str, origin: str) -> Path | Problem:
+    """The path that is meant. A name that no system knows is often a prompt in the wrong place."""
+    try:
+        path = Path(text).expanduser()
+        is_folder = path.is_dir()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        short = text if len(text) <= 60 else f"{text[:60]}…"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        hint = "the prompt comes first: seedream edit PROMPT IMAGE…"
+        return Problem("image", f"{short!r} cannot be the name of a file: {reason.lower()}", hint, origin=origin)
+    if is_folder:
+        return Problem("image", f"{text} is a folder", "name the pictures in it", origin=origin)
+    return path
+
+
+def _read_all(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(READ_MOST + 1)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {(error.strerror or 'unreadable').lower()}") from error
 
 
 def _read_data(text: str, origin: str) -> ImageRef | Problem:
@@ -90,12 +129,10 @@ def _read_data(text: str, origin: str) -> ImageRef | Problem:
 def _from_bytes(raw: bytes, name: str, kind: str, origin: str) -> ImageRef | Problem:
     if len(raw) > READ_MOST:
         return Problem("image", f"{name} is larger than any picture that is taken", origin=origin)
-    if not sniff(raw[:64]):
-        return Problem("image", f"{name} is no picture but {describe(raw[:512])}", origin=origin)
     try:
         facts = inspect_bytes(raw)
     except LinkError as error:
-        return Problem("image", f"{name} is no whole picture: {error.message}", origin=origin)
+        return Problem("image", f"{name} cannot be used: {error.message}", origin=origin)
     return _with_facts(ImageRef("data" if kind == "data" else "file", name, content=raw), facts)
 
 
@@ -136,27 +173,47 @@ def _too_much(ref: ImageRef, fit: Fit) -> bool:
 
 
 def _shrink(ref: ImageRef, fit: Fit) -> tuple[bytes, tuple[int, int]]:
-    """Encoded bytes within the limits. Orientation is applied, since re-encoding drops the note about it."""
+    """Encoded bytes within the limits, and their width and height."""
+    try:
+        picture = _decode(ref, fit.most_pixels)
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+        raise LinkError(f"{ref.location} cannot be decoded, so not shrunk: {type(error).__name__}") from error
+    scale = min(1.0, (fit.most_pixels / (picture.width * picture.height)) ** 0.5)
+    while True:
+        raw = _encode(picture, scale)
+        if len(raw) <= fit.most_bytes or scale < 0.02:
+            return raw, _scaled(picture, scale)
+        scale *= min(0.9, (fit.most_bytes / len(raw)) ** 0.5)
+
+
+def _decode(ref: ImageRef, most_pixels: int) -> Image:
+    """The pixels, as RGB or, where something can be seen through, RGBA, and turned as the EXIF orientation says.
+
+    Orientation is applied because re-encoding drops the note about it. The colour profile stays with RGB pixels.
+    """
     import io
 
     from PIL import Image, ImageOps
 
+    # The container was judged before, by a limit of our own; the library's would warn on standard error.
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     source: Path | io.BytesIO = ref.path or io.BytesIO(ref.content)
-    try:
-        with Image.open(source) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise LinkError(f"{ref.location} cannot be decoded, so not shrunk: {type(error).__name__}") from error
+    with Image.open(source) as opened:
+        scale = min(1.0, (most_pixels / max(1, opened.width * opened.height)) ** 0.5)
+        # A JPEG can be decoded at a half, a quarter or an eighth of its size: less memory for one that is far too big.
+        opened.draft(None, _scaled(opened, scale))
+        opened.load()
+        picture = ImageOps.exif_transpose(opened)
+    profile = picture.info.get("icc_profile") if picture.mode in {"RGB", "RGBA"} else None
     see_through = picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info
+    if picture.mode == "I" or picture.mode.startswith("I;"):
+        # 16 bits a pixel: the library would cut off what is above 255 instead of scaling it.
+        picture = picture.convert("F").point(lambda value: value / 257).convert("L")
     picture = picture.convert("RGBA" if see_through else "RGB")
-    scale = min(1.0, (fit.most_pixels / (picture.width * picture.height)) ** 0.5)
-    while True:
-        raw = _encode(picture, scale, lossless=see_through)
-        if len(raw) <= fit.most_bytes or scale < 0.02:
-            width, height = _scaled(picture, scale)
-            return raw, (width, height)
-        scale *= min(0.9, (fit.most_bytes / len(raw)) ** 0.5)
+    if see_through and picture.getchannel("A").getextrema() == (255, 255):
+        picture = picture.convert("RGB")
+    picture.info = {"icc_profile": profile} if profile else {}
+    return picture
 
 
 def _scaled(picture: Image, scale: float) -> tuple[int, int]:
@@ -164,15 +221,14 @@ def _scaled(picture: Image, scale: float) -> tuple[int, int]:
     return max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
 
 
-def _encode(picture: Image, scale: float, *, lossless: bool) -> bytes:
+def _encode(picture: Image, scale: float) -> bytes:
     """JPEG of a high quality, or PNG where the picture can be seen through."""
     import io
 
-    if scale < 1:
-        picture = picture.resize(_scaled(picture, scale))
-    file = io.BytesIO()
-    if lossless:
-        picture.save(file, "PNG")
+    scaled = picture.resize(_scaled(picture, scale)) if scale < 1 else picture
+    file, profile = io.BytesIO(), picture.info.get("icc_profile")
+    if picture.mode == "RGBA":
+        scaled.save(file, "PNG", icc_profile=profile)
     else:
-        picture.save(file, "JPEG", quality=92)
+        scaled.save(file, "JPEG", quality=92, icc_profile=profile)
     return file.getvalue()

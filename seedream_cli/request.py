@@ -172,7 +172,9 @@ def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -
         "sequence": form.sequence(),
         "callback_url": form.url("callback_url"),
     }
-    wanted["asynchronous"] = form.asynchronous(streaming=bool(wanted["stream"]))
+    wanted["asynchronous"] = form.asynchronous(
+        streaming=bool(wanted["stream"]), called_back=wanted["callback_url"] is not None
+    )
     fields: dict[str, Any] = {
         "provider": recipient.provider,
         "model": recipient.model.name if recipient.model else "",
@@ -289,12 +291,14 @@ class _RequestForm(Form):
             return "auto" if text else None
         return self.integer("sequence", 1, GROUP_MOST)
 
-    def asynchronous(self, *, streaming: bool) -> bool | None:
+    def asynchronous(self, *, streaming: bool, called_back: bool) -> bool | None:
         asked = self.draft.switches.get("asynchronous")
         if asked and streaming:
             self.complain("asynchronous", "a task cannot stream its pictures", "leave out --async or --stream")
+        if called_back and streaming:
+            self.complain("callback_url", "a stream calls nobody back", "leave out --callback-url or --stream")
         if asked is None:
-            return (self.recipient.asynchronous and not streaming) or None
+            return (self.recipient.asynchronous and not streaming and not called_back) or None
         return asked or None
 
     def prompt(self, *, needed: bool) -> str | None:
@@ -311,6 +315,9 @@ class _RequestForm(Form):
     def size(self, *, layers: bool) -> str:
         model = self.recipient.model
         default = model.default_size if model else "2K"
+        if layers and model and model.layer_sizes:
+            # The provider's own default, and the cheapest: layers as large as the picture is.
+            default = model.layer_sizes[0]
         asked = self.text("size")
         size = parse_size(asked) if asked is not None else default
         if size is None:

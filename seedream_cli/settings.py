@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import ConfigError, FileError
+from .errors import ConfigError, FileError, Problem
 
 PREFIX = "SEEDREAM_"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and where it came from; the source is for messages, the value never is."""
+    """A key and where it came from; the source is for messages, the value never is.
+
+    `note` is what the user should know of where the key lies or goes; mostly empty.
+    """
 
     value: str
     source: str
+    note: str = ""
 
     def __repr__(self) -> str:
         """Without the value, so that no traceback or log can hold it."""
@@ -26,10 +30,84 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """Options as a file states them, by key and kind like a draft's, each with its place ("seedream.toml:3")."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def over(self, other: Layer) -> Layer:
+        """This layer's options, and the other's where this one has none."""
+        return Layer(
+            {**other.values, **self.values},
+            {**other.switches, **self.switches},
+            {**other.lists, **self.lists},
+            {**other.origins, **self.origins},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """`[providers.NAME]`. `values` holds base_url, model, ipm and rpm as text; `key_variable` is `api_key_env`.
+
+    `command` is `api_key_command` as a list of words, run in `command_folder`; it speaks for the address
+    `command_base_url` ("": the provider's own), which is the one that stands in the same table.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    key_variable: str = ""
+    command: tuple[str, ...] = ()
+    command_base_url: str = ""
+    command_folder: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the user says a picture costs, in US dollars; `provider` "" means any, `model` is a name or an id."""
+
+    model: str
+    amount: float
+    provider: str = ""
+    per_reference: float = 0.0
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the configuration files say, put together; empty without a file.
+
+    `from_profile` holds the keys of `layer` that the chosen profile set. `own_provider` is the provider of the user's
+    own file where an untrusted project names another one, else "". `origins` is for what is no option
+    ("budget.daily"). `warnings` tell what an untrusted project file may not set.
+    """
+
+    layer: Layer = field(default_factory=Layer)
+    from_profile: frozenset[str] = frozenset()
+    profile: str = ""
+    profiles: tuple[str, ...] = ()
+    providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+    prices: tuple[Price, ...] = ()
+    daily_budget: float | None = None
+    ledger_enabled: bool = True
+    confirm_above: float | None = None
+    own_provider: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()
+
+    def provider(self, name: str) -> ProviderSettings:
+        """`[providers.NAME]`, empty where it is not there."""
+        return self.providers.get(name, ProviderSettings())
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The process's surroundings, read once at the start of a command."""
+    """The process's surroundings, read once at the start of a command: the environment and what the files say."""
 
     environ: Mapping[str, str]
+    settings: Settings = field(default_factory=Settings)
 
     def option(self, name: str) -> str | None:
         """The value of `SEEDREAM_<OPTION>`, where it is set and not empty."""
@@ -59,6 +137,25 @@ class Surroundings:
         import platformdirs
 
         return Path(platformdirs.user_state_dir("seedream", appauthor=False))
+
+    @property
+    def config_folder(self) -> Path:
+        """Where the user's file, the stored keys and the list of trusted project files are.
+
+        `~/.config/seedream` on Linux, `~/Library/Application Support/seedream` on macOS, `%LOCALAPPDATA%\\seedream` on
+        Windows; the latter two have not been run.
+        """
+        import platformdirs
+
+        return Path(platformdirs.user_config_dir("seedream", appauthor=False))
+
+    @property
+    def home(self) -> Path | None:
+        """The user's home; None where the system knows none."""
+        try:
+            return Path.home()
+        except RuntimeError:
+            return None
 
     @property
     def fault(self) -> str:

@@ -383,7 +383,7 @@ def sweep(folder: Path) -> int:
 
     A part is locked while its process lives. Where there are no locks nothing is removed.
     """
-    if sys.platform == "win32" or not folder.is_dir():
+    if not folder.is_dir():
         return 0
     old = time.time() - _DAY_S
     paths = [path for path in folder.iterdir() if _PART_NAME.fullmatch(path.name)]
@@ -391,6 +391,8 @@ def sweep(folder: Path) -> int:
 
 
 def _sweep_one(path: Path, old: float) -> bool:
+    if sys.platform == "win32":
+        return False
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

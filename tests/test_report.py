@@ -26,7 +26,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedream_cli import report
+from seedream_cli import envelope, report, views
+from seedream_cli.envelope import Row, render_json
 from seedream_cli.errors import (
     ApiError,
     ConfigError,
@@ -38,7 +39,7 @@ from seedream_cli.errors import (
 )
 from seedream_cli.live import LiveSink, make_sink
 from seedream_cli.models import ModelSpec, PriceStep, Rule
-from seedream_cli.report import PlainSink, QuietSink, ResultSink, Row, Streams, TeeSink, clean, clean_path, render_json
+from seedream_cli.report import PlainSink, QuietSink, ResultSink, TeeSink
 from seedream_cli.request import ImageRef
 from seedream_cli.results import (
     Cost,
@@ -57,6 +58,8 @@ from seedream_cli.results import (
     Stage,
     Timing,
 )
+from seedream_cli.streams import Streams
+from seedream_cli.text import clean, clean_path, table_lines, text_width
 
 HOSTILE = {
     "markup": "err [bold red]x[/] y",
@@ -278,7 +281,7 @@ def test_a_poor_encoding_loses_no_line(encoding: str) -> None:
     captured = Captured(encoding, stdout_is_terminal=True)
     odd = "狐 ü 👩‍💻"
     captured.streams.out(odd)
-    report.print_json({"m": odd}, captured.streams)
+    envelope.print_json({"m": odd}, captured.streams)
     report.print_results(run(job(), job(1, error=refused(), status="failed", images=())), captured.streams, "none")
     first, second = captured.out.splitlines()
     assert first == odd.encode(encoding, "backslashreplace").decode(encoding)
@@ -290,7 +293,7 @@ def test_a_reader_that_leaves_stops_nothing() -> None:
     """A closed pipe is remembered, raises nothing, and Python ends quietly with the exit code of the run."""
     code = """
 import sys
-from seedream_cli.report import Streams
+from seedream_cli.streams import Streams
 streams = Streams(stdout=sys.stdout, stderr=sys.stderr)
 streams.out("first")
 sys.stdin.readline()
@@ -538,7 +541,7 @@ ERROR_KEYS = "code provider_code message billed retryable hint request_id".split
 
 def test_one_request_in_json() -> None:
     """The contract's keys in the contract's order, with the values a script expects."""
-    shown = json.loads(render_json(report.report_object(run(job()))))
+    shown = json.loads(render_json(envelope.report_object(run(job()))))
     assert list(shown) == JOB_KEYS
     assert list(shown["images"][0]) == IMAGE_KEYS
     assert shown["schema"] == "seedream/1"
@@ -558,7 +561,7 @@ def test_several_requests_in_one_object() -> None:
         job(1, cost=Cost(0.1 + 0.2, "USD", "2026-10"), warnings=(Problem("a", "b", code="ignored"),)),
         job(2, status="failed", images=(), usage=None, cost=None, error=refused(retryable=True), attempts=3),
     )
-    shown = report.report_object(ended)
+    shown = envelope.report_object(ended)
     assert list(shown) == [*JOB_KEYS, "requests"]
     assert shown["status"] == "partial"
     assert [image["index"] for image in shown["images"]] == [0, 1, 2]
@@ -594,7 +597,7 @@ def test_several_requests_in_one_object() -> None:
 def test_one_word_for_several_requests(states: list[str], whole: str) -> None:
     """The status of a run uses the contract's words alone."""
     jobs = (job(i, status=state, images=()) for i, state in enumerate(states))
-    assert report.report_object(run(*jobs))["status"] == whole
+    assert envelope.report_object(run(*jobs))["status"] == whole
 
 
 def test_the_most_urgent_error_speaks() -> None:
@@ -602,13 +605,13 @@ def test_the_most_urgent_error_speaks() -> None:
     ended = run(
         job(status="failed", images=(), error=refused()), job(1, status="unknown", images=(), error=lost()), job(2)
     )
-    assert report.report_object(ended)["error"]["code"] == "unknown_outcome"
-    assert report.report_object(run(job(), job(1, cost=None)))["cost"] is None
+    assert envelope.report_object(ended)["error"]["code"] == "unknown_outcome"
+    assert envelope.report_object(run(job(), job(1, cost=None)))["cost"] is None
 
 
 def test_failures_before_anything_was_built_keep_the_envelope() -> None:
     """A usage error has the same keys, nothing in them, and all its problems."""
-    shown = report.failure_object("edit", InputError([Problem("size", "bad", "2K", origin="--size")], kind="usage"))
+    shown = envelope.failure_object("edit", InputError([Problem("size", "bad", "2K", origin="--size")], kind="usage"))
     assert list(shown) == JOB_KEYS
     assert (shown["status"], shown["request"], shown["images"], shown["id"]) == ("failed", None, [], None)
     assert shown["error"]["code"] == "usage"
@@ -623,7 +626,7 @@ def test_a_batch_prints_an_object_a_row_and_a_summary() -> None:
     for done in jobs:
         sink.emit(Finished(done))
     sink.close()
-    report.print_json(report.summary_object(run(*jobs), skipped=5), captured.streams)
+    envelope.print_json(envelope.summary_object(run(*jobs), skipped=5), captured.streams)
     first, second, last = map(json.loads, captured.out.splitlines())
     assert list(first) == [*JOB_KEYS, "row", "line", "row_id"]
     assert (first["row"], first["line"], first["row_id"], first["command"]) == (3, 7, "fox", "batch")
@@ -699,13 +702,13 @@ def test_no_way_out_lets_hostile_text_through(name: str) -> None:
         plain.emit(event)
     odd = model(text, title=text, aliases=(text,), ids={text: (text,)}, rules={text: Rule("taken", text)}, source=text)
     tables = [
-        *report.models_table([odd], 40),
-        *report.model_detail(odd, 40),
-        *report.explain_table([(text, text, text, text)], 80),
+        *views.models_table([odd], 40),
+        *views.model_detail(odd, 40),
+        *views.explain_table([(text, text, text, text)], 80),
     ]
-    for line in [*tables, *report.models_markdown([odd]).splitlines()]:
+    for line in [*tables, *views.models_markdown([odd]).splitlines()]:
         captured.streams.out("| " + line)
-    report.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.streams)
+    views.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.streams)
     assert_harmless(captured.err)
     # Private characters and joiners do nothing alone, so JSON keeps them as they are.
     assert_harmless(re.sub("[\u200d\ue000\U000f0000]", "", captured.out))
@@ -791,7 +794,7 @@ class Screen:
             self._control(piece) if piece in "\r\n" or piece.startswith("\x1b") else self._draw(piece)
 
     def _draw(self, char: str) -> None:
-        width = report.text_width(char)
+        width = text_width(char)
         if self.column + width > self.columns:
             self.wraps += 1
             self._control("\n")
@@ -971,12 +974,13 @@ def test_nothing_heavy_is_imported_before_a_request_is_sent() -> None:
     """Reporting costs no start-up time: rich waits for the provider, and a run over before that never loads it."""
     code = """
 import io, sys
-from seedream_cli import live, report
-from seedream_cli.results import Planned, Stage
-streams = report.Streams(stdout=io.StringIO(), stderr=io.StringIO(), stderr_is_terminal=True)
+from seedream_cli import envelope, live, report, views
+from seedream_cli.results import JobResult, Planned, Stage
+from seedream_cli.streams import Streams
+streams = Streams(stdout=io.StringIO(), stderr=io.StringIO(), stderr_is_terminal=True)
 sink = live.make_sink("auto", streams)
 sink.emit(Planned(1, 1, "ark", "m")); sink.emit(Stage(0, "connecting")); sink.close()
-report.print_json(report.job_object(report.JobResult(0, "", "planned", "", "", {"prompt": "x"}), "generate"), streams)
+envelope.print_json(envelope.job_object(JobResult(0, "", "planned", "", "", {"prompt": "x"}), "generate"), streams)
 print([name for name in ("rich", "pydantic", "httpx", "typer", "asyncio", "sqlite3") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -995,30 +999,30 @@ def test_views_adapt_to_the_width(width: int) -> None:
         ("--seed", "42", "seed", "模型不支持种子参数" * 6),
         ("--size", "2K", "size=2048x2048", "exact pixels " * 8),
     ]
-    views = [report.models_table(rows, width), report.explain_table(explained, width)]
-    views += [report.model_detail(row, width) for row in rows]
-    for line in (line for view in views for line in view):
-        assert report.text_width(line) <= width or " " not in line.strip()
+    shown = [views.models_table(rows, width), views.explain_table(explained, width)]
+    shown += [views.model_detail(row, width) for row in rows]
+    for line in (line for lines in shown for line in lines):
+        assert text_width(line) <= width or " " not in line.strip()
         assert line == line.rstrip()
-    text = "\n".join(views[0])
+    text = "\n".join(shown[0])
     assert all(
         word in text for word in ("seedream-4.5", "seedream-狐狸 (retired)", "2K 4K", "$0.03 to $0.045", "unknown")
     )
-    squeezed = re.sub(r"\s", "", "".join(views[1]))
+    squeezed = re.sub(r"\s", "", "".join(shown[1]))
     assert squeezed.count("模型不支持种子参数") == 6
-    assert "2848x1600" in "\n".join(views[2])
+    assert "2848x1600" in "\n".join(shown[2])
 
 
 def test_columns_align_beside_wide_characters() -> None:
     """East Asian characters count as two columns, so what follows them stands in line; a last column wraps there."""
     rows = [("狐狸", "ok", "one two three four five six"), ("fox", "ok", "")]
-    assert report.table_lines(("name", "state", "note"), rows, 38) == [
+    assert table_lines(("name", "state", "note"), rows, 38) == [
         "name  state  note",
         "狐狸  ok     one two three four five",
         "             six",
         "fox   ok",
     ]
-    assert report.table_lines(("name", "note"), [("fox", "red"), ("owl", "")], 9) == [
+    assert table_lines(("name", "note"), [("fox", "red"), ("owl", "")], 9) == [
         "name: fox",
         "note: red",
         "",
@@ -1028,22 +1032,22 @@ def test_columns_align_beside_wide_characters() -> None:
 
 def test_model_views_golden() -> None:
     """The README's table, and the detail of one model with sizes, rules, ids and prices."""
-    assert report.models_markdown([model()]).splitlines() == [
+    assert views.models_markdown([model()]).splitlines() == [
         "| model | sizes | references | sequence | stream | formats | price | as of |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| seedream-4.5 | 2K 4K | 0 to 14 | up to 15 | yes | jpeg | $0.03 to $0.045 | 2026-11 |",
     ]
-    detail = report.model_detail(model(), 100)
+    detail = views.model_detail(model(), 100)
     assert detail[0] == "Seedream 4.5 (seedream-4.5)"
     assert "own sizes: WIDTHxHEIGHT of 3,686,400 to 16,777,216 pixels, width / height 1/16 to 16" in detail
     assert "  16:9    2848x1600  -" in detail
     assert "  seed    ignored  4.x draws without a seed | 模型不支持种子参数" in detail
     assert "  cometapi  doubao-seedream-4-5-251128, seedream-4-5" in detail
     assert "  list price  $0.03 for 1K, 1.5K or up to 2.36 MP; $0.045 above; $0.003 more a reference" in detail
-    shown = json.loads(render_json(report.models_object([model()])))
+    shown = json.loads(render_json(views.models_object([model()])))
     assert shown["schema"] == "seedream/1"
     assert shown["models"][0]["tiers"]["2K"]["16:9"] == "2848x1600"
-    one = report.model_object(model())
+    one = views.model_object(model())
     assert [(step["amount"], step["max_pixels"]) for step in one["price"]["*"]] == [(0.03, 2_359_296), (0.045, None)]
 
 
@@ -1070,7 +1074,7 @@ def test_a_dry_run_shows_the_body_and_the_worst_case(tmp_path: Path) -> None:
     path.write_bytes(b"12345")
     body = body_of(path, "a fox\x1b")
     captured = Captured()
-    report.print_plan(body, ["fox-1.jpeg"], None, "https://ark/api/v3/images/generations", captured.streams)
+    views.print_plan(body, ["fox-1.jpeg"], None, "https://ark/api/v3/images/generations", captured.streams)
     shown = json.loads(captured.out)
     assert shown["image"] == [
         {"file": str(path), "sha256": "cd" * 32, "bytes": 5},
@@ -1082,9 +1086,9 @@ def test_a_dry_run_shows_the_body_and_the_worst_case(tmp_path: Path) -> None:
         "would write: fox-1.jpeg",
         "cost: unknown, no price is known",
     ]
-    lines = report.plan_lines({}, [], Cost(0.12, "USD", "2026-11"), "u")
+    lines = views.plan_lines({}, [], Cost(0.12, "USD", "2026-11"), "u")
     assert lines[-1] == "cost: at most about $0.12 (price of 2026-11)"
-    planned = report.plan_object(body, ["fox-1.jpeg"], None, "u", provider="ark")
+    planned = views.plan_object(body, ["fox-1.jpeg"], None, "u", provider="ark")
     assert list(planned) == [*JOB_KEYS, "endpoint"]
     assert (planned["status"], planned["images"][0]["path"]) == ("planned", "fox-1.jpeg")
     assert planned["request"] == shown
@@ -1127,7 +1131,7 @@ def test_the_curl_command_sends_the_exact_body(
         (tmp_path / name).write_bytes(content)
     refs = [ImageRef("file", name, Path(name), "0", "image/png", size=768) for name in names]
     body = {"prompt": prompt, "image": [*refs, ImageRef("data", "-", mime="image/jpeg", content=b"\xff'")], "n": 1}
-    command = report.curl_command(url, body, "MY_KEY", "text/event-stream")
+    command = views.curl_command(url, body, "MY_KEY", "text/event-stream")
     assert not [char for char in command if is_hidden(char) and char != "\n"]
     environment = {"PATH": os.environ["PATH"], "MY_KEY": "sk-1 $x", "LC_ALL": "C", "HOME": str(tmp_path)}
     subprocess.run([shell, "-c", command], cwd=tmp_path, env=environment, check=True, timeout=30)
@@ -1142,10 +1146,10 @@ def test_the_curl_command_sends_the_exact_body(
 
 def test_the_curl_command_of_a_plain_request() -> None:
     """Without files it is one pipe; a key variable that is no name is not put into a shell."""
-    command = report.curl_command("https://ark/v3", {"prompt": "a fox"}, "ARK_API_KEY")
+    command = views.curl_command("https://ark/v3", {"prompt": "a fox"}, "ARK_API_KEY")
     assert command == (
         """printf '%s' '{"prompt":"a fox"}' | curl -sS -g 'https://ark/v3' \\\n"""
         """  -H "Authorization: Bearer $ARK_API_KEY" \\\n  -H 'Content-Type: application/json' \\\n"""
         """  -H 'Accept: application/json' \\\n  --data-binary @-"""
     )
-    assert "$(id)" not in report.curl_command("https://ark/v3", {}, "X$(id)")
+    assert "$(id)" not in views.curl_command("https://ark/v3", {}, "X$(id)")

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from seedream_cli.body import encode_body
 from seedream_cli.errors import (
     ApiError,
     BudgetError,
@@ -29,24 +30,13 @@ from seedream_cli.errors import (
     LinkError,
     SeedreamError,
 )
+from seedream_cli.framing import Done, EventParser
+from seedream_cli.links import next_hop, split_link
+from seedream_cli.masking import check_key, mask, secret_forms
+from seedream_cli.pace import decide, read_retry_after
 from seedream_cli.providers.base import Call, Reply
 from seedream_cli.request import ImageRef
-from seedream_cli.wire import (
-    Clock,
-    Done,
-    EventParser,
-    Policy,
-    Streamed,
-    Wire,
-    check_key,
-    decide,
-    encode_body,
-    mask,
-    next_hop,
-    read_retry_after,
-    secret_forms,
-    split_link,
-)
+from seedream_cli.wire import Clock, Policy, Streamed, Wire
 
 from .rawserver import (
     RESET,
@@ -268,7 +258,7 @@ def test_links_leave_byte_for_byte_through_a_tunnel(certificate: Certificate, mo
 @pytest.mark.parametrize(
     "link",
     ["ftp://h/x", "/x", "", "https://", "https://u:p@h/x", "https://h\\@e/x", "https://h/a b", "https://h/a\nb",
-     "https://h /x", "https://h/\x7f", "https://h:port/x", "javascript:1", "file:///etc/passwd"],
+     "https://h /x", "https://h/\x7f", "https://h:port/x", "https://h:99999/x", "https://[::1/x", "javascript:1", "file:///etc/passwd"],
 )  # fmt: skip
 def test_links_that_cannot_be_sent_are_refused(link: str) -> None:
     """A link with a user name, a space, a control character or no host is refused, not mended."""

@@ -17,12 +17,25 @@ QUERY = (
 )
 
 
-def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), seed: int = 0) -> bytes:
+def picture(
+    kind: str = "JPEG", size: tuple[int, int] = (64, 48), seed: int = 0, mode: str = "RGB", **options: Any
+) -> bytes:
     """A small real picture."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.new("RGB", size, (seed * 37 % 256, 90, 160)).save(file, kind)
+    Image.new("RGB", size, (seed * 37 % 256, 90, 160)).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(size: tuple[int, int] = (200, 200), **options: Any) -> bytes:
+    """A PNG that no one can make smaller: `size[0] * size[1] * 3` bytes and a little more."""
+    import os
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.frombytes("RGB", size, os.urandom(size[0] * size[1] * 3)).save(file, "PNG", compress_level=0, **options)
     return file.getvalue()
 
 
@@ -85,6 +98,13 @@ class Upstream:
         data = [{"url": self.link(number * 100 + index), "size": "64x48"} for index in range(count)]
         return {"model": body["model"], "created": 1, "data": data, "usage": {"generated_images": count}}
 
+    def acedata(self, body: Mapping[str, Any], number: int) -> Any:
+        """The answer of AceData's shape: a task's id to one that asks for a task, else the result."""
+        if body.get("async") or body.get("callback_url"):
+            return {"task_id": "t-1"}
+        items = [{"prompt": "x", "size": "64x48", "image_url": self.link(number)}]
+        return {"success": True, "task_id": "t-1", "trace_id": "r-1", "data": items}
+
     def _serve(self, request: Received) -> Script:
         with self._lock:
             self._numbers[request.method] += 1
@@ -104,3 +124,35 @@ def refusal(status: int, code: str, message: str = "no. Request id: 0217ABC", **
     """An error in Ark's envelope."""
     body = {"error": {"code": code, "message": message, "param": "", "type": "X"}}
     return answer(json.dumps(body).encode(), status=status, headers=list(headers.items()))
+
+
+def events(upstream: Upstream, count: int = 3, *, numbered: bool = True, **more: Any) -> list[dict[str, Any]]:
+    """The events of a stream of `count` pictures, without its end. The size has the multiplication sign of the docs."""
+    common = {"type": "image_generation.partial_succeeded", "model": "m", "created": 1}
+    made = [common | {"url": upstream.link(index), "size": "64×48"} | more for index in range(count)]
+    return [event | ({"image_index": index} if numbered else {}) for index, event in enumerate(made)]
+
+
+def completed(count: int) -> dict[str, Any]:
+    """The event that ends a stream of `count` pictures."""
+    return {"type": "image_generation.completed", "model": "m", "created": 2, "usage": {"generated_images": count}}
+
+
+def failed(index: int, code: str = "OutputImageSensitiveContentDetected") -> dict[str, Any]:
+    """The event of a picture that was refused."""
+    error = {"code": code, "message": "no. Request id: 02AB"}
+    return {"type": "image_generation.partial_failed", "model": "m", "image_index": index, "error": error}
+
+
+def sse(*found: Mapping[str, Any], newline: str = "\n", done: bool = True, named: bool = True) -> bytes:
+    """Server-sent events of these, and the terminator."""
+    lines = []
+    for event in found:
+        lines += [f"event: {event['type']}"] if named and "type" in event else []
+        lines += [f"data: {json.dumps(event, ensure_ascii=False)}", ""]
+    return newline.join([*lines, *(["data: [DONE]", ""] if done else []), ""]).encode()
+
+
+def ndjson(*found: Mapping[str, Any]) -> bytes:
+    """One event a line."""
+    return b"".join(json.dumps(event, ensure_ascii=False).encode() + b"\n" for event in found)

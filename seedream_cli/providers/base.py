@@ -349,7 +349,8 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture |
     kind = event.get("type")
     if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
         index = event.get("image_index")
-        return read_picture(spec, event, index if isinstance(index, int) else 0)
+        # Without a number of its own a picture gets the next free one, from whoever collects them.
+        return read_picture(spec, event, index if isinstance(index, int) and not isinstance(index, bool) else -1)
     fault = fault_in(event) or (Fault("", _text(event.get("message"))) if kind == "error" else None)
     if fault:
         raise api_error(spec, fault)
