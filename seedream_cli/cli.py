@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
+import contextlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,13 +13,15 @@ import typer
 from . import __version__
 from .errors import InputError, InternalError, Problem, SeedreamError
 from .flags import EDIT_FLAGS, GENERATE_FLAGS, OUTPUT, RECOVER_FLAGS, Chosen, PlainCommand, PlainGroup, options, takes
+from .history_commands import history_app
+from .process import crash_step, open_ledger_here, process_streams
 from .settings import read_surroundings
 
 if TYPE_CHECKING:
+    from .ledger import Ledger
     from .plan import Plan
     from .request import Draft
     from .settings import Surroundings
-    from .streams import Streams
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -50,7 +51,7 @@ def root(
     ] = None,
 ) -> int:
     """Answer what concerns no command."""
-    streams = _streams()
+    streams = process_streams()
     if version:
         streams.out(f"seedream {__version__}")
     elif show_completion is not None:
@@ -120,7 +121,7 @@ def models(
     from .envelope import print_json
     from .models import MODELS, find_model, nearest
 
-    streams = _streams()
+    streams = process_streams()
     row = find_model(model) if model else None
     if model and row is None:
         hint = f"known: {', '.join(nearest(model) or nearest(''))}"
@@ -148,15 +149,16 @@ def recover(
     chosen: Chosen,
 ) -> int:
     """Pictures of kept replies and of tasks, to files."""
-    from .plan import make_recovery
+    from .recovery import make_recovery
 
-    surroundings = read_surroundings()
+    surroundings = chosen.surroundings()
     draft = chosen.draft(surroundings)
-    plan = make_recovery(wanted or (), draft, surroundings, tasks=chosen.lists.get("task", ()))
-    if not plan.jobs:
-        _streams().err("nothing to recover: no paid reply is waiting")
-        return 0
-    return _execute(plan, draft, chosen, surroundings)
+    with _ledger(draft, surroundings) as ledger:
+        plan = make_recovery(wanted or (), draft, surroundings, ledger, tasks=chosen.lists.get("task", ()))
+        if not plan.jobs:
+            process_streams().err("nothing to recover: all that was paid for is saved")
+            return 0
+        return _execute(plan, draft, chosen, surroundings, ledger)
 
 
 @app.command(
@@ -173,7 +175,7 @@ def sandbox(
     """The sandbox as a local server, until interrupted."""
     from .sandbox.server import Server, serve
 
-    streams = _streams()
+    streams = process_streams()
 
     def announce(server: Server) -> None:
         streams.out(server.url)
@@ -188,21 +190,34 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
     from .inputs import read_prompts
     from .plan import make_plan
 
-    surroundings = read_surroundings()
+    surroundings = chosen.surroundings()
     prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()), options())
     if problems and not prompts:
         # Without a prompt that could be read, every further complaint would be about its absence.
         raise InputError(problems)
     drafts = chosen.with_pictures(chosen.drafts(surroundings, prompts, problems), pictures)
     if command == "edit" and not all(draft.lists.get("image") for draft in drafts):
-        hint = "seedream generate works without one"
+        hint = 'write seedream edit "PROMPT" IMAGE…; seedream generate works without a picture'
         raise InputError([*problems, Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
     sends = not any(draft.switches.get(name) for draft in drafts for name in ("dry_run", "curl", "explain"))
     plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
-    return _execute(plan, drafts[0], chosen, surroundings) if sends else _show(plan, drafts[0])
+    if not sends:
+        return _show(plan, drafts[0])
+    with _ledger(drafts[0], surroundings) as ledger:
+        return _execute(plan, drafts[0], chosen, surroundings, ledger)
 
 
-def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surroundings) -> int:
+@contextlib.contextmanager
+def _ledger(draft: Draft, surroundings: Surroundings) -> Iterator[Ledger | None]:
+    """The ledger while a command runs, or None where it is not wanted."""
+    if not draft.switches.get("ledger", surroundings.settings.ledger_enabled):
+        yield None
+        return
+    with open_ledger_here(surroundings) as ledger:
+        yield ledger
+
+
+def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surroundings, ledger: Ledger | None) -> int:
     """Run a plan in front of the user and print what came of it."""
     from .engine import HurriedClock, Outlets, execute, release
     from .live import make_sink
@@ -210,7 +225,7 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
     from .settings import prepare_state
 
     quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
-    streams = _streams(surroundings)
+    streams = process_streams(surroundings)
     for line in () if quiet else (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
         streams.err(line)
     if plan.jobs[0].output.stdout and (json or streams.stdout_is_terminal):
@@ -227,7 +242,7 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
 
     log = (lambda line: streams.err(f"wire: {line}")) if chosen.verbosity > 1 else None
     try:
-        outlets = Outlets(sink, state, emit, log)
+        outlets = Outlets(sink, state, ledger, emit, log, step=crash_step(surroundings.fault))
         if surroundings.fault == "no-wait":
             outlets = replace(outlets, clock=HurriedClock())
         report = execute(plan, outlets)
@@ -247,7 +262,7 @@ def _show(plan: Plan, draft: Draft) -> int:
     from .plan import explain, job_names
     from .report import warning_lines
 
-    streams = _streams()
+    streams = process_streams()
     json = draft.switches.get("json", False)
     for planned in plan.drafts:
         job = planned.jobs[0]
@@ -288,6 +303,9 @@ def completion_script(shell: str) -> str:
     return str(get_completion_script(prog_name="seedream", complete_var=COMPLETE, shell=shell))
 
 
+app.add_typer(history_app, name="history")
+
+
 # --- the border -----------------------------------------------------------------------------------------------------
 
 
@@ -311,33 +329,12 @@ def main(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _streams(surroundings: Surroundings | None = None) -> Streams:
-    """The process's streams, and what is known of them."""
-    from .streams import Streams
-
-    around = surroundings or read_surroundings()
-    return Streams(
-        stdout=sys.stdout,
-        stderr=sys.stderr,
-        stdout_is_terminal=_is_terminal(sys.stdout),
-        stderr_is_terminal=_is_terminal(sys.stderr) and not around.is_dumb,
-        width=shutil.get_terminal_size().columns,
-        color=around.wants_color,
-        ci=around.in_ci,
-    )
-
-
-def _is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal; a closed one is none."""
-    return stream is not None and not stream.closed and stream.isatty()
-
-
 def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
     """Say what ended the command, and with `--json` also as an object."""
     from .envelope import failure_object, print_json
     from .report import print_error
 
-    streams = _streams()
+    streams = process_streams()
     print_error(error, streams)
     if "--json" in argv:
         command = next((word for word in argv if not word.startswith("-")), "")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .errors import Problem
-from .settings import Surroundings, variable
+from .errors import InputError, Problem
+from .settings import Layer, Surroundings, read_surroundings, variable
 
 if TYPE_CHECKING:
     from .inputs import Option, PromptText
@@ -180,14 +180,23 @@ RELIABILITY_FLAGS = _flags(
     ("retries", "--retries", "Further tries after a failure proven unbilled. Default 4.", "N"),
     ("retry_ambiguous", "--retry-ambiguous", "Also re-send what may have been billed.", "", "switch"),
 )
+MONEY_FLAGS = _flags(
+    RELIABILITY,
+    ("max_cost", "--max-cost", "Refuse to start, or stop, rather than spend more than this (USD).", "AMOUNT"),
+    ("max_unknown", "--max-unknown", "Send nothing new after N unknown outcomes in a row. Default 3.", "N"),
+    ("ledger", "--ledger/--no-ledger", "Write down what is sent and paid (default), or not.", "", "switch"),
+    ("reuse", "--reuse", "Return the files of the same request where they exist, at no cost.", "", "switch"),
+)
 PROVIDER_FLAGS = _flags(
     PROVIDER,
     ("provider", "--provider -p", "cometapi acedata ope ark byteplus openai sandbox.", "NAME", "value", _providers),
     ("base_url", "--base-url", "Another address of the API, with or without its version.", "URL"),
     ("api_key_file", "--api-key-file", "Read the key from FILE, or from standard input with -.", "FILE"),
     ("proxy", "--proxy", "Proxy for every connection; else the environment's.", "URL"),
+    ("profile", "--profile", "Use [profiles.NAME] of the configuration files.", "NAME"),
+    ("config", "--config", "Read FILE instead of the user's configuration file.", "FILE"),
 )
-GENERATE_FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + PROVIDER_FLAGS
+GENERATE_FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + MONEY_FLAGS + PROVIDER_FLAGS
 FLAGS = EDIT_FLAGS + GENERATE_FLAGS
 """Every option there is, for headers, tables and the environment."""
 _SENDING = {"no_download", "dry_run", "curl", "explain", "retry_ambiguous"}
@@ -218,23 +227,20 @@ class Chosen:
     verbosity: int = 0
 
     def draft(self, surroundings: Surroundings, prompt: PromptText | None = None, text: str | None = None) -> Draft:
-        """One draft: what was typed, over the header of the prompt's file, over the environment, each with its origin.
+        """One draft: what was typed, over the header of the prompt's file, over the environment, over the files.
 
-        `text` is the prompt once its variables are filled in.
+        Each option has its origin. `text` is the prompt once its variables are filled in.
         """
         from .request import Draft
 
-        values, switches, lists, origins = dict[str, str](), dict[str, bool](), dict[str, tuple[str, ...]](), {}
-        for flag in FLAGS:
-            found = surroundings.option(flag.key)
-            if found is not None and flag.kind in {"value", "switch"}:
-                origins[flag.key] = f"${variable(flag.key)}"
-                if flag.kind == "value":
-                    values[flag.key] = found
-                else:
-                    switches[flag.key] = _is_on(found)
+        around = read_environment(surroundings).over(surroundings.settings.layer)
+        values, switches, lists, origins = {**around.values}, {**around.switches}, {**around.lists}, {**around.origins}
         if prompt is not None:
-            values, switches, lists = values | {**prompt.values}, switches | {**prompt.switches}, {**prompt.lists}
+            values, switches, lists = (
+                values | {**prompt.values},
+                switches | {**prompt.switches},
+                lists | {**prompt.lists},
+            )
             origins |= {**prompt.origins, "prompt": prompt.origin}
         given = {flag.key: flag.names[0].split("/")[0] for flag in FLAGS if self.holds(flag.key)}
         values, switches, lists = values | {**self.values}, switches | {**self.switches}, lists | {**self.lists}
@@ -242,12 +248,19 @@ class Chosen:
             values["prompt"] = text
         return Draft(values, switches, lists, origins | given)
 
+    def surroundings(self) -> Surroundings:
+        """The environment and the configuration files. Raises `InputError` with all that is wrong in the files."""
+        from .config import load
+
+        file, profile = self.values.get("config"), self.values.get("profile")
+        return load(read_surroundings(), options(), file=file, profile=profile)
+
     def drafts(self, surroundings: Surroundings, prompts: Sequence[PromptText], problems: list[Problem]) -> list[Draft]:
         """A draft for each prompt, its variables filled in; one without a prompt where there is none."""
         from .inputs import fill
 
         variables, wrong = self.variables()
-        problems += wrong
+        problems += wrong + self.ignored(surroundings)
         if not prompts:
             return [self.draft(surroundings)]
         drafts = []
@@ -256,6 +269,12 @@ class Chosen:
             problems += missing
             drafts.append(self.draft(surroundings, prompt, text))
         return drafts
+
+    def ignored(self, surroundings: Surroundings) -> list[Problem]:
+        """What an untrusted project file may not set: warnings, or errors where the user is strict."""
+        strict = self.draft(surroundings).switches.get("strict") if surroundings.settings.warnings else False
+        severity: Literal["error", "warning"] = "error" if strict else "warning"
+        return [replace(problem, severity=severity) for problem in surroundings.settings.warnings]
 
     def with_pictures(self, drafts: Sequence[Draft], pictures: Sequence[str]) -> list[Draft]:
         """The drafts with the pictures named as arguments: all in every request, or with `--each` one request each."""
@@ -289,8 +308,34 @@ def _stem(picture: str) -> str:
     return PurePath(picture.split("?", maxsplit=1)[0]).stem if not picture.startswith("data:") else ""
 
 
-def _is_on(text: str) -> bool:
-    return text.strip().lower() not in {"0", "false", "no", "off"}
+_ON, _OFF = {"1", "true", "yes", "on", "y"}, {"0", "false", "no", "off", "n"}
+
+
+def read_switch(text: str) -> bool | None:
+    """A yes or no as people write it; None where it is neither."""
+    word = text.strip().lower()
+    return word in _ON if word in _ON | _OFF else None
+
+
+def read_environment(surroundings: Surroundings) -> Layer:
+    """What SEEDREAM_<OPTION> variables say, a list one item a line. Raises `InputError` for a switch of neither."""
+    layer = Layer({}, {}, {}, {})
+    wrong = []
+    for flag in FLAGS:
+        name = flag.names[0].split("/")[0].removeprefix("--").replace("-", "_")
+        found = surroundings.option(name)
+        if found is None or flag.key in {"prompt_file", "var"}:
+            continue
+        origin = f"${variable(name)}"
+        into: Any = layer.switches if flag.kind == "switch" else layer.lists if flag.kind == "list" else layer.values
+        taken = read_switch(found) if flag.kind == "switch" else found
+        if taken is None:
+            wrong.append(Problem(flag.key, f"{found!r} is neither yes nor no", "give 1 or 0", origin=origin))
+        into[flag.key] = tuple(filter(None, found.splitlines())) if flag.kind == "list" else taken
+        layer.origins[flag.key] = origin  # type: ignore[index]
+    if wrong:
+        raise InputError(wrong)
+    return layer
 
 
 def takes(flags: Iterable[Flag]) -> Callable[[Callable[..., int]], Callable[..., int]]:

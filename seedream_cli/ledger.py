@@ -366,7 +366,9 @@ _STANDING = """CASE state
     WHEN 'saved' THEN CASE WHEN EXISTS(SELECT 1 FROM pictures WHERE request = requests.id
         AND pictures.state IN ('failed', 'expired')) THEN 'partial' ELSE 'succeeded' END
     ELSE state END"""
-_ENTRIES = f"SELECT *, {_STANDING} AS status FROM requests"  # noqa: S608 -- made of the constant above
+_ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
+_ENTRY_COLUMNS = ", ".join(f"{_STANDING} AS status" if name == "status" else name for name in _ENTRY)
+_ENTRIES = f"SELECT {_ENTRY_COLUMNS} FROM requests"  # noqa: S608 -- made of the constants above
 
 # What a row says of its request, which a later listing of the table may say anew while nothing was sent.
 _SAID = (
@@ -742,9 +744,7 @@ class Ledger:
         """
         ready: list[str] = []
         unknown: list[str] = []
-        with self._read() as db:
-            owners = [row[0] for row in db.execute("SELECT DISTINCT owner FROM requests WHERE owner IS NOT NULL")]
-        for owner in owners:
+        for owner in self._possibly_dead():
             # Holding the dead run's own lock keeps a second process from judging a reply that this one is moving.
             lock = None if owner in self._held else _Lock.take(self._lock_path(owner))
             if lock is None:
@@ -756,6 +756,17 @@ class Ledger:
             finally:
                 lock.release(remove=settled)
         return Settled(tuple(ready), tuple(unknown))
+
+    def _possibly_dead(self) -> list[str]:
+        """Runs that have requests in hand or left a lock file. A file without a run may be of one that just starts."""
+        files = json.dumps([file.stem for file in (self.path.parent / "runs").glob("*.lock")])
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT owner FROM requests WHERE owner IS NOT NULL "
+                "UNION SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?))",
+                (files,),
+            )
+            return [row[0] for row in rows]
 
     def _settle_run(
         self, owner: str, replies: Path, adopt: Callable[[str], Path | None], ready: list[str], unknown: list[str]
@@ -983,8 +994,7 @@ class Ledger:
         with self._write("yes") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "saved")
-            pending = "SELECT count(*) FROM pictures WHERE request = ? AND state = 'pending'"
-            if db.execute(pending, (request_id,)).fetchone()[0]:
+            if _pending(db, row):
                 raise InternalError(f"request {request_id} has pictures that are not saved")
             settled = row["settled_micro"] if settled_micro is None else settled_micro
             changes = {"state": "saved", "settled_micro": settled, "finished_at": _stamp(self._now())}
@@ -999,18 +1009,30 @@ class Ledger:
             _update(db, request_id, {"state": "ready", "finished_at": None})
 
     def mark_failed(self, request_id: str, error: SeedreamError) -> None:
-        """It ended without a picture for a known reason; `error.billed` says whether that was paid for."""
+        """It ended without a picture for a known reason; `error.billed` says whether that was paid for.
+
+        A `ready` request with pending pictures stays so, and only the error is written: what is paid can be fetched.
+        """
         with self._write("unknown") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "failed")
+            if _pending(db, row):
+                _update(db, request_id, {"error": self._failure(error)})
+                return
             changes = {"state": "failed", "billed": error.billed, "finished_at": _stamp(self._now()), "owner": None}
             _update(db, request_id, {**changes, "error": self._failure(error), "reserved": 0})
 
     def mark_unknown(self, request_id: str, error: SeedreamError, *, reply: Path | None = None) -> None:
-        """Nobody can say whether it was billed. It is not sent again; a kept `reply` is what `recover` may read."""
+        """Nobody can say whether it was billed. It is not sent again; a kept `reply` is what `recover` may read.
+
+        A `ready` request with pending pictures stays so, as for `mark_failed`.
+        """
         with self._write("unknown") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "unknown")
+            if _pending(db, row):
+                _update(db, request_id, {"error": self._failure(error)})
+                return
             changes = {"state": "unknown", "billed": "unknown", "finished_at": _stamp(self._now()), "reserved": 0}
             kept = _store_path(reply) or row["reply"]
             _update(db, request_id, {**changes, "error": self._failure(error), "reply": kept})
@@ -1346,6 +1368,14 @@ def _check_move(row: sqlite3.Row, to: State, *, again: bool = False) -> None:
         raise InternalError(f"request {row['id']} is {row['state']} and would be sent again without being told to")
 
 
+def _pending(db: sqlite3.Connection, row: sqlite3.Row) -> int:
+    """How many pictures of an answered request are paid for and not fetched."""
+    if row["state"] != "ready":
+        return 0
+    pending = "SELECT count(*) FROM pictures WHERE request = ? AND state = 'pending'"
+    return int(db.execute(pending, (row["id"],)).fetchone()[0])
+
+
 def _carry_over(row: sqlite3.Row) -> dict[str, int]:
     """What an earlier attempt leaves in the account when the request is sent once more."""
     if row["billed"] == "yes":
@@ -1430,11 +1460,11 @@ _PICK_PURGED = """INSERT INTO purged SELECT number FROM requests WHERE entered_a
 
 _JSON_COLUMNS = ("body", "fields", "output", "usage")
 _MOMENTS = ("entered_at", "sent_at", "answered_at", "finished_at")
-_ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
 
 
 def _entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
-    values: dict[str, Any] = {name: row[name] for name in _ENTRY}
+    # By position, since finding forty columns by name would take longer than all the rest.
+    values: dict[str, Any] = dict(zip(_ENTRY, row, strict=True))
     for name in _JSON_COLUMNS:
         values[name] = None if values[name] is None else json.loads(values[name])
     for name in _MOMENTS:
@@ -1445,21 +1475,22 @@ def _entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
 
 
 def _pictures_of(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[PictureRow, ...]]:
-    rows = db.execute(
-        "SELECT * FROM pictures WHERE request IN (SELECT value FROM json_each(?)) ORDER BY request, position",
-        (json.dumps(ids),),
-    )
+    rows = db.execute(_PICTURES, (json.dumps(ids),))
     return {
         request: tuple(_picture(row) for row in group)
-        for request, group in itertools.groupby(rows, key=lambda row: str(row["request"]))
+        for request, group in itertools.groupby(rows, key=lambda row: str(row[0]))
     }
 
 
+_PICTURES = f"""SELECT request, position, {", ".join(_PICTURE[1:])} FROM pictures
+    WHERE request IN (SELECT value FROM json_each(?)) ORDER BY request, position"""  # noqa: S608 -- fields' names
+
+
 def _picture(row: sqlite3.Row) -> PictureRow:
-    values: dict[str, Any] = {name: row[name] for name in _PICTURE[1:]}
+    values: dict[str, Any] = dict(zip(_PICTURE, row[1:], strict=True))
     values["path"] = _load_path(values["path"])
     values["error"] = _load_failure(values["error"])
-    return PictureRow(index=row["position"], **values)
+    return PictureRow(**values)
 
 
 def _note_of(row: sqlite3.Row) -> Note:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from . import names, providers, spool, store
-from .errors import ApiError, ConfigError, InputError, LinkError, Problem
-from .inputs import read_chunks
+from . import names, providers, store
+from .config import complete
+from .credentials import choose_keyed_provider, find_key
+from .errors import ConfigError, InputError, LinkError, Problem
+from .ledger import Caps
 from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, cost_at_most, find_model
-from .providers.base import Dialect, ProviderSpec, Reply, full_url, rule_for, wire_model
+from .providers.base import Dialect, ProviderSpec, Ready, full_url, rule_for, wire_model
 from .request import Built, Draft, Form, ImageRef, ImageRequest, Recipient, build
 from .results import Cost
-from .settings import Key, Surroundings, choose_provider, find_key
+from .settings import Key, Surroundings
 
+MICRO = 1_000_000
+"""Micro-units of a currency, in which money is counted."""
 _HOW = ("rename", "skip", "error", "overwrite")
-REPLY_MOST = 64 * 1024 * 1024
-"""Bytes of a reply beside its base64 pictures."""
-POLLED = "_poll"
-"""What is added to a job's id for the answers to its polls."""
 _KINDS = ("auto", "bar", "plain", "none")
 
 
@@ -60,8 +60,9 @@ class Job:
     """One request of the run. `fields` makes its pictures' names, `first` is the number of its first one
     among the `of` that share a name.
 
-    `kept` is the reply of an earlier run and `task_id` a task at the provider, for a job that sends nothing new and
-    only fetches what was paid for.
+    `recovers` marks a job that sends nothing new and only fetches what was paid for: from the reply that was `kept`,
+    the links that are `known`, or the task `task_id`; the pictures in `have` are on disk already. `booked` is False
+    for what the ledger does not know.
     """
 
     index: int
@@ -75,8 +76,12 @@ class Job:
     of: int = 1
     download: bool = True
     warnings: tuple[Problem, ...] = ()
+    recovers: bool = False
     kept: Path | None = None
+    known: Ready | None = None
     task_id: str = ""
+    have: frozenset[int] = frozenset()
+    booked: bool = True
 
     def price(self, pictures: int) -> Cost | None:
         """What so many pictures cost at the dearest price that is known to hold; None where none is known."""
@@ -103,12 +108,19 @@ class PlannedDraft:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole run, resolved once. `notices` are lines for the user that are no warnings."""
+    """A whole run, resolved once. `notices` are lines for the user that are no warnings.
+
+    `caps` bounds what it may cost; `extra` are jobs that fetch what earlier runs paid for and left.
+    """
 
     command: str
+    run: str
     drafts: tuple[PlannedDraft, ...]
     warnings: tuple[Problem, ...]
     notices: tuple[str, ...]
+    caps: Caps = field(default_factory=Caps)
+    extra: tuple[Job, ...] = ()
+    max_unknown: int = 3
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -129,26 +141,34 @@ def make_plan(
     `sends` is False for a dry run, which needs no key.
     """
     found, notices = list(problems), list[str]()
-    run = f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
+    run = run_id()
     planned: list[PlannedDraft] = []
     for draft in drafts:
         one = _plan_draft(draft, surroundings, found, notices, sends=sends)
         if one is not None:
             planned.append(one)
+    caps = plan_caps(drafts[0], surroundings, found)
+    unknowns = Form(drafts[0], found).integer("max_unknown", 1, 1_000_000)
     errors = [p for p in found if p.severity == "error"]
     if errors:
         raise InputError(list(dict.fromkeys(errors)))
     ready = _number(planned, run)
     warnings = tuple(dict.fromkeys(p for p in found if p.severity == "warning"))
-    return Plan(command, ready, warnings, tuple(dict.fromkeys(notices)))
+    return Plan(command, run, ready, warnings, tuple(dict.fromkeys(notices)), caps, max_unknown=unknowns or 3)
+
+
+def run_id() -> str:
+    """A new run's id: the day, and six digits of chance."""
+    return f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
 
 
 def _plan_draft(
     draft: Draft, surroundings: Surroundings, found: list[Problem], notices: list[str], *, sends: bool
 ) -> PlannedDraft | None:
     """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first."""
-    dialect, note = _choose_dialect(draft, surroundings, sends=sends)
+    dialect, note = choose_dialect(draft, surroundings, sends=sends)
     spec = dialect.spec
+    draft = complete(draft, spec.name, surroundings.settings)
     notices += note
     model, model_id, unserved = _spell_model(draft, spec)
     recipient = Recipient(
@@ -163,18 +183,19 @@ def _plan_draft(
     images, mine = _references(draft, recipient)
     built = build(draft, recipient, images)
     mine += [*unserved, *built.problems]
-    limits = _limits(draft, mine)
+    limits = plan_limits(draft, mine)
     base_url = _base_url(draft, spec, mine)
     download = not draft.switches.get("no_download", False)
     if not download and built.request and built.request.response_format == "b64_json":
         place = draft.origin("no_download")
         mine.append(Problem("no_download", "b64_json replies hold no links to print", "leave one out", origin=place))
     most = built.count * built.request.pictures_at_most if built.request else 1
-    output = _output(draft, most, mine)
+    output = plan_output(draft, most, mine)
     found += mine
     if built.request is None or output is None or any(p.severity == "error" for p in found):
         return None
-    key = None if spec.offline or not sends else _key(draft, spec, surroundings)
+    key = None if spec.offline or not sends else key_for(draft, spec, surroundings, base_url)
+    notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
     job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings)
@@ -224,7 +245,7 @@ def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ..
         jobs, first = [], 1 if apart else first
         for job in one.jobs:
             name = run if total == 1 else f"{run}-{index + 1}"
-            fields = {**_fields(job.request, name, index), "slug": slug}
+            fields = {**name_fields(job.request, name, index), "slug": slug}
             of = _most(one) if apart else most
             jobs.append(replace(job, index=index, id=name, fields=fields, first=first, of=of))
             index, first = index + 1, first + job.request.pictures_at_most
@@ -242,7 +263,7 @@ def _slug(one: PlannedDraft) -> str:
     return names.slug(" ".join(part for part in (one.draft.label, request.prompt or request.mode) if part))
 
 
-def _fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
+def name_fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
     """What a file name may be made of, beside the slug."""
     return {
         "id": name,
@@ -254,14 +275,13 @@ def _fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
     }
 
 
-def _choose_dialect(draft: Draft, surroundings: Surroundings, *, sends: bool) -> tuple[Dialect, list[str]]:
+def choose_dialect(draft: Draft, surroundings: Surroundings, *, sends: bool) -> tuple[Dialect, list[str]]:
     """The provider asked for, else the one whose key is present; a dry run without either is shown for the first."""
     name = draft.values.get("provider")
     if name is not None:
         return providers.load(name.strip().lower()), []
-    variables = {spec.name: spec.key_variables for spec in providers.specs() if not spec.offline}
     try:
-        name, source = choose_provider(variables, surroundings)
+        name, source = choose_keyed_provider(providers.specs(), surroundings)
     except ConfigError:
         if sends:
             raise
@@ -285,7 +305,7 @@ def _spell_model(draft: Draft, spec: ProviderSpec) -> tuple[ModelSpec | None, st
     return model, typed, [problem]
 
 
-def _limits(draft: Draft, found: list[Problem]) -> Limits:
+def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
     """The limits of the run; what cannot be read is added to `found`."""
     form = Form(draft, found)
     timeout = form.number("timeout", 0.1, 86_400)
@@ -297,6 +317,14 @@ def _limits(draft: Draft, found: list[Problem]) -> Limits:
         retries=4 if retries is None else retries,
         retry_ambiguous=form.switch("retry_ambiguous"),
         proxy=form.text("proxy"),
+    )
+
+
+def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) -> Caps:
+    """What the run, and the day over all runs, may cost at the most."""
+    most, daily = Form(draft, found).number("max_cost", 0.0, 1_000_000.0), surroundings.settings.daily_budget
+    return Caps(
+        run=None if most is None else round(most * MICRO), daily=None if daily is None else round(daily * MICRO)
     )
 
 
@@ -313,7 +341,7 @@ def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
         return ""
 
 
-def _output(draft: Draft, pictures: int, found: list[Problem]) -> store.Target | None:
+def plan_output(draft: Draft, pictures: int, found: list[Problem]) -> store.Target | None:
     """Where the pictures go; what cannot be is added to `found`."""
     form = Form(draft, found)
     how = form.choice("if_exists", _HOW)
@@ -331,9 +359,10 @@ def _output(draft: Draft, pictures: int, found: list[Problem]) -> store.Target |
         return None
 
 
-def _key(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> Key:
-    """The key for this provider."""
-    return find_key(spec.name, spec.key_variables, surroundings, key_file=draft.values.get("api_key_file"))
+def key_for(draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "") -> Key:
+    """The key for this provider at this address (whole), or at the draft's."""
+    stated = complete(draft, spec.name, surroundings.settings)
+    return find_key(stated, spec, base_url or full_url(spec, stated.values.get("base_url")), surroundings)
 
 
 # --- what becomes of every option -----------------------------------------------------------------------------------
@@ -362,6 +391,13 @@ def explain(planned: PlannedDraft) -> list[tuple[str, str, str, str]]:
     options = [name for name in type(request).model_fields if name not in _UNSHOWN]
     rows = [_explain_option(planned, request, name) for name in options]
     rows += [("extra", _words(value), key, "merged last") for key, value in request.extra.items()]
+    values, origins = planned.draft.values, planned.draft.origins
+    if "aspect" in values:
+        note = f"from {origins.get('aspect', '--aspect')}: the exact pixels of that shape"
+        rows.append(("aspect", values["aspect"], "size", note))
+    if planned.built.count > 1:
+        note = f"from {origins.get('count', '--count')}: so many independent requests"
+        rows.append(("count", str(planned.built.count), "not sent", note))
     return rows
 
 
@@ -409,115 +445,5 @@ def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return f"{len(value)} pictures"
+        return "1 picture" if len(value) == 1 else f"{len(value)} pictures"
     return value if isinstance(value, str) else str(value)
-
-
-# --- what was paid for and is not on disk ----------------------------------------------------------------------------
-
-
-_HERE = store.Target(Path(), "rename", 1)
-
-
-def make_recovery(
-    wanted: Sequence[str], draft: Draft, surroundings: Surroundings, *, tasks: Sequence[str] = ()
-) -> Plan:
-    """A plan that sends nothing new: it saves the pictures of kept replies and of tasks at the provider.
-
-    `wanted` holds ids (of a run or of one request of it), files with a raw reply, or `-`; nothing means every kept one.
-    Raises `InputError` for what is neither.
-    """
-    replies = surroundings.state_folder / "replies"
-    found: list[Problem] = []
-    kept = _kept_replies(wanted, replies, found) if wanted or not tasks else []
-    output = _output(draft, len(kept) + len(tasks), found)
-    limits = _limits(draft, found)
-    if found or output is None:
-        raise InputError(found)
-    jobs = [replace(_recovery_job(item, draft, surroundings, limits), output=output) for item in kept]
-    jobs += [replace(_task_job(task, draft, surroundings, limits), output=output) for task in tasks]
-    numbered = tuple(replace(job, index=index) for index, job in enumerate(jobs))
-    planned = tuple(
-        PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in numbered
-    )
-    return Plan("recover", planned, (), ())
-
-
-def _kept_replies(wanted: Sequence[str], replies: Path, found: list[Problem]) -> list[spool.Kept]:
-    """The kept replies that are meant; a file or standard input is first kept like any reply."""
-    kept = spool.list_kept(replies)
-    names = {item.id for item in kept}
-    # What a killed run heard last of a task adds nothing to the reply that holds the task's id.
-    kept = [item for item in kept if not (item.id.endswith(POLLED) and item.id.removesuffix(POLLED) in names)]
-    if not wanted:
-        return kept
-    chosen = []
-    for name in wanted:
-        mine = [item for item in kept if item.id == name or item.id.startswith(f"{name}-")]
-        if not mine and (name == "-" or Path(name).is_file()):
-            mine = [_adopt_reply(name, replies)]
-        if not mine:
-            hint = f"kept now: {', '.join(item.id for item in kept[-5:]) or 'none'}"
-            found.append(Problem("id", f"no kept reply is called {name}, and no file", hint, origin="ID"))
-        chosen += mine
-    return list(dict.fromkeys(chosen))
-
-
-def _adopt_reply(name: str, replies: Path) -> spool.Kept:
-    """Keep a raw reply from outside, so that nothing of it is lost if its download fails."""
-    run = f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
-    kept = spool.open_spool(replies, run, 0)
-    for chunk in read_chunks(name):
-        kept.write(chunk)
-    return spool.Kept(run, kept.keep({}), kept.size)
-
-
-def _recovery_job(item: spool.Kept, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
-    """The job that reads one kept reply again."""
-    meta = spool.load_meta(item.path.parent, item.id)
-    name = meta.get("provider") or draft.values.get("provider") or _recognise(item.path)
-    dialect = providers.load(str(name))
-    base_url = str(meta.get("base_url") or full_url(dialect.spec, draft.values.get("base_url")))
-    # Links need no key; a kept task does, so a key that is there is taken along.
-    key = _key_if_any(draft, dialect.spec, surroundings)
-    request = _bare_request(dialect.spec.name, str(meta.get("model", "")), str(meta.get("size", "")))
-    fields = {**_fields(request, item.id, 0), "slug": "recovered", **meta.get("fields", {})}
-    model = find_model(request.model_id, dialect.spec.spelling)
-    route = Route(dialect, base_url, key, limits)
-    first, of = int(meta.get("first", 1)), int(meta.get("of", 1))
-    return Job(0, item.id, route, model, request, _HERE, fields, first, of, kept=item.path)
-
-
-def _task_job(task: str, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
-    """The job that asks after a task."""
-    dialect, _ = _choose_dialect(draft, surroundings, sends=True)
-    key = _key(draft, dialect.spec, surroundings)
-    request = _bare_request(dialect.spec.name, "", "")
-    name = f"task-{names.clean_name(task, 60)}"
-    fields = {**_fields(request, name, 0), "slug": name}
-    base_url = full_url(dialect.spec, draft.values.get("base_url"))
-    return Job(0, name, Route(dialect, base_url, key, limits), None, request, _HERE, fields, task_id=task)
-
-
-def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:
-    """What is left of a request when only its reply matters."""
-    return ImageRequest(provider=provider, model="", model_id=model_id, prompt=None, size=size)
-
-
-def _key_if_any(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> Key | None:
-    try:
-        return None if spec.offline else _key(draft, spec, surroundings)
-    except ConfigError:
-        return None
-
-
-def _recognise(path: Path) -> str:
-    """The first provider whose dialect makes something of a raw reply."""
-    body = spool.load(path, limit=REPLY_MOST)
-    for name in providers.PROVIDERS:
-        try:
-            providers.load(name).read(Reply(200, {}, body))
-        except ApiError:
-            continue
-        return name
-    raise InputError([Problem("id", "that is no provider's reply with pictures in it", "name the --provider")])

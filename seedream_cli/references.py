@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -57,8 +58,14 @@ def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
     if text[:5].lower() == "data:":
         return _read_data(text, origin)
     if text == "-":
-        return _from_bytes(sys.stdin.buffer.read(READ_MOST + 1), "standard input", "file", origin)
+        return _from_bytes(_read_stdin(), "standard input", "file", origin)
     return _read_file(text, origin)
+
+
+@functools.cache
+def _read_stdin() -> bytes:
+    """Standard input, read once though several requests of a run may hold it."""
+    return sys.stdin.buffer.read(READ_MOST + 1)
 
 
 def _bad_address(text: str, scheme: str, origin: str) -> Problem:
@@ -120,7 +127,7 @@ def _read_data(text: str, origin: str) -> ImageRef | Problem:
     if header is None or not header["base64"]:
         return Problem("image", "the data URI is not data:image/…;base64,…", origin=origin)
     try:
-        raw = base64.b64decode(text[header.end() :].strip(), validate=True)
+        raw = base64.b64decode("".join(text[header.end() :].split()), validate=True)
     except (binascii.Error, ValueError):
         return Problem("image", "the data URI holds no valid base64", origin=origin)
     return _from_bytes(raw, "data URI", "data", origin)

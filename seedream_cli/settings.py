@@ -184,23 +184,6 @@ def read_key_file(name: str) -> Key:
         raise ConfigError(f"cannot read the key file {path}: {error.strerror}", hint="check --api-key-file") from error
 
 
-def find_key(provider: str, variables: Sequence[str], surroundings: Surroundings, *, key_file: str | None) -> Key:
-    """The first key found: the key file, SEEDREAM_API_KEY, then the provider's own variables in order."""
-    if key_file is not None:
-        return read_key_file(key_file)
-    names = (PREFIX + "API_KEY", *variables)
-    for name in names:
-        value = surroundings.environ.get(name, "")
-        if value.strip():
-            return Key(value, f"${name}")
-    looked = ", ".join(names)
-    raise ConfigError(
-        f"no key for {provider}: looked at {looked}",
-        kind="auth",
-        hint=f"set one of them, or give --api-key-file FILE; without a key: {SANDBOX_LINE}",
-    )
-
-
 SANDBOX_LINE = 'seedream generate "a red fox in the snow" --provider sandbox'
 """What somebody without a key can run at once."""
 

@@ -165,9 +165,9 @@ def load_meta(folder: Path, job_id: str) -> dict[str, Any]:
 
 
 def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
-    """Keeps the part of a killed process where it holds a whole JSON reply, and returns its path; else None.
+    """Keeps the part of a killed process where it holds a whole JSON reply or events of a stream; its path.
 
-    None too while a living process writes it. `limit` as for `load`. Reserved room behind the reply is cut off.
+    None for anything else, and while a living process writes it. `limit` as for `load`; reserved room is cut off.
     """
     path = _file(folder, job_id, "part")
     if path.is_symlink() or not path.is_file():
@@ -176,7 +176,7 @@ def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
         if not files.lock(file.fileno()):
             return None
         size = _end_of_text(file)
-        if not _is_reply(path, limit, size):
+        if not (_is_reply(path, limit, size) or _is_stream(file, size)):
             return None
         file.truncate(size)
         os.fsync(file.fileno())
@@ -229,6 +229,15 @@ def _end_of_text(file: IO[bytes]) -> int:
             return start + len(text)
         end = start
     return 0
+
+
+def _is_stream(file: IO[bytes], size: int) -> bool:
+    """Whether the bytes are the events of a stream, at least one of them whole: what came of it was paid for."""
+    file.seek(0)
+    opening = file.read(min(size, _WINDOW)).lstrip(b"\xef\xbb\xbf\r\n")
+    if opening.startswith((b"event:", b"data:", b":")):
+        return b"\n\n" in opening or b"\r\n\r\n" in opening or size > _WINDOW
+    return opening.startswith(b'{"type"') and b"\n" in opening
 
 
 def _is_reply(path: Path, limit: int, size: int) -> bool:

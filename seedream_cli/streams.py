@@ -29,6 +29,7 @@ class Streams:
 
     stdout: TextIO | None
     stderr: TextIO | None
+    stdin_is_terminal: bool = False
     stdout_is_terminal: bool = False
     stderr_is_terminal: bool = False
     width: int = 80

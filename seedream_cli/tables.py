@@ -117,7 +117,7 @@ class _Source:
             return False
 
     def open_text(self, encoding: str) -> TextIO:
-        """The text from its beginning. Bytes that are no text become lone surrogates, which are told with their line."""
+        """The text from its beginning. Bytes that are no text become lone surrogates, for `_Lines` to find."""
         window = io.BufferedReader(_Window(self), 1 << 16)
         # Only UTF-8 can keep any broken byte; a broken pair of UTF-16 is a lone surrogate as it stands.
         errors = "surrogatepass" if encoding == "utf-16" else "surrogateescape"
@@ -147,8 +147,9 @@ class _Window(io.RawIOBase):
 def _open_source(name: str) -> _Source:
     """The file, or a nameless temporary copy of what can be read only once: standard input, a pipe."""
     try:
-        file = _open_file(name)
-        return file if isinstance(file, _Source) else _Source(name, file, is_copy=True)
+        if name == "-":
+            return _Source(name, _copy(sys.stdin.buffer), is_copy=True)
+        return _open_file(name)
     except (OSError, ValueError, RuntimeError) as error:
         # ValueError: a NUL in the name; RuntimeError: the "~name" of a user that is not there.
         reason = files.reason(error) if isinstance(error, OSError) else str(error).lower()
@@ -156,18 +157,21 @@ def _open_source(name: str) -> _Source:
         raise InputError([Problem("table", f"cannot read {shown}: {reason}")]) from error
 
 
-def _open_file(name: str) -> _Source | io.FileIO:
+def _open_file(name: str) -> _Source:
     with contextlib.ExitStack() as stack:
-        if name == "-":
-            stream: Any = sys.stdin.buffer
-        else:
-            stream = stack.enter_context(io.FileIO(Path(name).expanduser(), "r"))
-            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                stack.pop_all()
-                return _Source(name, stream, is_copy=False)
-        copy = tempfile.TemporaryFile(buffering=0)
+        file = stack.enter_context(io.FileIO(Path(name).expanduser(), "r"))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return _Source(name, _copy(file), is_copy=True)
+        stack.pop_all()
+    return _Source(name, file, is_copy=False)
+
+
+def _copy(stream: Any) -> Any:
+    with contextlib.ExitStack() as stack:
+        copy = stack.enter_context(tempfile.TemporaryFile(buffering=0))
         shutil.copyfileobj(stream, copy, 1 << 20)
-        return copy  # type: ignore[return-value]
+        stack.pop_all()
+    return copy
 
 
 _OTHERS = {
@@ -318,22 +322,22 @@ def _read_csv_header(source: _Source, form: Format) -> tuple[Format, list[Headin
 
 def _header_lines(texts: Iterator[str], lines: _Lines) -> list[str]:
     """The lines of the next record that holds anything: it goes on while a quote is open."""
-    header, size = list[str](), 0
+    header, size, quotes = list[str](), 0, 0
     while True:
         line = _read_next(texts, lines)
         if isinstance(line, Problem):
             raise InputError([line])
         size += len(line or "")
         if line is None or size > CELL_MOST:
-            hint = "the first line names the columns"
             message = "a quote in the header is never closed" if header else "the table has no header"
-            raise InputError([Problem("", message, hint, origin=f"{lines.shown}:1")])
+            raise InputError([Problem("", message, "the first line names the columns", origin=f"{lines.shown}:1")])
         header.append(line)
-        text = "".join(header)
-        if text.count('"') % 2 == 0:
-            if text.strip(' \t\r\n,;"\ufeff'):
-                return header
-            header, size = [], 0
+        quotes += line.count('"')
+        if quotes % 2:
+            continue
+        if "".join(header).strip(' \t\r\n,;"'):
+            return header
+        header, size, quotes = [], 0, 0
 
 
 def _find_delimiter(text: str, usual: str) -> str:
@@ -344,17 +348,22 @@ def _find_delimiter(text: str, usual: str) -> str:
 
 def _read_json_header(source: _Source, form: Format) -> tuple[Format, list[Heading]]:
     """Every key that any line has, in order of first use. Lines that are wrong are told when rows are read."""
-    found: dict[str, Heading] = {}
+    found, wrong = dict[str, Heading](), list[Problem]()
     with source.open_text(form.encoding) as file:
         lines = _Lines(source, file)
         texts = iter(lines)
-        while isinstance(text := _read_next(texts, lines), str):
+        while isinstance(text := _read_next(texts, lines), str) and len(found) <= COLUMNS_MOST:
             row = {} if text.isspace() else _parse_object(text)
-            if isinstance(row, dict) and not row.keys() <= found.keys():
-                origin = f"{source.shown}:{lines.number}"
+            if isinstance(row, dict) and row.keys() <= found.keys():
+                continue
+            origin = f"{source.shown}:{lines.number}"
+            if isinstance(row, dict):
                 found |= {key: Heading(key, origin) for key in row if key not in found}
-                if len(found) > COLUMNS_MOST:
-                    break
+            elif len(wrong) < SHOWN_MOST:
+                wrong.append(_no_object(text, row, origin))
+    wrong += [text] if isinstance(text, Problem) else []
+    if not found:
+        raise InputError(wrong or [Problem("table", f"no line of {source.shown} holds a key with a value")])
     return form, list(found.values())
 
 
@@ -388,6 +397,11 @@ def _parse_object(text: str) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else "a line must hold one object in braces"
 
 
+def _no_object(text: str, message: str, origin: str) -> Problem:
+    hint = "write one object on each line: jq -c . does so" if text.strip() in {"{", "["} else ""
+    return Problem("", message, hint, origin=origin)
+
+
 # --- what the columns mean ------------------------------------------------------------------------------------------
 
 Role = Literal["variable", "id", "prompt", "value", "switch", "image", "list", "extra", "pair"]
@@ -395,7 +409,7 @@ Role = Literal["variable", "id", "prompt", "value", "switch", "image", "list", "
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What a column sets: the option `key`, by its kind; `pair` is one key of the body, `variable` sets nothing.
+    """What a column sets: the option `key`, by its kind; `pair` one key of the body, `part`; `variable` nothing.
 
     `number` orders image_1, image_2, …; it is 0 for `image`, whose cells may hold several, joined by "|".
     """
@@ -403,6 +417,7 @@ class Column:
     name: str
     role: Role = "variable"
     key: str = ""
+    part: str = ""
     negative: bool = False
     number: int = 0
 
@@ -447,7 +462,7 @@ class Columns:
     @functools.cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The places of the template that columns fill."""
-        return tuple(piece for piece in self.template or () if isinstance(piece, Slot))
+        return tuple(dict.fromkeys(piece for piece in self.template or () if isinstance(piece, Slot)))
 
     @functools.cached_property
     def options_at(self) -> tuple[int, ...]:
@@ -461,6 +476,12 @@ class Columns:
         return tuple({column.key: None for column in self.columns if column.key})
 
     @functools.cached_property
+    def places(self) -> Mapping[str, str]:
+        """Where each option stands, in words that hold for every row: messages may name where an option came from."""
+        headings = {column.key: column.name for column in self.columns if column.key}
+        return {key: f"{_HERE}column {headings.get(key, key)}" for key in (*_ALWAYS, *self.keys)}
+
+    @functools.cached_property
     def shape_of(self) -> Callable[[Sequence[Cell]], tuple[Cell, ...]]:
         """Takes the cells that decide on a row's judgment: those of all options but the free ones."""
         at = [at for at in self.options_at if not self.columns[at].is_free]
@@ -471,7 +492,8 @@ class Columns:
     @functools.cached_property
     def at(self) -> Mapping[str, int]:
         """Where `id`, `prompt`, `seed` and `name` stand."""
-        return {column.key or column.role: at for at, column in enumerate(self.columns)}
+        named = enumerate(self.columns)
+        return {column.key or column.role: at for at, column in named if column.role == "id" or column.is_free}
 
 
 def plan_columns(
@@ -491,14 +513,15 @@ def plan_columns(
     are empty or not there. `needs_prompt` is False where the prompt comes from elsewhere or none is needed.
     """
     planner = _Planner(headings, options, run_level)
-    columns = planner.plan(planner.read_maps(maps))
+    mapped = planner.read_maps(maps)
+    columns = planner.plan(mapped)
     pieces = None
     if template is not None:
         pieces = planner.compile(template, columns, variables or {})
     elif needs_prompt and not {"prompt", "layers"} & {column.key for column in columns}:
         planner.miss_prompt(columns)
     planned = Columns(tuple(columns), pieces)
-    planner.look_for_slips(planned)
+    planner.look_for_slips(planned, mapped)
     return planned, planner.problems
 
 
@@ -548,18 +571,18 @@ class _Planner:
         if numbered := re.fullmatch(r"image-([0-9]{1,6})", normal):
             return Column(name, "image", "image", number=int(numbered[1]) + 1)
         if normal.startswith("extra.") and len(normal) > len("extra."):
-            return Column(name, "pair", name[len("extra.") :].strip())
+            return Column(name, "pair", "extra", name[len("extra.") :].strip())
         option = self.options.get("count" if normal == "n" else normal)
         if option is None:
             return Column(name)
         if option.key in {"image", "extra"}:
             return Column(name, "image" if option.key == "image" else "extra", option.key)
         kind: Role = "switch" if option.kind == "switch" else "list" if option.kind == "list" else "value"
-        return Column(name, kind, option.key, option.negative)
+        return Column(name, kind, option.key, negative=option.negative)
 
     def plan(self, mapped: Mapping[str, str]) -> list[Column]:
         """Every column, each name and each option once."""
-        columns, first = list[Column](), dict[tuple[str, str, int], str]()
+        columns, first = list[Column](), dict[tuple[str, ...], str]()
         for number, heading in enumerate(self.headings, 1):
             name = heading.name.strip()
             column = replace(self.understand(mapped.get(name, name)), name=name)
@@ -567,16 +590,13 @@ class _Planner:
                 column = Column(name)
             columns.append(column)
             self.check(column, heading, number, mapped)
-            target = (column.role, column.key or name, column.number)
-            earlier = first.setdefault(target, name)
-            if len(first) == len(columns) or not name:
-                continue
-            first[("", str(number), 0)] = name
-            if column.role == "variable":
-                message = f"two columns are called {name}"
-            else:
-                message = f"the columns {earlier} and {name} set the same option"
-            self.complain(name, message, "rename or delete one of them", heading.origin)
+            own = name if column.role == "variable" else column.key
+            target = (column.role, own, column.part, str(column.number))
+            if name and target in first:
+                alike = f"the columns {first[target]} and {name} set the same option"
+                message = f"two columns are called {name}" if first[target] == name else alike
+                self.complain(name, message, "rename or delete one of them", heading.origin)
+            first.setdefault(target, name)
         return columns
 
     def check(self, column: Column, heading: Heading, number: int, mapped: Mapping[str, str]) -> None:
@@ -584,9 +604,13 @@ class _Planner:
         if not column.name:
             hint = "give it a name, or delete it"
             self.complain("", f"column {number} has no name", hint, heading.origin)
+        if "=" in column.part:
+            self.complain(
+                column.name, "a key of the body cannot hold =", "use a column extra with JSON", heading.origin
+            )
         target = _normal(mapped.get(column.name, column.name))
-        key = self.options[target].key if target in self.options else target.replace("-", "_")
-        if mapped.get(column.name) != "" and key in self.run_level:
+        option = self.options.get(target, Option(target.replace("-", "_"), "value"))
+        if mapped.get(column.name) != "" and (option.key in self.run_level or option.kind == "count"):
             hint = f"give --{target} on the command line; --map '{column.name}=' makes the column a plain variable"
             self.complain(column.name, f"--{target} holds for the whole run, not for a row", hint, heading.origin)
 
@@ -623,11 +647,12 @@ class _Planner:
         usual = "call a column prompt, or give --prompt with {column} in it, or --map COLUMN=prompt"
         self.complain("prompt", "no column is called prompt", hint or usual, origin)
 
-    def look_for_slips(self, planned: Columns) -> None:
-        """Warn of variables that are nearly an option, unless the template uses them."""
+    def look_for_slips(self, planned: Columns, mapped: Collection[str]) -> None:
+        """Warn of variables that are nearly an option, unless the template uses them or they were mapped."""
+        doubtful = {name for name in planned.unused if name and name not in mapped}
         for heading in self.headings:
             name = heading.name.strip()
-            near = difflib.get_close_matches(_normal(name), self.known(), 1, 0.8) if name in planned.unused else []
+            near = difflib.get_close_matches(_normal(name), self.known(), 1, 0.8) if name in doubtful else []
             if near:
                 message, hint = f"column {name} is taken as a variable", f"did you mean {near[0]}?"
                 self.problems.append(Problem(name, message, hint, "warning", heading.origin, "column_unknown"))
@@ -771,8 +796,7 @@ def _read_object(text: str, keys: Sequence[tuple[str, Column]], origin: str) -> 
     """The cells of a line of JSON, one for each key that any line has, and all that is wrong with them."""
     row = _parse_object(text)
     if isinstance(row, str):
-        hint = "write one object on each line: jq -c . does so" if text.rstrip() in {"{", "["} else ""
-        return [""] * len(keys), [Problem("", row, hint, origin=origin)]
+        return [""] * len(keys), [_no_object(text, row, origin)]
     cells, problems = list[Cell](), list[Problem]()
     # A surrogate can only come from an escape, and a cell can only be too long in a line that is.
     is_suspect = "\\u" in text or len(text) > CELL_MOST
@@ -797,7 +821,8 @@ def _read_json(value: Any, column: Column) -> Cell | Problem:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return _number(value, column)
+        # As it is written, nearly; the module reads 1e999 as infinity.
+        return Problem(column.name, "the number is too large") if value in _INFINITE else repr(value)
     if isinstance(value, dict):
         return Problem(column.name, f"{column.name} takes no object", "only extra and extra.KEY take one")
     if isinstance(value, list):
@@ -809,10 +834,7 @@ def _read_json(value: Any, column: Column) -> Cell | Problem:
     return str(value)
 
 
-def _number(value: float, column: Column) -> Cell | Problem:
-    """A number as it is written. Python reads 1e999 as infinity."""
-    text = json.dumps(value)
-    return Problem(column.name, "the number is too large") if "Inf" in text else text
+_INFINITE = {float("inf"), float("-inf")}
 
 
 def _inspect(cell: Cell, column: Column) -> Cell | Problem:
@@ -862,13 +884,12 @@ class Row:
     @property
     def prompt(self) -> str:
         """The template filled in, or else the cell as it stands; "" where there is neither."""
-        if self.columns.template is None:
-            return self.text("prompt")
-        cells = self.cells
-        return "".join(
-            piece if isinstance(piece, str) else _text(cells[piece.at]) or piece.otherwise
-            for piece in self.columns.template
-        )
+        cells, template = self.cells, self.columns.template
+        if template is None:
+            text = self.text("prompt")
+        else:
+            text = "".join([p if isinstance(p, str) else _text(cells[p.at]) or p.otherwise for p in template])
+        return "" if text.isspace() else text
 
     @property
     def shape(self) -> tuple[Cell, ...]:
@@ -890,6 +911,17 @@ class Row:
 
     def read_options(self) -> tuple[Draft, list[Problem]]:
         """What the row's own cells set, each with its place, and what of it has no meaning. Empty cells set nothing."""
+        reader = self.sort_cells()
+        found = (*reader.values, *reader.switches, *reader.lists)
+        draft = Draft(reader.values, reader.switches, reader.lists, dict.fromkeys(found, self.origin))
+        return draft, reader.problems
+
+    def draft(self, base: Draft) -> Draft:
+        """The row over the options of the run, which hold where it sets nothing; what the body gets is joined."""
+        return _overlay(base, self.sort_cells(), dict.fromkeys(self.columns.places, self.origin))
+
+    def sort_cells(self) -> _OptionReader:
+        """The row's cells by what they set."""
         reader = _OptionReader(self)
         for at in self.columns.options_at:
             cell = self.cells[at]
@@ -897,29 +929,23 @@ class Row:
                 reader.take(self.columns.columns[at], cell)
         if prompt := self.prompt:
             reader.values["prompt"] = prompt
-        found = (*reader.values, *reader.switches, *reader.lists)
-        draft = Draft(reader.values, reader.switches, reader.lists, dict.fromkeys(found, self.origin))
-        return draft, reader.problems
-
-    def draft(self, base: Draft) -> Draft:
-        """The row over the options of the run, which hold where it sets nothing; what the body gets is joined."""
-        own, _ = self.read_options()
-        return _overlay(base, own, self)
+        return reader
 
 
-def _overlay(base: Draft, own: Draft, row: Row) -> Draft:
-    """A row's own options over the run's. What nobody set is missing in the row, so that is its place."""
+_ALWAYS = ("prompt", "image")
+"""What is missing in a row, where it is missing, whether there is a column for it or not."""
+
+
+def _overlay(base: Draft, own: _OptionReader, places: Mapping[str, str]) -> Draft:
+    """A row's own options over the run's. What nobody set has its place in the row too, since there it is missing."""
     lists = {**base.lists, **own.lists}
     if "extra" in own.lists:
         lists["extra"] = (*base.lists.get("extra", ()), *own.lists["extra"])
-    nowhere = dict.fromkeys((*row.columns.keys, "prompt", "image"), row.origin)
-    return replace(
-        base,
-        values={**base.values, **own.values},
-        switches={**base.switches, **own.switches},
-        lists=lists,
-        origins={**nowhere, **base.origins, **own.origins},
-    )
+    origins = {**places, **base.origins}
+    for key in (*own.values, *own.switches, *own.lists):
+        origins[key] = places[key]
+    values, switches = {**base.values, **own.values}, {**base.switches, **own.switches}
+    return Draft(values, switches, lists, origins, base.label)
 
 
 def _clean(text: str) -> str:
@@ -956,7 +982,7 @@ class _OptionReader:
             parts = text.split("|") if isinstance(cell, str) and not column.number else [text]
             self.add("image", self.locate(column, parts if isinstance(cell, str) else cell))
         elif column.role == "pair":
-            self.add("extra", [f"{column.key}={_as_json(text, is_json=isinstance(cell, Json))}"])
+            self.add("extra", [f"{column.part}={_as_json(text, is_json=isinstance(cell, Json))}"])
         elif column.role == "extra":
             self.add("extra", self.split_extra(column, cell))
         else:
@@ -1013,27 +1039,36 @@ def _as_json(text: str, *, is_json: bool) -> str:
 # --- judging rows ---------------------------------------------------------------------------------------------------
 
 
+_HERE = "\x1e"
+"""Stands for a row's place in problems that were found for all rows of a shape."""
+
+
 class Judged(NamedTuple, Generic[T]):
     """A row and what was found. `value` is the judge's for its shape, None where the row cannot be read.
 
-    `prompt` and `seed` are the parts of its request that the shape leaves out ("" where there is none); the name is
+    `prompt` and `seed` are the parts of its request that the shape leaves out ("" where there is none); its name is
     `row.text("name")`. A tuple, since one is made for each of a hundred thousand rows.
     """
 
     row: Row
     value: T | None
-    problems: Sequence[Problem]
+    found: tuple[Problem, ...] = ()
     prompt: str = ""
     seed: str = ""
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was found, placed where the row stands."""
+        here = self.row.origin
+        return tuple(replace(p, origin=here) if p.origin == _HERE else p for p in self.found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shaped(Generic[T]):
-    """The judgment of a shape, with the place of the row that it was made for."""
+    """The judgment of a shape."""
 
     value: T
-    problems: tuple[Problem, ...]
-    origin: str
+    found: tuple[Problem, ...]
 
 
 class Shapes(Generic[T]):
@@ -1048,34 +1083,30 @@ class Shapes(Generic[T]):
         self.base = base
         self._judge = judge
         self._most = most
-        self._kept: dict[tuple[object, ...], _Shaped[T]] = {}
-        self._base_prompt = base.values.get("prompt", "")
-        self._base_seed = base.values.get("seed", "")
-        self._base_name = base.values.get("name", "")
+        self._kept: dict[_Key, _Shaped[T]] = {}
+        self._prompt, self._seed, self._name = (base.values.get(key, "") for key in _STAND_INS)
 
     def judge(self, row: Row) -> Judged[T]:
-        """The row with the judgment of its shape; the problems are placed where the row stands."""
-        prompt = row.prompt or self._base_prompt
-        seed, name = row.text("seed") or self._base_seed, row.text("name") or self._base_name
+        """The row with the judgment of its shape."""
+        prompt = row.prompt or self._prompt
+        seed, name = row.text("seed").strip() or self._seed, row.text("name").strip() or self._name
         number = _plain_seed(seed) if seed else ""
-        marks = {
-            "prompt": "…" if prompt and not prompt.isspace() else prompt,
-            "seed": "0" if number else seed,
-            "name": "name" if name and _PLAIN_NAME.fullmatch(name) else name,
-        }
-        key = (row.shape, *marks.values())
-        shaped = self._kept.get(key)
-        if shaped is None:
-            shaped = self._keep(key, row, marks)
-        problems = [_move(problem, shaped.origin, row.origin) for problem in shaped.problems] if shaped.problems else ()
-        return Judged(row, shaped.value, problems, prompt, number)
+        marks = (
+            _STAND_INS["prompt"] if prompt and not prompt.isspace() else prompt,
+            _STAND_INS["seed"] if number else seed,
+            _STAND_INS["name"] if name and _PLAIN_NAME.fullmatch(name) else name,
+        )
+        key = (row.shape, marks)
+        shaped = self._kept.get(key) or self._keep(key, row)
+        return Judged(row, shaped.value, shaped.found, prompt, number)
 
-    def _keep(self, key: tuple[object, ...], row: Row, marks: Mapping[str, str]) -> _Shaped[T]:
-        own, wrong = row.read_options()
-        draft = _overlay(self.base, own, row)
-        values = {**draft.values, **{name: mark for name, mark in marks.items() if name in draft.values}}
-        value, problems = self._judge(replace(draft, values=values))
-        shaped = _Shaped(value, (*wrong, *problems), row.origin)
+    def _keep(self, key: _Key, row: Row) -> _Shaped[T]:
+        reader = row.sort_cells()
+        draft = _overlay(self.base, reader, row.columns.places)
+        marks = {name: mark for name, mark in zip(_STAND_INS, key[1], strict=True) if name in draft.values}
+        value, problems = self._judge(replace(draft, values={**draft.values, **marks}))
+        found = (*(replace(problem, origin=_HERE) for problem in reader.problems), *map(_unplace, problems))
+        shaped = _Shaped(value, found)
         # Pictures in data URIs would make the keys as large as the table.
         if len(repr(key)) <= 4096:
             if len(self._kept) >= self._most:
@@ -1084,24 +1115,26 @@ class Shapes(Generic[T]):
         return shaped
 
 
+_Key = tuple[tuple[Cell, ...], tuple[str, ...]]
 _PLAIN_NAME = re.compile(r"\w[\w -]*(/\w[\w -]*)*")
 """A name without fields, dots and signs: whatever template rules there are, it keeps them."""
 
 
-@functools.lru_cache(maxsize=256)
+_SEED = re.compile(r"\s*[+-]?[0-9]{1,12}\s*", re.ASCII)
+
+
 def _plain_seed(text: str) -> str:
     """A seed that every model can take, in one spelling; "" for any other text, which is judged as it stands."""
-    if not re.fullmatch(r"\s*[+-]?[0-9]{1,12}\s*", text, re.ASCII):
+    if not _SEED.fullmatch(text):
         return ""
-    return str(int(text)) if -1 <= int(text) < 2**31 else ""
+    number = int(text)
+    return str(number) if -1 <= number < 2**31 else ""
 
 
-def _move(problem: Problem, there: str, here: str) -> Problem:
-    """A problem of one row as that of another of the same shape."""
-    if there == here or (problem.origin != there and there not in problem.message):
-        return problem
-    message = re.sub(rf"{re.escape(there)}(?!\d)", lambda _: here, problem.message)
-    return replace(problem, message=message, origin=here if problem.origin == there else problem.origin)
+def _unplace(problem: Problem) -> Problem:
+    """A problem found for a shape: of no row yet where an option of the row is to blame."""
+    origin = _HERE if problem.origin.startswith(_HERE) else problem.origin
+    return replace(problem, message=problem.message.replace(_HERE, ""), origin=origin)
 
 
 class Checker(Generic[T]):
@@ -1111,50 +1144,66 @@ class Checker(Generic[T]):
         self._shapes = shapes
         self._ids = _Numbers()
         self._told: set[Problem] = set()
-        self._empty: dict[Slot, tuple[str, int]] = {}
+        self._warned: dict[Problem, tuple[str, int]] = {}
 
     def judge(self, row: Row) -> Judged[T]:
-        """The row judged. A problem of an option of the run, not of the row, is told at the first row alone."""
+        """The row judged, with its errors; one of an option of the run, not of the row, is told once.
+
+        Warnings are kept for `close`: most concern every row of the table.
+        """
         if row.problems:
             return Judged(row, None, row.problems)
         for slot in row.columns.slots:
             if not row.cells[slot.at] and not slot.otherwise:
-                first, count = self._empty.get(slot, (row.origin, 0))
-                self._empty[slot] = first, count + 1
+                self._warn(_empty(slot), row)
         judged = self._shapes.judge(row)
-        twice = self._find_twice(row)
-        if not (judged.problems or twice):
+        name = row.id
+        if not (judged.found or name):
             return judged
-        problems = [problem for problem in judged.problems if problem.origin == row.origin or self._is_new(problem)]
-        return judged._replace(problems=[*problems, *twice])
+        errors = [problem for problem in judged.found if self._is_error(problem, row)]
+        return judged._replace(found=(*errors, *self._find_twice(name, row)))
 
-    def _is_new(self, problem: Problem) -> bool:
-        if problem in self._told:
+    def _is_error(self, problem: Problem, row: Row) -> bool:
+        if problem.severity == "warning":
+            self._warn(problem, row)
             return False
+        if problem.origin == _HERE:
+            return True
+        is_new = problem not in self._told
         if len(self._told) < COLUMNS_MOST:
             self._told.add(problem)
-        return True
+        return is_new
 
-    def _find_twice(self, row: Row) -> list[Problem]:
-        name = row.id
+    def _warn(self, problem: Problem, row: Row) -> None:
+        first, count = self._warned.get(problem) or (row.origin, 0)
+        if count or len(self._warned) < COLUMNS_MOST:
+            self._warned[problem] = first, count + 1
+
+    def _find_twice(self, name: str, row: Row) -> list[Problem]:
         if not name:
             return []
         digest = int.from_bytes(hashlib.blake2b(_bytes(name), digest_size=8).digest())
-        line = self._ids.get(digest)
-        if not line:
-            self._ids.put(digest, row.line)
+        line = self._ids.keep(digest, row.line)
+        if line == row.line:
             return []
         message = f"the id {name[:80]!r} stands in line {line} already"
         return [Problem("id", message, "give every row an id of its own", origin=row.origin)]
 
     def close(self) -> list[Problem]:
-        """What shows only after the last row: variables that were empty, each once with the number of rows."""
+        """The warnings, each once, at the first row that it concerns and with the number of the others."""
         problems = []
-        for slot, (origin, count) in self._empty.items():
-            message = f"{{{slot.name}}} is empty here" + (f" and in {count - 1:,} more rows" if count > 1 else "")
-            hint = f"--var {slot.name}=… gives a text for empty cells"
-            problems.append(Problem(slot.name, message, hint, "warning", origin, "variable_empty"))
+        for problem, (first, count) in self._warned.items():
+            if problem.origin != _HERE:
+                problems.append(problem)
+                continue
+            more = f" (and in {_count(count - 1, 'more row')})" if count > 1 else ""
+            problems.append(replace(problem, message=problem.message + more, origin=first))
         return problems
+
+
+def _empty(slot: Slot) -> Problem:
+    hint = f"--var {slot.name}=… gives a text for empty cells"
+    return Problem(slot.name, f"{{{slot.name}}} is empty here", hint, "warning", _HERE, "variable_empty")
 
 
 def check_table(
@@ -1202,10 +1251,9 @@ def row_key(parts: Sequence[str], row_id: str = "", occurrence: int = 1) -> str:
     `parts` say what is asked for: the fingerprint of the shape's request, the prompt, the seed. Where the row stands
     has no part in it.
     """
-    texts = (*parts, row_id, str(occurrence))
-    # The lengths in front keep two rows apart whose texts are only divided differently.
-    lengths = ",".join(str(len(text)) for text in texts)
-    return hashlib.blake2b(_bytes("".join((lengths, ":", *texts))), digest_size=16).hexdigest()
+    # No text that came through a table, a flag or a prompt file holds a NUL, so it can part them.
+    texts = "\0".join((*parts, row_id, str(occurrence)))
+    return hashlib.blake2b(_bytes(texts), digest_size=16).hexdigest()
 
 
 def shard_of(key: str, count: int) -> int:
@@ -1224,9 +1272,7 @@ class Identities:
         if name := row.id:
             return row_key(parts, name)
         first = row_key(parts)
-        digest = int(first[:16], 16)
-        times = self._times.get(digest) + 1
-        self._times.put(digest, times)
+        times = self._times.add(int(first[:16], 16))
         return first if times == 1 else row_key(parts, "", times)
 
 
@@ -1235,7 +1281,7 @@ def _bytes(text: str) -> bytes:
 
 
 class _Numbers:
-    """A small number for each 64-bit digest, 0 where there is none. A dict of 100,000 would take 15 MiB, this takes 3.
+    """A small number for each 64-bit digest. A dict of 100,000 would take 15 MiB, this takes less than 2.
 
     Digests lie in the first free place behind the one that their last bits name.
     """
@@ -1246,35 +1292,43 @@ class _Numbers:
     def _make_room(self, places: int) -> None:
         self._digests = array("Q", bytes(8 * places))
         self._numbers = array("I", bytes(array("I").itemsize * places))
-        self._used = 0
+        self._free = places * 4 // 5
 
     def _find(self, digest: int) -> int:
-        digests = self._digests
+        """The place of a digest, which is taken for it if it is new."""
+        # Zero marks a free place.
+        digest, digests = digest or 1, self._digests
         last = len(digests) - 1
         at = digest & last
-        while (there := digests[at]) and there != digest:
+        while (there := digests[at]) != digest:
+            if not there:
+                if not self._free:
+                    self._grow()
+                    return self._find(digest)
+                self._free -= 1
+                digests[at] = digest
+                break
             at = (at + 1) & last
         return at
 
-    def get(self, digest: int) -> int:
-        """The number of a digest."""
-        return self._numbers[self._find(digest or 1)]
+    def _grow(self) -> None:
+        digests, numbers = self._digests, self._numbers
+        self._make_room(2 * len(digests))
+        for digest, number in zip(digests, numbers, strict=True):
+            if digest:
+                self._numbers[self._find(digest)] = number
 
-    def put(self, digest: int, number: int) -> None:
-        """Set the number of a digest."""
-        # Zero marks a free place.
-        digest = digest or 1
+    def add(self, digest: int) -> int:
+        """Count the digest once more; how often it has been counted."""
         at = self._find(digest)
-        if not self._digests[at]:
-            self._used += 1
-            self._digests[at] = digest
-        self._numbers[at] = number
-        if self._used * 10 > len(self._digests) * 7:
-            digests, numbers = self._digests, self._numbers
-            self._make_room(2 * len(digests))
-            for old, value in zip(digests, numbers, strict=True):
-                if old:
-                    self.put(old, value)
+        self._numbers[at] += 1
+        return self._numbers[at]
+
+    def keep(self, digest: int, number: int) -> int:
+        """The number that was kept for the digest first."""
+        at = self._find(digest)
+        self._numbers[at] = self._numbers[at] or number
+        return self._numbers[at]
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -1322,7 +1376,7 @@ def write_results(path: Path, table: Table, rows: Iterable[tuple[Row, RowResult]
         part.replace(path)
         files.flush_folder(path.parent)
     except OSError as error:
-        hint = "is it open in another program? no picture is lost: the same command writes it again"
+        hint = "close it where it is open; no picture is lost, and the same command writes it again"
         raise FileError(f"cannot write {path}: {files.reason(error)}", hint=hint) from error
     finally:
         with contextlib.suppress(OSError):

@@ -320,10 +320,6 @@ class Wire:
         async with self._client("api", secure=self._base.scheme == "https") as client:
             request = client.build_request(call.method, self._base.url + call.path, headers=headers, content=content)
             request.extensions["trace"] = trail.trace
-            if self._transport is not None:
-                # The sandbox has no connection whose events could be traced: sending begins here.
-                trail.leave()
-                trail.stage("sent")
             response = await client.send(request, stream=True)
             async with contextlib.aclosing(response):
                 trail.received = Received(response.status_code, dict(response.headers))

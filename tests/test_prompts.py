@@ -9,7 +9,7 @@ import pytest
 
 from seedream_cli.flags import options
 from seedream_cli.inputs import fill, split_header
-from tests.conftest import CANARY, Command, Done
+from tests.conftest import CANARY, Command, Done, Inside
 from tests.upstream import Upstream, picture
 
 
@@ -66,17 +66,17 @@ def test_a_header_holds_any_option(seedream: Command, newline: str, mark: str) -
     assert through_stdin.json["request"] == body
 
 
-def test_the_command_line_wins_over_the_file_over_the_environment(seedream: Command) -> None:
+def test_the_command_line_wins_over_the_file_over_the_environment(inside: Inside) -> None:
     """Each option from its nearest place, and `--explain` names that place, with the line in the file."""
-    write(seedream, "shot.txt", '+++\nsize = "4K"\nwatermark = false\nno_web_search = true\n+++\na fox')
+    write(inside, "shot.txt", '+++\nsize = "4K"\nwatermark = false\nno_web_search = true\n+++\na fox')
     env = {"SEEDREAM_SIZE": "3K", "SEEDREAM_WATERMARK": "1", "SEEDREAM_ASPECT": "1:1", "COLUMNS": "40"}
-    body = json.loads(dry(seedream, "-f", "shot.txt", env=env).out)
+    body = json.loads(dry(inside, "-f", "shot.txt", env=env).out)
     assert (body["size"], body["watermark"]) == ("4096x4096", False)
-    body = json.loads(dry(seedream, "-f", "shot.txt", "-s", "3K", "--watermark", env=env).out)
+    body = json.loads(dry(inside, "-f", "shot.txt", "-s", "3K", "--watermark", env=env).out)
     assert (body["size"], body["watermark"]) == ("3072x3072", True)
-    body = json.loads(dry(seedream, "x", env=env).out)
+    body = json.loads(dry(inside, "x", env=env).out)
     assert (body["size"], body["watermark"]) == ("3072x3072", True)
-    explained = " ".join(seedream("generate", "-f", "shot.txt", "-p", "ark", "--explain", env=env).out.split())
+    explained = " ".join(inside("generate", "-f", "shot.txt", "-p", "ark", "--explain", env=env).out.split())
     assert "value: 4096x4096 sent as: size note: from shot.txt:2" in explained
     assert "value: off sent as: watermark note: from shot.txt:3" in explained
 
@@ -103,16 +103,16 @@ def test_several_files_are_several_jobs(seedream: Command) -> None:
         assert seedream("generate", "-f", "-", "-f", "-", "-p", "ark", "--dry-run").code == 2
 
 
-def test_variables_fill_names_and_doubled_braces_are_braces(seedream: Command) -> None:
+def test_variables_fill_names_and_doubled_braces_are_braces(inside: Inside) -> None:
     """`--var` wins over the file's own; values are never read again; braces without a name stay."""
     write(
-        seedream, "t.txt", '+++\nvar = ["who=a fox", "how=red"]\n+++\n{how} {who} {{who}} {a b} {} {1} }} { {who.x_y-z}'
+        inside, "t.txt", '+++\nvar = ["who=a fox", "how=red"]\n+++\n{how} {who} {{who}} {a b} {} {1} }} { {who.x_y-z}'
     )
-    done = dry(seedream, "-f", "t.txt", "--var", "who={how}=1", "--var", "who.x_y-z=")
+    done = dry(inside, "-f", "t.txt", "--var", "who={how}=1", "--var", "who.x_y-z=")
     assert done.code == 0, done.err
     assert json.loads(done.out)["prompt"] == "red {how}=1 {who} {a b} {} {1} } { "
-    assert json.loads(dry(seedream, "a {who}").out)["prompt"] == "a {who}", "nothing is filled where nothing was asked"
-    assert json.loads(dry(seedream, "a {who} {{}}", "--var", "who=fox").out)["prompt"] == "a fox {}"
+    assert json.loads(dry(inside, "a {who}").out)["prompt"] == "a {who}", "nothing is filled where nothing was asked"
+    assert json.loads(dry(inside, "a {who} {{}}", "--var", "who=fox").out)["prompt"] == "a fox {}"
 
 
 @pytest.mark.parametrize(
@@ -147,49 +147,49 @@ def test_variables_fill_names_and_doubled_braces_are_braces(seedream: Command) -
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_file_and_line(
-    seedream: Command, text: str | bytes, place: str, words: list[str]
+    inside: Inside, text: str | bytes, place: str, words: list[str]
 ) -> None:
     """Exit 2, the place, and what to do; nothing is sent."""
-    write(seedream, "f.txt", text)
-    done = dry(seedream, "-f", "f.txt", provider="ope")
+    write(inside, "f.txt", text)
+    done = dry(inside, "-f", "f.txt", provider="ope")
     assert done.code == 2, (done.out, done.err)
     assert done.err.startswith((f"error: {place}:", f"error: {place}, ")), done.err
     for word in words:
         assert word in done.err
     assert done.err.count("error:") == 1, done.err
-    assert sorted(path.name for path in seedream.folder.iterdir()) == ["f.txt"]
+    assert sorted(path.name for path in inside.folder.iterdir()) == ["f.txt"]
 
 
-def test_files_that_cannot_be_read_are_told(seedream: Command) -> None:
+def test_files_that_cannot_be_read_are_told(inside: Inside) -> None:
     """A missing file, a folder and a stranger's home are exit 2; so is a prompt given twice."""
-    (seedream.folder / "folder").mkdir()
+    (inside.folder / "folder").mkdir()
     for name in ("missing.txt", "folder", "~nobody-at-all/x"):
-        done = dry(seedream, "-f", name)
+        done = dry(inside, "-f", name)
         assert (done.code, f"cannot read {name}" in done.err) == (2, True), done.err
-    write(seedream, "a.txt", "x")
-    assert "given twice" in dry(seedream, "x", "-f", "a.txt").err
-    assert "NAME=VALUE" in dry(seedream, "x", "--var", "who").err
+    write(inside, "a.txt", "x")
+    assert "given twice" in dry(inside, "x", "-f", "a.txt").err
+    assert "NAME=VALUE" in dry(inside, "x", "--var", "who").err
 
 
-def test_all_mistakes_are_told_at_once(seedream: Command) -> None:
+def test_all_mistakes_are_told_at_once(inside: Inside) -> None:
     """Every file's every problem in one go."""
-    write(seedream, "a.txt", '+++\nsiez = "2K"\nseed = "x"\n+++\n{one} {two}')
-    write(seedream, "b.txt", "+++\n")
-    done = dry(seedream, "-f", "a.txt", "-f", "b.txt", "-f", "c.txt", "--size", "9K")
+    write(inside, "a.txt", '+++\nsiez = "2K"\nseed = "x"\n+++\n{one} {two}')
+    write(inside, "b.txt", "+++\n")
+    done = dry(inside, "-f", "a.txt", "-f", "b.txt", "-f", "c.txt", "--size", "9K")
     assert done.code == 2
     for words in ("a.txt:2", "a.txt:3", "{one}", "{two}", "b.txt:1", "cannot read c.txt", "--size"):
         assert words in done.err, done.err
 
 
-def test_options_of_edit_stand_in_a_file_too(seedream: Command) -> None:
+def test_options_of_edit_stand_in_a_file_too(inside: Inside) -> None:
     """Layers and references from a header, and a picture as the only argument."""
-    (seedream.folder / "a.png").write_bytes(picture("PNG", (640, 640)))
-    write(seedream, "l.txt", '+++\nmodel = "5.0-pro"\nlayers = true\nimage = "a.png"\n+++\n')
-    done = seedream("edit", "-f", "l.txt", "-p", "ark", "--dry-run")
+    (inside.folder / "a.png").write_bytes(picture("PNG", (640, 640)))
+    write(inside, "l.txt", '+++\nmodel = "5.0-pro"\nlayers = true\nimage = "a.png"\n+++\n')
+    done = inside("edit", "-f", "l.txt", "-p", "ark", "--dry-run")
     assert done.code == 0, done.err
     assert json.loads(done.out)["layer_decomposition"] is True
-    write(seedream, "p.txt", "make it night\n")
-    done = seedream("edit", "a.png", "-f", "p.txt", "-p", "ark", "--dry-run")
+    write(inside, "p.txt", "make it night\n")
+    done = inside("edit", "a.png", "-f", "p.txt", "-p", "ark", "--dry-run")
     assert json.loads(done.out)["prompt"] == "make it night"
     assert json.loads(done.out)["image"]["file"] == "a.png"
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -653,7 +654,11 @@ def test_the_sandbox_serves_both_clients_without_a_socket() -> None:
     """A transport replaces the network for calls and links; the gate still stands before it."""
     asked: list[str] = []
 
-    def serve(request: httpx.Request) -> httpx.Response:
+    async def serve(request: httpx.Request) -> httpx.Response:
+        # What a transport sends it must tell, as a connection does: the wire proves with it what left.
+        if trace := request.extensions.get("trace"):
+            sent = SimpleNamespace(method=request.method.encode())
+            await trace("http11.send_request_headers.started", {"request": sent})
         asked.append(f"{request.method} {request.url.raw_path.decode()} {'authorization' in request.headers}")
         return httpx.Response(200, json={"data": []})
 

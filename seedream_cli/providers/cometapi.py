@@ -47,6 +47,7 @@ spec = base.ProviderSpec(
         "convert_request_failed": Verdict("refused", hint="CometAPI does not draw with this model: `seedream models`"),
     },
     statuses={403: ACCOUNT},
+    reference_formats=("jpeg", "png", "webp", "bmp", "tiff", "gif"),
     link_lifetime_s=86_400,
 )
 

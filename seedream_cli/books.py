@@ -1,0 +1,176 @@
+"""The books of a run: tells the ledger, in its own terms, how each request fares. Keeps none where there is no ledger.
+
+Between the engine, which speaks of jobs, answers and saved pictures, and the ledger, which speaks of rows and money
+in micro-units. Every method that must be flushed before the next step has flushed when it returns.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ApiError, SeedreamError
+from .ledger import Caps, Failure, Ledger, NewRequest, PictureRow, Run
+from .links import expiry
+from .plan import Job
+from .providers.base import Ready
+from .results import Cost, Picture, SavedImage
+
+MICRO = 1_000_000
+
+
+def to_micro(cost: Cost | None) -> int | None:
+    """Whole micro-units; None where no price is known."""
+    return None if cost is None else round(cost.amount * MICRO)
+
+
+class Books:
+    """The books of one run. `run` is None without a ledger, and then nothing is written."""
+
+    def __init__(self, ledger: Ledger | None, run: Run | None, caps: Caps) -> None:
+        self._ledger = ledger
+        self._run = run
+        self._caps = caps
+
+    def _of(self, job: Job) -> Ledger | None:
+        """The ledger, for a job that it knows."""
+        return self._ledger if job.booked else None
+
+    def open(self, jobs: Sequence[Job]) -> None:
+        """Enter new requests; take those in hand that were paid before."""
+        if self._ledger is None or self._run is None:
+            return
+        self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
+        self._ledger.take(self._run, [job.id for job in jobs if job.booked and job.recovers])
+
+    def reserve(self, job: Job) -> None:
+        """Hold the worst cost. Raises `BudgetError` where it would pass a cap; nothing may be sent then."""
+        if ledger := self._of(job):
+            ledger.reserve(job.id, to_micro(job.price(job.request.pictures_at_most)), self._caps)
+
+    def sent(self, job: Job, attempt: int, *, again: bool) -> None:
+        """The first byte is about to leave. Raises `FileError`, and then it must not."""
+        if ledger := self._of(job):
+            ledger.mark_sent(job.id, attempt=attempt, token=uuid.uuid4().hex, again=again)
+
+    def refused(self, job: Job, error: SeedreamError) -> None:
+        """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt."""
+        ledger = self._of(job)
+        if ledger and error.billed == "no":
+            ledger.mark_queued(job.id, error)
+        elif ledger:
+            ledger.mark_unknown(job.id, error)
+
+    def waiting(self, job: Job, task_id: str) -> None:
+        """The provider works on a task."""
+        ledger = self._of(job)
+        if ledger and not job.recovers:
+            ledger.mark_waiting(job.id, task_id)
+
+    def announced(self, job: Job, picture: Picture) -> None:
+        """A stream brought a picture; its link is written down before its download starts."""
+        if ledger := self._of(job):
+            ledger.mark_picture(job.id, _row(picture))
+
+    def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
+        """The answer is read: every link is written down before any download starts."""
+        if ledger := self._of(job):
+            ledger.mark_ready(
+                job.id,
+                [_row(picture) for picture in ready.pictures],
+                usage=ready.usage,
+                billed_count=made,
+                settled_micro=None if made is None else to_micro(job.price(made)),
+                reply=reply,
+                trace=ready.request_id,
+            )
+
+    def picture(self, job: Job, image: SavedImage, *, handed: bool = False) -> None:
+        """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending."""
+        expired = image.error is not None and image.error.kind == "expired"
+        ledger = self._of(job)
+        if ledger is None or (image.error is not None and not expired):
+            return
+        ledger.mark_picture(
+            job.id,
+            PictureRow(
+                index=image.index,
+                state="expired" if expired else "handed" if handed or image.path is None else "saved",
+                link=image.url,
+                expires=expiry(image.url),
+                path=image.path.absolute() if image.path else None,
+                format=image.format,
+                width=image.width,
+                height=image.height,
+                bytes=image.bytes,
+                sha256=image.sha256,
+                error=_failure(image.error),
+            ),
+        )
+
+    def saved(self, job: Job) -> None:
+        """Nothing of it is left to fetch."""
+        if ledger := self._of(job):
+            ledger.mark_saved(job.id)
+
+    def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
+        """It ended without a picture: refused, never sent, or nobody knows."""
+        ledger = self._of(job)
+        if ledger and error.billed == "unknown":
+            ledger.mark_unknown(job.id, error, reply=reply)
+        elif ledger:
+            ledger.mark_failed(job.id, error)
+
+    def close(self, exit_code: int) -> None:
+        """The run is over."""
+        if self._run is not None:
+            self._run.finish(exit_code)
+
+
+def _new(job: Job) -> NewRequest:
+    request, worst = job.request, job.price(job.request.pictures_at_most)
+    output = job.output
+    return NewRequest(
+        id=job.id,
+        position=job.index,
+        provider=job.route.spec.name,
+        base_url=job.route.base_url,
+        model=request.model_id,
+        prompt=request.prompt,
+        body=job.route.dialect.submit(request).json or {},
+        fingerprint=request.fingerprint,
+        pictures_at_most=request.pictures_at_most,
+        worst_micro=to_micro(worst),
+        currency=worst.currency if worst else "USD",
+        as_of=worst.as_of if worst else "",
+        fields={**job.fields, "size": request.size},
+        output={
+            "folder": str(output.folder.absolute()),
+            "file": str(output.file.absolute()) if output.file else None,
+            "template": output.template,
+            "if_exists": output.if_exists,
+            "stdout": output.stdout,
+            "first": job.first,
+            "of": job.of,
+        },
+    )
+
+
+def _row(picture: Picture) -> PictureRow:
+    """A picture as it was announced."""
+    return PictureRow(
+        index=picture.index,
+        state="failed" if picture.error else "pending",
+        link=picture.link,
+        expires=expiry(picture.link),
+        format=picture.format,
+        error=_failure(picture.error),
+    )
+
+
+def _failure(error: SeedreamError | None) -> Failure | None:
+    if error is None:
+        return None
+    said = error if isinstance(error, ApiError) else None
+    return Failure(error.kind, error.message, error.hint, said.code if said else "", said.request_id if said else "")

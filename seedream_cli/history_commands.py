@@ -1,0 +1,177 @@
+"""`seedream history …`: what was sent, when, for how much and to which files; and settling what nobody knows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import InputError, Problem
+from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
+from .process import open_ledger_here, process_streams
+
+if TYPE_CHECKING:
+    from .ledger import Entry, Ledger
+
+
+def _option(names: str, metavar: str, text: str) -> Any:
+    return typer.Option(*names.split(), metavar=metavar, help=text, rich_help_panel=REQUEST, show_default=False)
+
+
+history_app = typer.Typer(
+    cls=PlainGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+STATUSES = ("succeeded", "partial", "failed", "unknown", "unsaved", "submitted", "running", "resolved", "unsent")
+_JSON = typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT, show_default=False)
+_HELP = (
+    "What was sent, newest first.\n\nExamples:\n\n\b\n  seedream history\n  seedream history --text fox --since 7d\n"
+    "  seedream history --status unknown\n  seedream history show 261121-4f9a2c\n"
+    "  seedream history resolve 261121-4f9a2c --unpaid"
+)
+
+
+@history_app.callback(invoke_without_command=True, help=_HELP, cls=PlainGroup)
+def history(  # noqa: PLR0917 (Typer names them all)
+    context: typer.Context,
+    text: Annotated[str | None, _option("--text -t", "TEXT", "Only with this in prompt, id, model or file.")] = None,
+    since: Annotated[
+        str | None, _option("--since", "WHEN", "From a day (2026-11-21) or so long ago (36h, 7d).")
+    ] = None,
+    until: Annotated[str | None, _option("--until", "WHEN", "Before a day or so long ago.")] = None,
+    provider: Annotated[str | None, _option("--provider -p", "NAME", "Only of this provider.")] = None,
+    status: Annotated[str | None, _option("--status", "STATUS", f"Only {', '.join(STATUSES)}.")] = None,
+    limit: Annotated[int, _option("--limit -n", "N", "At most so many; 0 for all. Default 50.")] = 50,
+    json: Annotated[bool, _JSON] = False,  # noqa: FBT002
+) -> int:
+    """The table of requests, unless a command of its own follows."""
+    if context.invoked_subcommand is not None:
+        return 0
+    from . import ledger_views as views
+    from .envelope import print_json
+
+    found: list[Problem] = []
+    period = [_moment(name, value, found) for name, value in (("since", since), ("until", until))]
+    if status is not None and status not in STATUSES:
+        found.append(Problem("status", f"{status!r} is no status", f"one of {', '.join(STATUSES)}", origin="--status"))
+    if limit < 0:
+        found.append(Problem("limit", "a negative number of rows", "0 means all", origin="--limit"))
+    if found:
+        raise InputError(found)
+    streams, ledger = process_streams(), open_ledger_here()
+    with ledger:
+        entries = ledger.history(
+            text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
+        )
+        if json:
+            print_json(views.history_object(entries), streams)
+            return 0
+        for line in views.history_table(entries, streams.width):
+            streams.out(line)
+        if not entries:
+            streams.err("nothing in the history is like that")
+        for line in views.spent_lines(ledger.spent(), ledger.spent(since=ledger.today())):
+            streams.err(line)
+    return 0
+
+
+@history_app.command(
+    cls=PlainCommand, help="One request, or all of a run: what was sent, its links masked, its files, its cost."
+)
+def show(
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="An id, or the start of one.")],
+    links: Annotated[bool, typer.Option("--links", help="Show the links whole; they are secrets.")] = False,  # noqa: FBT002
+    json: Annotated[bool, _JSON] = False,  # noqa: FBT002
+) -> int:
+    """Everything the ledger holds of a request."""
+    from . import ledger_views as views
+    from .envelope import print_json
+
+    streams = process_streams()
+    with open_ledger_here() as ledger:
+        entries = _found(ledger, wanted)
+        if json:
+            print_json(views.history_object(entries, links=links), streams)
+            return 0
+        for entry in entries:
+            for line in views.entry_detail(entry, ledger.notes(entry.id), streams.width, links=links):
+                streams.out(line)
+    return 0
+
+
+@history_app.command(
+    cls=PlainCommand,
+    help="Settle requests of unknown outcome, once the provider's usage page has told. Sends nothing.\n\nExamples:"
+    "\n\n\b\n  seedream history resolve 261121-4f9a2c --paid\n  seedream history resolve 261121-4f9a2c --unpaid",
+)
+def resolve(
+    wanted: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of requests or runs.")],
+    paid: Annotated[bool | None, typer.Option("--paid/--unpaid", help="What the provider charged.")] = None,
+) -> int:
+    """Write down what a person found out."""
+    if paid is None:
+        hint = "the provider's usage page for that minute tells"
+        raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
+    streams = process_streams()
+    with open_ledger_here() as ledger:
+        entries = [entry for name in wanted for entry in _found(ledger, name)]
+        doubtful = [entry for entry in entries if entry.status == "unknown" or len(entries) == len(wanted)]
+        ledger.resolve([entry.id for entry in doubtful], "paid" if paid else "unpaid")
+        for entry in doubtful:
+            streams.err(f"{entry.id}: counted as {'paid' if paid else 'not paid'}")
+    return 0
+
+
+@history_app.command(
+    cls=PlainCommand,
+    help="Remove settled requests from the history, for privacy. What is unsaved or unknown stays unless --force.",
+)
+def purge(
+    before: Annotated[str | None, _option("--before", "WHEN", "Only older than a day or so long ago.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what is unsaved or unknown.")] = False,  # noqa: FBT002
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,  # noqa: FBT002
+) -> int:
+    """Forget what is settled."""
+    found: list[Problem] = []
+    moment = _moment("before", before, found)
+    streams = process_streams()
+    if not yes and not streams.stdin_is_terminal:
+        found.append(Problem("yes", "nobody can be asked here", "add --yes", origin="--yes"))
+    if found:
+        raise InputError(found)
+    if not yes and not typer.confirm("Remove it from the history for good?", err=True):
+        return 0
+    with open_ledger_here() as ledger:
+        gone = ledger.purge(before=moment, force=force)
+        streams.err(f"removed {gone.removed}, kept {gone.kept}")
+    return 0
+
+
+def _found(ledger: Ledger, name: str) -> tuple[Entry, ...]:
+    entries = ledger.find(name)
+    if not entries:
+        raise InputError([Problem("id", f"the history knows no {name}", "`seedream history` lists ids", origin="ID")])
+    return entries
+
+
+_AGO = re.compile(r"([0-9]{1,5})([mhdw])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _moment(name: str, text: str | None, found: list[Problem]) -> dt.datetime | None:
+    """A day, a moment, or so long ago, as an aware time."""
+    if text is None:
+        return None
+    now = dt.datetime.now(tz=dt.UTC)
+    if ago := _AGO.fullmatch(text.strip().lower()):
+        return now - dt.timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        return dt.datetime.fromisoformat(text.strip()).astimezone()
+    except ValueError:
+        hint = "write a day such as 2026-11-21, or 36h, 7d, 2w for so long ago"
+        found.append(Problem(name, f"{text!r} is no time", hint, origin=f"--{name}"))
+        return None

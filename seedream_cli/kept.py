@@ -1,0 +1,140 @@
+"""Kept replies: what a provider answered is on disk before it is read, and can be read again by a later run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import spool
+from .errors import ApiError, SeedreamError
+from .framing import Done, EventParser
+from .plan import Job
+from .providers.base import Completed, Dialect, Ready, Reply, Ticket
+from .results import Picture
+
+REPLY_MOST = 64 * 1024 * 1024
+"""Bytes of a reply beside its base64 pictures."""
+POLLED = "_poll"
+"""What is added to a job's id for the answers to its polls."""
+_URL_REPLY = 64 * 1024
+_BASE64_PICTURE = 24 * 1024 * 1024
+
+
+class KeptReply:
+    """The wire's view of the reply file: bytes go to disk as they arrive, and are flushed before they are read."""
+
+    def __init__(self, replies: Path, job: Job, *, beside: str = "") -> None:
+        request = job.request
+        self.folder = replies
+        self.id = job.id + beside
+        pictures = request.pictures_at_most if request.response_format == "b64_json" else 0
+        self.spool = spool.open_spool(self.folder, self.id, _URL_REPLY + pictures * _BASE64_PICTURE)
+        self.meta = {
+            "provider": job.route.spec.name,
+            "base_url": job.route.base_url,
+            "model": request.model_id,
+            "size": request.size,
+            "fields": dict(job.fields),
+            "first": job.first,
+            "of": job.of,
+        }
+        self.kept: Path | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self.spool.size
+
+    def write(self, chunk: bytes) -> None:
+        """Append what arrived."""
+        self.spool.write(chunk)
+
+    def reset(self) -> None:
+        """A new attempt starts from nothing."""
+        self.kept = None
+        self.spool.reset()
+
+    def load(self) -> Any:
+        """Flush the reply under its id, then parse it; base64 pictures stay where they lie, as `Blob`s."""
+        self.kept = self.spool.keep(self.meta)
+        return spool.load(self.kept, limit=REPLY_MOST)
+
+    def flush(self) -> None:
+        """What arrived so far survives a power cut."""
+        self.spool.flush()
+
+    def keep(self) -> None:
+        """The stream has ended: its bytes get their name."""
+        self.kept = self.spool.keep(self.meta)
+
+    def forget(self) -> None:
+        """Nothing worth keeping came, and what an earlier reply said stays."""
+        self.spool.drop()
+        spool.forget(self.folder, self.id)
+
+    def take_place(self, job_id: str) -> Path:
+        """Become the job's kept reply, in the place of the one that held only a task's id."""
+        assert self.kept is not None  # noqa: S101 - it was read, so it was kept
+        final = self.kept.with_name(f"{job_id}{self.kept.suffix}")
+        self.kept.with_suffix(".meta.json").replace(final.with_suffix(".meta.json"))
+        return self.kept.replace(final)
+
+    def settle(self, error: SeedreamError) -> None:
+        """Keep what may have been paid for; remove what was not."""
+        if error.billed == "no":
+            self.spool.drop()
+            spool.forget(self.folder, self.id)
+        elif self.kept is None and self.size:
+            self.spool.keep(self.meta)
+
+
+def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:
+    """A kept reply, read again: one JSON document, or the events of a stream as far as they came."""
+    try:
+        body = spool.load(path, limit=REPLY_MOST)
+    except ValueError:
+        return _read_kept_stream(dialect, path)
+    # A stream of one line is a JSON document too.
+    is_event = isinstance(body, dict) and str(body.get("type")).startswith("image_generation.")
+    return _read_kept_stream(dialect, path) if is_event else dialect.read(Reply(200, {}, body))
+
+
+def _read_kept_stream(dialect: Dialect, path: Path) -> Ready | Ticket:
+    parser, events = EventParser(), list[dict[str, Any] | Done]()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            events += parser.feed(chunk)
+    events += parser.close()[0]
+    pictures, ends = list[Picture](), list[Completed]()
+    for event in events:
+        found = None if isinstance(event, Done) else _read_again(dialect, event)
+        if isinstance(found, Completed):
+            ends.append(found)
+        elif found is not None and (picture := numbered(found, pictures)) is not None:
+            pictures.append(picture)
+    if not pictures:
+        return dialect.read(Reply(200, {}, None, path.read_bytes()[:2000].decode(errors="replace")))
+    return Ready(tuple(pictures), usage=ends[-1].usage if ends else None)
+
+
+def _read_again(dialect: Dialect, event: Mapping[str, Any]) -> Picture | Completed | None:
+    """An event of a kept stream; the error that ended it was told when it came, and the pictures before it count."""
+    try:
+        return dialect.read_event(event)
+    except ApiError:
+        return None
+
+
+def numbered(found: Picture, before: Sequence[Picture]) -> Picture | None:
+    """A stream's picture under a number of its own; None for one that came already.
+
+    Not every provider numbers its events, and no paid picture may be lost to another with its number.
+    """
+    same = next((picture for picture in before if picture.index == found.index), None)
+    if found.index >= 0 and same is None:
+        return found
+    if same is not None and (found.error or (found.link and found.link == same.link)):
+        return None
+    return replace(found, index=max((picture.index for picture in before), default=-1) + 1)

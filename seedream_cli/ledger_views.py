@@ -1,0 +1,189 @@
+"""What the ledger holds, as people and scripts see it. Links are masked unless they are asked for: they are secrets."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from .envelope import SCHEMA, JsonObject, plain_value
+from .masking import mask
+from .results import Cost
+from .text import clean, clean_path, fits, money_words, stack, table_lines
+
+if TYPE_CHECKING:
+    from .ledger import Entry, Failure, Note, PictureRow, Spent
+
+MICRO = 1_000_000
+_COLUMNS = ("id", "when", "status", "provider", "model", "pictures", "cost", "prompt")
+
+
+def history_table(entries: Sequence[Entry], width: int) -> list[str]:
+    """A line a request. A narrow terminal loses the least telling columns, then stacks the rest."""
+    if not entries:
+        return []
+    rows = [_row(entry) for entry in entries]
+    for dropped in ((), ("model",), ("model", "provider"), ("model", "provider", "pictures")):
+        headers = [name for name in _COLUMNS if name not in dropped]
+        room = width - sum(max(len(name), *(len(row[name]) for row in rows)) + 2 for name in headers[:-1])
+        if room < 16:
+            continue
+        listed = [[*(row[name] for name in headers[:-1]), clean(row["prompt"], room)] for row in rows]
+        if fits(headers, listed, width):
+            return table_lines(headers, listed, width)
+    return stack(_COLUMNS, [[row[name] for name in _COLUMNS] for row in rows], width)
+
+
+def _row(entry: Entry) -> dict[str, str]:
+    saved = sum(picture.state in {"saved", "handed"} for picture in entry.pictures)
+    cost = entry_cost(entry)
+    return {
+        "id": entry.id,
+        "when": _when(entry.sent_at or entry.entered_at),
+        "status": entry.status,
+        "provider": entry.provider,
+        "model": entry.model,
+        "pictures": f"{saved}/{len(entry.pictures) or entry.pictures_at_most}",
+        "cost": _cost_words(entry, cost),
+        "prompt": clean(entry.prompt or "", 200),
+    }
+
+
+def entry_cost(entry: Entry) -> Cost | None:
+    """What a request cost, or where that is not known may have cost at the most; None where no price is known."""
+    if entry.billed == "no" and not entry.doubts:
+        return Cost(entry.earlier_micro / MICRO, entry.currency, entry.as_of)
+    micro = entry.settled_micro if entry.settled_micro is not None else entry.worst_micro
+    return None if micro is None else Cost((micro + entry.earlier_micro) / MICRO, entry.currency, entry.as_of)
+
+
+def _cost_words(entry: Entry, cost: Cost | None) -> str:
+    if entry.state == "queued":
+        return "-"
+    words = "unknown price" if cost is None else money_words(cost)
+    return f"up to {words}?" if entry.billed == "unknown" else words
+
+
+def _when(moment: dt.datetime | None) -> str:
+    """Local time, to the minute."""
+    return "-" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def spent_lines(ever: Spent, today: Spent) -> list[str]:
+    """What was spent, in words; nothing where nothing was."""
+    lines = []
+    for name, spent in (("today", today), ("in all", ever)):
+        words = [_money(spent.paid, spent)]
+        words += [f"possibly {_money(spent.possible, spent)} more"] if spent.possible else []
+        words += [f"{spent.unpriced} without a known price"] if spent.unpriced else []
+        if spent.total or spent.unpriced:
+            lines.append(f"{name}: {', '.join(words)}")
+    return lines
+
+
+def _money(micro: int, spent: Spent) -> str:
+    return money_words(Cost(micro / MICRO, spent.currency, ""))
+
+
+def history_object(entries: Iterable[Entry], *, links: bool = False) -> JsonObject:
+    """The requests for scripts; the body as it was sent, references by name and hash."""
+    return {"schema": SCHEMA, "command": "history", "requests": [entry_object(entry, links=links) for entry in entries]}
+
+
+def entry_object(entry: Entry, *, links: bool = False) -> JsonObject:
+    """One request for scripts."""
+    cost = entry_cost(entry)
+    return {
+        "id": entry.id,
+        "run": entry.run,
+        "status": entry.status,
+        "billed": entry.billed,
+        "provider": entry.provider,
+        "model": entry.model,
+        "prompt": entry.prompt,
+        "request": plain_value(entry.body),
+        "entered_at": _iso(entry.entered_at),
+        "sent_at": _iso(entry.sent_at),
+        "answered_at": _iso(entry.answered_at),
+        "finished_at": _iso(entry.finished_at),
+        "attempts": entry.attempts,
+        "task_id": entry.task_id or None,
+        "request_id": entry.trace or None,
+        "images": [_picture_object(picture, links=links) for picture in entry.pictures],
+        "usage": plain_value(entry.usage) if entry.usage else None,
+        "cost": {"amount": cost.amount, "currency": cost.currency, "as_of": cost.as_of} if cost else None,
+        "error": _failure_object(entry.error),
+    }
+
+
+def _picture_object(picture: PictureRow, *, links: bool) -> JsonObject:
+    return {
+        "index": picture.index,
+        "state": picture.state,
+        "path": str(picture.path) if picture.path else None,
+        "url": (picture.link if links else mask(picture.link)) or None,
+        "expires_at": _iso(dt.datetime.fromtimestamp(picture.expires, dt.UTC)) if picture.expires else None,
+        "format": picture.format or None,
+        "width": picture.width or None,
+        "height": picture.height or None,
+        "bytes": picture.bytes or None,
+        "sha256": picture.sha256 or None,
+        "error": _failure_object(picture.error),
+    }
+
+
+def _failure_object(failure: Failure | None) -> JsonObject | None:
+    if failure is None:
+        return None
+    return {
+        "code": failure.code,
+        "provider_code": failure.provider_code or None,
+        "message": failure.message,
+        "hint": failure.hint or None,
+        "request_id": failure.request_id or None,
+    }
+
+
+def _iso(moment: dt.datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None
+
+
+def entry_detail(entry: Entry, notes: Iterable[Note], width: int, *, links: bool = False) -> list[str]:
+    """Everything of one request, a fact a line."""
+    facts = [
+        ("id", entry.id),
+        ("status", f"{entry.status}, billed: {entry.billed}"),
+        ("provider", f"{entry.provider} {entry.model}"),
+        ("entered", _when(entry.entered_at)),
+        ("sent", f"{_when(entry.sent_at)}, attempts: {entry.attempts}" if entry.sent_at else "not sent"),
+        ("cost", _cost_words(entry, entry_cost(entry))),
+        ("task", entry.task_id),
+        ("request id", entry.trace),
+        ("prompt", clean(entry.prompt or "", None)),
+        ("error", _failure_words(entry.error)),
+    ]
+    lines = [f"{name}: {value}" for name, value in facts if value]
+    for picture in entry.pictures:
+        where = clean_path(picture.path) if picture.path else picture.state
+        lines.append(f"picture {picture.index + 1}: {where}{_left(picture)}")
+        if picture.link:
+            lines.append(f"  {clean(picture.link if links else mask(picture.link), None)}")
+        if picture.error:
+            lines.append(f"  {_failure_words(picture.error)}")
+    lines += [f"note: {_when(note.at)} {note.what}: {clean(note.detail)}" for note in notes]
+    return [*lines, ""] if width else lines
+
+
+def _failure_words(failure: Failure | None) -> str:
+    if failure is None:
+        return ""
+    code = f" ({failure.provider_code})" if failure.provider_code else ""
+    return clean(f"{failure.message or failure.code}{code}")
+
+
+def _left(picture: PictureRow) -> str:
+    """What is left of the life of a link that is still needed."""
+    if picture.state != "pending" or not picture.expires:
+        return ""
+    left = picture.expires - dt.datetime.now(tz=dt.UTC).timestamp()
+    return f", its link has {left / 3600:.1f} h left" if left > 0 else ", its link has expired by its own date"

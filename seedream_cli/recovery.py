@@ -1,0 +1,260 @@
+"""Plans that send nothing new: they fetch the pictures that were paid for and are not on disk.
+
+What can be had comes from the ledger (links, tasks, kept replies), from a raw reply in a file or on standard input,
+or from a task id that the user gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import names, providers, spool, store
+from .config import complete
+from .errors import ApiError, ConfigError, InputError, Problem
+from .inputs import read_chunks
+from .kept import read_kept
+from .ledger import Caps, Entry, Ledger, PictureRow
+from .models import find_model
+from .plan import (
+    Job,
+    Limits,
+    Plan,
+    PlannedDraft,
+    Route,
+    choose_dialect,
+    key_for,
+    name_fields,
+    plan_limits,
+    plan_output,
+    run_id,
+)
+from .providers.base import ProviderSpec, Ready, full_url
+from .request import Built, Draft, ImageRequest
+from .results import Picture
+from .settings import Key, Surroundings
+
+
+def make_recovery(
+    wanted: Sequence[str],
+    draft: Draft,
+    surroundings: Surroundings,
+    ledger: Ledger | None,
+    *,
+    tasks: Sequence[str] = (),
+) -> Plan:
+    """A plan for what is paid and not saved. `wanted` holds ids (of a run or one request of it), files with a raw
+    reply, or `-`; nothing means everything. Raises `InputError` for what is neither.
+    """
+    found: list[Problem] = []
+    replies = surroundings.state_folder / "replies"
+    limits = plan_limits(draft, found)
+    entries = _entries(wanted, ledger, found) if wanted or not tasks else []
+    jobs = _entry_jobs(entries, draft, surroundings, limits, found)
+    files = [name for name in wanted if not (ledger and ledger.find(name)) and (name == "-" or Path(name).is_file())]
+    jobs += [_reply_job(name, replies, draft, surroundings, limits) for name in files]
+    jobs += [_task_job(task, ledger, draft, surroundings, limits) for task in tasks]
+    jobs = _placed(jobs, draft, found)
+    if found:
+        raise InputError(found)
+    planned = tuple(PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs)
+    return Plan("recover", run_id(), planned, (), (), Caps())
+
+
+def orphan_jobs(ids: Sequence[str], draft: Draft, surroundings: Surroundings, ledger: Ledger) -> list[Job]:
+    """Jobs for what a process that died had paid for: a new run fetches its pictures on the way, free of charge."""
+    found: list[Problem] = []
+    orphans = [entry for entry in ledger.unsaved() if entry.id in set(ids) and entry.state == "ready"]
+    return _entry_jobs(orphans, draft, surroundings, plan_limits(draft, []), found)
+
+
+def _entry_jobs(
+    entries: Sequence[Entry], draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
+) -> list[Job]:
+    jobs = (_entry_job(entry, draft, surroundings, limits, found) for entry in entries)
+    return [job for job in jobs if job is not None]
+
+
+def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem]) -> list[Entry]:
+    """The ledger's requests that are meant and not saved; a name that means nothing is a problem."""
+    if ledger is None:
+        return []
+    unsaved = {entry.id: entry for entry in ledger.unsaved()}
+    if not wanted:
+        return list(unsaved.values())
+    chosen: dict[str, Entry] = {}
+    for name in wanted:
+        meant = ledger.find(name)
+        chosen |= {entry.id: entry for entry in meant if entry.id in unsaved}
+        if meant or name == "-" or Path(name).is_file():
+            found += [_nothing_left(entry) for entry in meant if entry.id not in unsaved]
+            continue
+        hint = f"waiting now: {', '.join(unsaved) or 'nothing'}"
+        found.append(Problem("id", f"nothing is called {name}: no request, no file", hint, origin="ID"))
+    return list(chosen.values())
+
+
+def _nothing_left(entry: Entry) -> Problem:
+    """Why a request has nothing to fetch."""
+    why = {
+        "succeeded": "all its pictures are saved",
+        "unknown": "no reply of it reached this machine; `seedream history resolve` settles it",
+        "running": "another process works on it",
+    }.get(entry.status, f"it is {entry.status}")
+    if any(row.state == "expired" for row in entry.pictures):
+        why = "the link has expired, so the picture cannot be had any more"
+    return Problem("id", f"{entry.id}: there is nothing to fetch, {why}", origin="ID")
+
+
+def _entry_job(
+    entry: Entry, draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
+) -> Job | None:
+    """The job that finishes a request of the ledger: from its kept reply, its links, or its task."""
+    dialect = providers.load(entry.provider)
+    key = _key_if_any(draft, dialect.spec, surroundings, entry.base_url or full_url(dialect.spec))
+    request = _bare_request(entry.provider, entry.model, entry.fields.get("size", ""))
+    replies = surroundings.state_folder / "replies"
+    kept = _kept(entry, replies)
+    links = tuple(_picture(row) for row in entry.pictures)
+    known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
+    if kept is None and known is None and not entry.task_id:
+        found.append(Problem("id", f"{entry.id}: neither its reply nor a link of it is left", origin="ID"))
+        return None
+    done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed", "expired"})
+    return Job(
+        0,
+        entry.id,
+        Route(dialect, entry.base_url or full_url(dialect.spec), key, limits),
+        find_model(entry.model, dialect.spec.spelling),
+        request,
+        _old_output(entry),
+        {**name_fields(request, entry.id, 0), **entry.fields},
+        first=_number(entry.output.get("first")),
+        of=_number(entry.output.get("of")),
+        kept=kept,
+        known=None if kept else known,
+        task_id="" if kept or known else entry.task_id,
+        have=done,
+        recovers=True,
+    )
+
+
+def _kept(entry: Entry, replies: Path) -> Path | None:
+    """The reply of a request that still lies on disk."""
+    paths = [entry.reply, replies / f"{entry.id}.reply"]
+    return next((path for path in paths if path is not None and path.is_file()), None)
+
+
+def _picture(row: PictureRow) -> Picture:
+    """A picture as the ledger knows it."""
+    if row.state != "failed":
+        return Picture(row.index, link=row.link, format=row.format)
+    failure = row.error
+    message = failure.message if failure else "it was not made"
+    error = ApiError(
+        message, kind=failure.code if failure else "refused", code=failure.provider_code if failure else ""
+    )
+    return Picture(row.index, error=error)
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 1
+
+
+def _old_output(entry: Entry) -> store.Target:
+    """Where the pictures were meant to go. What was for standard output goes to the current folder now."""
+    output = entry.output
+    if output.get("stdout") or not output.get("folder"):
+        return store.Target(Path(), "rename", 1)
+    file = output.get("file")
+    return store.Target(
+        Path(str(output["folder"])), "rename", 1, output.get("template"), Path(str(file)) if file else None
+    )
+
+
+def _reply_job(name: str, replies: Path, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
+    """A raw reply from outside. It is kept like any other, so that nothing is lost if its download fails."""
+    run = run_id()
+    part = spool.open_spool(replies, run, 0)
+    for chunk in read_chunks(name):
+        part.write(chunk)
+    path = part.keep({})
+    provider = draft.values.get("provider") or _recognise(path)
+    if provider is None:
+        spool.forget(replies, run)
+        where = "standard input" if name == "-" else name
+        raise InputError(
+            [Problem("file", f"{where} is no provider's reply with pictures in it", "name the --provider")]
+        )
+    dialect = providers.load(provider)
+    draft = complete(draft, dialect.spec.name, surroundings.settings)
+    key = _key_if_any(draft, dialect.spec, surroundings)
+    request = _bare_request(dialect.spec.name, "", "")
+    fields = {**name_fields(request, run, 0), "slug": "recovered"}
+    route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits)
+    return Job(
+        0, run, route, None, request, store.Target(Path(), "rename", 1), fields, recovers=True, kept=path, booked=False
+    )
+
+
+def _recognise(path: Path) -> str | None:
+    """The first provider whose dialect makes something of a raw reply."""
+    for name in providers.PROVIDERS:
+        try:
+            read_kept(providers.load(name), path)
+        except (ApiError, ValueError):
+            continue
+        return name
+    return None
+
+
+def _task_job(task: str, ledger: Ledger | None, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
+    """The job that asks after a task; where the ledger knows it, it is that request's."""
+    known = [entry for entry in (ledger.find(task) if ledger else ()) if entry.task_id == task]
+    if known and (job := _entry_job(known[0], draft, surroundings, limits, [])):
+        return replace(job, task_id=task, kept=None, known=None)
+    dialect, _ = choose_dialect(draft, surroundings, sends=True)
+    if not dialect.spec.asynchronous:
+        hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.asynchronous)}"
+        raise InputError([Problem("task", f"{dialect.spec.name} has no tasks", hint, origin="--task")])
+    draft = complete(draft, dialect.spec.name, surroundings.settings)
+    key = key_for(draft, dialect.spec, surroundings)
+    request = _bare_request(dialect.spec.name, "", "")
+    name = f"{run_id()}-task"
+    fields = {**name_fields(request, name, 0), "slug": f"task-{names.clean_name(task, 60)}"}
+    route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits)
+    return Job(
+        0,
+        name,
+        route,
+        None,
+        request,
+        store.Target(Path(), "rename", 1),
+        fields,
+        recovers=True,
+        task_id=task,
+        booked=False,
+    )
+
+
+def _placed(jobs: Sequence[Job], draft: Draft, found: list[Problem]) -> list[Job]:
+    """The jobs numbered, and where `--output`, `--name` or `--if-exists` is given sent there instead."""
+    given = {"output", "name", "if_exists"} & draft.values.keys()
+    output = plan_output(draft, len(jobs), found) if given else None
+    return [
+        replace(job, index=index, output=job.output if output is None else output) for index, job in enumerate(jobs)
+    ]
+
+
+def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:
+    """What is left of a request when only its reply matters."""
+    return ImageRequest(provider=provider, model="", model_id=model_id, prompt=None, size=size)
+
+
+def _key_if_any(draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "") -> Key | None:
+    """Links need no key, but an open task does: one that is there is taken along."""
+    try:
+        return None if spec.offline else key_for(draft, spec, surroundings, base_url)
+    except ConfigError:
+        return None

@@ -1,0 +1,594 @@
+"""One request from its plan to its result: reserved, sent once, its answer kept and written down, its pictures saved.
+
+The order is the promise. The worst cost is held, then the intent is written inside the wire's last gate, then one
+request leaves; its reply is on disk before it is read, its links are in the books before a download starts, and a
+picture is in the books only when its file and folder are flushed. Whatever happens inside becomes the job's result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import pictures, spool, store
+from .books import Books
+from .errors import ApiError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
+from .kept import POLLED, KeptReply, numbered, read_kept
+from .plan import Job
+from .providers.base import Completed, Ready, Ticket
+from .results import (
+    Downloading,
+    Finished,
+    JobResult,
+    Notice,
+    Picture,
+    Retrying,
+    Saved,
+    SavedImage,
+    Sink,
+    Stage,
+    Status,
+    Timing,
+)
+from .wire import Clock, Wire
+
+
+def no_step(name: str) -> None:
+    """Steps are for the tests alone."""
+
+
+@dataclass
+class Desk:
+    """What the workers of a run share.
+
+    `step` is told of every step that a crash could fall behind, for the tests. `unknowns` counts the outcomes in a
+    row that nobody knows; at `max_unknown` nothing new leaves, since a broken network makes every request one more.
+    """
+
+    sink: Sink
+    clock: Clock
+    replies: Path
+    books: Books
+    slots: asyncio.Semaphore
+    downloads: asyncio.Semaphore
+    emit: Callable[[bytes], bool] | None = None
+    step: Callable[[str], None] = no_step
+    max_unknown: int = 3
+    unknowns: int = 0
+    signal: signal.Signals | None = None
+
+    def objection(self) -> SeedreamError | None:
+        """Why nothing new may leave now."""
+        if self.signal:
+            return InterruptedRunError("stopped before it was sent", signal_number=self.signal.value)
+        if self.unknowns >= self.max_unknown:
+            return ApiError(
+                f"not sent: the outcome of {self.unknowns} requests in a row is unknown",
+                kind="unavailable",
+                delivered="no",
+                hint="look at the network and the provider first; --max-unknown sets how many are borne",
+            )
+        return None
+
+
+def places(job: Job) -> list[store.Place]:
+    """Where the pictures of a job go, as far as that is known before the answer."""
+    if job.output.stdout or job.recovers:
+        return []
+    numbers = range(job.first, job.first + job.request.pictures_at_most)
+    return [job.output.place(job.fields, number=number, of=job.of) for number in numbers]
+
+
+def is_there(job: Job) -> bool:
+    """With `--if-exists skip`: whether every picture of the job exists, so that nothing need be paid."""
+    known = places(job) if job.output.if_exists == "skip" else []
+    return bool(known) and all(store.existing(place) for place in known)
+
+
+class Worker:
+    """Takes one job from its plan to its result."""
+
+    def __init__(self, desk: Desk, wire: Wire, job: Job) -> None:
+        self.desk = desk
+        self.wire = wire
+        self.job = job
+        self.dialect = job.route.dialect
+        self.task: asyncio.Task[JobResult] | None = None
+        self.in_flight = False
+        self.answered = False
+        self.doubted = False
+        self.attempts = 0
+        self.task_id = ""
+        self.started = time.monotonic()
+        self.provider_s = 0.0
+        self.lost_polls = 0
+        self.taken: set[int] = set()
+        self.saved: dict[int, SavedImage] = {}
+        self.ready: Ready | None = None
+        self.reply: Path | None = None
+
+    # The wire tells how a request fares; these three are its side of the conversation.
+
+    def gate(self, attempt: int) -> None:
+        """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
+        if why := self.desk.objection():
+            raise why
+        self.desk.step("gate")
+        self.desk.books.sent(self.job, attempt, again=self.doubted)
+        self.attempts = attempt
+        self.in_flight = True
+        self.desk.step("sent")
+
+    def stage(self, name: Any) -> None:
+        """The request entered a stage."""
+        self.desk.sink.emit(Stage(self.job.index, name))
+
+    def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
+        """The request was refused unbilled, or is repeated on the user's order; a signal may stop it meanwhile."""
+        # An attempt that may have been billed stays in flight: stopping here must not call it unsent.
+        self.doubted = self.doubted or error.billed != "no"
+        self.in_flight = self.doubted
+        self.desk.books.refused(self.job, error)
+        self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
+
+    def stop(self) -> None:
+        """End this job now."""
+        if self.task:
+            self.task.cancel()
+
+    async def work(self) -> JobResult:
+        """The job's border: whatever happens inside becomes its result."""
+        try:
+            async with self.desk.slots:
+                self.started = time.monotonic()
+                error = await self._perform()
+        except SeedreamError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            error = self._cancelled()
+        except Exception as bug:  # noqa: BLE001
+            # The per-job border: a bug in one request must not lose the others, nor what this one was paid for.
+            error = InternalError(f"{type(bug).__name__}: {bug}", hint=f"seedream recover {self.job.id}")
+            error.__cause__ = bug
+        if error and not (self.in_flight or self.answered or self.job.recovers):
+            # Nothing left the house, whatever the failure says of itself.
+            error.billed = "no"
+        self._write_end(error)
+        result = self._result(error)
+        self.desk.unknowns = self.desk.unknowns + 1 if result.status == "unknown" else 0
+        self.desk.sink.emit(Finished(result))
+        return result
+
+    def _write_end(self, error: SeedreamError | None) -> None:
+        """Write down a request that ended without an answer. One with an answer is in the books as far as it came."""
+        task_goes_on = self.task_id and error is not None and error.kind == "unknown_outcome"
+        if error is None or self.ready is not None or task_goes_on:
+            return
+        if not self.in_flight and isinstance(error, InterruptedRunError):
+            # It stays queued: nothing happened to it.
+            return
+        # A disk that is full now was not when the intent was written: the next run settles what is left open.
+        with contextlib.suppress(FileError):
+            self.desk.books.ended(self.job, error, self.reply)
+
+    def _cancelled(self) -> SeedreamError:
+        """What a stopped job is, by how far it had come."""
+        number = self.desk.signal.value if self.desk.signal else signal.SIGINT.value
+        if not self.in_flight and not self.answered:
+            return InterruptedRunError("stopped before it was sent", signal_number=number)
+        if self.answered:
+            return LinkError("stopped before its pictures were saved", hint=f"seedream recover {self.job.id}")
+        return ApiError(
+            "stopped while the provider was at work; may have been billed, and is not sent again",
+            kind="unknown_outcome",
+            billed="unknown",
+            delivered="maybe",
+            hint=self._way_back(),
+        )
+
+    def _way_back(self) -> str:
+        """The commands that lead out of an unknown outcome."""
+        if self.task_id:
+            return f"later: seedream recover --task {self.task_id} -p {self.job.route.spec.name}"
+        return (
+            "look at the provider's usage page for this minute, then "
+            f"seedream history resolve {self.job.id} --paid or --unpaid"
+        )
+
+    async def _perform(self) -> SeedreamError | None:
+        """Send, wait, fetch. Returns the failure that some pictures had, or None; raises what hit the whole request."""
+        if is_there(self.job):
+            self._leave()
+            return None
+        broken = None
+        if self.job.request.stream and not self.job.recovers:
+            broken = await self._stream()
+        else:
+            self.ready = await self._obtain()
+        if self.ready is None:
+            return None
+        self._take_answer(self.ready)
+        if not self.job.download:
+            return self._hand_out(self.ready) or broken
+        # What a stream brought is saved already, or on its way; what a recovery has on disk is not fetched again.
+        left = [one for one in self.ready.pictures if one.index not in self.taken | self.job.have]
+        await asyncio.gather(*(self._keep(picture) for picture in left))
+        error = _first_error(self.saved.values(), broken)
+        if broken:
+            self.desk.books.ended(self.job, broken, self.reply)
+        elif all(image.error is None or _is_final(image.error) for image in self.saved.values()):
+            self.desk.step("all saved")
+            self.desk.books.saved(self.job)
+            self.desk.step("saved written")
+            await asyncio.to_thread(spool.forget, self.desk.replies, self.job.id)
+        return error
+
+    def _take_answer(self, ready: Ready) -> None:
+        """Every link is in the books before any download starts."""
+        self.answered = True
+        self.desk.step("read")
+        self.desk.books.ready(self.job, ready, self._made(), self.reply)
+        self.desk.step("ready written")
+
+    def _hand_out(self, ready: Ready) -> SeedreamError | None:
+        """With `--no-download` the links are the result; the reply stays until they are printed."""
+        self.saved = {one.index: SavedImage(one.index, url=one.link, error=one.error) for one in ready.pictures}
+        for image in self.saved.values():
+            if image.error is None:
+                self.desk.books.picture(self.job, image, handed=True)
+        self.desk.books.saved(self.job)
+        return _first_error(self.saved.values())
+
+    def _leave(self) -> None:
+        """Everything is there already, and nothing need be paid."""
+        paths = [path for place in places(self.job) if (path := store.existing(place))]
+        self.saved = {index: SavedImage(index, path) for index, path in enumerate(paths)}
+        self.desk.sink.emit(Notice(f"{paths[0]} exists already; nothing was sent"))
+
+    # Getting the answer.
+
+    async def _obtain(self) -> Ready | None:
+        """The provider's answer with its pictures, however many polls it takes; None where a callback will bring it."""
+        started = time.monotonic()
+        outcome = await self._first_answer()
+        while isinstance(outcome, Ticket):
+            if not self.task_id:
+                self.task_id = outcome.task_id
+                self.desk.books.waiting(self.job, outcome.task_id)
+                self.desk.step("task written")
+            if self.job.request.callback_url:
+                return None
+            outcome = await self._poll(outcome, started)
+        self.provider_s = time.monotonic() - started
+        return outcome
+
+    async def _first_answer(self) -> Ready | Ticket:
+        """The reply to the one paid request; or, for what was paid before, what is left of it."""
+        job = self.job
+        if job.known is not None:
+            return job.known
+        if job.kept is not None:
+            self.reply = job.kept
+            return await asyncio.to_thread(read_kept, self.dialect, job.kept)
+        if job.task_id:
+            self.task_id = job.task_id
+            return Ticket(job.task_id, poll_after_s=0.0)
+        self.desk.books.reserve(job)
+        kept = KeptReply(self.desk.replies, job)
+        self.desk.step("room reserved")
+        try:
+            answer = await self.wire.ask(
+                self.dialect.submit(job.request),
+                self.dialect.read,
+                spool=kept,
+                gate=self.gate,
+                watch=self,
+                pictures=job.request.pictures_at_most,
+            )
+        except SeedreamError as error:
+            self._settle(kept, error)
+            raise
+        self.reply = kept.kept
+        return answer.value
+
+    def _settle(self, kept: KeptReply, error: SeedreamError) -> None:
+        """Keep the reply to a request that may have been paid for; `recover` can read it."""
+        kept.settle(error)
+        self.reply = kept.kept
+
+    async def _poll(self, ticket: Ticket, started: float) -> Ready | Ticket:
+        """Wait, and ask after the task once. Its id is on disk since the submission, so a lost poll loses nothing."""
+        if time.monotonic() - started > self.job.route.limits.timeout_s:
+            raise self._task_left(f"task {ticket.task_id} was not ready in time")
+        self.desk.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
+        await self.desk.clock.sleep(ticket.poll_after_s)
+        # Beside the reply that holds the task's id: that one must stay until the pictures are here.
+        kept = KeptReply(self.desk.replies, self.job, beside=POLLED)
+        try:
+            answer = await self.wire.ask(self.dialect.poll(ticket), self.dialect.read, spool=kept)
+        except ApiError as error:
+            kept.forget()
+            return self._judge_lost_poll(ticket, error)
+        self.lost_polls = 0
+        if isinstance(answer.value, Ticket):
+            kept.forget()
+            return answer.value
+        self.reply = kept.take_place(self.job.id)
+        return await asyncio.to_thread(read_kept, self.dialect, self.reply)
+
+    def _judge_lost_poll(self, ticket: Ticket, error: ApiError) -> Ticket:
+        """The ticket to ask with again; raises where the task itself failed, or cannot be asked after."""
+        # The task's own failure comes whole, with HTTP 200; anything else is the asking that failed.
+        if error.status == 200 and (error.code or error.kind != "unknown_outcome"):
+            if error.billed == "no":
+                spool.forget(self.desk.replies, self.job.id)
+            self.task_id = ""
+            raise error
+        self.lost_polls += 1
+        is_final = error.status is not None and 400 <= error.status < 500 and error.status not in {408, 429}
+        if is_final or self.lost_polls > self.job.route.limits.retries:
+            raise self._task_left(f"task {ticket.task_id} could not be asked after: {error.message}") from error
+        return replace(ticket, poll_after_s=max(ticket.poll_after_s, 1.0) * 2)
+
+    def _task_left(self, message: str) -> ApiError:
+        """A task that is left to itself: it is paid for, or will be, and can be fetched later."""
+        return ApiError(
+            f"{message}; it goes on at the provider",
+            kind="unknown_outcome",
+            billed="unknown",
+            delivered="yes",
+            hint=self._way_back(),
+        )
+
+    async def _stream(self) -> ApiError | None:
+        """Send, and save each picture the moment its event arrives. Returns why the stream broke, if pictures came."""
+        job, started = self.job, time.monotonic()
+        self.desk.books.reserve(job)
+        kept = KeptReply(self.desk.replies, job)
+        self.desk.step("room reserved")
+        came: list[Picture] = []
+        ends: list[Completed] = []
+        saving: list[asyncio.Task[None]] = []
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            found = self.dialect.read_event(event)
+            if isinstance(found, Completed):
+                ends.append(found)
+            elif found is not None and (picture := numbered(found, came)) is not None:
+                # The link must be on disk before its download starts, as with a whole reply.
+                kept.flush()
+                self.desk.books.announced(job, picture)
+                self.desk.step("event written")
+                self.taken.add(picture.index)
+                # Its base64 is held only until it is saved.
+                came.append(replace(picture, base64=""))
+                if job.download:
+                    saving.append(asyncio.create_task(self._keep(picture)))
+
+        most = job.request.pictures_at_most
+        cut: SeedreamError | None = None
+        try:
+            streamed = await self.wire.stream(
+                self.dialect.submit(job.request),
+                self.dialect.read,
+                on_event,
+                spool=kept,
+                gate=self.gate,
+                watch=self,
+                pictures=most,
+            )
+        except SeedreamError as error:
+            if not came:
+                self._settle(kept, error)
+                raise
+            # Whatever ended it: the pictures before it may have been paid for.
+            kept.keep()
+            cut = error
+        else:
+            if isinstance(streamed.whole, Ready):
+                self.ready, self.reply = streamed.whole, kept.kept
+                return None
+            kept.keep()
+            whole = bool(ends) or streamed.ended == "done" or (streamed.cut is None and len(came) >= most)
+            cut = streamed.cut or _cut_short() if not whole else _missing(came, ends)
+        finally:
+            self.provider_s = time.monotonic() - started
+        self.reply = kept.kept
+        if cut and not came:
+            raise cut
+        self.ready = Ready(tuple(came), usage=ends[-1].usage if ends else None)
+        await asyncio.gather(*saving)
+        return _broken_stream(cut, len(came), most) if cut else None
+
+    # Getting the pictures.
+
+    async def _keep(self, picture: Picture) -> None:
+        """Bring one picture to disk; its failure is its own."""
+        if picture.error:
+            self.saved[picture.index] = SavedImage(picture.index, error=picture.error, layer=picture.layer)
+            return
+        try:
+            async with self.desk.downloads:
+                image = await self._save(picture)
+        except (LinkError, FileError) as error:
+            if not error.hint:
+                error.hint = f"seedream recover {self.job.id}"
+            image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
+        self.saved[picture.index] = image
+        self.desk.books.picture(self.job, image, handed=self.job.output.stdout)
+        self.desk.step("picture written")
+        self.desk.sink.emit(Saved(self.job.index, image))
+
+    async def _save(self, picture: Picture) -> SavedImage:
+        """Fetch into a part file beside its place, check that it is a whole picture, and give it its name."""
+        output = self.job.output
+        # How many a kept reply holds is known only now.
+        of = max(self.job.of, len(self.ready.pictures) if self.ready and self.job.recovers else 1)
+        place = output.place(self.job.fields, number=self.job.first + picture.index, of=of)
+        with store.open_part(place.folder) as part:
+            facts = await self._fill(part, picture)
+            self.desk.step("part written")
+            if output.stdout:
+                await asyncio.to_thread(self._emit, part)
+                path = None
+            else:
+                published = await asyncio.to_thread(
+                    part.publish, place.folder, place.stem, facts, output.if_exists, suffix=place.suffix
+                )
+                path = published.path
+                self._note(published)
+            self.desk.step("published")
+        return SavedImage(
+            picture.index,
+            path,
+            picture.link,
+            facts.format,
+            facts.width,
+            facts.height,
+            facts.bytes,
+            facts.sha256,
+            layer=picture.layer,
+        )
+
+    def _note(self, published: store.Published) -> None:
+        """Say where a picture is not where it was asked to be."""
+        if published.retyped_from:
+            name, suffix = published.retyped_from.name, published.path.suffix
+            self.desk.sink.emit(
+                Notice(f"{name} was asked for, but the picture is {suffix[1:]}: saved as {published.path}")
+            )
+
+    def _emit(self, part: store.Part) -> None:
+        """A whole, checked picture to standard output. A closed pipe loses nothing: the reply stays for `recover`."""
+        with part.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                if self.desk.emit is None or not self.desk.emit(chunk):
+                    raise LinkError("standard output was closed before the picture was written")
+
+    async def _fill(self, part: store.Part, picture: Picture) -> pictures.Facts:
+        """The picture's bytes, from its link or from the reply, checked and flushed."""
+        if picture.blob is not None:
+            await asyncio.to_thread(store.write_blob, picture.blob, part)
+            return await asyncio.to_thread(part.finish)
+        if picture.base64:
+            await asyncio.to_thread(store.write_base64, picture.base64, part)
+            return await asyncio.to_thread(part.finish)
+
+        def progress(received: int, total: int | None) -> None:
+            self.desk.sink.emit(Downloading(self.job.index, picture.index, received, total))
+
+        fetched = await self.wire.fetch(
+            picture.link,
+            part.write,
+            check=part.finish,
+            restart=part.reset,
+            explain=pictures.explain_store_error,
+            on_progress=progress,
+        )
+        return fetched.checked
+
+    # What came of it.
+
+    def _result(self, error: SeedreamError | None) -> JobResult:
+        """What is to be said of this job."""
+        images = tuple(self.saved[index] for index in sorted(self.saved))
+        request, job = self.job.request, self.job
+        made = self._made()
+        submitted = bool(self.task_id and request.callback_url)
+        doubtful = error is not None and error.kind == "unknown_outcome" and made is None
+        billed = request.pictures_at_most if doubtful else made
+        return JobResult(
+            index=job.index,
+            id=job.id,
+            status="submitted" if submitted and not error else _status(error, images),
+            provider=job.route.spec.name,
+            model=request.model_id,
+            request={} if job.recovers else self.dialect.submit(request).json or {},
+            images=images,
+            usage=dict(self.ready.usage) if self.ready and self.ready.usage else None,
+            cost=job.price(billed) if billed is not None else None,
+            error=error,
+            attempts=self.attempts,
+            timing=self._timing(),
+            asked_up_to=request.pictures_at_most if request.sequence else None,
+            task_id=self.task_id,
+        )
+
+    def _made(self) -> int | None:
+        """How many pictures are billed: the provider's own count, else what came; None while that is unknown."""
+        if self.ready is None:
+            return None
+        counted = (self.ready.usage or {}).get("generated_images")
+        if isinstance(counted, int):
+            return counted
+        return sum(1 for picture in self.ready.pictures if picture.error is None)
+
+    def _timing(self) -> Timing:
+        total = time.monotonic() - self.started
+        return Timing(total, self.provider_s, max(0.0, total - self.provider_s) if self.ready else 0.0)
+
+
+def _is_final(error: SeedreamError) -> bool:
+    """Whether nothing is left to fetch of a picture: it was never made, or its link is dead for ever."""
+    return error.billed == "no" or error.kind == "expired"
+
+
+def _missing(pictures: Sequence[Picture], ends: Sequence[Completed]) -> ApiError | None:
+    """What is wrong with a stream that came to its end: no picture at all, or fewer than the provider counts."""
+    came = sum(1 for picture in pictures if picture.error is None)
+    counted = (ends[-1].usage or {}).get("generated_images") if ends else None
+    if not pictures:
+        return _cut_short("the stream ended without a picture")
+    if isinstance(counted, int) and counted > came:
+        return _cut_short(f"the provider counts {counted} pictures and {came} came")
+    return None
+
+
+def _cut_short(message: str = "the stream ended before it was complete") -> ApiError:
+    """A stream that ended between two events, without its end and with fewer pictures than were asked for."""
+    return ApiError(
+        message,
+        kind="unknown_outcome",
+        billed="unknown",
+        delivered="yes",
+    )
+
+
+def _broken_stream(cut: SeedreamError, got: int, most: int) -> ApiError:
+    """What a broken stream means when some of its pictures came: they are the user's, the rest is in doubt."""
+    said = cut if isinstance(cut, ApiError) else None
+    unbilled = cut.billed == "no"
+    return ApiError(
+        f"{cut.message}; {got} of up to {most} pictures came and are kept"
+        + ("" if unbilled else ", the rest may have been billed"),
+        kind=cut.kind if unbilled else "unknown_outcome",
+        billed="no" if unbilled else "unknown",
+        delivered="yes",
+        hint=cut.hint if unbilled else "it is not sent again; the provider's usage page tells what was billed",
+        provider=said.provider if said else "",
+        code=said.code if said else "",
+        request_id=said.request_id if said else "",
+    )
+
+
+def _first_error(images: Iterable[SavedImage], broken: SeedreamError | None = None) -> SeedreamError | None:
+    """The failure to speak of where several things failed: one that money hangs on before a refusal."""
+    errors = [error for error in (broken, *(image.error for image in images)) if error]
+    return min(errors, key=lambda error: error.billed == "no", default=None)
+
+
+def _status(error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
+    """The job's status word."""
+    if error is None:
+        return "succeeded"
+    if any(image.error is None for image in images):
+        return "partial"
+    if error.kind == "unknown_outcome":
+        return "unknown"
+    return "failed"
