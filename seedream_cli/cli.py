@@ -204,7 +204,18 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
     if not sends:
         return _show(plan, drafts[0])
     with _ledger(drafts[0], surroundings) as ledger:
+        if ledger is not None:
+            plan = _with_orphans(plan, drafts[0], surroundings, ledger)
         return _execute(plan, drafts[0], chosen, surroundings, ledger)
+
+
+def _with_orphans(plan: Plan, draft: Draft, surroundings: Surroundings, ledger: Ledger) -> Plan:
+    """The plan, and on the way what a process that died had paid for: fetching it costs nothing."""
+    from .recovery import orphan_jobs
+
+    first = len(plan.jobs)
+    jobs = orphan_jobs(draft, surroundings, ledger)
+    return replace(plan, extra=tuple(replace(job, index=first + number) for number, job in enumerate(jobs)))
 
 
 @contextlib.contextmanager

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import os
 import re
-import secrets
-import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,7 +143,7 @@ def _leaves(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One file as it was read. `lines` maps a key's parts to its line; `sha256` is of the bytes that were parsed."""
+    """One file as it was read. `lines` maps a key's parts to its line; `sha256` is of a project file's bytes."""
 
     path: Path
     shown: str
@@ -202,8 +199,16 @@ def parse_document(
         hint = 'text stands in quotes: size = "2K"' if unquoted else ""
         problems.append(Problem("", words, hint, origin=f"{shown}:{line}"))
         return None
-    sha256 = hashlib.sha256(raw).hexdigest()
-    return Document(path, shown, text, table, key_lines(text), sha256, is_project=is_project)
+    return Document(
+        path, shown, text, table, key_lines(text), _digest(raw) if is_project else "", is_project=is_project
+    )
+
+
+def _digest(raw: bytes) -> str:
+    """The sha256 by which a project file is known to be the one that was trusted."""
+    import hashlib
+
+    return hashlib.sha256(raw).hexdigest()
 
 
 def _read_bytes(path: Path, *, only_files: bool) -> bytes:
@@ -450,6 +455,8 @@ class _Reader:
         """A command as its words; no shell ever sees it."""
         if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
             return tuple(value)
+        import shlex
+
         try:
             words = shlex.split(value, posix=os.name != "nt") if isinstance(value, str) else []
         except ValueError as error:
@@ -872,7 +879,7 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         target = path.resolve()
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        part = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
         with os.fdopen(files.create(part), "wb") as file:
             file.write(data)

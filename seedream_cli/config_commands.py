@@ -128,8 +128,8 @@ def get(
     if name not in entries and not _is_known(name.split(".")):
         raise _unknown(key, entries)
     found = entries.get(name)
-    if found is not None and found.value is not None:
-        streams.out(found.value)
+    for line in found.value.split("\n") if found is not None and found.value is not None else ():
+        streams.out(line)
     return 0
 
 
@@ -430,10 +430,10 @@ class _Target:
         """Put the bytes in place; a project file that was trusted stays so, since its user changed it."""
         from .config import load_trusted, parse_document, set_trust, write_whole
 
-        before = parse_document(self.raw, self.path, self.shown, []) if self.raw else None
+        before = parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
         was_trusted = before is not None and load_trusted(surroundings).get(str(self.path.resolve())) == before.sha256
         write_whole(self.path, raw)
-        after = parse_document(raw, self.path, self.shown, [])
+        after = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
         if self.is_project and was_trusted and after is not None:
             set_trust(surroundings, self.path, after.sha256)
 
@@ -691,7 +691,7 @@ _PROOF = "a red fox in the snow"
 @config_app.command(
     cls=PlainCommand, help="Set the tool up in a short dialogue: provider, key, folder, a test picture."
 )
-def init() -> int:
+def init(context: typer.Context) -> int:
     """Ask three questions, store the answers and make a sandbox picture as proof."""
     from .providers import PROVIDERS, load
 
@@ -713,9 +713,8 @@ def init() -> int:
     folder = _ask("folder for pictures", "pictures")
     _set("output", folder if folder.endswith(("/", os.sep)) else f"{folder}/")
     streams.err("a picture from the sandbox, as proof:")
-    from .cli import main
-
-    code = main(["generate", _PROOF, "--provider", "sandbox", "--output", os.path.expanduser(folder)])  # noqa: PTH111
+    words = ["generate", _PROOF, "--provider", "sandbox", "--output", os.path.expanduser(folder)]  # noqa: PTH111
+    code = int(context.find_root().command.main(args=words, prog_name="seedream", standalone_mode=False) or 0)
     if code == 0:
         streams.err('ready: seedream generate "a lighthouse at dusk"')
     return code

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import spool
+from . import spool, store
 from .books import Books
 from .ledger import Ledger
 from .plan import Job, Plan, Route
@@ -74,6 +74,8 @@ class _Run:
         plan, ledger = self.plan, self.outlets.ledger
         for job in self.jobs:
             job.output.prepare(places(job))
+        for folder in {job.output.folder for job in self.jobs}:
+            store.sweep(folder)
         async with contextlib.AsyncExitStack() as stack:
             routes = {job.route for job in self.jobs}
             wires = {route: await stack.enter_async_context(self._wire(route)) for route in routes}

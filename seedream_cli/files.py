@@ -21,6 +21,25 @@ def create(path: Path, mode: int = 0o600) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
 
 
+def create_locked(path: Path, mode: int = 0o600) -> int:
+    """A descriptor of a new file that is locked from the moment it has its name, so that nobody takes it for a dead
+    process's. Raises `FileExistsError` where the name is taken.
+    """
+    if sys.platform == "win32":
+        return create(path, mode)
+    unborn = path.with_name(f"{path.name}.new")
+    unborn.unlink(missing_ok=True)
+    descriptor = create(unborn, mode)
+    try:
+        lock(descriptor)
+        move_to_free(unborn, path)
+    except BaseException:
+        os.close(descriptor)
+        unborn.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
 def reason(error: OSError) -> str:
     """The system's own words for what went wrong, to stand at the end of a message."""
     return (error.strerror or type(error).__name__).lower()

@@ -42,7 +42,7 @@ def open_ledger_here(surroundings: Surroundings | None = None) -> Ledger:
     """The user's ledger, what dead processes left in it settled. Raises `FileError` where there can be none."""
     from .kept import REPLY_MOST
     from .ledger import open_ledger
-    from .spool import adopt
+    from .spool import adopt, forget, list_kept, sweep
 
     around = surroundings or read_surroundings()
     state = prepare_state(around.state_folder)
@@ -53,7 +53,15 @@ def open_ledger_here(surroundings: Surroundings | None = None) -> Ledger:
         raise
     replies = state / "replies"
     ledger.settle_orphans(replies, lambda name: adopt(replies, name, limit=REPLY_MOST))
+    sweep(replies)
+    for kept in list_kept(replies):
+        # A process may die between writing that all is saved and removing the reply.
+        if any(entry.id == kept.id and entry.status in _SETTLED for entry in ledger.find(kept.id)):
+            forget(replies, kept.id)
     return ledger
+
+
+_SETTLED = {"succeeded", "partial", "failed", "resolved"}
 
 
 def crash_step(fault: str) -> Callable[[str], None]:

@@ -62,10 +62,11 @@ def make_recovery(
     return Plan("recover", run_id(), planned, (), (), Caps())
 
 
-def orphan_jobs(ids: Sequence[str], draft: Draft, surroundings: Surroundings, ledger: Ledger) -> list[Job]:
+def orphan_jobs(draft: Draft, surroundings: Surroundings, ledger: Ledger) -> list[Job]:
     """Jobs for what a process that died had paid for: a new run fetches its pictures on the way, free of charge."""
     found: list[Problem] = []
-    orphans = [entry for entry in ledger.unsaved() if entry.id in set(ids) and entry.state == "ready"]
+    # One with an error was tried before and can wait for `recover`.
+    orphans = [entry for entry in ledger.unsaved() if entry.state == "ready" and entry.error is None]
     return _entry_jobs(orphans, draft, surroundings, plan_limits(draft, []), found)
 
 

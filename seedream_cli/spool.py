@@ -134,11 +134,18 @@ def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
 
 def _create(path: Path) -> int:
     try:
-        descriptor = files.create(path)
+        descriptor = files.create_locked(path)
     except OSError as error:
         raise _disk_error("reserve room in", path, error) from error
     files.lock(descriptor)
     return descriptor
+
+
+def sweep(folder: Path) -> None:
+    """Put aside what dead processes left: empty parts go, a cut reply stays as `<id>.<n>.cut`. After `adopt`."""
+    for path in folder.glob("*.part") if folder.is_dir() else ():
+        with contextlib.suppress(BusyError, OSError):
+            _put_aside(path)
 
 
 def forget(folder: Path, job_id: str) -> None:

@@ -16,7 +16,6 @@ import shutil
 import string
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +25,13 @@ from typing import Literal, Self, get_args
 from . import files
 from .errors import FileError, InputError, LinkError, Problem
 from .names import render_name
-from .pictures import SPELLINGS, SUFFIXES, Facts, inspect_file
+from .pictures import SPELLINGS, SUFFIXES, Facts, inspect, inspect_file
 from .results import Blob
 from .spool import DATA_PREFIX
 
 IfExists = Literal["rename", "skip", "error", "overwrite"]
 
 _WINDOW = 1 << 18
-_DAY_S = 86_400
 _ROOM_BYTES = 8 << 20
 
 
@@ -320,7 +318,7 @@ def open_part(folder: Path) -> Part:
     _make_one(folder)
     path = folder / _part_name()
     try:
-        descriptor = files.create(path, 0o666)
+        descriptor = files.create_locked(path, 0o666)
     except OSError as error:
         raise _paid_error("write", path, error) from error
     return Part(path, descriptor)
@@ -378,19 +376,37 @@ def _claim(part: Path, final: Path) -> bool:
     return True
 
 
-def sweep(folder: Path) -> int:
-    """Removes part files that killed runs left in `folder` over a day ago; the number removed.
+def find_same(place: Place, facts: Facts) -> Path | None:
+    """The picture itself where it is on disk already, under this place's name or a numbered one.
 
-    A part is locked while its process lives. Where there are no locks nothing is removed.
+    A process may have died after it gave a picture its name and before it could write that down.
+    """
+    suffixes = {place.suffix or SUFFIXES[facts.format], SUFFIXES[facts.format]}
+    for suffix in sorted(suffixes):
+        taken = itertools.takewhile(os.path.lexists, _names(place.folder / f"{place.stem}{suffix}"))
+        for path in taken:
+            if path.is_file() and path.stat().st_size == facts.bytes and inspect(path).sha256 == facts.sha256:
+                return path
+    return None
+
+
+def _names(first: Path) -> Iterator[Path]:
+    yield first
+    yield from (first.with_stem(f"{first.stem}-{number}") for number in itertools.count(2))
+
+
+def sweep(folder: Path) -> int:
+    """Removes part files that killed runs left in `folder`; the number removed.
+
+    A part is locked from its first moment while its process lives. Where there are no locks nothing is removed.
     """
     if not folder.is_dir():
         return 0
-    old = time.time() - _DAY_S
     paths = [path for path in folder.iterdir() if _PART_NAME.fullmatch(path.name)]
-    return sum(_sweep_one(path, old) for path in paths)
+    return sum(map(_sweep_one, paths))
 
 
-def _sweep_one(path: Path, old: float) -> bool:
+def _sweep_one(path: Path) -> bool:
     if sys.platform == "win32":
         return False
     try:
@@ -398,7 +414,7 @@ def _sweep_one(path: Path, old: float) -> bool:
     except OSError:
         return False  # a link, someone else's, or gone already
     try:
-        stale = os.fstat(descriptor).st_mtime < old and files.lock(descriptor)
+        stale = files.lock(descriptor)
         if stale:
             path.unlink(missing_ok=True)
     finally:

@@ -10,8 +10,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .results import Cost
+if TYPE_CHECKING:
+    # `config get` shows no money, and the results would be a tenth of its time.
+    from .results import Cost
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _ZWJ = "\u200d"

@@ -220,9 +220,10 @@ class Worker:
         left = [one for one in self.ready.pictures if one.index not in self.taken | self.job.have]
         await asyncio.gather(*(self._keep(picture) for picture in left))
         error = _first_error(self.saved.values(), broken)
-        if broken:
-            self.desk.books.ended(self.job, broken, self.reply)
-        elif all(image.error is None or _is_final(image.error) for image in self.saved.values()):
+        if broken or not all(image.error is None or _is_final(image.error) for image in self.saved.values()):
+            # What can still be fetched stays to be fetched; the books only learn why it is not here.
+            self.desk.books.ended(self.job, broken or error or _cut_short(), self.reply)
+        else:
             self.desk.step("all saved")
             self.desk.books.saved(self.job)
             self.desk.step("saved written")
@@ -434,9 +435,12 @@ class Worker:
         with store.open_part(place.folder) as part:
             facts = await self._fill(part, picture)
             self.desk.step("part written")
+            same = store.find_same(place, facts) if self.job.recovers else None
             if output.stdout:
                 await asyncio.to_thread(self._emit, part)
                 path = None
+            elif same is not None:
+                path = same
             else:
                 published = await asyncio.to_thread(
                     part.publish, place.folder, place.stem, facts, output.if_exists, suffix=place.suffix

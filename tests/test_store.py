@@ -551,19 +551,15 @@ def test_leaving_while_a_thread_publishes_keeps_the_picture(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
-def test_sweep_removes_only_our_old_and_unlocked_parts(tmp_path: Path) -> None:
-    """A living process's part, a fresh one, a link and the user's own files all stay."""
-    long_ago = time.time() - 2 * 86_400
-    stale, fresh = (tmp_path / f".seedream-{digit * 12}.part" for digit in "ab")
-    link, own = tmp_path / f".seedream-{'c' * 12}.part", tmp_path / ".seedream-notes.part"
-    for path in (stale, fresh, own):
+def test_sweep_removes_only_our_unlocked_parts(tmp_path: Path) -> None:
+    """A living process's part, a link and the user's own files stay; a dead process's part goes at once."""
+    dead, link, own = (tmp_path / f".seedream-{name}.part" for name in ("a" * 12, "c" * 12, "notes"))
+    for path in (dead, own):
         path.write_bytes(b"x")
     link.symlink_to(own)
     with open_part(tmp_path) as part:
-        for path in (stale, own, part.path):
-            os.utime(path, (long_ago, long_ago))
         assert sweep(tmp_path) == 1
-        assert names(tmp_path) == sorted(path.name for path in (fresh, link, own, part.path))
+        assert names(tmp_path) == sorted(path.name for path in (link, own, part.path))
     assert sweep(tmp_path / "missing") == 0
 
 
