@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from . import __version__
+from .config_commands import config_app
 from .errors import InputError, InternalError, Problem, SeedreamError
 from .flags import EDIT_FLAGS, GENERATE_FLAGS, OUTPUT, RECOVER_FLAGS, Chosen, PlainCommand, PlainGroup, options, takes
 from .history_commands import history_app
@@ -315,6 +316,7 @@ def completion_script(shell: str) -> str:
 
 
 app.add_typer(history_app, name="history")
+app.add_typer(config_app, name="config")
 
 
 # --- the border -----------------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ class _Header:
         self.problems.append(Problem(name, message, hint, origin=self.place(name)))
 
 
-_ONLY_TYPED = {"prompt_file", "verbose"}
+_ONLY_TYPED = {"prompt_file", "verbose", "config", "profile"}
 _VARIABLE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import names, providers, store
-from .config import complete
+from .config import complete, price_for
 from .credentials import choose_keyed_provider, find_key
 from .errors import ConfigError, InputError, LinkError, Problem
 from .ledger import Caps
-from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, cost_at_most, find_model
+from .models import DEFAULT_MODEL, MODELS, ModelSpec, PriceStep, Rule, cost_at_most, find_model
 from .providers.base import Dialect, ProviderSpec, Ready, full_url, rule_for, wire_model
 from .request import Built, Draft, Form, ImageRef, ImageRequest, Recipient, build
 from .results import Cost
@@ -82,15 +82,19 @@ class Job:
     task_id: str = ""
     have: frozenset[int] = frozenset()
     booked: bool = True
+    own_price: PriceStep | None = None
 
     def price(self, pictures: int) -> Cost | None:
         """What so many pictures cost at the dearest price that is known to hold; None where none is known."""
         spec, model = self.route.spec, self.model
         if spec.offline:
             return Cost(0.0, "USD", spec.as_of)
+        references = len(self.request.images)
+        if self.own_price is not None:
+            amount = self.own_price.amount * pictures + self.own_price.per_reference * references
+            return Cost(amount, "USD", "your settings")
         if model is None:
             return None
-        references = len(self.request.images)
         amount = cost_at_most(model, spec.name, self.request.size, pictures=pictures, references=references)
         return None if amount is None else Cost(amount, "USD", model.price_as_of)
 
@@ -198,7 +202,8 @@ def _plan_draft(
     notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
-    job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings)
+    own_price = price_for(surroundings.settings, spec.name, model.name if model else "", model_id)
+    job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings, own_price=own_price)
     return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 
