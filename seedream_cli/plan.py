@@ -91,8 +91,8 @@ class Job:
             return Cost(0.0, "USD", spec.as_of)
         references = len(self.request.images)
         if self.own_price is not None:
-            amount = self.own_price.amount * pictures + self.own_price.per_reference * references
-            return Cost(amount, "USD", "your settings")
+            own = self.own_price.amount * pictures + self.own_price.per_reference * references
+            return Cost(own, "USD", "your settings")
         if model is None:
             return None
         amount = cost_at_most(model, spec.name, self.request.size, pictures=pictures, references=references)
