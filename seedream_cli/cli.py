@@ -19,10 +19,12 @@ from .process import crash_step, open_ledger_here, process_streams
 from .settings import read_surroundings
 
 if TYPE_CHECKING:
+    from .envelope import JsonObject
     from .ledger import Ledger
-    from .plan import Plan
+    from .plan import Plan, PlannedDraft
     from .request import Draft
     from .settings import Surroundings
+    from .streams import Streams
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -271,34 +273,56 @@ def _show(plan: Plan, draft: Draft) -> int:
     """What would be sent: the body, the curl command, or the fate of every option."""
     from . import views
     from .envelope import print_json
-    from .plan import explain, job_names
     from .report import warning_lines
 
     streams = process_streams()
-    json = draft.switches.get("json", False)
-    for planned in plan.drafts:
-        job = planned.jobs[0]
-        call = job.route.dialect.submit(job.request)
-        url = job.route.base_url + call.path
-        if draft.switches.get("explain"):
-            for line in views.explain_table(explain(planned), streams.width):
-                streams.out(line)
-        elif draft.switches.get("curl"):
-            variable = next(iter(job.route.spec.key_variables), "SEEDREAM_API_KEY")
-            streams.out_exactly(views.curl_command(url, call.json or {}, variable, call.accept))
-        else:
-            names, cost = job_names(planned.jobs), job.price(sum(j.request.pictures_at_most for j in planned.jobs))
-            body = call.json or {}
-            if json:
-                print_json(
-                    views.plan_object(body, names, cost, url, command=plan.command, provider=job.route.spec.name),
-                    streams,
-                )
-            else:
-                views.print_plan(body, names, cost, url, streams)
+    show = _explain if draft.switches.get("explain") else _curl if draft.switches.get("curl") else _dry_run
+    json = draft.switches.get("json", False) and show is not _curl
+    objects = [show(planned, plan.command, None if json else streams) for planned in plan.drafts]
+    if json:
+        print_json(views.combined_object([one for one in objects if one is not None]), streams)
     for line in (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
         streams.err(line)
     return 0
+
+
+def _explain(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
+    """What becomes of every option, as a table or an object."""
+    from . import views
+    from .plan import explain
+
+    rows = explain(planned)
+    if streams is None:
+        return views.explain_object(rows, command=command, provider=planned.route.spec.name)
+    for line in views.explain_table(rows, streams.width):
+        streams.out(line)
+    return None
+
+
+def _curl(planned: PlannedDraft, command: str, streams: Streams | None) -> None:  # noqa: ARG001 (one form for three)
+    """The same request for a shell."""
+    from . import views
+
+    call = planned.route.dialect.submit(planned.jobs[0].request)
+    variable = next(iter(planned.route.spec.key_variables), "SEEDREAM_API_KEY")
+    if streams is not None:
+        url = planned.route.base_url + call.path
+        streams.out_exactly(views.curl_command(url, call.json or {}, variable, call.accept))
+
+
+def _dry_run(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
+    """The exact body, where it would go, what it would write and cost."""
+    from . import views
+    from .plan import job_names
+
+    job = planned.jobs[0]
+    call = planned.route.dialect.submit(job.request)
+    body, url = call.json or {}, planned.route.base_url + call.path
+    names, cost = job_names(planned.jobs), job.price(sum(one.request.pictures_at_most for one in planned.jobs))
+    if streams is None:
+        return views.plan_object(body, names, cost, url, command=command, provider=planned.route.spec.name)
+    views.print_plan(body, names, cost, url, streams)
+    return None
 
 
 SHELLS = ("bash", "zsh", "fish", "powershell")

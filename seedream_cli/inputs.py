@@ -187,8 +187,8 @@ class _Header:
         elif option.key == "extra" and isinstance(value, dict):
             self.lists["extra"] = tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
         elif option.kind == "list":
-            items = value if isinstance(value, list) else [value]
-            self.lists[option.key] = tuple(str(item) for item in items)
+            items = [str(item) for item in (value if isinstance(value, list) else [value])]
+            self.lists[option.key] = tuple(map(self.beside, items) if option.key == "image" else items)
         elif option.kind == "switch" and isinstance(value, bool):
             self.switches[option.key] = value is not option.negative
         elif option.kind == "value" and isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -196,6 +196,13 @@ class _Header:
         else:
             wanted = "true or false" if option.kind == "switch" else "text or a number"
             self.complain(name, f"{name} takes {wanted}")
+
+    def beside(self, reference: str) -> str:
+        """A reference's file, which a prompt file names from its own folder, as a table does."""
+        folder = Path(self.origin).parent
+        if reference == "-" or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", reference) or folder == Path():
+            return reference
+        return str(folder / Path(reference).expanduser())
 
     def take_variables(self, name: str, value: Any) -> None:
         """`[var]` as a table, or `var` as the text or texts that `--var` takes."""

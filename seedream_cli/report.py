@@ -37,7 +37,12 @@ Mode = Literal["paths", "urls", "json", "none"]
 # --- errors and warnings as lines -----------------------------------------------------------------------------------
 
 _BILLED = {"no": "not billed", "yes": "billed", "unknown": "unknown, may have been billed"}
-_KEYED_FILE = re.compile(r"\.(jsonl|ndjson|json|toml):\d+$", re.IGNORECASE)
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
+_UNITS = {
+    re.compile(r"\.(jsonl|ndjson|json|toml):\d+$", re.IGNORECASE): "key",
+    re.compile(r"\.(csv|tsv|tab):\d+$", re.IGNORECASE): "column",
+}
+"""What a place in a file is called, by the file; in a prompt's header it is an option."""
 _FILE_LINE = re.compile(r":\d+$")
 _Entry = tuple[list[str], str]
 """The lines that say what happened, and the hint that follows them."""
@@ -90,7 +95,7 @@ def _origin(problem: Problem) -> str:
         return "" if problem.field.lower() in problem.message.lower() else problem.field
     if not problem.field or problem.field in problem.origin or not _FILE_LINE.search(problem.origin):
         return problem.origin
-    unit = "key" if _KEYED_FILE.search(problem.origin) else "column"
+    unit = next((word for ending, word in _UNITS.items() if ending.search(problem.origin)), "option")
     return f"{problem.origin}, {unit} {problem.field}"
 
 
@@ -278,6 +283,9 @@ def print_results(
         print_json(report_object(report), streams)
     for job in report.jobs:
         _print_places(job.images, streams, mode)
+        # An id that is no plain word could be a command to whoever reads the output.
+        if job.status == "submitted" and mode in {"paths", "urls"} and _PLAIN_ID.fullmatch(job.task_id):
+            streams.out(job.task_id)
     lines = [] if quiet or warned else warning_lines((*report.warnings, *(w for j in report.jobs for w in j.warnings)))
     lines += failure_lines(report, labels=labels)
     if not quiet:
@@ -323,7 +331,7 @@ def note_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> li
             lines.append(f"note: {where}asked for up to {job.asked_up_to}, got {got}")
         if job.status == "submitted":
             task = clean(job.task_id, 200)
-            lines.append(f"note: {where}submitted as task {task}: seedream recover --task {task}")
+            lines.append(f"note: {where}submitted; later: seedream recover --task {task} -p {clean(job.provider, 40)}")
     return lines
 
 

@@ -207,6 +207,21 @@ def plan_object(
     return job_object(planned, command) | {"endpoint": url}
 
 
+def combined_object(objects: Sequence[JsonObject]) -> JsonObject:
+    """One object for what is planned, whatever the number of prompts: the first, with all of them in `requests`."""
+    if len(objects) == 1:
+        return objects[0]
+    images = [image for one in objects for image in one.get("images", [])]
+    numbered = [{**image, "index": index} for index, image in enumerate(images)]
+    return {**objects[0], "images": numbered, "requests": list(objects)}
+
+
+def explain_object(rows: Iterable[tuple[str, str, str, str]], *, command: str, provider: str) -> JsonObject:
+    """What becomes of every option, for scripts."""
+    options = [dict(zip(("option", "value", "sent_as", "note"), row, strict=True)) for row in rows]
+    return {"schema": SCHEMA, "command": command, "status": "planned", "provider": provider, "options": options}
+
+
 def plan_lines(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None, url: str) -> list[str]:
     """What stands beside the body of a dry run: where it would go, what it would write, and the most it can cost."""
     references = sum(1 for _ in _references(body))

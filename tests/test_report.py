@@ -493,7 +493,7 @@ GOLDEN_REPORTS: dict[str, tuple[Report, list[str]]] = {
         ),
         [
             "warning: --seed: seed is ignored",
-            "note: submitted as task t-1: seedream recover --task t-1",
+            "note: submitted; later: seedream recover --task t-1 -p ark",
             "1 submitted",
         ],
     ),
@@ -507,7 +507,9 @@ def test_the_end_of_a_run_in_lines(name: str) -> None:
     captured = Captured()
     report.print_results(ended, captured.streams, "paths")
     assert captured.err.splitlines() == lines
-    assert captured.out.splitlines() == [f"out/fox-{i.index + 1}.jpeg" for j in ended.jobs for i in j.images if i.path]
+    tasks = [one.task_id for one in ended.jobs if one.status == "submitted"]
+    paths = [f"out/fox-{i.index + 1}.jpeg" for j in ended.jobs for i in j.images if i.path]
+    assert captured.out.splitlines() == paths + tasks
     quiet = Captured()
     report.print_results(ended, quiet.streams, "none", quiet=True)
     assert not [line for line in quiet.err.splitlines() if not line.startswith(("error: ", "  "))]
