@@ -264,7 +264,7 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         sink.close()
     mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
     print_results(report, streams, cast("Any", mode), quiet=quiet, warned=True)
-    if mode == "urls" and not streams.stdout_closed:
+    if not plan.jobs[0].download and not streams.stdout_closed:
         release(plan, state)
     return report.exit_code
 

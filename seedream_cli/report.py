@@ -241,7 +241,7 @@ def event_line(event: Event, tally: Tally, *, verbosity: int) -> str:
     if verbosity >= 1 and isinstance(event, Planned):
         upto = "up to " if event.pictures != event.requests else ""
         asked = f"{count_words(event.requests, 'request')}, {upto}{count_words(event.pictures, 'picture')}"
-        return f"start: {clean(event.provider, 40)} {clean(event.model, 80)}, {asked}"
+        return f"start: {' '.join(filter(None, (clean(event.provider, 40), clean(event.model, 80))))}, {asked}"
     if verbosity >= 1 and isinstance(event, Retrying):
         what = f"{_subject(event.job, tally.requests)}{clean(event.what, 60)}"
         return f"retry: {what}: {clean(event.reason)}; again in {event.wait_s:.0f} s"

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import pictures, spool, store
 from .books import Books
-from .errors import ApiError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
+from .errors import ApiError, BudgetError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
 from .kept import POLLED, KeptReply, numbered, read_kept
 from .plan import Job
 from .providers.base import Completed, Ready, Ticket
@@ -170,7 +170,7 @@ class Worker:
         task_goes_on = self.task_id and error is not None and error.kind == "unknown_outcome"
         if error is None or self.ready is not None or task_goes_on:
             return
-        if not self.in_flight and isinstance(error, InterruptedRunError):
+        if not self.in_flight and isinstance(error, InterruptedRunError | BudgetError):
             # It stays queued: nothing happened to it.
             return
         # A disk that is full now was not when the intent was written: the next run settles what is left open.
@@ -418,7 +418,7 @@ class Worker:
             async with self.desk.downloads:
                 image = await self._save(picture)
         except (LinkError, FileError) as error:
-            if not error.hint:
+            if not error.hint and not _is_final(error):
                 error.hint = f"seedream recover {self.job.id}"
             image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
         self.saved[picture.index] = image
