@@ -1,4 +1,4 @@
-"""The way in: `--version` is answered before anything heavy is imported."""
+"""The way in: `--version` and completions are answered before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ def main() -> None:
     if sys.argv[1:] in (["--version"], ["-V"]):
         from . import __version__
 
-        sys.stdout.write(f"seedream {__version__}\n")
+        # Nobody may be listening: a closed standard output is None.
+        if sys.stdout is not None:
+            sys.stdout.write(f"seedream {__version__}\n")
+        return
+    if sys.argv[1:2] == ["--complete"] and len(sys.argv) > 2:
+        # A shell asks at every Tab: the command line itself would take too long to load.
+        from .completion import respond
+
+        if sys.stdout is None:
+            return
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        sys.stdout.write(respond(sys.argv[2], sys.argv[3:]))
         return
     from .cli import main as run
 

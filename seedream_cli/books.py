@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import ApiError, SeedreamError
+from .errors import ApiError, BudgetError, FileError, SeedreamError
 from .ledger import Caps, Failure, Ledger, NewRequest, PictureRow, Run
 from .links import expiry
 from .plan import Job
@@ -26,33 +26,75 @@ def to_micro(cost: Cost | None) -> int | None:
 
 
 class Books:
-    """The books of one run. `run` is None without a ledger, and then nothing is written."""
+    """The books of one run. `run` is None without a ledger, and then nothing is written.
 
-    def __init__(self, ledger: Ledger | None, run: Run | None, caps: Caps) -> None:
+    A batch has a ledger of its own in its folder `home`: paths are written relative to that, so that the folder may be
+    moved, and its money is booked in the user's ledger, `day`, too, which keeps the day's budget.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger | None,
+        run: Run | None,
+        caps: Caps,
+        *,
+        home: Path | None = None,
+        day: Ledger | None = None,
+    ) -> None:
         self._ledger = ledger
         self._run = run
         self._caps = caps
+        self._home = home.absolute() if home else None
+        self._day = day
+        self._elsewhere: frozenset[str] = frozenset()
 
     def _of(self, job: Job) -> Ledger | None:
-        """The ledger, for a job that it knows."""
-        return self._ledger if job.booked else None
+        """The ledger, for a job that it knows and that is in this run's hands."""
+        return self._ledger if job.booked and self.has(job) else None
+
+    def knows(self, job: Job) -> bool:
+        """Whether a job is written down."""
+        return self._of(job) is not None
+
+    def has(self, job: Job) -> bool:
+        """Whether this run may work on a job: another process may have taken first what is to be recovered."""
+        return job.id not in self._elsewhere
 
     def open(self, jobs: Sequence[Job]) -> None:
         """Enter new requests; take those in hand that were paid before."""
         if self._ledger is None or self._run is None:
             return
         self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
-        self._ledger.take(self._run, [job.id for job in jobs if job.booked and job.recovers])
+        wanted = {job.id for job in jobs if job.booked and job.recovers}
+        taken = self._ledger.take(self._run, sorted(wanted))
+        self._elsewhere = frozenset(wanted - {entry.id for entry in taken})
 
     def reserve(self, job: Job) -> None:
         """Hold the worst cost. Raises `BudgetError` where it would pass a cap; nothing may be sent then."""
-        if ledger := self._of(job):
-            ledger.reserve(job.id, to_micro(job.price(job.request.pictures_at_most)), self._caps)
+        ledger, worst = self._of(job), to_micro(job.price(job.request.pictures_at_most))
+        if ledger is None:
+            return
+        if self._day is None:
+            ledger.reserve(job.id, worst, self._caps)
+            return
+        self._book(job, worst, self._caps)
+        try:
+            ledger.reserve(job.id, worst, Caps(self._caps.run, None, self._caps.currency))
+        except BudgetError:
+            self._book(job, 0)
+            raise
+
+    def _book(self, job: Job, micro: int | None, caps: Caps | None = None) -> None:
+        """Tell the user's ledger what a batch's request costs, or may cost. What costs nothing needs no entry."""
+        if self._day is None or self._run is None or job.recovers or (job.route.spec.offline and not micro):
+            return
+        # One key a run: what an earlier run paid for the same row stays in the day's account.
+        self._day.book(f"{self._run.id} {job.id}", micro, caps=caps or Caps())
 
     def sent(self, job: Job, attempt: int, *, again: bool) -> None:
         """The first byte is about to leave. Raises `FileError`, and then it must not."""
         if ledger := self._of(job):
-            ledger.mark_sent(job.id, attempt=attempt, token=uuid.uuid4().hex, again=again)
+            ledger.mark_sent(job.id, attempt=attempt, token=uuid.uuid4().hex, again=again or job.again)
 
     def refused(self, job: Job, error: SeedreamError) -> None:
         """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt."""
@@ -76,15 +118,18 @@ class Books:
     def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
         """The answer is read: every link is written down before any download starts."""
         if ledger := self._of(job):
+            settled = None if made is None else to_micro(job.price(made))
             ledger.mark_ready(
                 job.id,
                 [_row(picture) for picture in ready.pictures],
                 usage=ready.usage,
                 billed_count=made,
-                settled_micro=None if made is None else to_micro(job.price(made)),
+                settled_micro=settled,
                 reply=reply,
                 trace=ready.request_id,
             )
+            if settled is not None:
+                self._book(job, settled)
 
     def picture(self, job: Job, image: SavedImage, *, handed: bool = False) -> None:
         """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending."""
@@ -99,7 +144,7 @@ class Books:
                 state="expired" if expired else "handed" if handed or image.path is None else "saved",
                 link=image.url,
                 expires=expiry(image.url),
-                path=image.path.absolute() if image.path else None,
+                path=self._stored(image.path) if image.path else None,
                 format=image.format,
                 width=image.width,
                 height=image.height,
@@ -109,6 +154,11 @@ class Books:
             ),
         )
 
+    def _stored(self, path: Path) -> Path:
+        """A picture's path as it is written down."""
+        whole = path.absolute()
+        return whole.relative_to(self._home) if self._home and whole.is_relative_to(self._home) else whole
+
     def saved(self, job: Job) -> None:
         """Nothing of it is left to fetch."""
         if ledger := self._of(job):
@@ -117,10 +167,20 @@ class Books:
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """It ended without a picture: refused, never sent, or nobody knows."""
         ledger = self._of(job)
-        if ledger and error.billed == "unknown":
+        # Where the disk refused an answer, the next run settles by what reached it: a failure would be the end.
+        if ledger is None or (isinstance(error, FileError) and error.billed == "yes"):
+            return
+        if error.billed == "unknown":
             ledger.mark_unknown(job.id, error, reply=reply)
-        elif ledger:
+        else:
             ledger.mark_failed(job.id, error)
+            if error.billed == "no":
+                self._book(job, 0)
+
+    def unsent(self, job: Job) -> None:
+        """It stays queued: nothing happened to it."""
+        if self._of(job):
+            self._book(job, 0)
 
     def close(self, exit_code: int) -> None:
         """The run is over."""

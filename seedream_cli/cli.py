@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from . import __version__
+from . import __version__, batch_commands
 from .config_commands import config_app
+from .doctor_commands import DOCTOR_HELP, doctor
 from .errors import InputError, InternalError, Problem, SeedreamError
-from .flags import EDIT_FLAGS, GENERATE_FLAGS, OUTPUT, RECOVER_FLAGS, Chosen, PlainCommand, PlainGroup, options, takes
+from .flags import (
+    EDIT_FLAGS,
+    GENERATE_FLAGS,
+    OUTPUT,
+    RECOVER_FLAGS,
+    Chosen,
+    PlainCommand,
+    PlainGroup,
+    options,
+    read_switch,
+    takes,
+)
 from .history_commands import history_app
 from .process import crash_step, open_ledger_here, process_streams
 from .settings import read_surroundings
@@ -50,7 +62,10 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,  # noqa: FBT002
     show_completion: Annotated[
-        str | None, typer.Option("--show-completion", metavar="SHELL", help="bash, zsh, fish or powershell.")
+        str | None,
+        typer.Option(
+            "--show-completion", metavar="SHELL", help="Print what makes bash, zsh, fish or powershell complete."
+        ),
     ] = None,
 ) -> int:
     """Answer what concerns no command."""
@@ -110,6 +125,9 @@ def edit(
     return _run("edit", prompt, images, chosen)
 
 
+app.command("batch", cls=PlainCommand, help=batch_commands.HELP)(batch_commands.batch)
+
+
 @app.command(
     cls=PlainCommand,
     help="Show what each model can do, or one model in detail.\n\nExamples:\n\n\b\n"
@@ -152,14 +170,21 @@ def recover(
     chosen: Chosen,
 ) -> int:
     """Pictures of kept replies and of tasks, to files."""
-    from .recovery import make_recovery
+    from .recovery import make_recovery, nothing_left
+    from .report import warning_lines
 
     surroundings = chosen.surroundings()
     draft = chosen.draft(surroundings)
+    ignored = chosen.ignored(surroundings)
+    if any(problem.severity == "error" for problem in ignored):
+        raise InputError(ignored)
+    for line in () if draft.switches.get("quiet") else warning_lines(ignored):
+        process_streams().err(line)
     with _ledger(draft, surroundings) as ledger:
         plan = make_recovery(wanted or (), draft, surroundings, ledger, tasks=chosen.lists.get("task", ()))
         if not plan.jobs:
-            process_streams().err("nothing to recover: all that was paid for is saved")
+            for line in (*(f"note: {note}" for note in plan.notices), nothing_left(ledger)):
+                process_streams().err(line)
             return 0
         return _execute(plan, draft, chosen, surroundings, ledger)
 
@@ -208,8 +233,20 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
         return _show(plan, drafts[0])
     with _ledger(drafts[0], surroundings) as ledger:
         if ledger is not None:
-            plan = _with_orphans(plan, drafts[0], surroundings, ledger)
+            plan = _with_orphans(_with_earlier(plan, drafts[0], ledger), drafts[0], surroundings, ledger)
+        elif drafts[0].switches.get("reuse"):
+            hint = "leave out one of the two"
+            raise InputError([Problem("reuse", "there is nothing to look earlier requests up in: no ledger", hint)])
         return _execute(plan, drafts[0], chosen, surroundings, ledger)
+
+
+def _with_earlier(plan: Plan, draft: Draft, ledger: Ledger) -> Plan:
+    """The plan with what earlier requests made in the place of the same requests now, or a notice that it is not."""
+    from .recovery import earlier_notices, reuse
+
+    if draft.switches.get("reuse"):
+        return reuse(plan, ledger)
+    return replace(plan, notices=(*plan.notices, *earlier_notices(plan, ledger)))
 
 
 def _with_orphans(plan: Plan, draft: Draft, surroundings: Surroundings, ledger: Ledger) -> Plan:
@@ -246,15 +283,14 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         what = "is taken by --json" if json else "is a terminal"
         raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
     state = prepare_state(surroundings.state_folder)
-    sink = make_sink(
-        cast("Any", draft.values.get("progress", "auto")), streams, verbosity=-1 if quiet else chosen.verbosity
-    )
+    verbosity = chosen.loudness(draft)
+    sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=-1 if quiet else verbosity)
 
     def emit(chunk: bytes) -> bool:
         streams.out_bytes(chunk)
         return not streams.stdout_closed
 
-    log = (lambda line: streams.err(f"wire: {line}")) if chosen.verbosity > 1 else None
+    log = (lambda line: streams.err(f"wire: {line}")) if verbosity > 1 else None
     try:
         outlets = Outlets(sink, state, ledger, emit, log, step=crash_step(surroundings.fault))
         if surroundings.fault == "no-wait":
@@ -280,7 +316,7 @@ def _show(plan: Plan, draft: Draft) -> int:
     json = draft.switches.get("json", False) and show is not _curl
     objects = [show(planned, plan.command, None if json else streams) for planned in plan.drafts]
     if json:
-        print_json(views.combined_object([one for one in objects if one is not None]), streams)
+        print_json(views.combined_object([one for one in objects if one is not None], plan.warnings), streams)
     for line in (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
         streams.err(line)
     return 0
@@ -325,20 +361,16 @@ def _dry_run(planned: PlannedDraft, command: str, streams: Streams | None) -> Js
     return None
 
 
-SHELLS = ("bash", "zsh", "fish", "powershell")
-COMPLETE = "_SEEDREAM_COMPLETE"
-
-
 def completion_script(shell: str) -> str:
     """The script that makes a shell complete `seedream`: it asks the command itself at every Tab."""
-    # Typer keeps its scripts behind this name without listing it as exported.
-    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+    from .completion import SCRIPTS
 
-    if shell not in SHELLS:
-        raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SHELLS)}")])
-    return str(get_completion_script(prog_name="seedream", complete_var=COMPLETE, shell=shell))
+    if shell not in SCRIPTS:
+        raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SCRIPTS)}")])
+    return SCRIPTS[shell].removesuffix("\n")
 
 
+app.command("doctor", cls=PlainCommand, help=DOCTOR_HELP)(doctor)
 app.add_typer(history_app, name="history")
 app.add_typer(config_app, name="config")
 
@@ -348,11 +380,6 @@ app.add_typer(config_app, name="config")
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code. The one place where a failure becomes words."""
-    if COMPLETE in read_surroundings().environ:
-        # Typer prepares its shell completions only for apps that also install them, which ours leaves to the user.
-        from typer.completion import get_completion_inspect_parameters
-
-        get_completion_inspect_parameters()
     try:
         code = app(args=list(argv), prog_name="seedream", standalone_mode=False)
     except typer.TyperException as error:
@@ -373,10 +400,26 @@ def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
 
     streams = process_streams()
     print_error(error, streams)
-    if "--json" in argv:
-        command = next((word for word in argv if not word.startswith("-")), "")
+    command = next((word for word in argv if not word.startswith("-")), "")
+    if "--json" in argv or (command in _WITH_SETTINGS and _is_json_set()):
         print_json(failure_object(command, error), streams)
     return error.exit_code
+
+
+_WITH_SETTINGS = {"generate", "edit", "batch", "recover", "doctor"}
+"""Commands that take options from the environment and the files."""
+
+
+def _is_json_set() -> bool:
+    """Whether the environment or a file asks for JSON, as far as they can be read: they may be what failed."""
+    from .config import find_places, read
+
+    surroundings = read_surroundings()
+    stated = read_switch(surroundings.option("json") or "")
+    if stated is not None:
+        return stated
+    reading = read(surroundings, options(), find_places(surroundings), deep=False)
+    return reading.settings.layer.switches.get("json", False)
 
 
 def _usage_problem(error: typer.TyperException) -> Problem:

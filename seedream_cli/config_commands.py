@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import ConfigError, InputError, Problem, SeedreamError
+from .errors import ConfigError, FileError, InputError, Problem, SeedreamError
 from .flags import FLAGS, OUTPUT, Chosen, PlainCommand, PlainGroup, options, read_environment, read_switch
 from .process import process_streams
 from .settings import Layer, Settings, Surroundings, read_surroundings
@@ -130,6 +130,35 @@ def get(
     found = entries.get(name)
     for line in found.value.split("\n") if found is not None and found.value is not None else ():
         streams.out(line)
+    return 0
+
+
+@config_app.command(
+    cls=PlainCommand,
+    help="Write the manual pages, one for each command, into a folder.\n\nExamples:\n\n\b\n"
+    "  seedream config man ~/.local/share/man/man1\n  man seedream-generate",
+)
+def man(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Made where it is not there.", show_default=False)],
+) -> int:
+    """Man pages, made of the same help."""
+    import datetime as dt
+
+    from .files import reason
+    from .manual import man_pages, read_command
+
+    place = Path(os.path.expanduser(folder))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+    pages = man_pages(read_command(context.find_root().command, "seedream"), dt.datetime.now(tz=dt.UTC))
+    streams = process_streams()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (place / name).write_text(text, encoding="ascii")
+    except OSError as error:
+        raise FileError(f"cannot write the pages to {place}: {reason(error)}", hint="name another folder") from error
+    for name in pages:
+        streams.out(str(place / name))
     return 0
 
 

@@ -114,8 +114,18 @@ def find_key(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surr
             continue
         key = candidate.read()
         if key is not None:
-            return key
+            return _with_note(key, candidate, errand)
     raise _missing(errand, surroundings, refused, troubles)
+
+
+def _with_note(key: Key, candidate: _Candidate, errand: _Errand) -> Key:
+    """The key, with a note where it goes to another host than the provider's because the user said so."""
+    own = errand.spec.base_url
+    if candidate.kind == "bound" or not own or _is_same_place(errand.url, own):
+        return key
+    origin = f" (from {errand.url_origin})" if errand.url_origin else ""
+    note = f"the key of {key.source} goes to {place_of(errand.url)}{origin}, not to {place_of(own)}"
+    return replace(key, note="; ".join(part for part in (note, key.note) if part))
 
 
 def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> _Errand:
@@ -171,6 +181,9 @@ def variables_of(spec: ProviderSpec, surroundings: Surroundings) -> tuple[str, .
 def _read_key_file(name: str) -> Key:
     """The key in a file, with a note where others can read it: it may be a secret that a system mounts so."""
     key = read_key_file(name)
+    if not key.value.strip():
+        hint = "something else may have read it before: give the prompt another way" if name == "-" else ""
+        raise ConfigError(f"{key.source} holds no key", kind="auth", hint=hint or "check --api-key-file")
     path = Path(name).expanduser()
     if name == "-" or os.name == "nt" or not path.is_file() or not stat.S_IMODE(path.stat().st_mode) & 0o077:
         return key

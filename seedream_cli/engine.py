@@ -3,6 +3,8 @@
 `execute` starts a worker for every job, at most `CONCURRENCY` of them sending at once, all with one ledger, and one
 wire for each provider and key. A first SIGINT or SIGTERM stops what was not sent, and finishes and saves what was; a
 second one stops at once, and what was in flight is of unknown outcome.
+
+`conduct` does the same for a flow of any number of jobs, which it draws one by one when there is a place for them.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from . import spool, store
 from .books import Books
+from .errors import ApiError, BudgetError, BusyError, InternalError, SeedreamError
 from .ledger import Ledger
 from .plan import Job, Plan, Route
+from .providers.base import Call, Reply
 from .results import Draining, JobResult, Notice, Planned, Report, Sink
-from .wire import Clock, Policy, Wire
+from .wire import Answer, Clock, Policy, Wire
 from .worker import Desk, Worker, is_there, no_step, places
 
+T = TypeVar("T")
 CONCURRENCY = 8
 _NO_KEY = "no-key-is-needed-offline"
 """What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
@@ -47,6 +53,38 @@ class Outlets:
     step: Callable[[str], None] = no_step
 
 
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A run whose jobs are drawn one by one, so that a hundred thousand take no more room than those under way.
+
+    `requests` and `pictures` are the most that will be drawn. No new one is drawn once `max_failures` have failed (0:
+    no bound) or `max_unknown` outcomes in a row are unknown. Whatever is left, the same command does later.
+    """
+
+    jobs: Iterator[Job]
+    requests: int
+    pictures: int
+    provider: str
+    model: str
+    concurrency: int = CONCURRENCY
+    max_failures: int = 0
+    max_unknown: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a flow ended: after which time, by which signal, and why it took no new job before all were drawn."""
+
+    elapsed_s: float
+    signal_number: int | None = None
+    halt: SeedreamError | None = None
+
+
+def conduct(flow: Flow, outlets: Outlets, books: Books) -> Ending:
+    """Run a flow; results go to the sink as they come. Blocks; raises nothing that a job or its source meets."""
+    return asyncio.run(_FlowRun(flow, outlets, books).execute())
+
+
 def execute(plan: Plan, outlets: Outlets) -> Report:
     """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent."""
     return asyncio.run(_Run(plan, outlets).execute())
@@ -60,29 +98,75 @@ class HurriedClock(Clock):
         await super().sleep(0)
 
 
-class _Run:
+class _Conductor:
+    """What every run has: wires, workers, and an ear for signals."""
+
+    def __init__(self, outlets: Outlets) -> None:
+        self.outlets = outlets
+        self.workers: list[Worker] = []
+
+    def _wire(self, route: Route) -> Wire:
+        """The wire to one provider, paced and keyed for it alone."""
+        return make_wire(route, clock=self.outlets.clock, log=self.outlets.log)
+
+    @contextlib.contextmanager
+    def _signals(self, desk: Desk) -> Iterator[None]:
+        """Take SIGINT, SIGTERM and SIGHUP while the run lasts, unless they are ignored."""
+        loop = asyncio.get_running_loop()
+        # A terminal that closes (SIGHUP, which Windows lacks) ends a run like a request to stop; nohup has it ignored.
+        named = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+        before = {number: signal.getsignal(number) for number in named}
+        before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+
+        def tell(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal handler is given)
+            loop.call_soon_threadsafe(self._on_signal, desk, signal.Signals(number))
+
+        # Not loop.add_signal_handler, which Windows lacks; call_soon_threadsafe wakes the loop all the same.
+        for number in before:
+            signal.signal(number, tell)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, desk: Desk, number: signal.Signals) -> None:
+        """First: nothing new leaves, what was sent is finished. Second: stop."""
+        again = desk.signal is not None
+        desk.signal = desk.signal or number
+        busy = [worker for worker in self.workers if worker.in_flight]
+        if not again:
+            most = max((worker.most_s for worker in busy), default=None)
+            self.outlets.sink.emit(Draining(number.name, len(busy), most))
+        for worker in list(self.workers):
+            if again or not worker.in_flight:
+                worker.stop()
+
+
+class _Run(_Conductor):
     """One run: its books, its wires, and its workers."""
 
     def __init__(self, plan: Plan, outlets: Outlets) -> None:
+        super().__init__(outlets)
         self.plan = plan
-        self.outlets = outlets
         # What is there already is neither sent nor written down.
         self.jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
-        self.workers: list[Worker] = []
         self.desk: Desk | None = None
 
     async def execute(self) -> Report:
         started = time.monotonic()
         plan, ledger = self.plan, self.outlets.ledger
         for job in self.jobs:
-            job.output.prepare(places(job))
+            # Nothing is paid for what is recovered or reused: a folder that is gone must not stop anything else.
+            if not (job.recovers or job.reused):
+                job.output.prepare(places(job))
         for folder in {job.output.folder for job in self.jobs}:
             store.sweep(folder)
         async with contextlib.AsyncExitStack() as stack:
             routes = {job.route for job in self.jobs}
             wires = {route: await stack.enter_async_context(self._wire(route)) for route in routes}
             self._announce(wires.values())
-            run = stack.enter_context(ledger.run(plan.run, plan.command, folder=str(Path.cwd()))) if ledger else None
+            run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder())) if ledger else None
             books = Books(ledger, run, plan.caps)
             books.open(self.jobs)
             self.outlets.step("entered")
@@ -115,7 +199,7 @@ class _Run:
         for image in result.images:
             if image.path:
                 self.outlets.sink.emit(Notice(f"{image.path} was paid for earlier ({job.id}) and is saved now"))
-        if result.error:
+        if result.error and not isinstance(result.error, BusyError):
             self.outlets.sink.emit(Notice(f"{job.id} was paid for earlier: {result.error.message}"))
 
     def _announce(self, wires: Iterable[Wire]) -> None:
@@ -139,57 +223,155 @@ class _Run:
             self.plan.max_unknown,
         )
 
-    def _wire(self, route: Route) -> Wire:
-        """The wire to one provider, paced and keyed for it alone."""
-        transport = None
-        if route.spec.offline:
-            from .sandbox.transport import SandboxTransport
 
-            transport = SandboxTransport()
-        limits = route.limits
-        policy = Policy(limits.timeout_s, limits.connect_timeout_s, limits.retries, limits.retry_ambiguous)
-        key = route.key.value if route.key else _NO_KEY if route.spec.offline else ""
-        return Wire(
-            base_url=route.base_url,
-            key=key,
-            policy=policy,
-            proxy=limits.proxy,
-            transport=transport,
-            clock=self.outlets.clock,
-            log=self.outlets.log,
+_HALTING = frozenset({"auth", "account", "quota", "config", "filesystem"})
+"""What every further request would meet as well."""
+
+
+class _FlowRun(_Conductor):
+    """A run that draws its jobs. Beside those that hold a slot, at most `DOWNLOADS` more are being saved."""
+
+    def __init__(self, flow: Flow, outlets: Outlets, books: Books) -> None:
+        super().__init__(outlets)
+        self.flow = flow
+        self.failures = 0
+        self.halt: SeedreamError | None = None
+        self.wires: dict[Route, Wire] = {}
+        self.stack = contextlib.AsyncExitStack()
+        downloads = max(DOWNLOADS, flow.concurrency)
+        self.places = asyncio.Semaphore(flow.concurrency + downloads)
+        self.desk = Desk(
+            outlets.sink,
+            outlets.clock,
+            outlets.state / "replies",
+            books,
+            asyncio.Semaphore(flow.concurrency),
+            asyncio.Semaphore(downloads),
+            outlets.emit,
+            outlets.step,
+            flow.max_unknown,
+            goes_on=True,
         )
 
-    @contextlib.contextmanager
-    def _signals(self, desk: Desk) -> Iterator[None]:
-        """Take SIGINT and SIGTERM while the run lasts."""
-        loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    async def execute(self) -> Ending:
+        """Draw and work until nothing is left, or nothing more may leave."""
+        started, flow = time.monotonic(), self.flow
+        self.outlets.sink.emit(Planned(flow.requests, flow.pictures, flow.provider, flow.model))
+        async with self.stack, asyncio.TaskGroup() as group:
+            with self._signals(self.desk):
+                await self._draw(group)
+                await asyncio.gather(*(worker.task for worker in self.workers if worker.task), return_exceptions=True)
+        number = self.desk.signal.value if self.desk.signal else None
+        return Ending(time.monotonic() - started, number, self.halt)
 
-        def tell(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal handler is given)
-            loop.call_soon_threadsafe(self._on_signal, desk, signal.Signals(number))
+    async def _draw(self, group: asyncio.TaskGroup) -> None:
+        """Take the next job whenever there is a slot for it."""
+        while True:
+            await self.places.acquire()
+            await self.desk.slots.acquire()
+            if self.halt or self.desk.objection():
+                return
+            worker = await self._next_worker()
+            if worker is None:
+                return
+            self.workers.append(worker)
+            worker.holds_slot = True
+            worker.task = group.create_task(self._tend(worker))
 
-        # Not loop.add_signal_handler, which Windows lacks; call_soon_threadsafe wakes the loop all the same.
-        for number in before:
-            signal.signal(number, tell)
+    async def _next_worker(self) -> Worker | None:
+        """The next job in the hands of a worker. A source that fails ends the run, and what is under way goes on."""
         try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            job = next(self.flow.jobs, None)
+            return None if job is None else Worker(self.desk, await self._wire_to(job.route), job)
+        except SeedreamError as error:
+            self.halt = self.halt or error
+            return None
 
-    def _on_signal(self, desk: Desk, number: signal.Signals) -> None:
-        """First: nothing new leaves, what was sent is finished. Second: stop."""
-        again = desk.signal is not None
-        desk.signal = desk.signal or number
-        busy = [worker for worker in self.workers if worker.in_flight]
-        if not again:
-            self.outlets.sink.emit(Draining(number.name, len(busy)))
-        for worker in self.workers:
-            if again or not worker.in_flight:
-                worker.stop()
+    async def _wire_to(self, route: Route) -> Wire:
+        """The one wire to a provider with a key: all rows that go there share its pace."""
+        wire = self.wires.get(route)
+        if wire is None:
+            wire = self.wires[route] = await self.stack.enter_async_context(self._wire(route))
+            if wire.proxy_in_use:
+                self.outlets.sink.emit(Notice(f"through the proxy {wire.proxy_in_use}"))
+        return wire
+
+    async def _tend(self, worker: Worker) -> JobResult:
+        """One job to its end, and what that means for the others."""
+        result = await worker.work()
+        self.workers.remove(worker)
+        self.places.release()
+        self.halt = self.halt or self._judge(result)
+        if self.halt and not isinstance(self.halt, BudgetError):
+            # Where the money is at its end, what has its share of it may still leave.
+            self.desk.halt = self.halt
+            for other in list(self.workers):
+                if not (other.in_flight or other.job.recovers):
+                    other.stop()
+        return result
+
+    def _judge(self, result: JobResult) -> SeedreamError | None:
+        """Why no new request may leave after this one."""
+        error = result.error or next((image.error for image in result.images if image.error), None)
+        if isinstance(error, BudgetError) or (error and error.kind in _HALTING):
+            return error
+        if result.status != "interrupted" and result.exit_code:
+            self.failures += 1
+        if self.flow.max_failures and self.failures >= self.flow.max_failures:
+            words = "a row has" if self.failures == 1 else f"{self.failures} rows have"
+            return ApiError(f"not sent, since {words} failed", kind="unavailable", delivered="no")
+        return self.desk.objection() if not self.desk.signal else None
+
+
+def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> Wire:
+    """The wire of a route, keyed for it alone; the sandbox's ends in this process."""
+    transport = None
+    if route.spec.offline:
+        from .sandbox.transport import SandboxTransport
+
+        transport = SandboxTransport()
+    limits, spec = route.limits, route.spec
+    policy = Policy(
+        limits.timeout_s,
+        limits.connect_timeout_s,
+        limits.retries,
+        limits.retry_ambiguous,
+        rpm=limits.rpm or spec.rpm,
+        ipm=limits.ipm or spec.ipm,
+    )
+    key = route.key.value if route.key else _NO_KEY if spec.offline else ""
+    return Wire(
+        base_url=route.base_url,
+        key=key,
+        policy=policy,
+        proxy=limits.proxy,
+        transport=transport,
+        clock=clock,
+        log=log,
+    )
+
+
+def ask(wire: Wire, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
+    """Send one free call by itself, and close the wire. For looking around; what is billable goes through `execute`."""
+    if call.billable:
+        raise InternalError("a billable call would not be written down")
+
+    async def once() -> Answer[T]:
+        async with wire:
+            return await wire.ask(call, read)
+
+    return asyncio.run(once())
 
 
 def release(plan: Plan, state: Path) -> None:
     """Let go of the replies of a plan, once the user has their links."""
     for job in plan.jobs:
         spool.forget(state / "replies", job.id)
+
+
+def _working_folder() -> str:
+    """Where the command was given; "" where that folder is gone, which is no reason not to run."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""

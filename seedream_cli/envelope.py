@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import InputError, Problem, SeedreamError
-from .results import Cost, JobResult, Layer, Report, SavedImage
+from .results import BatchReport, Cost, JobResult, Layer, Report, SavedImage
 from .streams import Streams
 from .text import CI_COMMAND
 
@@ -196,6 +196,34 @@ def summary_object(report: Report, *, skipped: int = 0) -> JsonObject:
         "cost": _cost_object(cost),
         "elapsed_s": round(report.elapsed_s, 3),
     }
+
+
+def batch_object(report: BatchReport) -> JsonObject:
+    """The last line of a batch."""
+    return {
+        "schema": SCHEMA,
+        "type": "summary",
+        "rows": report.rows,
+        "succeeded": report.succeeded,
+        "failed": report.failed,
+        "unknown": report.unknown,
+        "skipped": report.skipped,
+        "unsent": report.unsent,
+        "images": report.images,
+        "cost": _cost_object(report.cost),
+        "possible_cost": _cost_object(report.possible),
+        "elapsed_s": round(report.elapsed_s, 3),
+        "exit_code": report.exit_code,
+        "error": error_object(report.halt) if report.halt else None,
+    }
+
+
+def row_object(results: Sequence[JobResult], row: Row) -> JsonObject:
+    """A row of a batch, all its requests together."""
+    if len(results) == 1:
+        return job_object(results[0], "batch", row=row)
+    place: JsonObject = plain_value(row)
+    return report_object(Report("batch", tuple(results))) | place
 
 
 def failure_object(command: str, error: SeedreamError) -> JsonObject:

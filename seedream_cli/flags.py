@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .inputs import Option, PromptText
     from .request import Draft
 
-REQUEST, OUTPUT, RELIABILITY, PROVIDER = "Request", "Output", "Reliability", "Provider"
+REQUEST, OUTPUT, RELIABILITY, PROVIDER, BATCH = "Request", "Output", "Reliability", "Provider", "Batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +34,10 @@ class Flag:
     kind: Literal["value", "switch", "list", "count"] = "value"
     offers: Callable[[], Sequence[str]] | None = None
 
-    def complete(self, incomplete: str) -> list[str]:
-        """What the shell may put in the place of a word that has been begun."""
-        return [word for word in (self.offers() if self.offers else ()) if word.startswith(incomplete)]
-
     @property
     def annotation(self) -> Any:
         """The Typer parameter that this option is. Values stay text, so that one place checks them, all at once."""
         shared: dict[str, Any] = {"help": self.help, "rich_help_panel": self.group, "show_default": False}
-        if self.offers:
-            shared["autocompletion"] = self.complete
         if self.kind == "switch":
             return Annotated[bool | None, typer.Option(*self.names, **shared)]
         if self.kind == "count":
@@ -197,12 +192,49 @@ PROVIDER_FLAGS = _flags(
     ("config", "--config", "Read FILE instead of the user's configuration file.", "FILE"),
 )
 GENERATE_FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + MONEY_FLAGS + PROVIDER_FLAGS
-FLAGS = EDIT_FLAGS + GENERATE_FLAGS
-"""Every option there is, for headers, tables and the environment."""
-_SENDING = {"no_download", "dry_run", "curl", "explain", "retry_ambiguous"}
+BATCH_TYPED_FLAGS = _flags(
+    BATCH,
+    ("prompt_template", "--prompt", "The prompt of every row, columns in it as {column}.", "TEMPLATE"),
+    ("map", "--map", "Take COLUMN for OPTION; without OPTION it is a variable. Repeatable.", "COLUMN=OPTION", "list"),
+    (
+        "only",
+        "--only",
+        "Run only rows that failed, whose outcome is unknown, or whose files are gone for good.",
+        "WHICH",
+        "value",
+        _words("failed", "unknown", "missing"),
+    ),
+    ("shard", "--shard", "Run only part I of N parts; auto asks the variables of the CI or cluster.", "I/N|auto"),
+    ("explain_stale", "--explain-stale", "Say of each row that would run why, and send nothing.", "", "switch"),
+    ("yes", "--yes -y", "Do not ask before a costly run.", "", "switch"),
+    ("merge", "--merge", "Join the folders of shards, named behind the table, into one. Sends nothing.", "", "switch"),
+)
+"""What is typed for one run of a batch, and stands in no file, table or variable."""
+BATCH_SET_FLAGS = _flags(
+    BATCH,
+    ("concurrency", "--concurrency", "Most requests in flight. Default 8.", "N"),
+    ("ipm", "--ipm", "Most pictures a minute. Default: what is known of the provider.", "N"),
+    ("rpm", "--rpm", "Most requests a minute. Default: what is known of the provider.", "N"),
+    ("limit", "--limit", "Run at most N rows this time.", "N"),
+    ("fail_fast", "--fail-fast", "Take no new row once one has failed.", "", "switch"),
+    ("max_failures", "--max-failures", "Take no new row once N have failed.", "N"),
+    ("results", "--results", "Where the table of results goes. Default: results.csv in the output folder.", "FILE"),
+)
+FLAGS = EDIT_FLAGS + GENERATE_FLAGS + BATCH_SET_FLAGS
+"""Every option that files, headers, tables and the environment may set."""
+_NOT_IN_BATCH = frozenset({"curl", "explain", "reuse"})
+BATCH_FLAGS = (
+    *BATCH_TYPED_FLAGS,
+    *BATCH_SET_FLAGS,
+    *(flag for flag in GENERATE_FLAGS if flag.key not in _NOT_IN_BATCH),
+)
+_OF_ROWS = {flag.key for flag in REQUEST_FLAGS} - {"prompt_file", "var"} | {"name", "provider", "layers"}
+RUN_KEYS = frozenset(flag.key for flag in FLAGS if flag.key not in _OF_ROWS)
+"""Options that hold for a whole run, and so for no row of a table."""
+_SENDING = {"no_download", "dry_run", "curl", "explain", "retry_ambiguous", "max_cost", "max_unknown", "reuse"}
 RECOVER_FLAGS = (
     Flag("task", ("--task",), "Save the pictures of this task at the provider. Repeatable.", REQUEST, "ID", "list"),
-    *(flag for flag in OUTPUT_FLAGS + RELIABILITY_FLAGS + PROVIDER_FLAGS if flag.key not in _SENDING),
+    *(f for f in OUTPUT_FLAGS + RELIABILITY_FLAGS + MONEY_FLAGS + PROVIDER_FLAGS if f.key not in _SENDING),
 )
 
 
@@ -298,6 +330,11 @@ class Chosen:
         wrong = [Problem("var", f"{name!r} is not NAME=VALUE", hint) for name, equals, _ in pairs if not equals]
         return {name.strip(): value for name, equals, value in pairs if equals}, wrong
 
+    def loudness(self, draft: Draft) -> int:
+        """How often `--verbose` was said: on the command line, else by the environment or a file."""
+        said = draft.values.get("verbose", "").strip()
+        return self.verbosity or (int(said) if re.fullmatch(r"[0-9]", said) else 0)
+
     def holds(self, key: str) -> bool:
         """Whether an option was typed."""
         return key in self.values or key in self.switches or key in self.lists
@@ -331,6 +368,8 @@ def read_environment(surroundings: Surroundings) -> Layer:
         taken = read_switch(found) if flag.kind == "switch" else found
         if taken is None:
             wrong.append(Problem(flag.key, f"{found!r} is neither yes nor no", "give 1 or 0", origin=origin))
+        if flag.kind == "count" and not re.fullmatch(r"[0-9]", found.strip()):
+            wrong.append(Problem(flag.key, f"{found!r} is no number from 0 to 9", origin=origin))
         into[flag.key] = tuple(filter(None, found.splitlines())) if flag.kind == "list" else taken
         layer.origins[flag.key] = origin  # type: ignore[index]
     if wrong:

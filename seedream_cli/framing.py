@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,7 +147,46 @@ def _parse_event(data: bytes) -> dict[str, Any] | Done | None:
     if data.strip() == b"[DONE]":
         return Done()
     try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
+        event = parse_json(data)
+    except ValueError:
         return None
     return event if isinstance(event, dict) else None
+
+
+# --- JSON from outside ------------------------------------------------------------------------------------------------
+
+# Escapes are taken in order, or the second half of an escaped backslash would be read as the start of one.
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_DIGITS = 18
+"""As many as fit into the 64 bits of a database, whatever they are."""
+
+
+def parse_json(raw: bytes | bytearray) -> Any:
+    """JSON that somebody else wrote, made of values that can be written down again. ValueError where it is none.
+
+    Half a surrogate pair, which UTF-8 has no bytes for, and bytes that are no UTF-8 become U+FFFD; a number that is
+    infinite or longer than any real one becomes null. Nothing of it may keep a picture that was paid for from the disk.
+    """
+    text = raw.decode("utf-8-sig", "replace")
+    if _SURROGATE.search(raw):
+        text = _ESCAPE.sub(lambda found: "\ufffd" if found[1] else found[0], text)
+    try:
+        return json.loads(text, parse_int=_read_integer, parse_float=_read_fraction, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
+def _read_integer(digits: str) -> int | None:
+    return int(digits) if len(digits.lstrip("-")) <= _DIGITS else None
+
+
+def _read_fraction(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

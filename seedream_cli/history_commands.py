@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import InputError, Problem
 from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
-from .process import open_ledger_here, process_streams
+from .process import forget_replies, open_ledger_here, process_streams, reply_names
 
 if TYPE_CHECKING:
     from .ledger import Entry, Ledger
@@ -118,11 +119,10 @@ def resolve(
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
     streams = process_streams()
     with open_ledger_here() as ledger:
-        entries = [entry for name in wanted for entry in _found(ledger, name)]
-        doubtful = [entry for entry in entries if entry.status == "unknown" or len(entries) == len(wanted)]
-        ledger.resolve([entry.id for entry in doubtful], "paid" if paid else "unpaid")
-        for entry in doubtful:
-            streams.err(f"{entry.id}: counted as {'paid' if paid else 'not paid'}")
+        doubtful = {entry.id: entry for name in wanted for entry in _doubtful(_found(ledger, name))}
+        ledger.resolve(list(doubtful), "paid" if paid else "unpaid")
+        for name in doubtful:
+            streams.err(f"{name}: counted as {'paid' if paid else 'not paid'}")
     return 0
 
 
@@ -146,9 +146,17 @@ def purge(
     if not yes and not typer.confirm("Remove it from the history for good?", err=True):
         return 0
     with open_ledger_here() as ledger:
+        # What a provider answered goes with the request that it answered.
+        known = [name for name in reply_names() if ledger.find(name)]
         gone = ledger.purge(before=moment, force=force)
+        forget_replies(name for name in known if not ledger.find(name))
         streams.err(f"removed {gone.removed}, kept {gone.kept}")
     return 0
+
+
+def _doubtful(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Of a run's requests those in doubt; all where none is, and then the ledger says why it settles nothing."""
+    return [entry for entry in entries if entry.status == "unknown" or entry.doubts] or entries
 
 
 def _found(ledger: Ledger, name: str) -> tuple[Entry, ...]:

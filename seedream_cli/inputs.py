@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from .errors import InputError, Problem
 
@@ -71,7 +72,7 @@ def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
     """A text file, or standard input for `-`; UTF-8 with or without BOM, one trailing newline taken off."""
     origin = "standard input" if name == "-" else name
     try:
-        raw = sys.stdin.buffer.read(PROMPT_MOST + 1) if name == "-" else _read_bytes(Path(name))
+        raw = _stdin().read(PROMPT_MOST + 1) if name == "-" else _read_bytes(Path(name))
         text = raw.decode("utf-8-sig")
     except (OSError, RuntimeError) as error:
         # A RuntimeError: the "~name" of a user that is not there.
@@ -91,11 +92,19 @@ def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
 def read_chunks(name: str) -> Iterator[bytes]:
     """A file's bytes, or standard input's for `-`, a piece at a time. Raises `InputError` where it cannot be read."""
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+        with contextlib.nullcontext(_stdin()) if name == "-" else Path(name).open("rb") as file:
             while chunk := file.read(1 << 20):
                 yield chunk
     except OSError as error:
-        raise InputError([Problem("file", f"cannot read {name}: {error.strerror}")]) from error
+        origin = "standard input" if name == "-" else name
+        raise InputError([Problem("file", f"cannot read {origin}: {error.strerror}")]) from error
+
+
+def _stdin() -> BinaryIO:
+    """Standard input; OSError where the process was started without one."""
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "it is closed")
+    return sys.stdin.buffer
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -63,6 +63,7 @@ _AGAIN: frozenset[State] = frozenset({"saved", "failed", "unknown", "resolved"})
 _IN_FLIGHT: frozenset[State] = frozenset({"sent", "waiting", "ready"})
 _BUSY_S = 30.0
 _CHUNK = 2000
+_PAGE = 200
 _LOCK_BYTE = 1 << 30
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
@@ -262,6 +263,24 @@ class Purged:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What requests may come to: how many, their pictures and cost at most, and how many have no known price."""
+
+    requests: int = 0
+    pictures: int = 0
+    micro: int = 0
+    unpriced: int = 0
+
+    def __add__(self, other: Forecast) -> Forecast:
+        return Forecast(
+            self.requests + other.requests,
+            self.pictures + other.pictures,
+            self.micro + other.micro,
+            self.unpriced + other.unpriced,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """How many requests are in each state."""
 
@@ -363,8 +382,11 @@ _MONEY = f"""SELECT
 _STANDING = """CASE state
     WHEN 'queued' THEN CASE WHEN owner IS NULL THEN 'unsent' ELSE 'running' END
     WHEN 'sent' THEN 'running' WHEN 'waiting' THEN 'submitted' WHEN 'ready' THEN 'unsaved'
-    WHEN 'saved' THEN CASE WHEN EXISTS(SELECT 1 FROM pictures WHERE request = requests.id
-        AND pictures.state IN ('failed', 'expired')) THEN 'partial' ELSE 'succeeded' END
+    WHEN 'saved' THEN CASE
+        WHEN NOT EXISTS(SELECT 1 FROM pictures WHERE request = requests.id AND pictures.state IN ('failed', 'expired'))
+        THEN 'succeeded'
+        WHEN EXISTS(SELECT 1 FROM pictures WHERE request = requests.id AND pictures.state IN ('saved', 'handed'))
+        THEN 'partial' ELSE 'failed' END
     ELSE state END"""
 _ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
 _ENTRY_COLUMNS = ", ".join(f"{_STANDING} AS status" if name == "status" else name for name in _ENTRY)
@@ -1189,7 +1211,7 @@ class Ledger:
                 ids = db.execute(
                     "SELECT id, position, number FROM requests WHERE listed = ? AND (position, number) > (?, ?) "
                     "AND state IN (SELECT value FROM json_each(?)) ORDER BY position, number LIMIT ?",
-                    (run.id, *last, wanted, _CHUNK),
+                    (run.id, *last, wanted, _PAGE),
                 ).fetchall()
                 entries = self._by_ids([row["id"] for row in ids])
             if not ids:
@@ -1205,19 +1227,89 @@ class Ledger:
             )
             return Tally(**dict(rows.fetchall()))
 
+    def forecast(self, run: Run) -> Forecast:
+        """What the queued rows of the run's table may come to."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT count(*), coalesce(sum(pictures_at_most), 0), coalesce(sum(worst_micro), 0), "
+                "count(*) - count(worst_micro) FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL",
+                (run.id,),
+            ).fetchone()
+        return Forecast(*row)
+
+    def queued(self, run: Run) -> Iterator[int]:
+        """The positions of the queued rows of the run's table, in its order; a chunk in memory at a time."""
+        last = -1
+        while True:
+            with self._read() as db:
+                rows = db.execute(
+                    "SELECT position FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL "
+                    "AND position > ? ORDER BY position LIMIT ?",
+                    (run.id, last, _CHUNK),
+                ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield from (row[0] for row in rows)
+
+    def is_listed(self, run: Run, request_id: str) -> bool:
+        """Whether a request belongs to a row of the run's table."""
+        with self._read() as db:
+            found = db.execute("SELECT 1 FROM requests WHERE id = ? AND listed = ?", (request_id, run.id)).fetchone()
+        return found is not None
+
+    def unlisted(self, run: Run) -> Iterator[tuple[str, str, int]]:
+        """Id, row's id and position of the batch's rows that the run's table has no more, oldest first."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT id, row_id, position FROM requests WHERE identity IS NOT NULL AND listed IS NOT ? "
+                "ORDER BY number",
+                (run.id,),
+            ).fetchall()
+        for row in rows:
+            yield row["id"], row["row_id"], row["position"]
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the whole ledger to a new file, beside whatever else happens to it."""
+        with self._read() as db, contextlib.closing(sqlite3.connect(path)) as copy:
+            db.backup(copy)
+
+    def absorb(self, other: Path) -> int:
+        """Take over all that another ledger knows, of a version not newer than this; the rows that were new here.
+
+        What both know stays as it is here, except that a row which is only queued here gives way. Nobody else may
+        have the other ledger in hand: hold its batch first.
+        """
+        with self._turn:
+            try:
+                self._db.execute("ATTACH DATABASE ? AS other", (str(other.absolute()),))
+            except sqlite3.Error as error:
+                raise self._explain(error, "no") from error
+            try:
+                with self._write("no") as db:
+                    return _absorb(db)
+            finally:
+                self._db.execute("DETACH DATABASE other")
+
     def unsaved(self) -> tuple[Entry, ...]:
         """What `recover` takes: paid and not saved, open tasks, unread replies. Not what a living run works on."""
         with self._read():
             found = self._select(
-                "WHERE state IN ('waiting', 'ready') OR (state = 'unknown' AND reply IS NOT NULL) ORDER BY number"
+                "WHERE state IN ('waiting', 'ready') OR (state = 'unknown' AND (reply IS NOT NULL OR EXISTS("
+                "SELECT 1 FROM pictures WHERE request = requests.id AND pictures.state = 'pending'))) ORDER BY number"
             )
         alive = {owner for owner in {entry.owner for entry in found} if owner and self._is_alive(owner)}
         return tuple(entry for entry in found if entry.owner not in alive)
 
-    def reusable(self, fingerprint: str) -> tuple[Entry, ...]:
-        """Requests of this fingerprint whose pictures were all saved, newest first; the caller looks for the files."""
+    def reusable(self, fingerprint: str, *, limit: int = 100) -> tuple[Entry, ...]:
+        """Of the last `limit` requests of this fingerprint those whose pictures were all saved, newest first.
+
+        The caller looks whether the files are still there.
+        """
         with self._read():
-            found = self._select("WHERE fingerprint = ? AND state = 'saved' ORDER BY number DESC", (fingerprint,))
+            found = self._select(
+                "WHERE fingerprint = ? AND state = 'saved' ORDER BY number DESC LIMIT ?", (fingerprint, limit)
+            )
         whole = (entry for entry in found if entry.pictures)
         return tuple(entry for entry in whole if all(p.state == "saved" and p.path for p in entry.pictures))
 
@@ -1384,6 +1476,34 @@ def _carry_over(row: sqlite3.Row) -> dict[str, int]:
     return {"doubts": row["doubts"] + (row["billed"] == "unknown")}
 
 
+def _absorb(db: sqlite3.Connection) -> int:
+    """Copy the rows of the attached ledger `other`. Their owners are dead."""
+
+    def copied(table: str, *blank: str) -> tuple[str, str]:
+        names = [row["name"] for row in db.execute(f"PRAGMA main.table_info({table})")]
+        names = [name for name in names if name != "number"]
+        return ", ".join(names), ", ".join("NULL" if name in blank else name for name in names)
+
+    # Rows refer to each other, so the order is that of the references.
+    names, taken = copied("runs")
+    db.execute(f"INSERT OR IGNORE INTO main.runs({names}) SELECT {taken} FROM other.runs")  # noqa: S608
+    db.execute(
+        "DELETE FROM main.requests WHERE state = 'queued' AND EXISTS(SELECT 1 FROM other.requests AS theirs "
+        "WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence)"
+    )
+    names, taken = copied("requests", "owner", "listed")
+    before = int(db.execute("SELECT count(*) FROM main.requests").fetchone()[0])
+    db.execute(f"INSERT OR IGNORE INTO main.requests({names}) SELECT {taken} FROM other.requests ORDER BY number")  # noqa: S608
+    for table in ("pictures", "notes"):
+        names, taken = copied(table)
+        db.execute(
+            f"INSERT OR IGNORE INTO main.{table}({names}) SELECT {taken} FROM other.{table} "  # noqa: S608
+            f"WHERE request IN (SELECT id FROM main.requests) "
+            f"AND request NOT IN (SELECT request FROM main.{table} WHERE request IS NOT NULL)"
+        )
+    return int(db.execute("SELECT count(*) FROM main.requests").fetchone()[0]) - before
+
+
 def _is_doubtful(state: State, billed: Billed) -> bool:
     """Whether a person may have something to say about the request itself, not only about its earlier attempts."""
     return state in {"waiting", "ready", "unknown", "resolved"} or billed == "unknown"
@@ -1419,7 +1539,8 @@ _BOOKED = """SELECT coalesce(sum(micro * (currency = :currency)), 0),
 
 
 def _hold_cap(spent: Spent, micro: int, cap: int, name: str, hint: str) -> None:
-    if spent.total + micro <= cap:
+    # What costs nothing passes a budget that is used up, too.
+    if not micro or spent.total + micro <= cap:
         return
     sums = ((spent.paid, "spent"), (spent.reserved, "reserved"), (spent.possible, "possibly spent"))
     told = " and ".join(

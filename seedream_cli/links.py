@@ -49,9 +49,11 @@ def split_link(link: str) -> Target:
     scheme, authority, rest = match[1].lower(), match[2], match[3]
     if "@" in authority:
         raise LinkError("the picture's link holds a user name, which is refused")
-    raw = b"".join(
-        bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in rest.encode("utf-8", "surrogateescape")
-    )
+    try:
+        text = rest.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as exc:
+        raise LinkError("the picture's link is no text") from exc
+    raw = b"".join(bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in text)
     if "\\" in authority or _UNSENDABLE.search(raw) or re.search(r"[\x00-\x20\x7f]", authority):
         raise LinkError("the picture's link holds a space, a control character or a backslash where none can be")
     host, port = _read_authority(authority)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal, cast
 
 from .report import Display, PlainSink, QuietSink, Tally, event_line
-from .results import Downloading, Event, Finished, Planned, Retrying, Saved, Stage
+from .results import Cost, Downloading, Event, Finished, Planned, Retrying, Saved, Stage
 from .streams import Streams
-from .text import clean, size_words
+from .text import clean, money_words, size_words, span_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Kind = Literal["auto", "bar", "plain", "none"]
 
 _FRAME_S = 0.1
+_PLAIN_S = 10.0
 _LOAD_AFTER_S = 0.3
 _LEAVE_WITHIN_S = 2.0
 _DOING = {
@@ -44,13 +45,107 @@ _DOING = {
 def make_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Display:
     """The display for a run. `verbosity` is -1 for `-q`, which silences all but an explicit `bar` or `plain`.
 
-    A live display needs a terminal: without one `bar` and `auto` are plain lines, whatever colours were forced.
+    A live display needs a terminal: without one `bar` and `auto` are plain lines, whatever colours were forced. The log
+    of a CI service is none, even where it looks like one.
     """
     if kind == "none" or (kind == "auto" and verbosity < 0):
         return QuietSink() if verbosity < 0 else PlainSink(streams, verbosity=-1)
-    if kind == "plain" or not streams.stderr_is_terminal:
+    if kind == "plain" or not streams.stderr_is_terminal or (kind == "auto" and streams.ci):
         return PlainSink(streams, verbosity=max(verbosity, 0))
     return LiveSink(streams, verbosity=verbosity)
+
+
+def make_batch_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Display:
+    """The display for a table's run: one line for the whole, above the requests in flight; or plain lines, rarely."""
+    if kind == "none" or (kind == "auto" and verbosity < 0):
+        return QuietSink() if verbosity < 0 else PlainSink(streams, verbosity=-1)
+    if kind == "plain" or not streams.stderr_is_terminal:
+        return PlainBatchSink(streams, verbosity=max(verbosity, 0))
+    return LiveSink(streams, verbosity=verbosity, tally=BatchTally(), name=batch_name)
+
+
+def batch_name(index: int) -> str:
+    """What a request of a batch is called, whose number is made of that of its row."""
+    row, number = divmod(index, 1000)
+    return f"row {row}" if not number else f"row {row}, request {number + 1}"
+
+
+class BatchTally(Tally):
+    """How far a table's run is, how fast it goes and what it has cost."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._since = clock()
+        self._flying: set[int] = set()
+        self._images: deque[float] = deque(maxlen=1000)
+        self._cost = 0.0
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        super().take(event)
+        if isinstance(event, Planned):
+            self._since = self._clock()
+        elif isinstance(event, Stage):
+            self._flying.add(event.job)
+        elif isinstance(event, Saved) and event.image.path:
+            self._images.append(self._clock())
+        elif isinstance(event, Finished):
+            self._flying.discard(event.result.index)
+            cost = event.result.cost if event.result.attempts else None
+            self._cost += cost.amount if cost else 0.0
+
+    def facts(self, now: float) -> list[str]:
+        """What is worth saying, the most important first."""
+        bad = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unknown, "unknown")) if count]
+        recent = [moment for moment in self._images if moment > now - 60]
+        span = min(60.0, now - self._since)
+        left = (now - self._since) / self.done * (self.requests - self.done) if self.done else 0.0
+        return [
+            f"{self.done} of {self.requests}",
+            *bad,
+            *([f"{span_words(left)} left"] if self.done and left >= 1 else []),
+            *([money_words(Cost(self._cost, "USD", ""))] if self._cost else []),
+            *([f"{len(recent) * 60 / span:.0f} pictures/min"] if recent and span >= 1 else []),
+            *([f"{len(self._flying)} in flight"] if self._flying else []),
+        ]
+
+    def line(self, now: float, width: int) -> str:
+        """As many of the facts as fit into the width."""
+        line = ""
+        for fact in self.facts(now):
+            longer = f"{line} · {fact}" if line else fact
+            if len(longer) > width:
+                break
+            line = longer
+        return line
+
+
+class PlainBatchSink:
+    """A line every ten seconds or every hundredth of the run, whichever is rarer, and what must be known at once."""
+
+    def __init__(self, streams: Streams, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._streams = streams
+        self._verbosity = verbosity
+        self._clock = clock
+        self._tally = BatchTally(clock)
+        self._told_at = clock()
+        self._told = 0
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        tally, now = self._tally, self._clock()
+        tally.take(event)
+        line = event_line(event, tally, verbosity=self._verbosity)
+        if line:
+            self._streams.err(line)
+        rare = now - self._told_at >= _PLAIN_S and (tally.done - self._told) * 100 >= tally.requests
+        if isinstance(event, Finished) and rare:
+            self._told_at, self._told = now, tally.done
+            self._streams.err(f"done: {tally.line(now, 200)}")
+
+    def close(self) -> None:
+        """Nothing to leave."""
 
 
 @dataclass(slots=True)
@@ -68,14 +163,23 @@ class _Job:
 class LiveSink:
     """Draws the running requests on standard error. Events may come from any thread; `close` gives the screen back."""
 
-    def __init__(self, streams: Streams, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        verbosity: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        tally: Tally | None = None,
+        name: Callable[[int], str] | None = None,
+    ) -> None:
         self._streams = streams
+        self._name = name or (lambda index: f"request {index + 1}")
         self._verbosity = 2 if verbosity > 0 else 0
         self._clock = clock
         self._state = threading.Lock()
         self._screen = threading.RLock()
         self._jobs: dict[int, _Job] = {}
-        self._tally = Tally()
+        self._tally = tally or Tally()
         self._title = ""
         self._lines: deque[str] = deque()
         self._sent = threading.Event()
@@ -228,9 +332,11 @@ class LiveSink:
 
     def _compose(self, width: int, now: float) -> list[str]:
         many = self._tally.requests > 1
-        lines = [self._tally.words()] if many else []
+        whole = self._tally.line(now, width) if isinstance(self._tally, BatchTally) else self._tally.words()
+        many = many or isinstance(self._tally, BatchTally)
+        lines = [whole] if many else []
         for index, job in sorted(self._jobs.items()):
-            name = f"request {index + 1}" if many else self._title or "request"
+            name = self._name(index) if many else self._title or "request"
             lines.append(f"{name}: {_describe(job, now)}")
             for picture, (received, total) in sorted(job.downloads.items()):
                 lines.append(_bar(f"  picture {picture + 1} ", received, total, width))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,8 @@ from .errors import ConfigError, InputError, LinkError, Problem
 from .ledger import Caps
 from .models import DEFAULT_MODEL, MODELS, ModelSpec, PriceStep, Rule, cost_at_most, find_model
 from .providers.base import Dialect, ProviderSpec, Ready, full_url, rule_for, wire_model
-from .request import Built, Draft, Form, ImageRef, ImageRequest, Recipient, build
-from .results import Cost
+from .request import Built, Draft, Form, ImageRef, ImageRequest, Recipient, build, shared_stdin
+from .results import Cost, SavedImage
 from .settings import Key, Surroundings
 
 MICRO = 1_000_000
@@ -28,13 +28,18 @@ _KINDS = ("auto", "bar", "plain", "none")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long and how often: seconds, and further tries after the first."""
+    """How long and how often: seconds, and further tries after the first.
+
+    `ipm` and `rpm` are the most pictures and requests a minute; None for what is known of the provider.
+    """
 
     timeout_s: float = 600.0
     connect_timeout_s: float = 10.0
     retries: int = 4
     retry_ambiguous: bool = False
     proxy: str | None = None
+    ipm: int | None = None
+    rpm: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,10 @@ class Job:
     """One request of the run. `fields` makes its pictures' names, `first` is the number of its first one
     among the `of` that share a name.
 
+    `reused` are the files of an earlier request that was the same: nothing is sent for them.
     `recovers` marks a job that sends nothing new and only fetches what was paid for: from the reply that was `kept`,
     the links that are `known`, or the task `task_id`; the pictures in `have` are on disk already. `booked` is False
-    for what the ledger does not know.
+    for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
     """
 
     index: int
@@ -81,7 +87,9 @@ class Job:
     known: Ready | None = None
     task_id: str = ""
     have: frozenset[int] = frozenset()
+    reused: tuple[SavedImage, ...] = ()
     booked: bool = True
+    again: bool = False
     own_price: PriceStep | None = None
 
     def price(self, pictures: int) -> Cost | None:
@@ -148,11 +156,12 @@ def make_plan(
     run = run_id()
     planned: list[PlannedDraft] = []
     for draft in drafts:
-        one = _plan_draft(draft, surroundings, found, notices, sends=sends)
+        one = plan_draft(draft, surroundings, found, notices, sends=sends)
         if one is not None:
             planned.append(one)
     caps = plan_caps(drafts[0], surroundings, found)
     unknowns = Form(drafts[0], found).integer("max_unknown", 1, 1_000_000)
+    found += unpriced(planned, caps)
     errors = [p for p in found if p.severity == "error"]
     if errors:
         raise InputError(list(dict.fromkeys(errors)))
@@ -166,10 +175,23 @@ def run_id() -> str:
     return f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
 
 
-def _plan_draft(
-    draft: Draft, surroundings: Surroundings, found: list[Problem], notices: list[str], *, sends: bool
+FindKey = Callable[[Draft, ProviderSpec, Surroundings, str], Key]
+
+
+def plan_draft(
+    draft: Draft,
+    surroundings: Surroundings,
+    found: list[Problem],
+    notices: list[str],
+    *,
+    sends: bool,
+    fields: Collection[str] = names.FIELDS,
+    find: FindKey | None = None,
 ) -> PlannedDraft | None:
-    """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first."""
+    """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first.
+
+    `fields` are what its name template may use; `find` may remember keys that were looked up before.
+    """
     dialect, note = choose_dialect(draft, surroundings, sends=sends)
     spec = dialect.spec
     draft = complete(draft, spec.name, surroundings.settings)
@@ -185,6 +207,7 @@ def _plan_draft(
         reference_formats=spec.reference_formats,
     )
     images, mine = _references(draft, recipient)
+    mine += shared_stdin(draft)
     built = build(draft, recipient, images)
     mine += [*unserved, *built.problems]
     limits = plan_limits(draft, mine)
@@ -194,11 +217,11 @@ def _plan_draft(
         place = draft.origin("no_download")
         mine.append(Problem("no_download", "b64_json replies hold no links to print", "leave one out", origin=place))
     most = built.count * built.request.pictures_at_most if built.request else 1
-    output = plan_output(draft, most, mine)
+    output = plan_output(draft, most, mine, fields)
     found += mine
     if built.request is None or output is None or any(p.severity == "error" for p in found):
         return None
-    key = None if spec.offline or not sends else key_for(draft, spec, surroundings, base_url)
+    key = None if spec.offline or not sends else (find or key_for)(draft, spec, surroundings, base_url)
     notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
@@ -322,6 +345,8 @@ def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
         retries=4 if retries is None else retries,
         retry_ambiguous=form.switch("retry_ambiguous"),
         proxy=form.text("proxy"),
+        ipm=form.integer("ipm", 1, 10**9),
+        rpm=form.integer("rpm", 1, 10**9),
     )
 
 
@@ -333,6 +358,25 @@ def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) ->
     )
 
 
+def unpriced(planned: Sequence[PlannedDraft], caps: Caps) -> list[Problem]:
+    """What no budget can hold, since its price is not known: a warning, or an error where the user is strict."""
+    if caps.run is None and caps.daily is None:
+        return []
+    found = {}
+    for one in planned:
+        job = one.jobs[0]
+        if job.price(job.request.pictures_at_most) is None:
+            strict = one.draft.switches.get("strict", False)
+            found[job.request.model_id] = Problem(
+                "max_cost",
+                f"the price of {job.request.model_id} at {job.route.spec.name} is not known, so no budget holds it",
+                "say what it costs under [prices] in the configuration file",
+                severity="error" if strict else "warning",
+                code="price_unknown",
+            )
+    return list(found.values())
+
+
 def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
     """The API's address with its version prefix."""
     asked = draft.values.get("base_url")
@@ -342,16 +386,18 @@ def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
     try:
         return full_url(spec, asked)
     except InputError as error:
-        found.extend(error.problems)
+        found.extend(replace(problem, origin=draft.origin("base_url")) for problem in error.problems)
         return ""
 
 
-def plan_output(draft: Draft, pictures: int, found: list[Problem]) -> store.Target | None:
+def plan_output(
+    draft: Draft, pictures: int, found: list[Problem], fields: Collection[str] = names.FIELDS
+) -> store.Target | None:
     """Where the pictures go; what cannot be is added to `found`."""
     form = Form(draft, found)
     how = form.choice("if_exists", _HOW)
     form.choice("progress", _KINDS)
-    found += names.check_template(draft.values["name"], names.FIELDS) if "name" in draft.values else []
+    found += names.check_template(draft.values["name"], fields) if "name" in draft.values else []
     try:
         return store.plan_output(
             form.text("output"),

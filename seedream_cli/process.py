@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import FileError
@@ -29,6 +30,7 @@ def process_streams(surroundings: Surroundings | None = None) -> Streams:
         stderr_is_terminal=_is_terminal(sys.stderr) and not around.is_dumb,
         width=shutil.get_terminal_size().columns,
         color=around.wants_color,
+        color_anywhere=around.forces_color,
         ci=around.in_ci,
     )
 
@@ -38,27 +40,50 @@ def _is_terminal(stream: Any) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
-def open_ledger_here(surroundings: Surroundings | None = None) -> Ledger:
-    """The user's ledger, what dead processes left in it settled. Raises `FileError` where there can be none."""
+def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | None = None) -> Ledger:
+    """The user's ledger, or a batch's in its folder `home`, what dead processes left in it settled.
+
+    Raises `FileError` where there can be none.
+    """
     from .kept import REPLY_MOST
     from .ledger import open_ledger
     from .spool import adopt, forget, list_kept, sweep
 
     around = surroundings or read_surroundings()
-    state = prepare_state(around.state_folder)
+    state = prepare_state(home or around.state_folder)
     try:
         ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC))
     except FileError as error:
-        error.hint = "; ".join(part for part in (error.hint, "--no-ledger goes on without one") if part)
+        way_out = "" if home else "--no-ledger goes on without one"
+        error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"
-    ledger.settle_orphans(replies, lambda name: adopt(replies, name, limit=REPLY_MOST))
+    settled = ledger.settle_orphans(replies, lambda name: adopt(replies, name, limit=REPLY_MOST))
+    for name in settled.unknown:
+        process_streams(around).err(
+            f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
+            f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
+        )
     sweep(replies)
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
         if any(entry.id == kept.id and entry.status in _SETTLED for entry in ledger.find(kept.id)):
             forget(replies, kept.id)
     return ledger
+
+
+def reply_names() -> list[str]:
+    """The ids of all replies, and of remains of replies, that are kept."""
+    folder = read_surroundings().state_folder / "replies"
+    return sorted({path.name.partition(".")[0] for path in folder.iterdir()}) if folder.is_dir() else []
+
+
+def forget_replies(names: Iterable[str]) -> None:
+    """Remove the replies of these requests, whole or cut."""
+    from .spool import forget
+
+    for name in names:
+        forget(read_surroundings().state_folder / "replies", name)
 
 
 _SETTLED = {"succeeded", "partial", "failed", "resolved"}

@@ -6,6 +6,7 @@ or from a task id that the user gives.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from . import names, providers, spool, store
 from .config import complete
 from .errors import ApiError, ConfigError, InputError, Problem
 from .inputs import read_chunks
-from .kept import read_kept
+from .kept import POLLED, read_kept
 from .ledger import Caps, Entry, Ledger, PictureRow
 from .models import find_model
 from .plan import (
@@ -32,7 +33,7 @@ from .plan import (
 )
 from .providers.base import ProviderSpec, Ready, full_url
 from .request import Built, Draft, ImageRequest
-from .results import Picture
+from .results import Picture, SavedImage
 from .settings import Key, Surroundings
 
 
@@ -45,21 +46,95 @@ def make_recovery(
     tasks: Sequence[str] = (),
 ) -> Plan:
     """A plan for what is paid and not saved. `wanted` holds ids (of a run or one request of it), files with a raw
-    reply, or `-`; nothing means everything. Raises `InputError` for what is neither.
+    reply, or `-`; nothing means everything, also the kept replies that no ledger knows. Raises `InputError` for what
+    is neither. Where everything is meant, one that is past help is a notice and does not stop the others.
     """
     found: list[Problem] = []
     replies = surroundings.state_folder / "replies"
     limits = plan_limits(draft, found)
-    entries = _entries(wanted, ledger, found) if wanted or not tasks else []
-    jobs = _entry_jobs(entries, draft, surroundings, limits, found)
-    files = [name for name in wanted if not (ledger and ledger.find(name)) and (name == "-" or Path(name).is_file())]
+    every = not wanted and not tasks
+    strays = _strays(replies, ledger)
+    named = {name for name in wanted if name in strays}
+    files = [name for name in wanted if _is_file(name) and name not in named and not (ledger and ledger.find(name))]
+    entries = _entries([name for name in wanted if name not in {*named, *files}], ledger, found, every=every)
+    past_help: list[Problem] = []
+    jobs = _entry_jobs(entries, draft, surroundings, limits, past_help)
+    for name in strays if every else named:
+        jobs += _stray_jobs(strays[name], draft, surroundings, limits, past_help)
     jobs += [_reply_job(name, replies, draft, surroundings, limits) for name in files]
     jobs += [_task_job(task, ledger, draft, surroundings, limits) for task in tasks]
     jobs = _placed(jobs, draft, found)
+    found += [] if every else past_help
     if found:
         raise InputError(found)
     planned = tuple(PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs)
-    return Plan("recover", run_id(), planned, (), (), Caps())
+    notices = tuple(problem.message for problem in past_help)
+    return Plan("recover", run_id(), planned, (), notices, Caps())
+
+
+def nothing_left(ledger: Ledger | None) -> str:
+    """What to say where there is nothing to recover."""
+    doubtful = len(ledger.history(status="unknown")) if ledger else 0
+    said = "nothing to recover: no picture that was paid for and can still be had is missing"
+    return f"{said}; {doubtful} of unknown outcome: seedream history --status unknown" if doubtful else said
+
+
+def _is_file(name: str) -> bool:
+    return name == "-" or Path(name).is_file()
+
+
+def _strays(replies: Path, ledger: Ledger | None) -> dict[str, Path]:
+    """Kept replies by id that no ledger knows: of runs without one, or from before it was moved away."""
+    found = {}
+    for kept in spool.list_kept(replies):
+        # The answer to a poll lies beside the one that held only the task's id, and has more in it.
+        name = kept.id.removesuffix(POLLED)
+        is_known = ledger is not None and any(entry.id == name for entry in ledger.find(name))
+        if not is_known and (name not in found or kept.id != name):
+            found[name] = kept.path
+    return found
+
+
+def _stray_jobs(
+    path: Path, draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
+) -> list[Job]:
+    """The job that saves what a kept reply holds, by what was written down beside it."""
+    meta = spool.load_meta(path.parent, path.stem)
+    provider = draft.values.get("provider") or str(meta.get("provider") or "") or _recognise(path)
+    if provider is None or not _holds_something(provider, path):
+        said = f"{path.stem}: its answer holds no picture; what came of it lies in {path}"
+        found.append(Problem("id", said, "look at the provider's usage page", origin="ID"))
+        return []
+    dialect = providers.load(provider)
+    base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, draft.values.get("base_url"))
+    request = _bare_request(dialect.spec.name, str(meta.get("model") or ""), str(meta.get("size") or ""))
+    own = meta.get("fields")
+    fields = {str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {"slug": "recovered"}
+    return [
+        Job(
+            0,
+            path.stem,
+            Route(dialect, base_url, _key_if_any(draft, dialect.spec, surroundings, base_url), limits),
+            find_model(request.model_id, dialect.spec.spelling),
+            request,
+            store.Target(Path(), "rename", 1),
+            {**name_fields(request, path.stem, 0), **fields},
+            first=_number(meta.get("first")),
+            of=_number(meta.get("of")),
+            recovers=True,
+            kept=path,
+            booked=False,
+        )
+    ]
+
+
+def _holds_something(provider: str, path: Path) -> bool:
+    """Whether a reply has a picture or a task in it."""
+    try:
+        read_kept(providers.load(provider), path)
+    except (ApiError, ValueError):
+        return False
+    return True
 
 
 def orphan_jobs(draft: Draft, surroundings: Surroundings, ledger: Ledger) -> list[Job]:
@@ -70,6 +145,63 @@ def orphan_jobs(draft: Draft, surroundings: Surroundings, ledger: Ledger) -> lis
     return _entry_jobs(orphans, draft, surroundings, plan_limits(draft, []), found)
 
 
+def reuse(plan: Plan, ledger: Ledger) -> Plan:
+    """The plan with every request that was made before, and whose files are on disk, handed those files instead.
+
+    Several requests that are the same now are handed what several earlier ones made, and are sent where there are too
+    few. Nothing is entered for what is handed out.
+    """
+    used: set[str] = set()
+
+    def reused(job: Job) -> Job:
+        found = _earlier(job, ledger) if job.download else ()
+        entry = next((one for one in found if one.id not in used and _is_whole(one)), None)
+        if entry is None:
+            return job
+        used.add(entry.id)
+        return replace(job, id=entry.id, reused=tuple(map(_saved_image, entry.pictures)), booked=False)
+
+    drafts = tuple(replace(one, jobs=tuple(map(reused, one.jobs))) for one in plan.drafts)
+    return replace(plan, drafts=drafts)
+
+
+def earlier_notices(plan: Plan, ledger: Ledger) -> list[str]:
+    """That nothing is reused, where a request was made before and its files are on disk; a line a request."""
+    found = {}
+    for job in plan.jobs:
+        if job.download and job.request.fingerprint not in found:
+            earlier = next((one for one in _earlier(job, ledger, limit=5) if _has_files(one)), None)
+            if earlier is not None:
+                found[job.request.fingerprint] = (
+                    f"the same request made {earlier.pictures[0].path} before ({earlier.id}); nothing is reused, a new "
+                    "one is sent and paid for (--reuse returns the old files)"
+                )
+    return list(found.values())
+
+
+def _earlier(job: Job, ledger: Ledger, *, limit: int = 100) -> list[Entry]:
+    """Earlier requests that were the same: to the same provider at the same address."""
+    spec = job.route.spec
+    found = ledger.reusable(job.request.fingerprint, limit=limit)
+    return [one for one in found if (one.provider, one.base_url) == (spec.name, job.route.base_url)]
+
+
+def _has_files(entry: Entry) -> bool:
+    return all(row.path is not None and row.path.is_file() for row in entry.pictures)
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether every file of a request is there, byte for byte as it was saved."""
+    return _has_files(entry) and all(
+        row.path is not None and hashlib.sha256(row.path.read_bytes()).hexdigest() == row.sha256
+        for row in entry.pictures
+    )
+
+
+def _saved_image(row: PictureRow) -> SavedImage:
+    return SavedImage(row.index, row.path, row.link, row.format, row.width, row.height, row.bytes, row.sha256)
+
+
 def _entry_jobs(
     entries: Sequence[Entry], draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
 ) -> list[Job]:
@@ -77,19 +209,19 @@ def _entry_jobs(
     return [job for job in jobs if job is not None]
 
 
-def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem]) -> list[Entry]:
+def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem], *, every: bool) -> list[Entry]:
     """The ledger's requests that are meant and not saved; a name that means nothing is a problem."""
-    if ledger is None:
-        return []
-    unsaved = {entry.id: entry for entry in ledger.unsaved()}
-    if not wanted:
+    unsaved = {entry.id: entry for entry in ledger.unsaved()} if ledger else {}
+    if every:
         return list(unsaved.values())
     chosen: dict[str, Entry] = {}
     for name in wanted:
-        meant = ledger.find(name)
+        meant = ledger.find(name) if ledger else ()
         chosen |= {entry.id: entry for entry in meant if entry.id in unsaved}
-        if meant or name == "-" or Path(name).is_file():
-            found += [_nothing_left(entry) for entry in meant if entry.id not in unsaved]
+        if meant:
+            # Of a run's requests some may be saved; only where none is left is that a problem.
+            left = any(entry.id in unsaved for entry in meant)
+            found += [] if left else [_nothing_left(entry) for entry in meant]
             continue
         hint = f"waiting now: {', '.join(unsaved) or 'nothing'}"
         found.append(Problem("id", f"nothing is called {name}: no request, no file", hint, origin="ID"))
@@ -100,7 +232,7 @@ def _nothing_left(entry: Entry) -> Problem:
     """Why a request has nothing to fetch."""
     why = {
         "succeeded": "all its pictures are saved",
-        "unknown": "no reply of it reached this machine; `seedream history resolve` settles it",
+        "unknown": f"no whole answer of it came; `seedream history resolve {entry.id} --paid` or `--unpaid` settles it",
         "running": "another process works on it",
     }.get(entry.status, f"it is {entry.status}")
     if any(row.state == "expired" for row in entry.pictures):
@@ -109,28 +241,45 @@ def _nothing_left(entry: Entry) -> Problem:
 
 
 def _entry_job(
-    entry: Entry, draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
+    entry: Entry,
+    draft: Draft,
+    surroundings: Surroundings,
+    limits: Limits,
+    found: list[Problem],
+    *,
+    replies: Path | None = None,
 ) -> Job | None:
     """The job that finishes a request of the ledger: from its kept reply, its links, or its task."""
     dialect = providers.load(entry.provider)
     key = _key_if_any(draft, dialect.spec, surroundings, entry.base_url or full_url(dialect.spec))
     request = _bare_request(entry.provider, entry.model, entry.fields.get("size", ""))
-    replies = surroundings.state_folder / "replies"
-    kept = _kept(entry, replies)
-    links = tuple(_picture(row) for row in entry.pictures)
-    known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
-    if kept is None and known is None and not entry.task_id:
-        found.append(Problem("id", f"{entry.id}: neither its reply nor a link of it is left", origin="ID"))
-        return None
-    done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed", "expired"})
-    return Job(
+    job = Job(
         0,
         entry.id,
         Route(dialect, entry.base_url or full_url(dialect.spec), key, limits),
         find_model(entry.model, dialect.spec.spelling),
         request,
         _old_output(entry),
-        {**name_fields(request, entry.id, 0), **entry.fields},
+        name_fields(request, entry.id, 0),
+    )
+    resumed = resume(entry, job, replies or surroundings.state_folder / "replies")
+    if resumed is None:
+        found.append(Problem("id", f"{entry.id}: neither its reply nor a link of it is left", origin="ID"))
+    return resumed
+
+
+def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
+    """The job as one that only fetches what its request was paid for; None where nothing of that is left."""
+    kept = _kept(entry, replies)
+    links = tuple(_picture(row) for row in entry.pictures)
+    known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
+    if kept is None and known is None and not entry.task_id:
+        return None
+    done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed", "expired"})
+    return replace(
+        job,
+        id=entry.id,
+        fields={**job.fields, **entry.fields},
         first=_number(entry.output.get("first")),
         of=_number(entry.output.get("of")),
         kept=kept,
@@ -139,6 +288,15 @@ def _entry_job(
         have=done,
         recovers=True,
     )
+
+
+def lost_job(entry: Entry, draft: Draft, surroundings: Surroundings, replies: Path, output: store.Target) -> Job | None:
+    """The job that fetches what was paid for a row which its table has no more, into the batch's folder."""
+    job = _entry_job(entry, draft, surroundings, plan_limits(draft, []), [], replies=replies)
+    template = entry.output.get("template")
+    output = replace(output, template=str(template) if template else None)
+    fields = {"slug": names.slug(entry.prompt or entry.id)}
+    return replace(job, output=output, fields={**fields, **job.fields}) if job else None
 
 
 def _kept(entry: Entry, replies: Path) -> Path | None:

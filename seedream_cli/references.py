@@ -51,12 +51,18 @@ def read_references(texts: Sequence[str], *, origin: str = "--image") -> tuple[l
 
 def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
     """One reference, or what is wrong with it. A URL is taken as it is; nobody looks at what lies behind it."""
+    if not text.strip():
+        return Problem("image", "a reference is empty", "give a file, a URL, a data URI or -", origin=origin)
+    if re.search("[\ud800-\udfff]", text) and re.match("[a-z]+:", text, re.IGNORECASE):
+        return Problem("image", "the address of a reference holds bytes that are no UTF-8", origin=origin)
     if _URL.fullmatch(text):
         return ImageRef("url", text)
     if scheme := re.match(r"([a-z][a-z0-9+.-]+)://", text, re.IGNORECASE):
         return _bad_address(text, scheme[1].lower(), origin)
     if text[:5].lower() == "data:":
         return _read_data(text, origin)
+    if text == "-" and sys.stdin is None:
+        return Problem("image", "standard input is closed", origin=origin)
     if text == "-":
         return _from_bytes(_read_stdin(), "standard input", "file", origin)
     return _read_file(text, origin)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .framing import parse_json
 from .providers.base import Reply
 
 _TEXT_BYTES = 2000
@@ -55,7 +55,7 @@ class Memory:
         self._bytes.clear()
 
     def load(self) -> Any:
-        return json.loads(self._bytes)
+        return parse_json(self._bytes)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ Results go to standard output, all else to standard error.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Literal, Protocol
 from .envelope import Row, add_costs, job_object, print_json, report_object
 from .errors import ApiError, InputError, Problem, SeedreamError
 from .results import (
+    BatchReport,
     Cost,
     Draining,
     Event,
@@ -29,7 +31,7 @@ from .results import (
     Stage,
 )
 from .streams import Streams
-from .text import clean, clean_path, count_words, money_words, size_words
+from .text import clean, clean_path, count_words, money_words, size_words, span_words
 
 Mode = Literal["paths", "urls", "json", "none"]
 
@@ -196,7 +198,7 @@ class ResultSink:
             job = event.result
             print_json(job_object(job, self._command, row=self._rows.get(job.index)), self._streams)
         elif isinstance(event, Finished):
-            _print_places(event.result.images, self._streams, self._mode)
+            print_places(event.result.images, self._streams, self._mode)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -237,7 +239,11 @@ def event_line(event: Event, tally: Tally, *, verbosity: int) -> str:
         return f"note: {clean(event.message)}"
     if isinstance(event, Draining):
         what = count_words(event.in_flight, "request in flight", "requests in flight")
-        return f"stopping ({clean(event.signal_name, 20)}): nothing new is sent, {what} will be finished and saved"
+        stop = f"stopping ({clean(event.signal_name, 20)}): nothing new is sent"
+        if not event.in_flight:
+            return f"{stop}, and nothing is in flight"
+        long = f", which may take up to {span_words(event.most_s)}" if event.most_s else ""
+        return f"{stop}, {what} will be finished and saved{long}; once more stops at once, and may lose what is paid"
     if verbosity >= 1 and isinstance(event, Planned):
         upto = "up to " if event.pictures != event.requests else ""
         asked = f"{count_words(event.requests, 'request')}, {upto}{count_words(event.pictures, 'picture')}"
@@ -282,7 +288,7 @@ def print_results(
     if mode == "json":
         print_json(report_object(report), streams)
     for job in report.jobs:
-        _print_places(job.images, streams, mode)
+        print_places(job.images, streams, mode)
         # An id that is no plain word could be a command to whoever reads the output.
         if job.status == "submitted" and mode in {"paths", "urls"} and _PLAIN_ID.fullmatch(job.task_id):
             streams.out(job.task_id)
@@ -300,7 +306,7 @@ def print_error(error: SeedreamError, streams: Streams) -> None:
         streams.err(line)
 
 
-def _print_places(images: Iterable[SavedImage], streams: Streams, mode: Mode) -> None:
+def print_places(images: Iterable[SavedImage], streams: Streams, mode: Mode) -> None:
     """The paths or the links of the pictures that succeeded, in order, one a line."""
     for image in images:
         if mode == "paths" and image.path and not image.error:
@@ -330,9 +336,53 @@ def note_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> li
         if job.asked_up_to and job.status in {"succeeded", "partial"} and got < job.asked_up_to:
             lines.append(f"note: {where}asked for up to {job.asked_up_to}, got {got}")
         if job.status == "submitted":
-            task = clean(job.task_id, 200)
+            task = shlex.quote(clean(job.task_id, 200))
             lines.append(f"note: {where}submitted; later: seedream recover --task {task} -p {clean(job.provider, 40)}")
     return lines
+
+
+def batch_lines(report: BatchReport, labels: Mapping[int, str]) -> list[str]:
+    """The first rows that went wrong, why rows are left, and the closing line of a batch."""
+    worst = Report("batch", report.worst)
+    lines = failure_lines(worst, labels=labels)
+    told = len({labels.get(job.index) for job in report.worst})
+    rest = report.failed + report.unknown - told
+    if rest > 0:
+        lines.append(f"and {count_words(rest, 'row')} more that failed or whose outcome is unknown: see the results")
+    if report.halt and not any(job.error is report.halt for job in report.worst):
+        lines += error_lines(report.halt)
+    counts = (
+        (report.succeeded, "done"),
+        (report.skipped, "left as they were"),
+        (report.failed, "failed"),
+        (report.unknown, "unknown"),
+        (report.unsent, "not sent"),
+    )
+    shown = ", ".join(f"{count} {word}" for count, word in counts if count) or "nothing to do"
+    money = _batch_money(report)
+    lines.append(" · ".join([f"{count_words(report.rows, 'row')}: {shown}", *money]))
+    if report.unknown:
+        lines.append(
+            f"to settle the {report.unknown} unknown: check the provider's usage page, then  seedream history resolve "
+            "ID --paid | --unpaid, or run again with --only unknown --retry-ambiguous"
+        )
+    if report.signal_number is not None:
+        lines.append(f"stopped by {signal.Signals(report.signal_number).name}")
+    if report.unsent:
+        lines.append("run the same command again to go on")
+    return lines
+
+
+def _batch_money(report: BatchReport) -> list[str]:
+    """What the run has cost for sure, and may have cost beside."""
+    money = []
+    if report.cost and report.cost.amount:
+        money.append(f"about {money_words(report.cost)}")
+    if report.unpriced:
+        money.append(f"{count_words(report.unpriced, 'request')} of unknown price")
+    if report.possible:
+        money.append(f"possibly {money_words(report.possible)} more")
+    return money
 
 
 _ENDS = ("saved", "paid but not saved", "submitted", "failed", "not sent", "unknown")
@@ -421,8 +471,10 @@ def _spent_words(report: Report, *, doubtful: bool) -> list[str]:
     known = add_costs([job.cost for job in certain if job.cost])
     amount = f"about {money_words(known)}" if known and known.amount else ""
     unpriced = sum(1 for job in certain if not job.cost)
-    if amount and unpriced:
-        amount += f" and {count_words(unpriced, 'request')} of unknown price"
+    if unpriced:
+        # An unknown price is no price of nothing.
+        unknown = f"{count_words(unpriced, 'request')} of unknown price"
+        amount = f"{amount} and {unknown}" if amount else unknown
     if not doubtful:
         return [amount] if amount else []
     possible = add_costs([job.cost for job in report.jobs if _is_doubtful(job) and job.cost])

@@ -19,6 +19,8 @@ GROUP_MOST = 15
 """References and results of one request together (image generation API, `max_images`)."""
 LAYERS_MOST = 17
 """One base picture and sixteen layers (image generation API, `layer_decomposition`)."""
+STDIN = "standard input"
+"""The origin that a prompt has which was read there."""
 COUNT_MOST = 1000
 """A guard against a slip of the finger: every one of them is billed."""
 
@@ -172,9 +174,6 @@ def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -
         "sequence": form.sequence(),
         "callback_url": form.url("callback_url"),
     }
-    wanted["asynchronous"] = form.asynchronous(
-        streaming=bool(wanted["stream"]), called_back=wanted["callback_url"] is not None
-    )
     fields: dict[str, Any] = {
         "provider": recipient.provider,
         "model": recipient.model.name if recipient.model else "",
@@ -187,7 +186,11 @@ def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -
         "extra": form.extra(),
     }
     count = form.integer("count", 1, COUNT_MOST)
+    form.check_texts({**fields, **wanted})
     fields.update(form.admit(wanted))
+    # Whether a task is the default hangs on what is sent, not on what was asked for: a stream may have been dropped.
+    tasks = form.asynchronous(streaming=bool(fields.get("stream")), called_back=fields.get("callback_url") is not None)
+    fields.update(form.admit({"asynchronous": tasks}))
     form.check(fields)
     failed = any(p.severity == "error" for p in form.problems)
     request = None if failed else ImageRequest(**{k: v for k, v in fields.items() if v is not None})
@@ -307,10 +310,16 @@ class _RequestForm(Form):
             if needed:
                 self.complain("prompt", "there is no prompt" if prompt is None else "the prompt is empty")
             return None
-        if any("\ud800" <= ch <= "\udfff" for ch in prompt):
+        if _is_broken(prompt):
             self.complain("prompt", "the prompt holds bytes that are no UTF-8", "save it as UTF-8")
             return None
         return prompt
+
+    def check_texts(self, fields: Mapping[str, Any]) -> None:
+        """Whatever else the user worded, JSON must be able to carry it."""
+        for name, option in {"model_id": "model", "callback_url": "callback_url", "extra": "extra"}.items():
+            if _is_broken(json.dumps(fields[name], ensure_ascii=False)):
+                self.complain(option, "it holds bytes that are no UTF-8")
 
     def size(self, *, layers: bool) -> str:
         model = self.recipient.model
@@ -506,6 +515,25 @@ class _RequestForm(Form):
 
 
 _OWN_FLAGS = {"stream": "--stream", "async": "--async or --sync", "callback_url": "--callback-url"}
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text holds what UTF-8 cannot carry: bytes of the command line that were none, or half a pair."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def shared_stdin(draft: Draft) -> list[Problem]:
+    """Standard input serves one thing; a key there must never be read as a prompt or as a picture."""
+    takers = {
+        "the prompt": draft.origins.get("prompt") == STDIN,
+        "the picture": "-" in draft.lists.get("image", ()),
+        "the key": draft.values.get("api_key_file") == "-",
+    }
+    taking = [name for name, takes in takers.items() if takes]
+    if len(taking) < 2:
+        return []
+    hint = "give all but one of them in files or as arguments"
+    return [Problem("stdin", f"standard input cannot be both {' and '.join(taking)}", hint, origin=STDIN)]
 
 
 def _parse_json(text: str) -> tuple[Any, str]:

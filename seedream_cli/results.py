@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .errors import PARTIAL, Problem, SeedreamError
+from .errors import EXIT_CODES, PARTIAL, Problem, SeedreamError
 
 Status = Literal["succeeded", "partial", "failed", "unknown", "submitted", "planned", "interrupted"]
 
@@ -128,7 +128,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """A signal wins; else 0, the common code where nothing succeeded, or 9 for a mixture."""
+        """A signal wins; else 0, the common code where nothing succeeded, 10 where the budget ended it, or 9."""
         if self.signal_number is not None:
             return 128 + self.signal_number
         codes = {job.exit_code for job in self.jobs}
@@ -137,9 +137,51 @@ class Report:
         if len(codes) == 1:
             return codes.pop()
         if 0 in codes or PARTIAL in codes:
-            return PARTIAL
+            # More money would have gone on: that is told apart from what failed.
+            return EXIT_CODES["budget"] if EXIT_CODES["budget"] in codes else PARTIAL
         # Nothing succeeded, and for several reasons: the one that needs a person most urgently speaks.
         return next(code for code in _URGENCY if code in codes)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What became of a table's rows; of the results themselves only the first that went wrong.
+
+    `succeeded` rows were finished now, `skipped` ones had nothing to do, or were not asked for; `unsent` ones are
+    left. `failed` and `unknown` count what stands so from an earlier run too. `codes` are the exit codes of all rows
+    that were asked for. `cost` is certain, `possible` is what unknown outcomes of this run may have cost; `unpriced`
+    requests were paid at a price that is not known. `halt` is why rows are left, unless a signal is.
+    """
+
+    rows: int
+    succeeded: int = 0
+    failed: int = 0
+    unknown: int = 0
+    skipped: int = 0
+    unsent: int = 0
+    images: int = 0
+    cost: Cost | None = None
+    possible: Cost | None = None
+    unpriced: int = 0
+    elapsed_s: float = 0.0
+    codes: frozenset[int] = frozenset()
+    worst: tuple[JobResult, ...] = ()
+    signal_number: int | None = None
+    halt: SeedreamError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """A signal wins, then the budget, then what stopped the run before anything was paid; else as for a report."""
+        if self.signal_number is not None:
+            return 128 + self.signal_number
+        if self.halt and self.halt.kind == "budget":
+            return self.halt.exit_code
+        if self.halt and self.halt.kind != "unavailable" and not (self.images or self.unknown):
+            return self.halt.exit_code
+        codes = self.codes
+        if len(codes) <= 1:
+            return next(iter(codes), 0)
+        return PARTIAL if codes & {0, PARTIAL} else next(code for code in _URGENCY if code in codes)
 
 
 _URGENCY = (74, 8, 7, 10, 3, 5, 6, 4, 2, 130, 143, 1)
@@ -205,10 +247,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """A signal came: nothing new is sent, `in_flight` requests are finished and saved first."""
+    """A signal came: nothing new is sent, `in_flight` requests are finished and saved first, in `most_s` seconds."""
 
     signal_name: str
     in_flight: int
+    most_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

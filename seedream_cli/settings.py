@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,16 @@ class Surroundings:
         return not self.environ.get("NO_COLOR") and not self.is_dumb
 
     @property
+    def forces_color(self) -> bool:
+        """FORCE_COLOR (any value but 0) asks for colour where no terminal is; NO_COLOR overrules it."""
+        return self.environ.get("FORCE_COLOR", "0") not in {"", "0"} and self.wants_color
+
+    @property
+    def names_certificates(self) -> bool:
+        """Whether the user says which certificates are to be trusted: those alone then are."""
+        return bool(self.environ.get("SSL_CERT_FILE") or self.environ.get("SSL_CERT_DIR"))
+
+    @property
     def in_ci(self) -> bool:
         """Whether a CI service reads the output; some obey commands that stand in it."""
         return bool(self.environ.get("CI") or self.environ.get("GITHUB_ACTIONS"))
@@ -176,12 +187,20 @@ def variable(option: str) -> str:
 def read_key_file(name: str) -> Key:
     """The key in a file, or on standard input for `-`. One trailing newline and a BOM are taken off."""
     if name == "-":
-        return Key(sys.stdin.readline(), "standard input")
+        return Key(_read_stdin_line(), "standard input")
     path = Path(name).expanduser()
     try:
         return Key(path.read_text(encoding="utf-8-sig", errors="replace"), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read the key file {path}: {error.strerror}", hint="check --api-key-file") from error
+
+
+@functools.cache
+def _read_stdin_line() -> str:
+    """The first line of standard input, read once though every job of a run asks for its key."""
+    if sys.stdin is None:
+        raise ConfigError("cannot read the key: standard input is closed", hint="check --api-key-file")
+    return sys.stdin.readline()
 
 
 SANDBOX_LINE = 'seedream generate "a red fox in the snow" --provider sandbox'

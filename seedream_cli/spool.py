@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from . import files
 from .errors import BusyError, FileError, InternalError
+from .framing import parse_json
 from .results import Blob
 
 _WINDOW = 1 << 18
@@ -318,15 +319,7 @@ def load(path: Path, *, limit: int, offset: int = 0, length: int | None = None) 
     with path.open("rb", buffering=0) as file:
         end = file.seek(0, os.SEEK_END) if length is None else offset + length
         skeleton = _skeleton(_Window(file, end), offset, token, limit)
-    try:
-        value = json.loads(skeleton.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
-    return _fill_in(value, token, path)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    return _fill_in(parse_json(skeleton), token, path)
 
 
 class _Window:

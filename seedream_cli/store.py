@@ -148,12 +148,20 @@ def _plan_stdout(pictures: int, if_exists: IfExists | None) -> Target:
 def _make_folder(root: Path, folder: Path) -> None:
     """Makes `folder`, which is `root` or below it, and refuses a link inside `root` that leads out of it."""
     _make_one(root)
-    inside, step = Path(os.path.realpath(root)), root
+    inside, step = _real_folder(root), root
     for part in folder.relative_to(root).parts:
         step /= part
         if not Path(os.path.realpath(step)).is_relative_to(inside):
             raise FileError(f"{step} leads out of the output folder", hint="name its real folder with --output")
         _make_one(step)
+
+
+def _real_folder(folder: Path) -> Path:
+    try:
+        return Path(os.path.realpath(folder))
+    except OSError as error:
+        # A working folder that was removed under the shell's feet.
+        raise FileError(f"there is no folder {folder}: {files.reason(error)}", hint="name one with --output") from error
 
 
 def _make_one(folder: Path) -> None:

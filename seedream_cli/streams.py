@@ -24,7 +24,8 @@ class Streams:
 
     A stream that cannot be written (closed pipe, full disk) never raises: that is remembered and later writes are
     dropped, since a run that has paid goes on whoever has stopped listening. `screen` pauses a live display while a
-    line is written to its terminal; `color` is for standard error alone.
+    line is written to its terminal; `color` is for standard error alone, and there for a terminal unless
+    `color_anywhere`.
     """
 
     stdout: TextIO | None
@@ -34,6 +35,7 @@ class Streams:
     stderr_is_terminal: bool = False
     width: int = 80
     color: bool = False
+    color_anywhere: bool = False
     ci: bool = False
     screen: Callable[[], AbstractContextManager[None]] = nullcontext
     stdout_closed: bool = field(init=False)
@@ -61,7 +63,7 @@ class Streams:
         line = clean(line, None)
         if not _can_encode(self.stderr, "·…⏎"):
             line = line.translate(_TYPEWRITER)
-        if self.color and self.stderr_is_terminal:
+        if self.color and (self.stderr_is_terminal or self.color_anywhere):
             line = _LABEL.sub(lambda m: f"{m[1]}\x1b[{_LABEL_STYLE[m[2]]}m{m[2]}:\x1b[0m", line)
         with self.screen():
             self.err_exactly(line + "\n")

@@ -116,6 +116,18 @@ def size_words(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
+def span_words(seconds: float) -> str:
+    """A span of time in its two largest units: "42 s", "5 min", "3 h 20 min", "6 d 23 h"."""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+
+
 def money_words(cost: Cost) -> str:
     """An amount for people: at least two decimals, at most four."""
     digits = f"{cost.amount:.4f}"

@@ -16,6 +16,7 @@ from .streams import Streams
 from .text import clean, clean_path, count_words, fits, money_words, pair, stack, table_lines, wrap
 
 if TYPE_CHECKING:
+    from .errors import Problem
     from .request import ImageRef
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -207,13 +208,14 @@ def plan_object(
     return job_object(planned, command) | {"endpoint": url}
 
 
-def combined_object(objects: Sequence[JsonObject]) -> JsonObject:
+def combined_object(objects: Sequence[JsonObject], warnings: Sequence[Problem] = ()) -> JsonObject:
     """One object for what is planned, whatever the number of prompts: the first, with all of them in `requests`."""
+    told = {"warnings": [{"code": warning.code, "message": warning.message} for warning in warnings]}
     if len(objects) == 1:
-        return objects[0]
+        return objects[0] | told
     images = [image for one in objects for image in one.get("images", [])]
     numbered = [{**image, "index": index} for index, image in enumerate(images)]
-    return {**objects[0], "images": numbered, "requests": list(objects)}
+    return {**objects[0], "images": numbered, **told, "requests": list(objects)}
 
 
 def explain_object(rows: Iterable[tuple[str, str, str, str]], *, command: str, provider: str) -> JsonObject:

@@ -40,12 +40,14 @@ from .masking import check_key, mask, secret_forms
 from .pace import Clock, Policy
 from .providers.base import Call, Reply
 from .replies import BrokenReplyError, Memory, Received, ReplyFile, keep, parse
+from .settings import read_surroundings
 
 T = TypeVar("T")
 
 REPLY_LIMIT = 1 << 30
 MEMORY_LIMIT = 8 << 20
 PICTURE_LIMIT = 64 << 20
+DOWNLOAD_S = 300.0
 _LANE = 4  # connections of one client
 
 
@@ -164,7 +166,9 @@ class Wire:
             )
 
     async def __aenter__(self) -> Wire:
-        return self
+        """Make the first client, so that an unusable proxy or certificate is told before anything is begun."""
+        async with self._client("api", secure=self._base.scheme == "https"):
+            return self
 
     async def __aexit__(self, *_: object) -> None:
         lanes, self._lanes = [lane for room in self._lanes.values() for lane in room], {}
@@ -387,7 +391,7 @@ class Wire:
         on_progress: Callable[[int, int | None], None] | None = None,
         watch: Watch | None = None,
         max_bytes: int = PICTURE_LIMIT,
-        deadline_s: float = 300.0,
+        deadline_s: float = DOWNLOAD_S,
         stall_s: float = 20.0,
         lowest_rate: float = 1000.0,
     ) -> Fetched[T]:
@@ -442,6 +446,8 @@ class Wire:
         # A paid request never goes out on a kept connection: one that dies at that moment leaves its outcome unknown.
         kept = 0 if room == "api" else _LANE
         accept = "*/*" if room == "api" else "image/*,*/*;q=0.5"
+        if self._transport is None:
+            self._check_proxies(secure=secure)
         no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         try:
             return httpx.AsyncClient(
@@ -458,8 +464,8 @@ class Wire:
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as exc:
             where = _proxy_host(self._proxy or _environment_proxy("https") or "", port=True)
             raise ConfigError(
-                f"the proxy ({where or 'none'}) or the certificates (SSL_CERT_FILE) cannot be used",
-                hint="proxies are http:// or https:// addresses",
+                f"the proxy ({where or 'none'}) cannot be used",
+                hint="proxies are http://, https:// or socks5:// addresses",
             ) from exc
 
     def _verify(self, *, secure: bool) -> ssl.SSLContext:
@@ -470,8 +476,21 @@ class Wire:
         if not secure or self._transport is not None:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self._tls is None:
-            self._tls = httpx.create_ssl_context()
+            self._tls = _trusted()
         return self._tls
+
+    def _check_proxies(self, *, secure: bool) -> None:
+        """Refuse what the library cannot use, by name and before anything is begun."""
+        from_environment = self._trusts_environment(secure=secure) and not self._proxy
+        for proxy in [self._proxy] if self._proxy else list(_environment_proxies()) if from_environment else []:
+            scheme = proxy.partition("://")[0].lower() if "://" in proxy else "http"
+            where = f"{scheme}://{_proxy_host(proxy, port=True)}"
+            if scheme not in {"http", "https", "socks5", "socks5h"}:
+                hint = "proxies are http://, https:// or socks5:// addresses"
+                raise ConfigError(f"the proxy {where} cannot be used: it is not known how to speak to it", hint=hint)
+            if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+                hint = 'pip install "seedream[socks]" adds that, or unset the proxy (ALL_PROXY, HTTPS_PROXY)'
+                raise ConfigError(f"the proxy {where} needs support for SOCKS, which is not installed", hint=hint)
 
     def _trusts_environment(self, *, secure: bool) -> bool:
         """Whether the environment's proxies serve. Plain http is for this machine, and so must be its proxy."""
@@ -521,6 +540,26 @@ def _check_base(base_url: str, *, offline: bool) -> _Base:
         message = f"the API address http://{url.host} is refused: the key would travel in clear"
         raise ConfigError(message, hint="use https://; plain http is for this machine only")
     return _Base(str(url).rstrip("/"), url.scheme, url.host)
+
+
+def _trusted() -> ssl.SSLContext:
+    """The certificates that are trusted: those that SSL_CERT_FILE and SSL_CERT_DIR name, else the system's own and the
+    library's: each lacks some that the other has, such as a company's.
+    """
+    try:
+        context = httpx.create_ssl_context()
+    except OSError as exc:
+        hint = "it must name a file of certificates (PEM); unset it for the system's own"
+        raise ConfigError(f"the certificates of $SSL_CERT_FILE cannot be read: {_root_cause(exc)}", hint=hint) from exc
+    if not read_surroundings().names_certificates:
+        context.load_default_certs()
+    return context
+
+
+def _environment_proxies() -> Iterator[str]:
+    """Every proxy that the library will prepare for: it does so for all of them, whatever is asked for."""
+    found = urllib.request.getproxies()
+    return (found[name] for name in ("http", "https", "all") if found.get(name))
 
 
 def _environment_proxy(scheme: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,11 +20,23 @@ from typing import Any
 
 from . import pictures, spool, store
 from .books import Books
-from .errors import ApiError, BudgetError, FileError, InternalError, InterruptedRunError, LinkError, SeedreamError
+from .errors import (
+    ApiError,
+    BudgetError,
+    BusyError,
+    FileError,
+    InternalError,
+    InterruptedRunError,
+    LinkError,
+    SeedreamError,
+)
 from .kept import POLLED, KeptReply, numbered, read_kept
+from .links import expiry
 from .plan import Job
 from .providers.base import Completed, Ready, Ticket
+from .request import COUNT_MOST
 from .results import (
+    Cost,
     Downloading,
     Finished,
     JobResult,
@@ -36,7 +50,8 @@ from .results import (
     Status,
     Timing,
 )
-from .wire import Clock, Wire
+from .text import span_words
+from .wire import DOWNLOAD_S, Clock, Wire
 
 
 def no_step(name: str) -> None:
@@ -49,6 +64,7 @@ class Desk:
 
     `step` is told of every step that a crash could fall behind, for the tests. `unknowns` counts the outcomes in a
     row that nobody knows; at `max_unknown` nothing new leaves, since a broken network makes every request one more.
+    `halt` is why a batch takes no new row. `goes_on` says that the same command, given again, saves what is left.
     """
 
     sink: Sink
@@ -62,6 +78,8 @@ class Desk:
     max_unknown: int = 3
     unknowns: int = 0
     signal: signal.Signals | None = None
+    halt: SeedreamError | None = None
+    goes_on: bool = False
 
     def objection(self) -> SeedreamError | None:
         """Why nothing new may leave now."""
@@ -74,7 +92,7 @@ class Desk:
                 delivered="no",
                 hint="look at the network and the provider first; --max-unknown sets how many are borne",
             )
-        return None
+        return self.halt
 
 
 def places(job: Job) -> list[store.Place]:
@@ -101,11 +119,15 @@ class Worker:
         self.dialect = job.route.dialect
         self.task: asyncio.Task[JobResult] | None = None
         self.in_flight = False
+        self.holds_slot = False
+        self.objected = False
         self.answered = False
         self.doubted = False
         self.attempts = 0
         self.task_id = ""
         self.started = time.monotonic()
+        self.gone_at = self.started
+        self.sent_at: dt.datetime | None = None
         self.provider_s = 0.0
         self.lost_polls = 0
         self.taken: set[int] = set()
@@ -118,10 +140,16 @@ class Worker:
     def gate(self, attempt: int) -> None:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
         if why := self.desk.objection():
+            self.objected = True
             raise why
         self.desk.step("gate")
+        if self.doubted:
+            # What may have been paid stays in the account, so the repetition is held against the budget as well.
+            self.desk.books.reserve(self.job)
         self.desk.books.sent(self.job, attempt, again=self.doubted)
         self.attempts = attempt
+        self.sent_at = self.sent_at or self.desk.clock.now()
+        self.gone_at = time.monotonic()
         self.in_flight = True
         self.desk.step("sent")
 
@@ -145,36 +173,56 @@ class Worker:
     async def work(self) -> JobResult:
         """The job's border: whatever happens inside becomes its result."""
         try:
-            async with self.desk.slots:
-                self.started = time.monotonic()
-                error = await self._perform()
+            if not self.holds_slot:
+                await self.desk.slots.acquire()
+                self.holds_slot = True
+            self.started = time.monotonic()
+            error = await self._perform()
         except SeedreamError as failure:
             error = failure
         except asyncio.CancelledError:
             error = self._cancelled()
         except Exception as bug:  # noqa: BLE001
             # The per-job border: a bug in one request must not lose the others, nor what this one was paid for.
-            error = InternalError(f"{type(bug).__name__}: {bug}", hint=f"seedream recover {self.job.id}")
+            error = InternalError(self.wire.mask(f"{type(bug).__name__}: {bug}"), hint=self._rescue())
             error.__cause__ = bug
+        finally:
+            self._leave_slot()
         if error and not (self.in_flight or self.answered or self.job.recovers):
             # Nothing left the house, whatever the failure says of itself.
             error.billed = "no"
+        if error and error.kind == "unknown_outcome":
+            error.hint = self._way_back()
         self._write_end(error)
         result = self._result(error)
-        self.desk.unknowns = self.desk.unknowns + 1 if result.status == "unknown" else 0
+        if self.attempts and not self.objected:
+            # What was not sent says nothing of the network.
+            self.desk.unknowns = self.desk.unknowns + 1 if result.status == "unknown" else 0
         self.desk.sink.emit(Finished(result))
         return result
+
+    def _leave_slot(self) -> None:
+        """Let the next request leave: downloads have places of their own."""
+        if self.holds_slot:
+            self.holds_slot = False
+            self.desk.slots.release()
+
+    def _is_held_back(self, error: SeedreamError) -> bool:
+        """Whether the run kept the request from leaving, for a reason that is not its own."""
+        stopped = isinstance(error, InterruptedRunError | BudgetError)
+        return not self.in_flight and (stopped or (self.objected and self.desk.goes_on))
 
     def _write_end(self, error: SeedreamError | None) -> None:
         """Write down a request that ended without an answer. One with an answer is in the books as far as it came."""
         task_goes_on = self.task_id and error is not None and error.kind == "unknown_outcome"
         if error is None or self.ready is not None or task_goes_on:
             return
-        if not self.in_flight and isinstance(error, InterruptedRunError | BudgetError):
-            # It stays queued: nothing happened to it.
-            return
         # A disk that is full now was not when the intent was written: the next run settles what is left open.
         with contextlib.suppress(FileError):
+            # What ended before, and was to be sent once more, keeps that end until it has left.
+            if self._is_held_back(error) or (self.job.again and not self.attempts):
+                self.desk.books.unsent(self.job)
+                return
             self.desk.books.ended(self.job, error, self.reply)
 
     def _cancelled(self) -> SeedreamError:
@@ -183,29 +231,48 @@ class Worker:
         if not self.in_flight and not self.answered:
             return InterruptedRunError("stopped before it was sent", signal_number=number)
         if self.answered:
-            return LinkError("stopped before its pictures were saved", hint=f"seedream recover {self.job.id}")
+            return LinkError("stopped before its pictures were saved", hint=self._rescue())
         return ApiError(
             "stopped while the provider was at work; may have been billed, and is not sent again",
             kind="unknown_outcome",
             billed="unknown",
             delivered="maybe",
-            hint=self._way_back(),
         )
+
+    def _rescue(self) -> str:
+        """The command that saves what is paid for and not here."""
+        return "run the same command again" if self.desk.goes_on else f"seedream recover {self.job.id}"
 
     def _way_back(self) -> str:
         """The commands that lead out of an unknown outcome."""
+        if self.task_id and self.desk.goes_on:
+            return self._rescue()
         if self.task_id:
-            return f"later: seedream recover --task {self.task_id} -p {self.job.route.spec.name}"
-        return (
-            "look at the provider's usage page for this minute, then "
-            f"seedream history resolve {self.job.id} --paid or --unpaid"
-        )
+            return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self.job.route.spec.name}"
+        look = f"look at the provider's usage page for {self.sent_at or self.desk.clock.now():%Y-%m-%d %H:%M} UTC"
+        if not self.desk.books.knows(self.job):
+            return f"{look}; the same command sends it once more, and pays once more"
+        resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
+        if self.ready is not None or self.reply is not None:
+            resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
+        again = " with --only unknown --retry-ambiguous" if self.desk.goes_on else ""
+        return f"{resolve}; the same command{again} sends it once more, and pays once more"
+
+    @property
+    def most_s(self) -> float:
+        """How long it may take at the most until what is in flight is here: the answer, then its pictures."""
+        left = self.job.route.limits.timeout_s - (time.monotonic() - self.gone_at)
+        return DOWNLOAD_S + (0.0 if self.answered else max(0.0, left))
 
     async def _perform(self) -> SeedreamError | None:
         """Send, wait, fetch. Returns the failure that some pictures had, or None; raises what hit the whole request."""
+        if self.job.reused:
+            return self._reuse()
         if is_there(self.job):
             self._leave()
             return None
+        if not self.desk.books.has(self.job):
+            raise BusyError(f"{self.job.id} is being saved by another process", hint="seedream history shows its files")
         broken = None
         if self.job.request.stream and not self.job.recovers:
             broken = await self._stream()
@@ -214,6 +281,8 @@ class Worker:
         if self.ready is None:
             return None
         self._take_answer(self.ready)
+        if self.job.recovers:
+            self._tell_life(self.ready)
         if not self.job.download:
             return self._hand_out(self.ready) or broken
         # What a stream brought is saved already, or on its way; what a recovery has on disk is not fetched again.
@@ -233,6 +302,7 @@ class Worker:
     def _take_answer(self, ready: Ready) -> None:
         """Every link is in the books before any download starts."""
         self.answered = True
+        self._leave_slot()
         self.desk.step("read")
         self.desk.books.ready(self.job, ready, self._made(), self.reply)
         self.desk.step("ready written")
@@ -246,6 +316,26 @@ class Worker:
         self.desk.books.saved(self.job)
         return _first_error(self.saved.values())
 
+    def _tell_life(self, ready: Ready) -> None:
+        """Say how long the links are good for by their own dates. They are tried all the same: a clock may be wrong."""
+        ends = [end for one in ready.pictures if one.index not in self.job.have and (end := expiry(one.link))]
+        if not ends:
+            return
+        left = min(ends) - self.desk.clock.now().timestamp()
+        said = f"has {span_words(left)} left" if left > 0 else f"expired {span_words(-left)} ago by its own date"
+        self.desk.sink.emit(Notice(f"{self.job.id}: {'its link' if len(ends) == 1 else 'the first link'} {said}"))
+
+    def _reuse(self) -> SeedreamError | None:
+        """An earlier request was the same, and its pictures are on disk: they are the result, at no cost."""
+        self.saved = {image.index: image for image in self.job.reused}
+        if not self.job.output.stdout:
+            self.desk.sink.emit(Notice(f"nothing was sent: {self.job.id} was the same request, and its files are here"))
+            return None
+        for image in self.job.reused:
+            if image.path:
+                self._emit(image.path)
+        return None
+
     def _leave(self) -> None:
         """Everything is there already, and nothing need be paid."""
         paths = [path for place in places(self.job) if (path := store.existing(place))]
@@ -257,7 +347,11 @@ class Worker:
     async def _obtain(self) -> Ready | None:
         """The provider's answer with its pictures, however many polls it takes; None where a callback will bring it."""
         started = time.monotonic()
-        outcome = await self._first_answer()
+        return await self._wait_for(await self._first_answer(), started)
+
+    async def _wait_for(self, outcome: Ready | Ticket, started: float, reply: Path | None = None) -> Ready | None:
+        """Poll a task, which was kept as `reply`, to its end; an answer with pictures needs none."""
+        self.reply = reply or self.reply
         while isinstance(outcome, Ticket):
             if not self.task_id:
                 self.task_id = outcome.task_id
@@ -391,9 +485,15 @@ class Worker:
             # Whatever ended it: the pictures before it may have been paid for.
             kept.keep()
             cut = error
+        except asyncio.CancelledError:
+            if came:
+                kept.keep()
+                self.reply = kept.kept
+            raise
         else:
-            if isinstance(streamed.whole, Ready):
-                self.ready, self.reply = streamed.whole, kept.kept
+            if streamed.whole is not None:
+                # Pictures at once, or a task that the provider has made of it, which is asked after.
+                self.ready = await self._wait_for(streamed.whole, started, kept.kept)
                 return None
             kept.keep()
             whole = bool(ends) or streamed.ended == "done" or (streamed.cut is None and len(came) >= most)
@@ -418,8 +518,10 @@ class Worker:
             async with self.desk.downloads:
                 image = await self._save(picture)
         except (LinkError, FileError) as error:
+            # Whatever the disk says of itself: this picture is paid for.
+            error.billed = "yes"
             if not error.hint and not _is_final(error):
-                error.hint = f"seedream recover {self.job.id}"
+                error.hint = self._rescue()
             image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
         self.saved[picture.index] = image
         self.desk.books.picture(self.job, image, handed=self.job.output.stdout)
@@ -431,19 +533,26 @@ class Worker:
         output = self.job.output
         # How many a kept reply holds is known only now.
         of = max(self.job.of, len(self.ready.pictures) if self.ready and self.job.recovers else 1)
-        place = output.place(self.job.fields, number=self.job.first + picture.index, of=of)
+        number, rule = self.job.first + picture.index, output.if_exists
+        beyond = 0 if self.job.recovers else picture.index + 1 - self.job.request.pictures_at_most
+        if beyond > 0 and output.stdout:
+            raise LinkError("standard output takes one picture, and the provider made more")
+        if beyond > 0:
+            # More came than was asked for. They are billed, so they are kept, behind the names that were planned.
+            number, of, rule = self.job.of + beyond, self.job.of + beyond, "rename"
+        place = output.place(self.job.fields, number=number, of=of)
         with store.open_part(place.folder) as part:
             facts = await self._fill(part, picture)
             self.desk.step("part written")
             same = store.find_same(place, facts) if self.job.recovers else None
             if output.stdout:
-                await asyncio.to_thread(self._emit, part)
+                await asyncio.to_thread(self._emit, part.path)
                 path = None
             elif same is not None:
                 path = same
             else:
                 published = await asyncio.to_thread(
-                    part.publish, place.folder, place.stem, facts, output.if_exists, suffix=place.suffix
+                    part.publish, place.folder, place.stem, facts, rule, suffix=place.suffix
                 )
                 path = published.path
                 self._note(published)
@@ -468,9 +577,9 @@ class Worker:
                 Notice(f"{name} was asked for, but the picture is {suffix[1:]}: saved as {published.path}")
             )
 
-    def _emit(self, part: store.Part) -> None:
+    def _emit(self, path: Path) -> None:
         """A whole, checked picture to standard output. A closed pipe loses nothing: the reply stays for `recover`."""
-        with part.path.open("rb") as file:
+        with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 if self.desk.emit is None or not self.desk.emit(chunk):
                     raise LinkError("standard output was closed before the picture was written")
@@ -504,19 +613,18 @@ class Worker:
         images = tuple(self.saved[index] for index in sorted(self.saved))
         request, job = self.job.request, self.job
         made = self._made()
-        submitted = bool(self.task_id and request.callback_url)
         doubtful = error is not None and error.kind == "unknown_outcome" and made is None
         billed = request.pictures_at_most if doubtful else made
         return JobResult(
             index=job.index,
             id=job.id,
-            status="submitted" if submitted and not error else _status(error, images),
+            status=self._status(error, images),
             provider=job.route.spec.name,
             model=request.model_id,
             request={} if job.recovers else self.dialect.submit(request).json or {},
             images=images,
             usage=dict(self.ready.usage) if self.ready and self.ready.usage else None,
-            cost=job.price(billed) if billed is not None else None,
+            cost=Cost(0.0, "USD", "") if job.reused else job.price(billed) if billed is not None else None,
             error=error,
             attempts=self.attempts,
             timing=self._timing(),
@@ -524,12 +632,22 @@ class Worker:
             task_id=self.task_id,
         )
 
+    def _status(self, error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
+        """The job's status word."""
+        if error is None:
+            return "submitted" if self.task_id and self.job.request.callback_url else "succeeded"
+        if self.desk.goes_on and not self.answered and self._is_held_back(error):
+            return "interrupted"
+        if any(image.error is None for image in images):
+            return "partial"
+        return "unknown" if error.kind == "unknown_outcome" else "failed"
+
     def _made(self) -> int | None:
         """How many pictures are billed: the provider's own count, else what came; None while that is unknown."""
         if self.ready is None:
             return None
         counted = (self.ready.usage or {}).get("generated_images")
-        if isinstance(counted, int):
+        if isinstance(counted, int) and 0 <= counted <= COUNT_MOST:
             return counted
         return sum(1 for picture in self.ready.pictures if picture.error is None)
 
@@ -585,14 +703,3 @@ def _first_error(images: Iterable[SavedImage], broken: SeedreamError | None = No
     """The failure to speak of where several things failed: one that money hangs on before a refusal."""
     errors = [error for error in (broken, *(image.error for image in images)) if error]
     return min(errors, key=lambda error: error.billed == "no", default=None)
-
-
-def _status(error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
-    """The job's status word."""
-    if error is None:
-        return "succeeded"
-    if any(image.error is None for image in images):
-        return "partial"
-    if error.kind == "unknown_outcome":
-        return "unknown"
-    return "failed"

@@ -208,7 +208,7 @@ def test_one_event_of_a_stream_is_read_where_it_lies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{", '{"a":', '{"a":"b', '{"a":"' + PICTURE, '{"a":NaN}', "<html>", '{"a":"' + PICTURE + '"', "[" * 100_000,
-     b'{"a":"\xff"}', '{"a":"\n"}', '{"' + PICTURE + '":1}', '["' + "word " * 300_000 + '"]', "[1]\0\0"],
+     '{"a":"\n"}', '{"' + PICTURE + '":1}', '["' + "word " * 300_000 + '"]', "[1]\0\0"],
 )  # fmt: skip
 def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: str | bytes) -> None:
     """Cut, wrong, over-deep and over-long replies all raise ValueError and nothing else."""
@@ -238,7 +238,7 @@ long_text = st.one_of(
     st.text(max_size=20),
 )
 values = st.recursive(
-    st.one_of(long_text, st.integers(), st.booleans(), st.none()),
+    st.one_of(long_text, st.integers(-(10**17), 10**17), st.booleans(), st.none()),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=6,
 )

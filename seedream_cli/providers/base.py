@@ -349,8 +349,10 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture |
     kind = event.get("type")
     if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
         index = event.get("image_index")
-        # Without a number of its own a picture gets the next free one, from whoever collects them.
-        return read_picture(spec, event, index if isinstance(index, int) and not isinstance(index, bool) else -1)
+        # Without a number that one can have, a picture gets the next free one, from whoever collects them.
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_PICTURES:
+            index = -1
+        return read_picture(spec, event, index)
     fault = fault_in(event) or (Fault("", _text(event.get("message"))) if kind == "error" else None)
     if fault:
         raise api_error(spec, fault)
@@ -403,7 +405,7 @@ class Fault:
     request_id: str = ""
 
 
-REFUSED = Verdict("refused")
+REFUSED = Verdict("refused", hint="--dry-run shows what is sent, `seedream models` what each model takes")
 UNKNOWN = Verdict(
     "unknown_outcome",
     billed="unknown",
@@ -453,6 +455,8 @@ _SAYS = {
 }
 _REQUEST_ID = re.compile(r"[\s,;]*\(?\s*request[ _-]?id\s*[:=]\s*([^\s()]+?)\s*\)?[\s.]*$", re.IGNORECASE)
 _LONGEST = 600
+_MOST_PICTURES = 1000
+"""More than any answer holds; a number or a count beyond it is a slip."""
 
 
 def fault_in(body: Any) -> Fault | None:

@@ -1,0 +1,426 @@
+"""`seedream batch`: a table in, a folder of pictures out."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from .errors import FileError, InputError, Problem, SeedreamError
+from .flags import BATCH_FLAGS, RUN_KEYS, Chosen, options, takes
+from .process import crash_step, open_ledger_here, process_streams
+
+if TYPE_CHECKING:
+    from .batch import Batch, Order, Sheet, Survey, Tracker
+    from .inputs import PromptText
+    from .ledger import Ledger
+    from .request import Draft
+    from .results import BatchReport, JobResult
+    from .settings import Surroundings
+    from .streams import Streams
+    from .tables import Findings, Row
+
+HELP = (
+    "Make the pictures of a table: CSV, TSV or JSON Lines, a row a request. The same command goes on where it stopped."
+    "\n\nExamples:\n\n\b\n"
+    "  seedream batch shots.csv --provider sandbox\n"
+    '  seedream batch shots.csv --prompt "{animal} in {place}, watercolour" -p ark -o shots/\n'
+    "  seedream batch shots.csv --dry-run\n"
+    "  seedream batch shots.csv --only failed --concurrency 4 --max-cost 5\n"
+    "  seedream batch shots.csv --shard 2/4\n"
+    "  seedream batch shots.csv --merge shots-1-of-4 shots-2-of-4 shots-3-of-4 shots-4-of-4"
+)
+
+
+@takes(BATCH_FLAGS)
+def batch(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="The table; - reads it from standard input.")],
+    folders: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR]...", help="With --merge: the shards.", show_default=False)
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """Every row of a table that is not done yet, to files."""
+    surroundings = chosen.surroundings()
+    if folders and not chosen.switches.get("merge"):
+        raise InputError([Problem("table", "a batch takes one table", "--merge joins the folders of shards")])
+    with contextlib.ExitStack() as stack:
+        desk = _open(stack, table, chosen, surroundings)
+        if chosen.switches.get("merge"):
+            return _merge(stack, desk, [Path(folder) for folder in folders or ()])
+        if not desk.sends:
+            return _preview(stack, desk)
+        return _run(stack, desk)
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What a run of the command works with."""
+
+    chosen: Chosen
+    surroundings: Surroundings
+    streams: Streams
+    sheet: Sheet
+    sends: bool
+
+    @property
+    def draft(self) -> Draft:
+        """The options of the run."""
+        return self.sheet.base
+
+    @property
+    def order(self) -> Order:
+        """The options of the batch."""
+        return self.sheet.order
+
+    @property
+    def is_quiet(self) -> bool:
+        """With -q."""
+        return self.draft.switches.get("quiet", False)
+
+    @property
+    def is_json(self) -> bool:
+        """With --json."""
+        return self.draft.switches.get("json", False)
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Lines for the user, unless they are not wanted."""
+        for line in () if self.is_quiet else lines:
+            self.streams.err(line)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: Surroundings) -> _Desk:
+    """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
+    from .batch import Sheet, read_order
+    from .ledger import hold_batch
+    from .report import warning_lines
+    from .tables import check_results, open_table, plan_columns
+
+    table = stack.enter_context(open_table(name))
+    problems = list(chosen.ignored(surroundings))
+    prompt = _read_template(chosen, problems)
+    variables, wrong = chosen.variables()
+    problems += wrong
+    base = _base_draft(chosen, surroundings, prompt)
+    columns, found = plan_columns(
+        table.headings,
+        options(),
+        run_level=RUN_KEYS,
+        maps=chosen.lists.get("map", ()),
+        template=chosen.values.get("prompt_template", prompt.text if prompt else None),
+        variables={**(prompt.variables if prompt else {}), **variables},
+        needs_prompt=not base.switches.get("layers"),
+    )
+    problems += found
+    order = read_order(base, table, surroundings, problems)
+    problems += check_results(order.results, table)
+    if any(problem.severity == "error" for problem in problems):
+        raise InputError([problem for problem in problems if problem.severity == "error"])
+    base = replace(base, values={**base.values, "output": f"{order.folder}/"})
+    sends = not any(chosen.switches.get(switch) for switch in ("dry_run", "explain_stale", "merge"))
+    sends = sends and not base.switches.get("dry_run")
+    if (sends or chosen.switches.get("merge")) and order.home.is_dir():
+        # Somebody else may be at work: that is said before a large table is read.
+        stack.enter_context(hold_batch(order.home))
+    sheet = Sheet(table, columns, base, order, surroundings, sends)
+    findings = sheet.check()
+    desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
+    _refuse(findings)
+    if sheet.trouble:
+        raise sheet.trouble
+    more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
+    warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
+    desk.say([*(f"note: {note}" for note in sheet.notices), *warning_lines(warnings), *more])
+    if (sends or chosen.switches.get("merge")) and not order.home.is_dir():
+        stack.enter_context(_new_home(order))
+    return desk
+
+
+def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None:
+    """The prompt template of a file, with the options that stand above it."""
+    from .inputs import read_prompts
+
+    files = chosen.lists.get("prompt_file", ())
+    if len(files) > 1 or (files and "prompt_template" in chosen.values):
+        problems.append(Problem("prompt", "the prompt was given twice", "give --prompt or one --prompt-file"))
+        return None
+    prompts, wrong = read_prompts(None, files, options())
+    problems += wrong
+    return prompts[0] if prompts else None
+
+
+_HOLDING = ("only", "shard")
+
+
+def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText | None) -> Draft:
+    """The options that hold for every row where it sets nothing."""
+    draft = chosen.draft(surroundings, prompt)
+    values = {key: value for key, value in draft.values.items() if key not in {"prompt", "prompt_template"}}
+    return replace(draft, values=values)
+
+
+def _refuse(findings: Findings) -> None:
+    """Raise all that is wrong with the table."""
+    if not findings.errors:
+        return
+    more = [Problem("", f"and {findings.more_errors} more problems like these")] if findings.more_errors else []
+    raise InputError([*findings.errors, *more])
+
+
+def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
+    """The batch's folder, made, and held until the end."""
+    from .ledger import hold_batch
+    from .store import Target
+
+    Target(order.folder, "rename", 1).prepare()
+    return hold_batch(order.home)
+
+
+# --- a preview ------------------------------------------------------------------------------------------------------
+
+
+def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
+    """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
+    from .batch import Batch, explain_stale
+    from .envelope import print_json
+    from .ledger import open_ledger
+
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    now = _now
+    real = desk.order.home / "ledger.db"
+    if real.is_file():
+        with open_ledger(real, now=now) as ledger:
+            ledger.copy_to(scratch / "ledger.db")
+    ledger = stack.enter_context(open_ledger(scratch / "ledger.db", now=now))
+    run = stack.enter_context(ledger.run("preview", "batch"))
+    batch = Batch(desk.sheet, ledger, run)
+    batch.enter()
+    survey = batch.survey()
+    if desk.is_json:
+        print_json(_plan_object(desk, survey), desk.streams)
+    for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
+        desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
+    for line in _plan_lines(desk, survey):
+        desk.streams.err(line)
+    return 0
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(tz=dt.UTC)
+
+
+def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
+    from .envelope import SCHEMA
+
+    forecast = survey.forecast
+    cost = None if forecast.unpriced else {"amount": round(forecast.micro / 1e6, 6), "currency": "USD"}
+    return {
+        "schema": SCHEMA,
+        "type": "plan",
+        "command": "batch",
+        "status": "planned",
+        "rows": survey.rows,
+        "running": survey.running,
+        "requests": forecast.requests,
+        "images": forecast.pictures,
+        "fetched": survey.fetched,
+        "cost": cost,
+        "seconds": round(survey.seconds),
+        "output": str(desk.order.folder),
+    }
+
+
+def _plan_lines(desk: _Desk, survey: Survey) -> list[str]:
+    """Rows, pictures at most, worst cost, and time at the present pace."""
+    from .results import Cost
+    from .text import count_words, money_words, span_words
+
+    forecast, due = survey.forecast, survey.due
+    words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
+    told = [f"{due[deed]} {word}" for deed, word in words.items() if due[cast("Any", deed)]]  # type: ignore[index]
+    told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
+    what = f"{desk.sheet.table.name}: {count_words(survey.rows, 'row')}"
+    lines = [", ".join([what, *told, f"{survey.running} to run"])]
+    if survey.fetched:
+        lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
+    if forecast.requests:
+        cost = f"at most {money_words(Cost(forecast.micro / 1e6, 'USD', ''))}"
+        if forecast.unpriced:
+            unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
+            cost = unknown if not forecast.micro else f"{cost} and {unknown}"
+        many = min(desk.order.concurrency, forecast.requests)
+        lines.append(
+            f"up to {count_words(forecast.pictures, 'picture')}, {cost}, about {span_words(survey.seconds)} "
+            f"with {many} at once, into {desk.order.folder}/"
+        )
+    if due["missing"]:
+        lines.append("--only missing makes, and pays for, those whose files are gone")
+    if due["unknown"]:
+        lines.append("--only unknown --retry-ambiguous sends those of unknown outcome again, which may cost twice")
+    return lines
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
+    """Enter the table, ask where it is costly, run what is due, and write the results."""
+    from . import store
+    from .batch import Batch
+    from .plan import run_id
+
+    order = desk.order
+    store.Target(order.folder, "rename", 1).prepare()
+    store.sweep(order.folder)
+    wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
+    day = stack.enter_context(open_ledger_here(desk.surroundings)) if wants_ledger else None
+    ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
+    name = run_id()
+    run = stack.enter_context(ledger.run(name, "batch", folder=str(order.folder.absolute())))
+    if day is not None:
+        # `history` finds the batch of a request's id by this.
+        own = stack.enter_context(day.run(name, "batch", folder=str(order.folder.absolute())))
+        stack.callback(own.finish, None)
+    batch = Batch(desk.sheet, ledger, run)
+    batch.enter()
+    survey = batch.survey()
+    desk.say(_plan_lines(desk, survey))
+    if not _agreed(desk, survey):
+        desk.streams.err("stopped: nothing was sent")
+        return 130
+    tracker, report = _work(desk, batch, survey, day)
+    return _close(desk, batch, tracker, report)
+
+
+def _agreed(desk: _Desk, survey: Survey) -> bool:
+    """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
+    bound = desk.surroundings.settings.confirm_above
+    terminal = desk.streams.stdin_is_terminal and desk.streams.stderr_is_terminal
+    dear = bound is not None and (survey.forecast.micro > bound * 1e6 or survey.forecast.unpriced)
+    if not (dear and terminal) or desk.chosen.switches.get("yes"):
+        return True
+    return typer.confirm("Go on?", err=True)
+
+
+def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tuple[Tracker, BatchReport]:
+    """Run what is due in front of the user."""
+    from .batch import Tracker
+    from .books import Books
+    from .engine import Flow, HurriedClock, Outlets, conduct
+    from .live import make_batch_sink
+    from .plan import plan_caps
+
+    order, streams, draft = desk.order, desk.streams, desk.draft
+    verbosity = -1 if desk.is_quiet else desk.chosen.verbosity
+    display = make_batch_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=verbosity)
+    tracker = Tracker(display, _teller(desk))
+    sheet, fault = desk.sheet, desk.surroundings.fault
+    flow = Flow(
+        batch.jobs(tracker.expect),
+        survey.forecast.requests + survey.fetched,
+        survey.forecast.pictures,
+        ", ".join(sorted({route.spec.name for route in sheet.routes})),
+        ", ".join(sheet.models),
+        order.concurrency,
+        order.max_failures,
+        order.max_unknown,
+    )
+    log = (lambda line: streams.err(f"wire: {line}")) if desk.chosen.verbosity > 1 else None
+    outlets = Outlets(tracker, order.home, batch.ledger, None, log, step=crash_step(fault))
+    if fault == "no-wait":
+        outlets = replace(outlets, clock=HurriedClock())
+    books = Books(batch.ledger, batch.run, plan_caps(draft, desk.surroundings, []), home=order.folder, day=day)
+    try:
+        ending = conduct(flow, outlets, books)
+    finally:
+        display.close()
+    return tracker, tracker.report(survey, ending)
+
+
+def _teller(desk: _Desk) -> Any:
+    """Prints a row's results as it ends: an object, its paths, or its links."""
+    from . import spool
+    from .envelope import Row as Place
+    from .envelope import print_json, row_object
+    from .report import print_places
+
+    streams, links = desk.streams, desk.draft.switches.get("no_download", False)
+
+    def tell(row: Row, results: Sequence[JobResult]) -> None:
+        if desk.is_json:
+            print_json(row_object(results, Place(row.number, row.line, row.id or None)), streams)
+        else:
+            for result in results:
+                print_places(result.images, streams, "urls" if links else "paths")
+        for result in results if links and not streams.stdout_closed else ():
+            spool.forget(desk.order.home / "replies", result.id)
+
+    return tell
+
+
+def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport) -> int:
+    """Write the results, and say what became of the table."""
+    from .envelope import batch_object, print_json
+    from .report import batch_lines, error_lines
+
+    code, trouble = report.exit_code, None
+    try:
+        batch.write_results()
+    except (FileError, InputError) as error:
+        trouble = error
+    batch.run.finish(code)
+    if desk.is_json:
+        print_json(batch_object(report), desk.streams)
+    lines = batch_lines(report, tracker.labels)
+    for line in lines if not desk.is_quiet or code else ():
+        desk.streams.err(line)
+    if trouble is None:
+        desk.say([f"results: {desk.order.results}"])
+        return code
+    for line in error_lines(cast("SeedreamError", trouble)):
+        desk.streams.err(line)
+    return code or trouble.exit_code
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) -> int:
+    """Join the folders of shards into one, which the same table then goes on with."""
+    from .batch import Batch
+    from .ledger import hold_batch
+    from .plan import run_id
+    from .shards import absorb
+
+    order = desk.order
+    wrong = [folder for folder in folders if not (folder / ".seedream" / "ledger.db").is_file()]
+    if wrong or not folders:
+        hint = "name the output folders of the shards behind the table"
+        found = [Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge") for folder in wrong]
+        raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
+    ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
+    for folder in folders:
+        if folder.resolve() == order.folder.resolve():
+            continue
+        with hold_batch(folder / ".seedream"), open_ledger_here(desk.surroundings, home=folder / ".seedream") as other:
+            rows, pictures = absorb(ledger, other, folder, order.folder)
+        desk.say([f"{folder}: {rows} requests, {pictures} pictures"])
+    run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
+    batch = Batch(desk.sheet, ledger, run)
+    batch.enter()
+    survey = batch.survey()
+    batch.write_results()
+    run.finish(0)
+    for line in (*_plan_lines(desk, survey), f"results: {order.results}"):
+        desk.say([line])
+    return 0 if survey.due["done"] == survey.rows else 9

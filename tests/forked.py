@@ -1,0 +1,388 @@
+"""The command in forked processes that can be wounded: killed before any write to the disk, or given a planted bug.
+
+One process imports the tool and then forks for every run, so that a run takes milliseconds and yet dies like any
+other. As `python -m tests.forked` this file is that process: it reads a job a line and answers with an exit code. With
+`BUG ARGS…` behind that it is one run with a planted bug.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import CANARY, Command, Done
+
+ROOT = Path(__file__).parent.parent
+
+
+class Nursery:
+    """The process that forks. A context manager."""
+
+    def __enter__(self) -> Nursery:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, job: dict[str, Any]) -> int:
+        """Let a child do a job; its exit code, negative for the signal that killed it."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+class Forked(Command):
+    """The command as a child of the nursery: `wounds` are the names of functions of this file, with an argument."""
+
+    def __init__(self, home: Path, nursery: Nursery) -> None:
+        super().__init__(home)
+        self.nursery = nursery
+
+    def __call__(
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float = 60,
+        wounds: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Done:
+        """Run it to its end or to its death."""
+        assert not stdin
+        assert not more
+        out, err = self.home / "stdout", self.home / "stderr"
+        job = {"args": args, "env": {**self.env, **(env or {})}, "cwd": str(self.folder), "wounds": wounds or {}}
+        code = self.nursery.run({**job, "out": str(out), "err": str(err)})
+        done = Done(code, out.read_text(), err.read_text())
+        assert "Traceback" not in done.err, done.err
+        assert CANARY not in done.out + done.err, "the key was printed"
+        return done
+
+
+# --- in the child ---------------------------------------------------------------------------------------------------
+
+
+_ROOMS = [f"seedream_cli.{path.stem}" for path in (ROOT / "seedream_cli").glob("[a-z]*.py")]
+_PROVIDERS = [f"seedream_cli.providers.{path.stem}" for path in (ROOT / "seedream_cli/providers").glob("[a-z]*.py")]
+_IMPORTED = [
+    *_ROOMS,
+    *_PROVIDERS,
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "_strptime",
+    "anyio._backends._asyncio",
+    "anyio.streams.tls",
+    "certifi",
+    "concurrent.futures.thread",
+    "httpcore",
+    "platformdirs.unix",
+    "pydantic",
+]
+
+
+def _serve() -> None:
+    """Import everything once, then fork for every line."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    # What is there now will not be looked at again by a child's collector, and so not be copied.
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin.buffer:
+        child = os.fork()
+        if not child:
+            _live(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+def _live(job: dict[str, Any]) -> None:
+    """Be one run of the command."""
+    from seedream_cli.cli import main
+
+    for number, path, how in ((0, os.devnull, os.O_RDONLY), (1, job["out"], _NEW), (2, job["err"], _NEW)):
+        file = os.open(path, how, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    for name, argument in job["wounds"].items():
+        WOUNDS[name](argument)
+    code = 70
+    try:
+        code = main(job["args"])
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def kill(number: int) -> None:
+    """Die at the N-th step: before a write to the disk or a commit, or at one that the tool names."""
+    passed = 0
+
+    def step(name: str) -> None:
+        nonlocal passed
+        passed += 1
+        if passed == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _at_each_step(step)
+
+
+def trace(path: str) -> None:
+    """Write down the names of all steps."""
+
+    def step(name: str) -> None:
+        with Path(path).open("a") as file:
+            file.write(f"{name}\n")
+
+    _at_each_step(step)
+
+
+def _at_each_step(step: Callable[[str], None]) -> None:
+    from seedream_cli import cli, ledger
+
+    def before(name: str) -> None:
+        real = getattr(os, name)
+
+        def stepped(*args: Any, **more: Any) -> Any:
+            # A folder that is there and a file that is not leave nothing to be killed before.
+            if os.path.lexists(args[0]) == (name != "mkdir") if name in {"mkdir", "unlink"} else True:
+                step(name)
+            return real(*args, **more)
+
+        setattr(os, name, stepped)
+
+    for name in ("fsync", "replace", "rename", "link", "unlink", "ftruncate", "posix_fallocate", "mkdir"):
+        before(name)
+    connect = ledger._connect
+
+    def traced(path: Path) -> Any:
+        db = connect(path)
+        db.set_trace_callback(lambda statement: step("commit") if statement == "COMMIT" else None)
+        return db
+
+    ledger._connect = traced
+    # Most of the steps that the tool names lie between two of these, with nothing done in between.
+    cli.crash_step = lambda fault: lambda name: step(name) if name in {"sent", "read"} else None
+
+
+# --- planted bugs: the tests that kill must see each of them ----------------------------------------------------------
+
+
+def sends_before_it_writes() -> None:
+    """The intent is written down only when the answer is here."""
+    from seedream_cli.books import Books
+
+    sent, ready = Books.sent, Books.ready
+
+    def late(self: Books, job: Any, *rest: Any) -> None:
+        sent(self, job, 1, again=False)
+        ready(self, job, *rest)
+
+    Books.sent, Books.ready = (lambda self, job, attempt, *, again: None), late  # type: ignore[method-assign]
+
+
+def downloads_before_it_writes() -> None:
+    """The links are written down only when the pictures are here."""
+    from seedream_cli.books import Books
+
+    ready, picture = Books.ready, Books.picture
+    held: dict[str, Any] = {}
+
+    def late(self: Books, job: Any, *rest: Any, **more: Any) -> None:
+        if job.id in held:
+            ready(self, *held.pop(job.id))
+        picture(self, job, *rest, **more)
+
+    Books.ready = lambda self, job, *rest: held.update({job.id: (job, *rest)})  # type: ignore[method-assign]
+    Books.picture = late  # type: ignore[method-assign]
+
+
+def forgets_before_it_writes() -> None:
+    """The reply is removed before the books know that its pictures are saved."""
+    from seedream_cli import spool
+    from seedream_cli.books import Books
+
+    picture = Books.picture
+
+    def early(self: Books, job: Any, *rest: Any, **more: Any) -> None:
+        spool.forget(Path(os.environ["SEEDREAM_STATE_DIR"]) / "replies", job.id)
+        picture(self, job, *rest, **more)
+
+    Books.picture = early  # type: ignore[method-assign]
+
+
+def replaces_what_is_there() -> None:
+    """A picture takes its name from whoever has it."""
+    from seedream_cli import files
+
+    files.move_to_free = os.replace
+
+
+def takes_orphans_for_new() -> None:
+    """What was out when its process died is called never sent."""
+    from seedream_cli import ledger
+
+    settle = ledger.Ledger._settle_one
+
+    def as_new(self: Any, db: Any, request_id: str, reply: Any) -> None:
+        settle(self, db, request_id, reply)
+        if reply is None:
+            ledger._update(db, request_id, {"state": "queued", "billed": "no", "error": None})
+
+    ledger.Ledger._settle_one = as_new  # type: ignore[method-assign]
+
+
+def repeats_what_is_in_doubt() -> None:
+    """An answer that was lost is asked for again."""
+    from seedream_cli import attempts
+
+    decide = attempts.decide
+    attempts.decide = lambda error, attempt, *rest: 0.0 if attempt < 2 else decide(error, attempt, *rest)
+
+
+def reads_no_remains() -> None:
+    """A whole reply that had no name yet when its process died is passed over."""
+    from seedream_cli import spool
+
+    spool.adopt = lambda folder, name, *, limit: None
+
+
+def knows_no_picture_again() -> None:
+    """A picture that is on disk, but not in the books, is saved once more."""
+    from seedream_cli import store
+
+    store.find_same = lambda place, facts: None
+
+
+def flushes_no_commit() -> None:
+    """The ledger leaves it to the system when its commits reach the disk."""
+    from seedream_cli import ledger
+
+    connect = ledger._connect
+
+    def lazy(path: Path) -> Any:
+        db = connect(path)
+        db.execute("PRAGMA synchronous = NORMAL")
+        return db
+
+    ledger._connect = lazy
+
+
+def flushes_no_picture() -> None:
+    """A picture gets its name before its bytes are on the disk."""
+    from seedream_cli import store
+
+    store.Part._flush = lambda self: None  # type: ignore[method-assign]
+
+
+def flushes_no_folder() -> None:
+    """A picture is in the books before its name is on the disk."""
+    from seedream_cli import store
+
+    store._flush_folder = lambda folder: None
+
+
+def cannot_write_answers() -> None:
+    """The disk of the ledger is full from the answer on, for that one write."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.ledger import Ledger
+
+    def full(*_: Any, **__: Any) -> None:
+        raise FileError("no room", billed="yes")
+
+    Ledger.mark_ready = full  # type: ignore[method-assign]
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__: bug
+    for bug in (
+        sends_before_it_writes,
+        downloads_before_it_writes,
+        forgets_before_it_writes,
+        replaces_what_is_there,
+        takes_orphans_for_new,
+        repeats_what_is_in_doubt,
+        reads_no_remains,
+        knows_no_picture_again,
+        flushes_no_commit,
+        flushes_no_picture,
+        flushes_no_folder,
+        cannot_write_answers,
+    )
+}
+
+
+def plant(bug: str) -> None:
+    """Have a bug."""
+    BUGS[bug]()
+
+
+def shift(hours: float) -> None:
+    """Have a clock that is wrong by so many hours."""
+    import datetime as dt
+
+    class Wrong(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Any:
+            return dt.datetime.now(tz) + dt.timedelta(hours=hours)
+
+    shifted = types.SimpleNamespace(**{**vars(dt), "datetime": Wrong})
+    for name, module in list(sys.modules.items()):
+        if name.startswith("seedream_cli") and getattr(module, "dt", None) is dt:
+            vars(module)["dt"] = shifted
+
+
+def shrink(size: int) -> None:
+    """Have a disk on which no file grows beyond so many bytes."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+WOUNDS: dict[str, Callable[[Any], None]] = {
+    "kill": kill,
+    "trace": trace,
+    "plant": plant,
+    "shift": shift,
+    "shrink": shrink,
+}
+
+
+@contextlib.contextmanager
+def nursery() -> Iterator[Nursery]:
+    """A nursery for the tests of one module."""
+    with Nursery() as made:
+        yield made
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    from seedream_cli.cli import main as run
+
+    plant(sys.argv[1])
+    sys.exit(run(sys.argv[2:]))
+elif __name__ == "__main__":
+    _serve()
