@@ -14,7 +14,7 @@ import typer
 
 from .errors import FileError, InputError, Problem, SeedreamError
 from .flags import BATCH_FLAGS, RUN_KEYS, Chosen, options, takes
-from .process import crash_step, open_ledger_here, process_streams
+from .process import BATCH_HOME, crash_step, open_ledger_here, process_streams
 
 if TYPE_CHECKING:
     from .batch import Batch, Order, Sheet, Survey, Tracker
@@ -157,9 +157,6 @@ def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None
     prompts, wrong = read_prompts(None, files, options())
     problems += wrong
     return prompts[0] if prompts else None
-
-
-_HOLDING = ("only", "shard")
 
 
 def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText | None) -> Draft:
@@ -403,7 +400,7 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
     from .shards import absorb
 
     order = desk.order
-    wrong = [folder for folder in folders if not (folder / ".seedream" / "ledger.db").is_file()]
+    wrong = [folder for folder in folders if not (folder / BATCH_HOME / "ledger.db").is_file()]
     if wrong or not folders:
         hint = "name the output folders of the shards behind the table"
         found = [Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge") for folder in wrong]
@@ -412,7 +409,8 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
     for folder in folders:
         if folder.resolve() == order.folder.resolve():
             continue
-        with hold_batch(folder / ".seedream"), open_ledger_here(desk.surroundings, home=folder / ".seedream") as other:
+        home = folder / BATCH_HOME
+        with hold_batch(home), open_ledger_here(desk.surroundings, home=home) as other:
             rows, pictures = absorb(ledger, other, folder, order.folder)
         desk.say([f"{folder}: {rows} requests, {pictures} pictures"])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))

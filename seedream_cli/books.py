@@ -128,7 +128,8 @@ class Books:
                 reply=reply,
                 trace=ready.request_id,
             )
-            if settled is not None:
+            # Mostly it costs what was held for it, and then there is nothing new to flush.
+            if settled is not None and settled != to_micro(job.price(job.request.pictures_at_most)):
                 self._book(job, settled)
 
     def picture(self, job: Job, image: SavedImage, *, handed: bool = False) -> None:

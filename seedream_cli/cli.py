@@ -13,7 +13,7 @@ import typer
 from . import __version__, batch_commands
 from .config_commands import config_app
 from .doctor_commands import DOCTOR_HELP, doctor
-from .errors import InputError, InternalError, Problem, SeedreamError
+from .errors import FileError, InputError, InternalError, Problem, SeedreamError
 from .flags import (
     EDIT_FLAGS,
     GENERATE_FLAGS,
@@ -388,6 +388,12 @@ def main(argv: Sequence[str]) -> int:
         return _fail(error, argv)
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except OSError as error:
+        # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
+        if isinstance(error, BrokenPipeError):
+            return 0
+        reason = (error.strerror or type(error).__name__).lower()
+        return _fail(FileError(f"cannot write or read: {reason}", hint="seedream history tells what was sent"), argv)
     except Exception as bug:  # noqa: BLE001
         return _fail(_as_bug(bug), argv)
     return code if isinstance(code, int) else 0

@@ -166,6 +166,10 @@ class _Run(_Conductor):
             routes = {job.route for job in self.jobs}
             wires = {route: await stack.enter_async_context(self._wire(route)) for route in routes}
             self._announce(wires.values())
+            for route in routes if ledger else ():
+                # A provider may echo the key in its answer, which is written down.
+                if ledger and route.key:
+                    ledger.hide(route.key.value.strip())
             run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder())) if ledger else None
             books = Books(ledger, run, plan.caps)
             books.open(self.jobs)

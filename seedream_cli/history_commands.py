@@ -11,7 +11,7 @@ import typer
 
 from .errors import InputError, Problem
 from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
-from .process import forget_replies, open_ledger_here, process_streams, reply_names
+from .process import forget_replies, open_ledger_here, open_ledger_of, process_streams, reply_names
 
 if TYPE_CHECKING:
     from .ledger import Entry, Ledger
@@ -93,7 +93,7 @@ def show(
     from .envelope import print_json
 
     streams = process_streams()
-    with open_ledger_here() as ledger:
+    with open_ledger_of([wanted]) as ledger:
         entries = _found(ledger, wanted)
         if json:
             print_json(views.history_object(entries, links=links), streams)
@@ -118,7 +118,7 @@ def resolve(
         hint = "the provider's usage page for that minute tells"
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
     streams = process_streams()
-    with open_ledger_here() as ledger:
+    with open_ledger_of(wanted) as ledger:
         doubtful = {entry.id: entry for name in wanted for entry in _doubtful(_found(ledger, name))}
         ledger.resolve(list(doubtful), "paid" if paid else "unpaid")
         for name in doubtful:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,10 @@ from .settings import Surroundings, prepare_state, read_surroundings
 if TYPE_CHECKING:
     from .ledger import Ledger
     from .streams import Streams
+
+
+BATCH_HOME = ".seedream"
+"""The folder in a batch's output that holds its ledger and its kept replies."""
 
 
 def process_streams(surroundings: Surroundings | None = None) -> Streams:
@@ -69,6 +73,19 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
         # A process may die between writing that all is saved and removing the reply.
         if any(entry.id == kept.id and entry.status in _SETTLED for entry in ledger.find(kept.id)):
             forget(replies, kept.id)
+    return ledger
+
+
+def open_ledger_of(names: Sequence[str]) -> Ledger:
+    """The ledger that knows these requests: the user's, or that of the batch whose run entered the first of them."""
+    ledger = open_ledger_here()
+    strange = next((name for name in names if not ledger.find(name)), None)
+    for run in ledger.runs() if strange else ():
+        home = Path(run.folder) / BATCH_HOME
+        is_its = strange == run.id or str(strange).startswith(f"{run.id}-")
+        if run.command == "batch" and is_its and (home / "ledger.db").is_file():
+            ledger.close()
+            return open_ledger_here(home=home)
     return ledger
 
 

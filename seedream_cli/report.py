@@ -362,10 +362,7 @@ def batch_lines(report: BatchReport, labels: Mapping[int, str]) -> list[str]:
     money = _batch_money(report)
     lines.append(" · ".join([f"{count_words(report.rows, 'row')}: {shown}", *money]))
     if report.unknown:
-        lines.append(
-            f"to settle the {report.unknown} unknown: check the provider's usage page, then  seedream history resolve "
-            "ID --paid | --unpaid, or run again with --only unknown --retry-ambiguous"
-        )
+        lines.append(_settle_words(worst, report.unknown))
     if report.signal_number is not None:
         lines.append(f"stopped by {signal.Signals(report.signal_number).name}")
     if report.unsent:

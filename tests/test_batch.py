@@ -272,11 +272,17 @@ def test_unknown_rows_are_never_sent_again_unasked(seedream: Command) -> None:
         assert (done.code, len(upstream.posts)) == (7, 2), done.err
         assert "2 unknown, 2 not sent" in done.err
         assert "possibly $" in done.err
+        [ids] = re.findall(r"seedream history resolve (.+) --paid \| --unpaid, or run again with --only", done.err)
         lost[0] = False
         done = run(seedream, upstream, "--json")
         assert (done.code, len(upstream.posts)) == (9, 4)
         assert [summary(done)[key] for key in ("succeeded", "unknown", "skipped")] == [2, 2, 0]
         assert [row["billed"] for row in results(seedream)] == ["unknown", "unknown", "yes", "yes"]
+        first, second = ids.split()
+        settled = seedream("history", "resolve", first, "--unpaid")
+        assert settled.code == 0, settled.err
+        assert seedream("history", "show", second, "--json").json["requests"][0]["status"] == "unknown"
+        assert (run(seedream, upstream).code, len(upstream.posts)) == (9, 5)
         done = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
         assert (done.code, len(upstream.posts)) == (0, 6), done.err
         assert run(seedream, upstream).code == 0
