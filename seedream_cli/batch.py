@@ -13,6 +13,7 @@ A picture whose file is gone and whose link is dead is `missing`: told as such, 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import string
 import time
@@ -334,7 +335,7 @@ class Sheet:
         own = row.fields if template not in {"{id}", "{row}-{slug}"} else {}
         fields = {**own, **name_fields(request, entry.id, row.number - 1), "slug": slug}
         if row.id:
-            fields["id"] = names.clean_name(row.id, 80)
+            fields["id"] = row.id[:200]
         return replace(
             shape.job,
             index=entry.position,
@@ -347,10 +348,16 @@ class Sheet:
         )
 
 
+@functools.lru_cache(maxsize=64)
+def _used_fields(template: str) -> frozenset[str]:
+    return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name)
+
+
 def _needed(template: str, row: Row) -> dict[str, str]:
     """The fields of a name that a later run could not find out by itself: those of the table."""
-    used = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-    own = {"row": str(row.number)} | ({"id": names.clean_name(row.id, 80)} if row.id else {})
+    # As it stands: whoever makes a name of it cleans it, and of a hundred thousand rows most are never asked again.
+    own = {"row": str(row.number)} | ({"id": row.id[:200]} if row.id else {})
+    used = _used_fields(template)
     if used <= {"id", "row", *names.FIELDS}:
         return own
     return {name: text for name, text in row.fields.items() if name in used and name not in names.FIELDS} | own

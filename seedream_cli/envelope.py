@@ -48,6 +48,10 @@ def _json_escape(match: re.Match[str]) -> str:
 
 def plain_value(value: Any) -> Any:
     """Records, mappings, tuples and paths as what JSON has."""
+    if value is None or type(value) in {str, int, bool}:
+        return value
+    if type(value) is dict:
+        return {str(key): plain_value(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -529,7 +529,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         # A large table is entered a third faster so; neither says anything about what is flushed.
-        db.execute("PRAGMA cache_size = -16000")
+        db.execute("PRAGMA cache_size = -2000")
         db.execute("PRAGMA wal_autocheckpoint = 4000")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")

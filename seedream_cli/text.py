@@ -6,6 +6,7 @@ prompt or a file name passes `clean` before it is shown, and never begins a line
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,9 @@ def clean(text: str, limit: int | None = 500) -> str:
         # Only CR LF gets shorter, so twice the limit of input always fills the output.
         text = text[: 2 * limit + 2]
     shown = _show(text, newline="⏎", commands=True)
+    if isinstance(shown, str):
+        # Nearly every text: nothing in it is an escape of several characters.
+        return shown if limit is None or len(shown) <= limit else shown[: limit - 1].rstrip(_ZWJ) + "…"
     if limit is None or sum(map(len, shown)) <= limit:
         return "".join(shown)
     return "".join(_take(shown, limit - 1)).rstrip(_ZWJ) + "…"
@@ -94,9 +98,10 @@ def _take(pieces: Iterable[str], length: int) -> Iterator[str]:
 
 def text_width(text: str) -> int:
     """Columns that a text takes in a terminal: two for wide East Asian characters, none for combining marks."""
-    return len(text) if text.isascii() else sum(_char_width(char) for char in text)
+    return len(text) if text.isascii() else sum(map(_char_width, text))
 
 
+@functools.lru_cache(maxsize=4096)
 def _char_width(char: str) -> int:
     if unicodedata.category(char) in {"Mn", "Me", "Cf"}:
         return 0

@@ -821,7 +821,8 @@ def test_history_is_searched_by_what_users_remember(book: Ledger, now: Now) -> N
         save(book, run, "fox", PictureRow(index=0, state="saved", path=Path("out/Füchse.png")), prompt="ein FUCHS")
         now.moment += dt.timedelta(days=1)
         morning = now.moment
-        save(book, run, "part", PictureRow(index=0, state="failed"), prompt="雪山 50%_", provider="byteplus")
+        two = (PictureRow(index=0, state="failed"), PictureRow(index=1, state="saved", path=Path("b.png")))
+        save(book, run, "part", *two, prompt="雪山 50%_", provider="byteplus")
         book.enter(run, [new("new")])
 
     def ids(text: str | None = None, **more: Any) -> list[str]:
@@ -838,6 +839,9 @@ def test_history_is_searched_by_what_users_remember(book: Ledger, now: Now) -> N
     )
     assert (ids(since=morning), ids(until=morning)) == (["new", "part"], ["fox"])
     assert (ids(provider="byteplus"), ids(status="partial"), ids(status="unsent")) == (["part"], ["part"], ["new"])
+    with book.run("s", "generate") as run:
+        save(book, run, "none", PictureRow(index=0, state="expired"))
+    assert ids(status="failed") == ["none"], "a request without a picture is not a part of one"
     assert ids("fox", status="succeeded", provider="ark", since=NOON, until=morning, limit=9) == ["fox"]
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.rawserver import RawServer, Received, Script, answer
+from tests.rawserver import RESET, RawServer, Received, Script, answer
 
 # The signature covers every byte, so each odd one here must come back as it was given.
 QUERY = (
@@ -85,8 +85,8 @@ class Upstream:
 
     @property
     def bodies(self) -> list[Any]:
-        """The JSON of each POST."""
-        return [json.loads(request.body) for request in self.posts]
+        """The JSON of each POST that came whole: a client that is killed may leave half a request behind."""
+        return [json.loads(request.body) for request in self.posts if _is_whole(request)]
 
     def link(self, index: int = 0) -> str:
         """A signed link to picture `index`."""
@@ -113,11 +113,17 @@ class Upstream:
             made = self._link(request, number) if self._link else None
             seed = int(request.target.decode().split("/")[-1].split(".")[0] or 0)
             return made or answer(picture(seed=seed), headers=[("Content-Type", "image/jpeg")])
+        if not _is_whole(request):
+            return RESET
         made = self._script(request, number) if self._script else None
         if made:
             return made
         reply = json.dumps(self._reply(json.loads(request.body), number)).encode()
         return answer(reply, delay_s=self.delay_s)
+
+
+def _is_whole(request: Received) -> bool:
+    return len(request.body) >= int(request.header("content-length") or 0)
 
 
 def refusal(status: int, code: str, message: str = "no. Request id: 0217ABC", **headers: str) -> Script:
