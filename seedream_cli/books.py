@@ -67,7 +67,10 @@ class Books:
         self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
         wanted = {job.id for job in jobs if job.booked and job.recovers}
         taken = self._ledger.take(self._run, sorted(wanted))
-        self._elsewhere = frozenset(wanted - {entry.id for entry in taken})
+        # One that another process finished since this run was planned has nothing left, its kept reply least of all.
+        tasks = {job.id for job in jobs if job.task_id}
+        mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
+        self._elsewhere = frozenset(wanted - mine)
 
     def reserve(self, job: Job) -> None:
         """Hold the worst cost. Raises `BudgetError` where it would pass a cap; nothing may be sent then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 import signal
@@ -14,6 +15,12 @@ from typing import Any
 
 import pytest
 
+from seedream_cli.engine import Outlets, execute
+from seedream_cli.ledger import open_ledger
+from seedream_cli.recovery import make_recovery
+from seedream_cli.report import QuietSink
+from seedream_cli.request import Draft
+from seedream_cli.settings import Surroundings
 from tests.conftest import CANARY, Command
 from tests.forked import Forked, Nursery
 from tests.rawserver import RESET, SILENCE, answer
@@ -295,6 +302,22 @@ def test_eight_processes_recover_once(nursery: Nursery, tmp_path: Path) -> None:
         assert len(list(home.folder.iterdir())) == 6
         assert len(upstream.posts) == 6
         assert {entry["status"] for entry in entries(home)} == {"succeeded"}
+
+
+def test_what_another_process_saved_meanwhile_is_left_to_it(seedream: Command) -> None:
+    """A recovery that was planned before another process finished the same one ends with 75 and touches nothing."""
+    with Upstream(link=lambda request, number: BROKEN) as upstream:
+        address = ["-p", "ark", "--base-url", upstream.url]
+        assert seedream("generate", "x", *address, "--retries", "0", env=ENV).code == 8
+        upstream._link = None
+        state = seedream.home / "state"
+        around = Surroundings({"SEEDREAM_STATE_DIR": str(state), **ENV})
+        with open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(dt.UTC)) as ledger:
+            plan = make_recovery([], Draft(), around, ledger)
+            assert seedream("recover", env=ENV).code == 0
+            report = execute(plan, Outlets(QuietSink(), state, ledger))
+        assert report.exit_code == 75, report
+        assert [path.name for path in seedream.folder.iterdir()] == ["x.jpg"]
 
 
 # --- the disk -------------------------------------------------------------------------------------------------------

@@ -749,8 +749,8 @@ def test_plain_progress_is_few_lines() -> None:
         "saved: out/fox-1.jpeg (2048x1152 jpeg, 0.8 MB)",
         "done: 1 of 2 requests",
         (
-            "stopping (SIGINT): nothing new is sent, 1 request in flight will be finished and saved, which may take up to "
-            "5 min; once more stops at once, and may lose what is paid"
+            "stopping (SIGINT): nothing new is sent, 1 request in flight will be finished and saved, which may take "
+            "up to 5 min; once more stops at once, and may lose what is paid"
         ),
         "done: 2 of 2 requests, 1 failed",
     ]
