@@ -115,7 +115,6 @@ class Ready:
     request_id: str = ""
     model: str = ""
     task_id: str = ""
-    size_defaulted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
