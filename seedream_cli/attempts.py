@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random as randomness
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from .errors import ApiError, FileError, SeedreamError
 from .pace import Clock, Pace, Policy, back_off, decide, read_retry_after
@@ -30,20 +30,22 @@ class Watch(Protocol):
         """Attempt number `attempt` failed and will be repeated in `wait_s` seconds."""
 
 
+Gate = Callable[[int], Awaitable[None] | None]
+"""Called with the attempt's number just before its first byte leaves; what it raises keeps that from leaving."""
+
+
 class Trail:
-    """What one attempt has done so far, told by the trace events of the connection."""
+    """What one attempt has done so far, as the connection tells it."""
 
     def __init__(
         self,
-        call: Call,
         attempt: int,
         policy: Policy,
         *,
-        gate: Callable[[int], None] | None,
+        gate: Gate | None,
         clock: Clock,
         watch: Watch | None,
     ) -> None:
-        self._method = call.method.encode()
         self._attempt = attempt
         self._policy = policy
         self._gate = gate
@@ -51,7 +53,6 @@ class Trail:
         self._watch = watch
         self.timer: asyncio.Timeout | None = None
         self.sent = False
-        self.headers_sent = False
         self.final = False
         self.sent_at = clock.monotonic()
         self.received: Received | None = None
@@ -61,23 +62,10 @@ class Trail:
         """The reply's outside as far as it came."""
         return self.received or Received(0, {})
 
-    async def trace(self, name: str, info: Mapping[str, Any]) -> None:
-        """The hook. A CONNECT to a proxy raises the same events, so the method is looked at."""
-        request = info.get("request")
-        if request is None or request.method != self._method or not name.endswith(".started"):
-            return
-        event = name.rpartition(".")[0].rpartition(".")[2]
-        if event == "send_request_headers":
-            self.leave()
-        elif event == "send_request_body":
-            self.headers_sent = True
-        elif event == "receive_response_headers":
-            self.stage("sent")
-
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """The last moment before the first byte leaves; what the gate raises here keeps it from leaving."""
-        if self._gate:
-            self._gate(self._attempt)
+        if self._gate and (said := self._gate(self._attempt)) is not None:
+            await said
         self.sent = True
         self.sent_at = self._clock.monotonic()
         if self.timer:
@@ -123,7 +111,7 @@ class Attempts:
         call: Call,
         once: Callable[[Trail], Awaitable[R]],
         *,
-        gate: Callable[[int], None] | None,
+        gate: Gate | None,
         watch: Watch | None,
         pictures: int,
     ) -> Outcome[R]:
@@ -134,7 +122,7 @@ class Attempts:
             attempt += 1
             async with self._pace.turn(call, pictures):
                 began = self._clock.monotonic() if began is None else began
-                trail = Trail(call, attempt, self._policy, gate=gate, clock=self._clock, watch=watch)
+                trail = Trail(attempt, self._policy, gate=gate, clock=self._clock, watch=watch)
                 try:
                     value = await once(trail)
                     return Outcome(value, attempt, self._clock.monotonic() - trail.sent_at, len(doubts))

@@ -47,7 +47,7 @@ class KeptReply:
         """Bytes so far."""
         return self.spool.size
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """Append what arrived."""
         self.spool.write(chunk)
 

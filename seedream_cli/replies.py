@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ class ReplyFile(Protocol):
     def size(self) -> int:
         """Bytes written since the last reset."""
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """Append; raises `FileError` where the disk refuses."""
 
     def reset(self) -> None:
@@ -48,7 +47,7 @@ class Memory:
     def size(self) -> int:
         return len(self._bytes)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         self._bytes += chunk
 
     def reset(self) -> None:
@@ -72,42 +71,46 @@ class Received:
         return next((self.headers[name] for name in _REQUEST_ID_HEADERS if self.headers.get(name)), "")
 
 
-async def unpack(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. A server that compresses although asked not to is decoded in bounded steps.
+class Reception:
+    """A body on its way into its file: unpacked, within `limit` bytes, each piece kept before anybody reads it."""
 
-    Raises BrokenReplyError, and zlib.error where the compression itself is damaged.
-    """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding in {"", "identity"}:
-        async for chunk in chunks:
-            yield chunk
-        return
-    if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise BrokenReplyError(f"the reply is encoded as {encoding[:40]!r}, which was not asked for")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    async for chunk in chunks:
-        rest = chunk
+    def __init__(self, received: Received, file: ReplyFile, limit: int) -> None:
+        encoding = received.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
+            raise BrokenReplyError(f"the reply is encoded as {encoding[:40]!r}, which was not asked for")
+        self._received = received
+        self._file = file
+        self._limit = limit
+        self._inflater = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
+        file.reset()
+
+    def take(self, chunk: bytes | memoryview) -> Iterator[bytes | memoryview]:
+        """Keep a chunk as it came, and hand out what it holds piece by piece. To be run to its end.
+
+        Raises BrokenReplyError, and zlib.error where the compression itself is damaged.
+        """
+        for piece in (chunk,) if self._inflater is None else self._inflate(self._inflater, chunk):
+            if self._file.size + len(piece) > self._limit:
+                raise BrokenReplyError(f"the reply is larger than {self._limit >> 20} MiB")
+            self._file.write(piece)
+            start = self._received.start
+            if len(start) < _TEXT_BYTES:
+                start += piece[: _TEXT_BYTES - len(start)]
+            yield piece
+
+    def _inflate(self, inflater: Any, chunk: bytes | memoryview) -> Iterator[bytes]:
+        """A server that compresses although asked not to is decoded in bounded steps."""
+        rest: bytes | memoryview = chunk
         while rest and not inflater.eof:
             yield inflater.decompress(rest, _INFLATE_STEP)
             rest = inflater.unconsumed_tail
-    while not inflater.eof and (piece := inflater.decompress(b"", _INFLATE_STEP)):
-        yield piece
-    if not inflater.eof:
-        raise BrokenReplyError("the compressed reply was cut short")
-
-
-async def keep(
-    chunks: AsyncIterator[bytes], received: Received, file: ReplyFile, limit: int
-) -> AsyncGenerator[bytes, None]:
-    """The unpacked pieces of a body of at most `limit` bytes, each already kept in the file, which is emptied first."""
-    file.reset()
-    async with contextlib.aclosing(unpack(chunks, received.headers)) as pieces:
-        async for piece in pieces:
-            if file.size + len(piece) > limit:
-                raise BrokenReplyError(f"the reply is larger than {limit >> 20} MiB")
-            file.write(piece)
-            received.start += piece[: max(0, _TEXT_BYTES - len(received.start))]
+        while not rest and not inflater.eof and (piece := inflater.decompress(b"", _INFLATE_STEP)):
             yield piece
+
+    def close(self) -> None:
+        """The body is at its end. Raises BrokenReplyError where its compression is not."""
+        if self._inflater is not None and not self._inflater.eof:
+            raise BrokenReplyError("the compressed reply was cut short")
 
 
 async def parse(received: Received, file: ReplyFile) -> Reply:

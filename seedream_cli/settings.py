@@ -130,9 +130,9 @@ class Surroundings:
         return self.environ.get("FORCE_COLOR", "0") not in {"", "0"} and self.wants_color
 
     @property
-    def names_certificates(self) -> bool:
-        """Whether the user says which certificates are to be trusted: those alone then are."""
-        return bool(self.environ.get("SSL_CERT_FILE") or self.environ.get("SSL_CERT_DIR"))
+    def certificates(self) -> tuple[str | None, str | None]:
+        """The file and the folder of the certificates that the user says are to be trusted: those alone then are."""
+        return self.environ.get("SSL_CERT_FILE") or None, self.environ.get("SSL_CERT_DIR") or None
 
     @property
     def in_ci(self) -> bool:

@@ -1,0 +1,411 @@
+"""Connections with nothing between: HTTP/1.1 over a socket, parsed by llhttp, kept for a while for the next request.
+
+A general client looks at its whole pool and builds a dozen objects for every request; at hundreds a second that costs
+more than all the rest of a batch. Here a request is one write, an answer goes from the socket's buffer into its file,
+and a free connection is found in one step. Proxies are not spoken here: `relay` has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import select
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+
+from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
+
+_BUFFER = 1 << 18
+_HEAD_MOST = 1 << 17
+"""Bytes of an answer's head. A store sends less than 4 kB; without a bound a peer could fill the memory."""
+_FIELD = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+class Direct:
+    """The free connections to any number of hosts. An exchange takes one of them, or makes one.
+
+    `keep_s` is how long a connection may be idle and still serve; `tls` gives the certificates to trust.
+    """
+
+    def __init__(self, *, keep_s: float, connect_s: float, tls: Callable[[], ssl.SSLContext]) -> None:
+        self._keep_s = keep_s
+        self._connect_s = connect_s
+        self._tls = tls
+        self._free: dict[tuple[str, str, int], list[Connection]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        # One for all: a protocol is given its bytes in the same step in which they are read.
+        self._buffer = memoryview(bytearray(_BUFFER))
+
+    async def exchange(self, outgoing: Outgoing, listener: Listener) -> None:
+        """One request and its answer. Raises `NoConnectionError`, `LostConnectionError`, or what the listener does."""
+        head = write_head(outgoing)
+        target = outgoing.target
+        place = (target.scheme, target.host, target.port or (443 if target.scheme == "https" else 80))
+        while True:
+            connection = self._take(place)
+            is_kept = connection is not None
+            if connection is None:
+                connection = await self._connect(place)
+            try:
+                await listener.leave()
+                await connection.converse(outgoing, head, listener)
+            except BaseException as error:
+                connection.abort()
+                if not (outgoing.repeatable and is_kept and not connection.heard and _is_lost(error)):
+                    raise
+            else:
+                if connection.reusable:
+                    self._keep(place, connection)
+                else:
+                    connection.abort()
+                return
+
+    def _take(self, place: tuple[str, str, int]) -> Connection | None:
+        """A free connection that is still good, the one used last first."""
+        free = self._free.get(place)
+        oldest = asyncio.get_running_loop().time() - self._keep_s
+        while free:
+            connection = free.pop()
+            if connection.idle_since >= oldest and connection.is_quiet():
+                return connection
+            connection.abort()
+        return None
+
+    def _keep(self, place: tuple[str, str, int], connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._free.setdefault(place, []).append(connection)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._keep_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what has been idle too long, so that no server has to."""
+        loop = asyncio.get_running_loop()
+        oldest, self._sweeper = loop.time() - self._keep_s, None
+        for place, free in list(self._free.items()):
+            for connection in free:
+                if connection.idle_since < oldest:
+                    connection.abort()
+            free[:] = [connection for connection in free if not connection.closed]
+            if not free:
+                del self._free[place]
+        if self._free:
+            self._sweeper = loop.call_later(self._keep_s, self._sweep)
+
+    async def _connect(self, place: tuple[str, str, int]) -> Connection:
+        scheme, host, port = place
+        loop = asyncio.get_running_loop()
+        try:
+            context = self._tls() if scheme == "https" else None
+            # A host may have an address of each kind of which one leads nowhere: both are tried, a moment apart.
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop, self._buffer),
+                    host,
+                    port,
+                    ssl=context,
+                    server_hostname=host if context else None,
+                    happy_eyeballs_delay=0.25,
+                )
+        except TimeoutError as error:
+            raise NoConnectionError(f"no connection after {self._connect_s:g} s") from error
+        except (OSError, ssl.SSLError, UnicodeError) as error:
+            raise NoConnectionError(str(error)) from error
+        return connection
+
+    async def aclose(self) -> None:
+        """Close what is free; what is in use belongs to its exchange."""
+        free, self._free = [one for many in self._free.values() for one in many], {}
+        for connection in free:
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, LostConnectionError | OSError)
+
+
+def write_head(outgoing: Outgoing) -> bytes:
+    """The request's head. Raises `NoConnectionError` for what would be no valid HTTP: nothing is sent then."""
+    target = outgoing.target
+    lines = [f"{outgoing.method} {target.raw.decode('latin-1')} HTTP/1.1", f"Host: {target.authority}"]
+    lines += [f"{name}: {value}" for name, value in outgoing.headers]
+    if outgoing.pieces is not None:
+        lines.append(f"Content-Length: {outgoing.length}")
+    if not all(map(_FIELD.fullmatch, lines)):
+        # Said without the line, which may hold the key.
+        raise NoConnectionError("the request is no valid HTTP", usable=False)
+    try:
+        return "\r\n".join((*lines, "", "")).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise NoConnectionError("the request is no valid HTTP", usable=False) from error
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One connection and the answer that is coming through it. llhttp calls the `on_…` methods.
+
+    `heard` says whether a byte of the present answer came, `reusable` whether another request may follow.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
+        self.closed = False
+        self.heard = False
+        self.reusable = False
+        self.idle_since = 0.0
+        self._loop = loop
+        self._buffer = buffer
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._listener: Listener | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._paused = False
+        self._silence_s: float | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._last = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing of an answer is here yet."""
+        self.heard = self.reusable = False
+        self._headers: dict[str, str] = {}
+        self._head_bytes = 0
+        self._has_head = False
+        self._left: int | None = None
+        self._until_closed = False
+
+    # The exchange.
+
+    async def converse(self, outgoing: Outgoing, head: bytes, listener: Listener) -> None:
+        """Send one request and hear its answer to the end."""
+        if self.closed:
+            raise NoConnectionError("the connection was closed before the request was sent")
+        self._begin()
+        self._parser = httptools.HttpResponseParser(self)
+        self._listener = listener
+        ended = self._ended = self._loop.create_future()
+        self._silence_s, self._last = outgoing.silence_s, self._loop.time()
+        try:
+            await self._send(outgoing, head, ended)
+            if not ended.done():
+                listener.sent()
+            if self._silence_s is not None and not ended.done():
+                self._watch = self._loop.call_at(self._last + self._silence_s, self._look)
+            await ended
+        finally:
+            self._parser = self._listener = self._ended = None
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
+            if ended.done() and not ended.cancelled():
+                ended.exception()
+
+    async def _send(self, outgoing: Outgoing, head: bytes, ended: asyncio.Future[None]) -> None:
+        assert self._transport is not None  # noqa: S101 - it is connected
+        if outgoing.pieces is None:
+            self._transport.write(head)
+            return
+        pieces = outgoing.pieces()
+        # Most bodies are one piece, which leaves in one segment with its head.
+        self._transport.write(head + next(pieces, b""))
+        for piece in pieces:
+            if self._paused:
+                self._writable = self._loop.create_future()
+                await asyncio.wait((self._writable, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                # A refusal that comes before all has been sent is the answer; the rest is not sent.
+                return
+            self._transport.write(piece)
+
+    def _look(self) -> None:
+        """End an answer that has been silent for too long."""
+        assert self._silence_s is not None  # noqa: S101 - set where this is called from
+        due = self._last + self._silence_s
+        if self._loop.time() >= due:
+            self._end(LostConnectionError(f"nothing came for {self._silence_s:g} s"))
+        else:
+            self._watch = self._loop.call_at(due, self._look)
+
+    def is_quiet(self) -> bool:
+        """Whether the peer has left it alone: a kept connection that has anything to read is at its end."""
+        if self.closed or self._transport is None:
+            return False
+        socket = self._transport.get_extra_info("socket")
+        if not hasattr(select, "poll"):
+            return not select.select([socket], [], [], 0)[0]
+        poll = select.poll()
+        poll.register(socket, select.POLLIN)
+        return not poll.poll(0)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._ended is None or self._ended.done()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        """The answer is whole, or is none."""
+        if error is not None:
+            self.reusable = False
+        if self._ended is not None and not self._ended.done():
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream is asked for
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (what the transport asks)
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes came."""
+        chunk = self._buffer[:nbytes]
+        if self._is_over:
+            # Bytes that nobody asked for would be taken for the next answer.
+            self.abort()
+            return
+        self.heard = True
+        self._last = self._loop.time()
+        try:
+            if self._left is not None:
+                self._count(chunk)
+            else:
+                self._parse(chunk)
+        except Exception as error:  # noqa: BLE001 - it is handed to the exchange, which is waiting for it
+            self._end(error)
+
+    def _parse(self, chunk: memoryview) -> None:
+        if not self._has_head:
+            self._head_bytes += len(chunk)
+        try:
+            self._parser.feed_data(chunk)
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ or error from None
+        except httptools.HttpParserError as error:
+            self.reusable = False
+            if not self._is_over:
+                raise LostConnectionError("the answer is no valid HTTP") from error
+        if not self._has_head and self._head_bytes > _HEAD_MOST:
+            raise LostConnectionError("the answer's head is larger than any")
+
+    def _count(self, chunk: memoryview) -> None:
+        """Bytes of a body whose length is known: they need no parser."""
+        assert self._left is not None  # noqa: S101 - the caller has looked
+        assert self._listener is not None  # noqa: S101 - an answer is under way
+        size = len(chunk)
+        if size > self._left:
+            self.reusable = False
+            chunk, size = chunk[: self._left], self._left
+        self._left -= size
+        if self._listener.data(chunk):
+            self.reusable = False
+            self._end()
+        elif not self._left:
+            self._end()
+
+    def eof_received(self) -> bool:
+        """The peer has nothing more to say."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, which is the end of an answer without a length."""
+        self.closed = True
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        if self._until_closed and exc is None:
+            self._end()
+        else:
+            self._end(exc or LostConnectionError(self._words()))
+
+    def _words(self) -> str:
+        if not self.heard:
+            return "the server closed the connection without an answer"
+        return "the connection was closed before the answer was whole"
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than it is written to."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line; repeated ones are joined."""
+        key = name.decode("latin-1").lower()
+        # What a redirect names must come out byte for byte; other headers are only read.
+        text = value.decode("utf-8", "surrogateescape") if key == "location" else value.decode("latin-1")
+        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: the body's length decides how it is read."""
+        status, headers = self._parser.get_status_code(), self._headers
+        if self._listener is None or self._is_over or 100 <= status < 200:
+            return
+        self._has_head = True
+        encoding = headers.get("transfer-encoding", "").strip().lower()
+        if encoding not in {"", "chunked"}:
+            raise LostConnectionError("the answer has a transfer encoding that is not known")
+        length = headers.get("content-length")
+        self.reusable = self._parser.should_keep_alive()
+        if length is not None and not encoding and status not in {204, 304}:
+            self._left = int(length)
+        self._until_closed = length is None and not encoding
+        if self._listener.head(status, headers):
+            self.reusable = False
+            self._end()
+
+    def on_body(self, body: bytes) -> None:
+        """Bytes of the body."""
+        if self._listener is None or self._is_over:
+            return
+        if self._left is not None:
+            self._count(memoryview(body))
+        elif self._listener.data(body):
+            self.reusable = False
+            self._end()
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, unless it only said that the real one follows."""
+        if not self._is_over and 100 <= self._parser.get_status_code() < 200:
+            self._headers = {}
+            return
+        self._end()
+
+
+def trusted_certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """The certificates that are trusted: those that the user names, else the system's own and certifi's.
+
+    Each of the latter lacks some that the other has, such as a company's. Raises `OSError` where a file is none.
+    """
+    if file or folder:
+        context = ssl.create_default_context(cafile=file, capath=folder)
+    else:
+        import certifi
+
+        context = ssl.create_default_context(cafile=certifi.where())
+        context.load_default_certs()
+    with contextlib.suppress(NotImplementedError):
+        context.set_alpn_protocols(["http/1.1"])
+    return context
