@@ -1,15 +1,19 @@
 """The books of a run: tells the ledger, in its own terms, how each request fares. Keeps none where there is no ledger.
 
 Between the engine, which speaks of jobs, answers and saved pictures, and the ledger, which speaks of rows and money
-in micro-units. Every method that must be flushed before the next step has flushed when it returns.
+in micro-units. Every method that must be flushed before the next step has flushed when it returns; those that each
+request of a batch comes by are awaited, and share their flushes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import store
+from .commits import Commits
 from .errors import ApiError, BudgetError, FileError, SeedreamError
 from .ledger import Caps, Failure, Ledger, NewRequest, PictureRow, Run
 from .links import expiry
@@ -46,6 +50,7 @@ class Books:
         self._caps = caps
         self._home = home.absolute() if home else None
         self._day = day
+        self._commits = Commits(ledger, day) if ledger is not None else None
         self._elsewhere: frozenset[str] = frozenset()
 
     def _of(self, job: Job) -> Ledger | None:
@@ -72,21 +77,6 @@ class Books:
         mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
         self._elsewhere = frozenset(wanted - mine)
 
-    def reserve(self, job: Job) -> None:
-        """Hold the worst cost. Raises `BudgetError` where it would pass a cap; nothing may be sent then."""
-        ledger, worst = self._of(job), to_micro(job.price(job.request.pictures_at_most))
-        if ledger is None:
-            return
-        if self._day is None:
-            ledger.reserve(job.id, worst, self._caps)
-            return
-        self._book(job, worst, self._caps)
-        try:
-            ledger.reserve(job.id, worst, Caps(self._caps.run, None, self._caps.currency))
-        except BudgetError:
-            self._book(job, 0)
-            raise
-
     def _book(self, job: Job, micro: int | None, caps: Caps | None = None) -> None:
         """Tell the user's ledger what a batch's request costs, or may cost. What costs nothing needs no entry."""
         if self._day is None or self._run is None or job.recovers or (job.route.spec.offline and not micro):
@@ -94,10 +84,38 @@ class Books:
         # One key a run: what an earlier run paid for the same row stays in the day's account.
         self._day.book(f"{self._run.id} {job.id}", micro, caps=caps or Caps())
 
-    def sent(self, job: Job, attempt: int, *, again: bool) -> None:
-        """The first byte is about to leave. Raises `FileError`, and then it must not."""
-        if ledger := self._of(job):
-            ledger.mark_sent(job.id, attempt=attempt, token=uuid.uuid4().hex, again=again or job.again)
+    async def sent(self, job: Job, attempt: int, *, again: bool) -> None:
+        """The first byte is about to leave: hold the worst cost, and write that down. If it raises, nothing may leave.
+
+        Raises `BudgetError` where the cost would pass a cap, `FileError`, and what stops the one who waits.
+        """
+        ledger = self._of(job)
+        if ledger is None or self._commits is None:
+            return
+        worst, token = to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
+        # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
+        caps = self._caps if self._day is None else Caps(self._caps.run, None, self._caps.currency)
+        is_written = False
+
+        def write() -> None:
+            nonlocal is_written
+            is_written = False
+            self._book(job, worst, self._caps)
+            try:
+                ledger.reserve(job.id, worst, caps)
+            except BudgetError:
+                self._book(job, 0)
+                raise
+            ledger.mark_sent(job.id, attempt=attempt, token=token, again=again or job.again)
+            is_written = True
+
+        try:
+            await self._commits.do(write, "no", books_money=True)
+        except asyncio.CancelledError:
+            # Stopped between the flush and the first byte: it never left.
+            if is_written:
+                ledger.mark_queued(job.id)
+            raise
 
     def refused(self, job: Job, error: SeedreamError) -> None:
         """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt."""
@@ -118,13 +136,18 @@ class Books:
         if ledger := self._of(job):
             ledger.mark_picture(job.id, _row(picture))
 
-    def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
+    async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
         """The answer is read: every link is written down before any download starts."""
-        if ledger := self._of(job):
-            settled = None if made is None else to_micro(job.price(made))
+        ledger = self._of(job)
+        if ledger is None or self._commits is None:
+            return
+        settled = None if made is None else to_micro(job.price(made))
+        pictures = [_row(picture) for picture in ready.pictures]
+
+        def write() -> None:
             ledger.mark_ready(
                 job.id,
-                [_row(picture) for picture in ready.pictures],
+                pictures,
                 usage=ready.usage,
                 billed_count=made,
                 settled_micro=settled,
@@ -135,38 +158,52 @@ class Books:
             if settled is not None and settled != to_micro(job.price(job.request.pictures_at_most)):
                 self._book(job, settled)
 
-    def picture(self, job: Job, image: SavedImage, *, handed: bool = False) -> None:
-        """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending."""
+        await self._commits.do(write, "yes")
+
+    async def picture(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:
+        """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending.
+
+        Its folder is flushed before. With `last` nothing is left to fetch of the request after it.
+        """
         expired = image.error is not None and image.error.kind == "expired"
         ledger = self._of(job)
-        if ledger is None or (image.error is not None and not expired):
+        if ledger is None or self._commits is None:
+            if image.path is not None:
+                store.flush_folder(image.path.parent)
             return
-        ledger.mark_picture(
-            job.id,
-            PictureRow(
-                index=image.index,
-                state="expired" if expired else "handed" if handed or image.path is None else "saved",
-                link=image.url,
-                expires=expiry(image.url),
-                path=self._stored(image.path) if image.path else None,
-                format=image.format,
-                width=image.width,
-                height=image.height,
-                bytes=image.bytes,
-                sha256=image.sha256,
-                error=_failure(image.error),
-            ),
+        if image.error is not None and not expired:
+            return
+        row = PictureRow(
+            index=image.index,
+            state="expired" if expired else "handed" if handed or image.path is None else "saved",
+            link=image.url,
+            expires=expiry(image.url),
+            path=self._stored(image.path) if image.path else None,
+            format=image.format,
+            width=image.width,
+            height=image.height,
+            bytes=image.bytes,
+            sha256=image.sha256,
+            error=_failure(image.error),
         )
+
+        def write() -> None:
+            ledger.mark_picture(job.id, row)
+            if last:
+                ledger.mark_saved(job.id)
+
+        await self._commits.do(write, "yes", folder=image.path.parent if image.path else None)
 
     def _stored(self, path: Path) -> Path:
         """A picture's path as it is written down."""
         whole = path.absolute()
         return whole.relative_to(self._home) if self._home and whole.is_relative_to(self._home) else whole
 
-    def saved(self, job: Job) -> None:
+    async def saved(self, job: Job) -> None:
         """Nothing of it is left to fetch."""
-        if ledger := self._of(job):
-            ledger.mark_saved(job.id)
+        ledger = self._of(job)
+        if ledger is not None and self._commits is not None:
+            await self._commits.do(lambda: ledger.mark_saved(job.id), "yes")
 
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """It ended without a picture: refused, never sent, or nobody knows."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import spool
 from .errors import ApiError, SeedreamError
-from .framing import Done, EventParser
+from .framing import Done, EventParser, parse_json
 from .plan import Job
 from .providers.base import Completed, Dialect, Ready, Reply, Ticket
 from .results import Picture
@@ -23,13 +23,18 @@ _BASE64_PICTURE = 24 * 1024 * 1024
 
 
 class KeptReply:
-    """The wire's view of the reply file: bytes go to disk as they arrive, and are flushed before they are read."""
+    """The wire's view of the reply file: bytes go to disk as they arrive, and are flushed before they are read.
 
-    def __init__(self, replies: Path, job: Job, *, beside: str = "") -> None:
+    With `links_suffice` a reply of links alone is flushed only by `secure`: the links will be written down, and what
+    was written to the file outlives the process as it is.
+    """
+
+    def __init__(self, replies: Path, job: Job, *, beside: str = "", links_suffice: bool = False) -> None:
         request = job.request
         self.folder = replies
         self.id = job.id + beside
         pictures = request.pictures_at_most if request.response_format == "b64_json" else 0
+        self.links_suffice = links_suffice and not pictures
         self.spool = spool.open_spool(self.folder, self.id, _URL_REPLY + pictures * _BASE64_PICTURE)
         self.meta = {
             "provider": job.route.spec.name,
@@ -58,16 +63,19 @@ class KeptReply:
 
     def load(self) -> Any:
         """Flush the reply under its id, then parse it; base64 pictures stay where they lie, as `Blob`s."""
-        self.kept = self.spool.keep(self.meta)
-        return spool.load(self.kept, limit=REPLY_MOST)
+        if self.links_suffice and self.size <= _URL_REPLY:
+            return parse_json(self.spool.read())
+        return spool.load(self.secure(), limit=REPLY_MOST)
 
     def flush(self) -> None:
         """What arrived so far survives a power cut."""
         self.spool.flush()
 
-    def keep(self) -> None:
-        """The stream has ended: its bytes get their name."""
-        self.kept = self.spool.keep(self.meta)
+    def secure(self) -> Path:
+        """Flush the reply, give it its name, and return that."""
+        if self.kept is None:
+            self.kept = self.spool.keep(self.meta)
+        return self.kept
 
     def forget(self) -> None:
         """Nothing worth keeping came, and what an earlier reply said stays."""
@@ -86,8 +94,8 @@ class KeptReply:
         if error.billed == "no":
             self.spool.drop()
             spool.forget(self.folder, self.id)
-        elif self.kept is None and self.size:
-            self.spool.keep(self.meta)
+        elif self.size:
+            self.secure()
 
 
 def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:

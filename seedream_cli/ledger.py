@@ -392,6 +392,10 @@ _ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
 _ENTRY_COLUMNS = ", ".join(f"{_STANDING} AS status" if name == "status" else name for name in _ENTRY)
 _ENTRIES = f"SELECT {_ENTRY_COLUMNS} FROM requests"  # noqa: S608 -- made of the constants above
 
+# What a step looks at; the whole row, with its body and its prompt, would take longer to read than all else.
+_IN_HAND = """SELECT id, owner, state, billed, reserved, doubts, attempts, token, trace, currency, worst_micro,
+    settled_micro, earlier_micro, answered_at, reply FROM requests WHERE id = ?"""
+
 # What a row says of its request, which a later listing of the table may say anew while nothing was sent.
 _SAID = (
     "provider",
@@ -636,6 +640,7 @@ class Ledger:
         self._secrets = _forms(secrets)
         self._held: dict[str, _Lock] = {}
         self._turn = threading.RLock()
+        self._is_grouped = False
         try:
             self._db = _connect(path)
             self._bring_up_to_date()
@@ -1098,8 +1103,9 @@ class Ledger:
         with self._write("no") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "sent", again=True)
-            # Its own earlier reservation must not count twice.
-            _update(db, request_id, {"reserved": 0})
+            if row["reserved"]:
+                # Its own earlier reservation must not count twice.
+                _update(db, request_id, {"reserved": 0})
             foreign = row["currency"] != caps.currency
             self._check_caps(db, row["owner"], 0 if foreign else micro or 0, caps)
             changes = {"reserved": 1, "charged_at": _stamp(self._now()), "payer": row["owner"]}
@@ -1112,11 +1118,13 @@ class Ledger:
         the booking back. A crash leaves the worst cost booked. Raises `BudgetError` as `reserve` does.
         """
         with self._write("no") as db:
-            db.execute("DELETE FROM outlays WHERE key = ?", (key,))
+            if micro == 0 or caps.daily is not None:
+                # Its own earlier booking must not count twice.
+                db.execute("DELETE FROM outlays WHERE key = ?", (key,))
             self._check_caps(db, None, micro or 0, Caps(None, caps.daily, caps.currency))
             if micro != 0:
                 row = (key, _stamp(self._now()), micro, caps.currency)
-                db.execute("INSERT INTO outlays VALUES (?, ?, ?, ?)", row)
+                db.execute("INSERT OR REPLACE INTO outlays VALUES (?, ?, ?, ?)", row)
 
     def spent(self, *, run: str | None = None, since: dt.datetime | None = None, currency: str = "USD") -> Spent:
         """What was paid, is held, and may have been paid: by one run, since a moment, or at all."""
@@ -1370,11 +1378,24 @@ class Ledger:
     # What all of them stand on.
 
     @contextlib.contextmanager
+    def together(self, stake: Billed) -> Iterator[None]:
+        """All that is written in the block in one transaction, flushed once when it ends. Where the block raises,
+        nothing of it was written. `stake` is what a failure to flush leaves in doubt.
+        """
+        with self._write(stake):
+            self._is_grouped = True
+            try:
+                yield
+            finally:
+                self._is_grouped = False
+
+    @contextlib.contextmanager
     def _write(self, stake: Billed) -> Iterator[sqlite3.Connection]:
         """One transaction, flushed when the block ends. `stake` is what its failure leaves in doubt."""
         with self._turn:
             try:
-                with _transaction(self._db):
+                # Inside a group the group's own transaction is the one that is flushed.
+                with contextlib.nullcontext() if self._is_grouped else _transaction(self._db):
                     yield self._db
             except sqlite3.Error as error:
                 raise self._explain(error, stake) from error
@@ -1392,7 +1413,7 @@ class Ledger:
         return _explain(self.path, error, stake)
 
     def _row_in_hand(self, db: sqlite3.Connection, request_id: str) -> sqlite3.Row:
-        row: sqlite3.Row | None = db.execute("SELECT * FROM requests WHERE id = ?", (request_id,)).fetchone()
+        row: sqlite3.Row | None = db.execute(_IN_HAND, (request_id,)).fetchone()
         if row is None:
             raise InternalError(f"the ledger knows no request {request_id}")
         if row["owner"] not in self._held:

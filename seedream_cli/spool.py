@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +49,7 @@ class Spool:
         self.size = 0
         self._id = job_id
         self._reserve = reserve
+        self._is_reserved = False
         self._descriptor = -1
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
@@ -70,15 +72,26 @@ class Spool:
             _put_aside(self.path)
             _put_aside(self.path.with_suffix(".reply"))
             self._descriptor = _create(self.path)
+        elif self._is_reserved and not self.size:
+            return
         # Cut to nothing first: an old reply behind a shorter new one would make neither readable after a crash.
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.ftruncate(self._descriptor, 0)
         self.size = 0
         try:
             _reserve_room(self._descriptor, self._reserve, self.path)
+            self._is_reserved = True
         except OSError as error:
             self.drop()
             raise _disk_error(f"reserve {self._reserve / 1e6:.1f} MB in", self.path, error) from error
+
+    def read(self) -> bytes:
+        """What was written so far. Raises `FileError` (billed)."""
+        try:
+            with self.path.open("rb") as file:
+                return file.read(self.size)
+        except OSError as error:
+            raise _disk_error("read the reply in", self.path, error, billed=True) from error
 
     def flush(self) -> None:
         """What was written so far survives a power cut. Raises `FileError` (billed)."""
@@ -152,8 +165,12 @@ def sweep(folder: Path) -> None:
 def forget(folder: Path, job_id: str) -> None:
     """Removes a reply, its meta and the remains of its attempts, once all its pictures are saved."""
     # The reply goes first: a reply without its meta would look like one that nobody knows anything about.
-    for path in [_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json"), *folder.glob(f"{job_id}.*.cut")]:
+    for path in (_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json")):
         path.unlink(missing_ok=True)
+    for aside in _asides(_file(folder, job_id, "part")):
+        if not aside.exists():
+            break
+        aside.unlink(missing_ok=True)
 
 
 def list_kept(folder: Path) -> list[Kept]:
@@ -218,13 +235,15 @@ def _put_aside(path: Path) -> None:
             raise BusyError(f"another run is writing {path}")
         size = _end_of_text(file)
         file.truncate(size)
-    number = 1
-    while (aside := path.with_suffix(f".{number}.cut")).exists():
-        number += 1
     if size:
-        path.replace(aside)
+        path.replace(next(aside for aside in _asides(path) if not aside.exists()))
     else:
         path.unlink()
+
+
+def _asides(path: Path) -> Iterator[Path]:
+    """The names under which remains are put aside, which are used in this order."""
+    return (path.with_suffix(f".{number}.cut") for number in itertools.count(1))
 
 
 def _end_of_text(file: IO[bytes]) -> int:

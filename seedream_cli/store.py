@@ -276,7 +276,7 @@ class Part:
             raise _paid_error("flush", self.path, error) from error
 
     def publish(self, folder: Path, stem: str, facts: Facts, if_exists: IfExists, *, suffix: str = "") -> Published:
-        """Gives the finished part its final name in `folder` (on the same file system) and flushes the folder.
+        """Gives the finished part its final name in `folder` (on the same file system); `flush_folder` comes after.
 
         `suffix` is what the user typed, kept where the bytes agree. Where they do not, the name is one that the user
         did not give: no file of that name is replaced, and none is a reason to drop or fail a paid picture.
@@ -306,7 +306,6 @@ class Part:
 
     def _published(self, published: Published) -> Published:
         self._close()
-        _flush_folder(published.path.parent)
         return published
 
     def _close(self) -> None:
@@ -344,7 +343,8 @@ def _paid_error(verb: str, path: Path, error: OSError) -> FileError:
     return FileError(f"cannot {verb} {path}: {files.reason(error)}", hint=hint, billed="yes")
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Makes the names of published pictures survive a power cut. Raises `FileError` (billed)."""
     try:
         files.flush_folder(folder)
     except OSError as error:

@@ -134,19 +134,19 @@ class Worker:
         self.saved: dict[int, SavedImage] = {}
         self.ready: Ready | None = None
         self.reply: Path | None = None
+        self.kept: KeptReply | None = None
+        self.closed = False
 
     # The wire tells how a request fares; these three are its side of the conversation.
 
-    def gate(self, attempt: int) -> None:
+    async def gate(self, attempt: int) -> None:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
         if why := self.desk.objection():
             self.objected = True
             raise why
         self.desk.step("gate")
-        if self.doubted:
-            # What may have been paid stays in the account, so the repetition is held against the budget as well.
-            self.desk.books.reserve(self.job)
-        self.desk.books.sent(self.job, attempt, again=self.doubted)
+        # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
+        await self.desk.books.sent(self.job, attempt, again=self.doubted)
         self.attempts = attempt
         self.sent_at = self.sent_at or self.desk.clock.now()
         self.gone_at = time.monotonic()
@@ -188,6 +188,8 @@ class Worker:
             error.__cause__ = bug
         finally:
             self._leave_slot()
+            with contextlib.suppress(FileError):
+                self._secure_reply()
         if error and not (self.in_flight or self.answered or self.job.recovers):
             # Nothing left the house, whatever the failure says of itself.
             error.billed = "no"
@@ -280,41 +282,62 @@ class Worker:
             self.ready = await self._obtain()
         if self.ready is None:
             return None
-        self._take_answer(self.ready)
+        await self._take_answer(self.ready)
         if self.job.recovers:
             self._tell_life(self.ready)
         if not self.job.download:
-            return self._hand_out(self.ready) or broken
+            return await self._hand_out(self.ready) or broken
         # What a stream brought is saved already, or on its way; what a recovery has on disk is not fetched again.
         left = [one for one in self.ready.pictures if one.index not in self.taken | self.job.have]
-        await asyncio.gather(*(self._keep(picture) for picture in left))
+        await self._keep_all(left, last=not self.taken and not broken)
         error = _first_error(self.saved.values(), broken)
         if broken or not all(image.error is None or _is_final(image.error) for image in self.saved.values()):
             # What can still be fetched stays to be fetched; the books only learn why it is not here.
+            self._secure_reply()
             self.desk.books.ended(self.job, broken or error or _cut_short(), self.reply)
         else:
             self.desk.step("all saved")
-            self.desk.books.saved(self.job)
+            if not self.closed:
+                await self.desk.books.saved(self.job)
             self.desk.step("saved written")
-            await asyncio.to_thread(spool.forget, self.desk.replies, self.job.id)
+            self._forget_reply()
         return error
 
-    def _take_answer(self, ready: Ready) -> None:
+    async def _take_answer(self, ready: Ready) -> None:
         """Every link is in the books before any download starts."""
         self.answered = True
         self._leave_slot()
         self.desk.step("read")
-        self.desk.books.ready(self.job, ready, self._made(), self.reply)
+        try:
+            await self.desk.books.ready(self.job, ready, self._made(), self.reply)
+        except BaseException:
+            # What is not in the books must be on disk.
+            self._secure_reply()
+            raise
         self.desk.step("ready written")
 
-    def _hand_out(self, ready: Ready) -> SeedreamError | None:
+    async def _hand_out(self, ready: Ready) -> SeedreamError | None:
         """With `--no-download` the links are the result; the reply stays until they are printed."""
+        self._secure_reply()
         self.saved = {one.index: SavedImage(one.index, url=one.link, error=one.error) for one in ready.pictures}
         for image in self.saved.values():
             if image.error is None:
-                self.desk.books.picture(self.job, image, handed=True)
-        self.desk.books.saved(self.job)
+                await self.desk.books.picture(self.job, image, handed=True)
+        await self.desk.books.saved(self.job)
         return _first_error(self.saved.values())
+
+    def _secure_reply(self) -> None:
+        """Flush the reply and give it its name, where its links were enough so far: another run may need it."""
+        if self.kept is not None:
+            self.reply, self.kept = self.kept.secure(), None
+
+    def _forget_reply(self) -> None:
+        """Everything that the reply was kept for is saved."""
+        if self.kept is not None:
+            self.kept.forget()
+            self.kept = None
+        else:
+            spool.forget(self.desk.replies, self.job.id)
 
     def _tell_life(self, ready: Ready) -> None:
         """Say how long the links are good for by their own dates. They are tried all the same: a clock may be wrong."""
@@ -374,8 +397,8 @@ class Worker:
         if job.task_id:
             self.task_id = job.task_id
             return Ticket(job.task_id, poll_after_s=0.0)
-        self.desk.books.reserve(job)
-        kept = KeptReply(self.desk.replies, job)
+        # The books will have its links, so that the reply itself need not be flushed as well.
+        kept = KeptReply(self.desk.replies, job, links_suffice=self.desk.books.knows(job))
         self.desk.step("room reserved")
         try:
             answer = await self.wire.ask(
@@ -389,7 +412,10 @@ class Worker:
         except SeedreamError as error:
             self._settle(kept, error)
             raise
-        self.reply = kept.kept
+        self.kept, self.reply = kept, kept.kept
+        if not (isinstance(answer.value, Ready) and all(one.link or one.error for one in answer.value.pictures)):
+            # A task, or a picture inside the reply.
+            self._secure_reply()
         return answer.value
 
     def _settle(self, kept: KeptReply, error: SeedreamError) -> None:
@@ -444,7 +470,6 @@ class Worker:
     async def _stream(self) -> ApiError | None:
         """Send, and save each picture the moment its event arrives. Returns why the stream broke, if pictures came."""
         job, started = self.job, time.monotonic()
-        self.desk.books.reserve(job)
         kept = KeptReply(self.desk.replies, job)
         self.desk.step("room reserved")
         came: list[Picture] = []
@@ -483,11 +508,11 @@ class Worker:
                 self._settle(kept, error)
                 raise
             # Whatever ended it: the pictures before it may have been paid for.
-            kept.keep()
+            kept.secure()
             cut = error
         except asyncio.CancelledError:
             if came:
-                kept.keep()
+                kept.secure()
                 self.reply = kept.kept
             raise
         else:
@@ -495,7 +520,7 @@ class Worker:
                 # Pictures at once, or a task that the provider has made of it, which is asked after.
                 self.ready = await self._wait_for(streamed.whole, started, kept.kept)
                 return None
-            kept.keep()
+            kept.secure()
             whole = bool(ends) or streamed.ended == "done" or (streamed.cut is None and len(came) >= most)
             cut = streamed.cut or _cut_short() if not whole else _missing(came, ends)
         finally:
@@ -509,8 +534,15 @@ class Worker:
 
     # Getting the pictures.
 
-    async def _keep(self, picture: Picture) -> None:
-        """Bring one picture to disk; its failure is its own."""
+    async def _keep_all(self, pictures: Sequence[Picture], *, last: bool) -> None:
+        """Bring them to disk; they are the `last`, if the others are there."""
+        if len(pictures) == 1:
+            await self._keep(pictures[0], last=last)
+        else:
+            await asyncio.gather(*(self._keep(picture) for picture in pictures))
+
+    async def _keep(self, picture: Picture, *, last: bool = False) -> None:
+        """Bring one picture to disk; its failure is its own. After the `last` nothing is left of the request."""
         if picture.error:
             self.saved[picture.index] = SavedImage(picture.index, error=picture.error, layer=picture.layer)
             return
@@ -524,7 +556,8 @@ class Worker:
                 error.hint = self._rescue()
             image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
         self.saved[picture.index] = image
-        self.desk.books.picture(self.job, image, handed=self.job.output.stdout)
+        self.closed = last and image.error is None
+        await self.desk.books.picture(self.job, image, handed=self.job.output.stdout, last=self.closed)
         self.desk.step("picture written")
         self.desk.sink.emit(Saved(self.job.index, image))
 

@@ -197,11 +197,14 @@ def sends_before_it_writes() -> None:
 
     sent, ready = Books.sent, Books.ready
 
-    def late(self: Books, job: Any, *rest: Any) -> None:
-        sent(self, job, 1, again=False)
-        ready(self, job, *rest)
+    async def late(self: Books, job: Any, *rest: Any) -> None:
+        await sent(self, job, 1, again=False)
+        await ready(self, job, *rest)
 
-    Books.sent, Books.ready = (lambda self, job, attempt, *, again: None), late  # type: ignore[method-assign]
+    async def unsaid(self: Books, job: Any, attempt: int, *, again: bool) -> None:
+        pass
+
+    Books.sent, Books.ready = unsaid, late  # type: ignore[method-assign]
 
 
 def downloads_before_it_writes() -> None:
@@ -211,13 +214,15 @@ def downloads_before_it_writes() -> None:
     ready, picture = Books.ready, Books.picture
     held: dict[str, Any] = {}
 
-    def late(self: Books, job: Any, *rest: Any, **more: Any) -> None:
+    async def late(self: Books, job: Any, *rest: Any, **more: Any) -> None:
         if job.id in held:
-            ready(self, *held.pop(job.id))
-        picture(self, job, *rest, **more)
+            await ready(self, *held.pop(job.id))
+        await picture(self, job, *rest, **more)
 
-    Books.ready = lambda self, job, *rest: held.update({job.id: (job, *rest)})  # type: ignore[method-assign]
-    Books.picture = late  # type: ignore[method-assign]
+    async def hold(self: Books, job: Any, *rest: Any) -> None:
+        held[job.id] = (job, *rest)
+
+    Books.ready, Books.picture = hold, late  # type: ignore[method-assign]
 
 
 def forgets_before_it_writes() -> None:
@@ -227,9 +232,9 @@ def forgets_before_it_writes() -> None:
 
     picture = Books.picture
 
-    def early(self: Books, job: Any, *rest: Any, **more: Any) -> None:
+    async def early(self: Books, job: Any, *rest: Any, **more: Any) -> None:
         spool.forget(Path(os.environ["SEEDREAM_STATE_DIR"]) / "replies", job.id)
-        picture(self, job, *rest, **more)
+        await picture(self, job, *rest, **more)
 
     Books.picture = early  # type: ignore[method-assign]
 
@@ -302,7 +307,7 @@ def flushes_no_folder() -> None:
     """A picture is in the books before its name is on the disk."""
     from seedream_cli import store
 
-    store._flush_folder = lambda folder: None
+    store.flush_folder = lambda folder: None
 
 
 def cannot_write_answers() -> None:

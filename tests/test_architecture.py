@@ -36,7 +36,7 @@ FLOORS = [
     },
     {"settings", "config", "credentials"},
     {"plan", "wire"},
-    {"books", "kept"},
+    {"books", "commits", "kept"},
     {"recovery", "worker"},
     {"engine", "shards"},
     {"batch"},

@@ -271,13 +271,13 @@ def test_killed_again_while_it_recovers(nursery: Nursery, tmp_path: Path) -> Non
 
 
 PLANTED = {
-    "sends_before_it_writes": ("one picture", 13),
-    "downloads_before_it_writes": ("one picture", 20),
+    "sends_before_it_writes": ("one picture", 11),
+    "downloads_before_it_writes": ("one picture", 13),
     "forgets_before_it_writes": ("base64", 24),
-    "replaces_what_is_there": ("one picture", 24),
-    "takes_orphans_for_new": ("one picture", 13),
-    "reads_no_remains": ("a stream", 13),
-    "knows_no_picture_again": ("one picture", 24),
+    "replaces_what_is_there": ("one picture", 17),
+    "takes_orphans_for_new": ("one picture", 12),
+    "reads_no_remains": ("a stream", 12),
+    "knows_no_picture_again": ("one picture", 18),
 }
 """The shape of request that a bug shows in, and a step shortly before it does."""
 
