@@ -174,7 +174,7 @@ def _at_each_step(step: Callable[[str], None]) -> None:
 
         setattr(os, name, stepped)
 
-    for name in ("fsync", "replace", "rename", "link", "unlink", "ftruncate", "posix_fallocate", "mkdir"):
+    for name in ("fsync", "replace", "rename", "link", "unlink", "ftruncate", "posix_fallocate", "mkdir", "write"):
         before(name)
     connect = ledger._connect
 
