@@ -14,6 +14,7 @@ A picture whose file is gone and whose link is dead is `missing`: told as such, 
 from __future__ import annotations
 
 import functools
+import heapq
 import itertools
 import string
 import time
@@ -26,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from . import names
 from .books import to_micro
 from .errors import EXIT_CODES, PARTIAL, ConfigError, Problem
-from .ledger import Entry, Forecast, Ledger, NewRequest, Run
+from .ledger import Entry, Forecast, Ledger, NewRequest, Run, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
@@ -52,7 +53,7 @@ from .worker import places
 
 HOME = ".seedream"
 """The folder beside the pictures that holds the batch's ledger and its kept replies."""
-CHUNK = 16
+CHUNK = 64
 """Rows that are taken in hand at once, with one flush."""
 STEP = 1000
 """Positions between two rows, for the requests of one row."""
@@ -326,22 +327,23 @@ class Sheet:
             line=row.line,
         )
 
-    def job(self, judged: Judged[Shape | None], entry: Entry) -> Job:
+    def job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job:
         """The job of a row's request, to be sent."""
         row, shape = judged.row, judged.value
         assert shape is not None  # noqa: S101 - only a table without errors is run
-        request, template = self.request(judged, shape), self.template(row)
+        request, template, output = self.request(judged, shape), self.template(row), shape.job.output
+        used = _used_fields(template)
         slug = names.slug(request.prompt or request.mode)
-        own = row.fields if template not in {"{id}", "{row}-{slug}"} else {}
-        fields = {**own, **name_fields(request, entry.id, row.number - 1), "slug": slug}
-        if row.id:
-            fields["id"] = row.id[:200]
+        # What no name is made of is not made either: of a hundred thousand rows that is felt.
+        is_plain = used <= {"id", "row", "slug", "index"}
+        fields = {} if is_plain else {**row.fields, **name_fields(request, entry.id, row.number - 1)}
+        fields |= {"id": row.id[:200] or entry.id, "row": str(row.number), "slug": slug}
         return replace(
             shape.job,
             index=entry.position,
             id=entry.id,
             request=request,
-            output=replace(shape.job.output, template=template),
+            output=output if output.template == template else replace(output, template=template),
             fields=fields,
             first=entry.occurrence * shape.most + 1,
             of=shape.times * shape.most,
@@ -519,20 +521,27 @@ class Batch:
             expect(judged.row, len(jobs))
             yield from jobs
 
-    def _due(self) -> Iterator[Entry]:
+    def _due(self) -> Iterator[Entry | Unsent]:
         """What runs, a chunk at a time in hand."""
-        runs = self._within_limit(entry for entry in self.ledger.listed(self.run) if self.deed(entry) in _RUNS)
+        known = (entry for entry in self.ledger.listed(self.run, _ENDED) if self.deed(entry) in _RUNS)
+        unsent = self.ledger.unsent(self.run) if self.order.only is None else iter(())
+        runs = self._within_limit(heapq.merge(known, unsent, key=lambda one: one.position))
         while chunk := list(itertools.islice(runs, CHUNK)):
-            taken = self.ledger.take(self.run, [entry.id for entry in chunk])
-            for entry in taken:
-                yield self._fetchable(entry)
+            claimed = self.ledger.claim(self.run, [one.id for one in chunk if isinstance(one, Unsent)])
+            wanted = [one.id for one in chunk if isinstance(one, Entry)]
+            taken = {entry.id: entry for entry in self.ledger.take(self.run, wanted)} if wanted else {}
+            for one in chunk:
+                if isinstance(one, Entry) and one.id in taken:
+                    yield self._fetchable(taken[one.id])
+                elif one.id in claimed:
+                    yield one
 
-    def _within_limit(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def _within_limit(self, entries: Iterable[Entry | Unsent]) -> Iterator[Entry | Unsent]:
         """What is to be sent for the first rows, up to the limit; what is free of charge is always fetched."""
         rows, last = 0, None
         for entry in entries:
             row = entry.position // STEP
-            if self.order.limit and self.deed(entry) != "fetch":
+            if self.order.limit and (isinstance(entry, Unsent) or self.deed(entry) != "fetch"):
                 rows, last = rows + (row != last), row
                 if rows > self.order.limit:
                     continue
@@ -545,14 +554,14 @@ class Batch:
         self.ledger.mark_missing(entry.id, self.gone(entry))
         return self.ledger.take(self.run, [entry.id])[0]
 
-    def _job(self, judged: Judged[Shape | None], entry: Entry) -> Job | None:
+    def _job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job | None:
         job = self.sheet.job(judged, entry)
-        deed = self.deed(entry)
-        if deed == "fetch":
+        deed = "send" if isinstance(entry, Unsent) else self.deed(entry)
+        if isinstance(entry, Entry) and deed == "fetch":
             return resume(entry, job, self.order.home / "replies")
         if job.output.if_exists == "error" or "/" in (job.output.template or ""):
             job.output.prepare(places(job))
-        return replace(job, again=deed == "again")
+        return replace(job, again=True) if deed == "again" else job
 
     def _lost_jobs(self) -> Iterator[Job]:
         """What was paid for rows that are not in the table any more: it is fetched all the same."""
@@ -634,8 +643,6 @@ _ENDED: tuple[Any, ...] = ("sent", "waiting", "ready", "saved", "failed", "unkno
 
 def _merge(*streams: Iterator[tuple[int, Deed, Entry | None]]) -> Iterator[tuple[int, Deed, Entry | None]]:
     """Several streams in one, by position."""
-    import heapq
-
     return heapq.merge(*streams, key=lambda one: one[0])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import store
@@ -84,10 +84,11 @@ class Books:
         # One key a run: what an earlier run paid for the same row stays in the day's account.
         self._day.book(f"{self._run.id} {job.id}", micro, caps=caps or Caps())
 
-    async def sent(self, job: Job, attempt: int, *, again: bool) -> None:
+    async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> None:
         """The first byte is about to leave: hold the worst cost, and write that down. If it raises, nothing may leave.
 
-        Raises `BudgetError` where the cost would pass a cap, `FileError`, and what stops the one who waits.
+        Raises `BudgetError` where the cost would pass a cap, `FileError`, and what `objection` raises, which is asked
+        at the last moment.
         """
         ledger = self._of(job)
         if ledger is None or self._commits is None:
@@ -100,6 +101,7 @@ class Books:
         def write() -> None:
             nonlocal is_written
             is_written = False
+            objection()
             self._book(job, worst, self._caps)
             try:
                 ledger.reserve(job.id, worst, caps)

@@ -76,7 +76,7 @@ class Downloads:
         self._plain = plain
 
     async def fetch(
-        self, order: Order, *, restart: Callable[[], None], check: Callable[[], T], watch: Watch | None
+        self, order: Order, *, restart: Callable[[], None], check: Callable[[int], Awaitable[T]], watch: Watch | None
     ) -> Fetched[T]:
         """Get an order's link, and again where that may help. Raises LinkError."""
         attempt = 0
@@ -84,7 +84,7 @@ class Downloads:
             attempt += 1
             try:
                 size, kind, host = await self._download(order)
-                return Fetched(await asyncio.to_thread(check), size, kind, host, attempt)
+                return Fetched(await check(size), size, kind, host, attempt)
             except LinkError as error:
                 failure = self._masked(error)
             self._say(f"* download, attempt {attempt}: {failure.message}")

@@ -28,8 +28,12 @@ def create_locked(path: Path, mode: int = 0o600) -> int:
     if sys.platform == "win32":
         return create(path, mode)
     unborn = path.with_name(f"{path.name}.new")
-    unborn.unlink(missing_ok=True)
-    descriptor = create(unborn, mode)
+    try:
+        descriptor = create(unborn, mode)
+    except FileExistsError:
+        # A dead process left it: a living one takes it away in the next step.
+        unborn.unlink(missing_ok=True)
+        descriptor = create(unborn, mode)
     try:
         lock(descriptor)
         move_to_free(unborn, path)
@@ -85,7 +89,7 @@ def move_to_free(part: Path, final: Path) -> None:
     """Gives a file a name that nothing holds, as one step. FileExistsError where something holds it."""
     # A hard link never replaces a name, where every kind of check before a rename loses races.
     try:
-        final.hardlink_to(part)
+        os.link(part, final)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise

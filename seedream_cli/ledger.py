@@ -187,6 +187,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsent:
+    """A queued row, as far as it takes to send it: the rest is in the table."""
+
+    id: str
+    position: int
+    occurrence: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunRow:
     """A run. `finished_at` None and not alive: it was killed."""
 
@@ -878,16 +887,14 @@ class Ledger:
             self._json(entry.output),
         )
 
-    def claim(self, run: Run, limit: int) -> tuple[Entry, ...]:
-        """Take up to `limit` queued rows of the run's table, in its order. Each goes to one run, whatever the rush."""
+    def claim(self, run: Run, ids: Sequence[str]) -> frozenset[str]:
+        """Take queued rows in hand; those that could be had. Each goes to one run, whatever the rush."""
+        taken = []
         with self._write("no") as db:
-            ids = db.execute(
-                "SELECT id FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL "
-                "ORDER BY position LIMIT ?",
-                (run.id, limit),
-            ).fetchall()
-            db.executemany("UPDATE requests SET owner = ? WHERE id = ?", [(run.id, row[0]) for row in ids])
-            return self._by_ids([row[0] for row in ids])
+            for one in ids:
+                claimed = "UPDATE requests SET owner = ? WHERE id = ? AND state = 'queued' AND owner IS NULL"
+                taken += [one] if db.execute(claimed, (run.id, one)).rowcount else []
+        return frozenset(taken)
 
     def take(self, run: Run, ids: Sequence[str]) -> tuple[Entry, ...]:
         """Take requests in hand, to recover or to send them again; returns those that could be had.
@@ -1259,6 +1266,22 @@ class Ledger:
                 return
             last = rows[-1][0]
             yield from (row[0] for row in rows)
+
+    def unsent(self, run: Run) -> Iterator[Unsent]:
+        """The queued rows of the run's table, in its order; a chunk in memory at a time."""
+        last = (-1, -1)
+        while True:
+            with self._read() as db:
+                rows = db.execute(
+                    "SELECT id, position, occurrence, number FROM requests WHERE listed = ? AND state = 'queued' "
+                    "AND owner IS NULL AND (position, number) > (?, ?) ORDER BY position, number LIMIT ?",
+                    (run.id, *last, _PAGE),
+                ).fetchall()
+            if not rows:
+                return
+            last = (rows[-1]["position"], rows[-1]["number"])
+            for row in rows:
+                yield Unsent(row["id"], row["position"], row["occurrence"])
 
     def is_listed(self, run: Run, request_id: str) -> bool:
         """Whether a request belongs to a row of the run's table."""

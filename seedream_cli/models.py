@@ -5,6 +5,7 @@ The functions below the table read one row: they find it, read a size, judge a s
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ class PriceStep:
     per_reference: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelSpec:
     """One model. `ids` spells it per provider family, the first spelling being the one that is sent.
 
@@ -568,6 +569,7 @@ def _ratio(value: float) -> str:
 # --- money ------------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=256)
 def price_for(model: ModelSpec, family: str, size: str) -> PriceStep | None:
     """The price of one picture: the provider's own where it is known, else the list price; None where neither is.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 import unicodedata
@@ -20,6 +21,8 @@ _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$", "clock$"} | {
 }
 _UNPORTABLE = frozenset('<>:"/\\|?*%')
 _PADDING = re.compile(r"0([1-9]|1[0-9]|20)")
+_PLAIN_NAME = re.compile(r"(?=.{5,100}$)[a-z0-9]+(-[a-z0-9]+)*", re.IGNORECASE | re.ASCII)
+"""Names that are safe as they are, as most are. No device's name is so long."""
 
 
 def slug(text: str, limit: int = 60) -> str:
@@ -69,6 +72,8 @@ def clean_name(stem: str, limit: int = 150) -> str:
     Signs that are special somewhere, control, format and unassigned characters become "_"; no leading dot (hidden),
     dash (an option) or tilde (a home), no trailing dot or space, no name that Windows keeps for a device.
     """
+    if len(stem) <= limit and _PLAIN_NAME.fullmatch(stem):
+        return stem
     text = unicodedata.normalize("NFC", stem.encode("utf-8", "replace").decode())
     text = re.sub("_+", "_", "".join(map(_portable, text))).lstrip(" .-~").rstrip(" .")
     text = _shorten(text, limit).rstrip(" .")
@@ -125,12 +130,17 @@ def _unknown_field(name: str, known: Collection[str]) -> Problem:
     return Problem("name", f"unknown field {{{name}}} in the name template", f"{guess}fields: {fields}")
 
 
+@functools.lru_cache(maxsize=256)
+def _template_errors(template: str, known: frozenset[str]) -> list[Problem]:
+    return [problem for problem in check_template(template, known) if problem.severity == "error"]
+
+
 def render_name(template: str, fields: Mapping[str, str]) -> str:
     """The path a template gives, relative and without suffix, every part cleaned; a value never adds a folder.
 
     Raises `InputError` with all that `check_template` finds.
     """
-    if errors := [problem for problem in check_template(template, fields) if problem.severity == "error"]:
+    if errors := _template_errors(template, frozenset(fields)):
         raise InputError(errors)
     text = ""
     for literal, name, padding, _ in string.Formatter().parse(template):

@@ -88,6 +88,8 @@ class Spool:
     def read(self) -> bytes:
         """What was written so far. Raises `FileError` (billed)."""
         try:
+            if sys.platform != "win32":
+                return os.pread(self._descriptor, self.size, 0)
             with self.path.open("rb") as file:
                 return file.read(self.size)
         except OSError as error:
@@ -166,11 +168,19 @@ def forget(folder: Path, job_id: str) -> None:
     """Removes a reply, its meta and the remains of its attempts, once all its pictures are saved."""
     # The reply goes first: a reply without its meta would look like one that nobody knows anything about.
     for path in (_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json")):
-        path.unlink(missing_ok=True)
+        _remove(path)
     for aside in _asides(_file(folder, job_id, "part")):
-        if not aside.exists():
+        if not _remove(aside):
             break
-        aside.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> bool:
+    """Whether there was such a file, which is gone now."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def list_kept(folder: Path) -> list[Kept]:
@@ -228,7 +238,7 @@ def _make_private(folder: Path) -> None:
 
 def _put_aside(path: Path) -> None:
     """Frees the name that an earlier attempt left; an empty file is simply removed."""
-    if path.is_symlink() or not path.is_file():
+    if not os.path.lexists(path) or path.is_symlink() or not path.is_file():
         return
     with path.open("r+b") as file:
         if sys.platform != "win32" and not files.lock(file.fileno()):

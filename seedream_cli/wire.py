@@ -343,7 +343,7 @@ class Wire:
         write: Callable[[bytes | memoryview], None],
         *,
         restart: Callable[[], None],
-        check: Callable[[], T],
+        check: Callable[[int], Awaitable[T]],
         explain: Callable[[bytes, int], tuple[str, str]] | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
         watch: Watch | None = None,
@@ -354,9 +354,9 @@ class Wire:
     ) -> Fetched[T]:
         """Get a link, byte for byte as the provider gave it, with nothing of the user's. Raises LinkError.
 
-        `check` (run in a thread) judges the whole file, and its value is handed on; a retryable LinkError from it means
-        another attempt. `restart` is called before one, so that the caller empties its file. `explain` turns the status
-        and the first 2 kB of a refusal into (kind, message). One attempt may last `deadline_s`, and must bring
+        `check` is told the size and judges the whole file, and its value is handed on; a retryable LinkError from it
+        means another attempt. `restart` is called before one, so that the caller empties its file. `explain` turns the
+        status and the first 2 kB of a refusal into (kind, message). One attempt may last `deadline_s`, and must bring
         `lowest_rate` bytes a second over every `stall_s`. `on_progress` gets the bytes so far and the total, if told.
         """
         order = Order(link, write, explain, on_progress, max_bytes, deadline_s, stall_s, lowest_rate)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import pictures, spool, store
 from .books import Books
+from .disk import Disk
 from .errors import (
     ApiError,
     BudgetError,
@@ -33,7 +35,7 @@ from .errors import (
 from .kept import POLLED, KeptReply, numbered, read_kept
 from .links import expiry
 from .plan import Job
-from .providers.base import Completed, Ready, Ticket
+from .providers.base import Call, Completed, Ready, Ticket
 from .request import COUNT_MOST
 from .results import (
     Cost,
@@ -80,6 +82,7 @@ class Desk:
     signal: signal.Signals | None = None
     halt: SeedreamError | None = None
     goes_on: bool = False
+    disk: Disk = field(default_factory=Disk)
 
     def objection(self) -> SeedreamError | None:
         """Why nothing new may leave now."""
@@ -137,21 +140,30 @@ class Worker:
         self.kept: KeptReply | None = None
         self.closed = False
 
+    @functools.cached_property
+    def submission(self) -> Call:
+        """The one billable call."""
+        return self.dialect.submit(self.job.request)
+
     # The wire tells how a request fares; these three are its side of the conversation.
 
     async def gate(self, attempt: int) -> None:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
-        if why := self.desk.objection():
-            self.objected = True
-            raise why
+        self.raise_objection()
         self.desk.step("gate")
         # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
-        await self.desk.books.sent(self.job, attempt, again=self.doubted)
+        await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         self.attempts = attempt
         self.sent_at = self.sent_at or self.desk.clock.now()
         self.gone_at = time.monotonic()
         self.in_flight = True
         self.desk.step("sent")
+
+    def raise_objection(self) -> None:
+        """Raise what keeps a new request from leaving."""
+        if why := self.desk.objection():
+            self.objected = True
+            raise why
 
     def stage(self, name: Any) -> None:
         """The request entered a stage."""
@@ -402,7 +414,7 @@ class Worker:
         self.desk.step("room reserved")
         try:
             answer = await self.wire.ask(
-                self.dialect.submit(job.request),
+                self.submission,
                 self.dialect.read,
                 spool=kept,
                 gate=self.gate,
@@ -495,7 +507,7 @@ class Worker:
         cut: SeedreamError | None = None
         try:
             streamed = await self.wire.stream(
-                self.dialect.submit(job.request),
+                self.submission,
                 self.dialect.read,
                 on_event,
                 spool=kept,
@@ -584,8 +596,8 @@ class Worker:
             elif same is not None:
                 path = same
             else:
-                published = await asyncio.to_thread(
-                    part.publish, place.folder, place.stem, facts, rule, suffix=place.suffix
+                published = await self.desk.disk.do(
+                    lambda: part.publish(place.folder, place.stem, facts, rule, suffix=place.suffix), 0
                 )
                 path = published.path
                 self._note(published)
@@ -632,7 +644,7 @@ class Worker:
         fetched = await self.wire.fetch(
             picture.link,
             part.write,
-            check=part.finish,
+            check=lambda size: self.desk.disk.do(part.finish, size),
             restart=part.reset,
             explain=pictures.explain_store_error,
             on_progress=progress,
@@ -654,7 +666,7 @@ class Worker:
             status=self._status(error, images),
             provider=job.route.spec.name,
             model=request.model_id,
-            request={} if job.recovers else self.dialect.submit(request).json or {},
+            request={} if job.recovers else self.submission.json or {},
             images=images,
             usage=dict(self.ready.usage) if self.ready and self.ready.usage else None,
             cost=Cost(0.0, "USD", "") if job.reused else job.price(billed) if billed is not None else None,

@@ -198,10 +198,10 @@ def sends_before_it_writes() -> None:
     sent, ready = Books.sent, Books.ready
 
     async def late(self: Books, job: Any, *rest: Any) -> None:
-        await sent(self, job, 1, again=False)
+        await sent(self, job, 1, lambda: None, again=False)
         await ready(self, job, *rest)
 
-    async def unsaid(self: Books, job: Any, attempt: int, *, again: bool) -> None:
+    async def unsaid(self: Books, *_: Any, **__: Any) -> None:
         pass
 
     Books.sent, Books.ready = unsaid, late  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ FLOORS = [
         "attempts",
         "body",
         "direct",
+        "disk",
         "downloads",
         "ledger",
         "pace",

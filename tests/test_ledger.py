@@ -573,8 +573,9 @@ def test_each_row_is_claimed_once_in_its_order(book: Ledger) -> None:
 
         def work(_: int) -> list[int]:
             mine: list[int] = []
-            while rows := book.claim(run, 3):
-                mine += [row.position for row in rows]
+            while rows := list(itertools.islice(book.unsent(run), 3)):
+                claimed = book.claim(run, [row.id for row in rows])
+                mine += [row.position for row in rows if row.id in claimed]
             return mine
 
         with ThreadPoolExecutor(8) as pool:
@@ -661,10 +662,10 @@ def test_a_table_that_comes_again_adds_only_what_is_new(book: Ledger) -> None:
 
     with book.run("a", "batch") as run:
         assert book.enter(run, rows("a", "fox", "fox", "owl", "elk")) == room.Entered(4, 0)
-        for entry in book.claim(run, 2):
-            send(book, entry.id)
-            book.mark_ready(entry.id, [])
-            book.mark_saved(entry.id)
+        for name in sorted(book.claim(run, ["a-0", "a-1"])):
+            send(book, name)
+            book.mark_ready(name, [])
+            book.mark_saved(name)
     with book.run("b", "batch") as run:
         assert book.enter(run, rows("b", "owl", "yak", "fox", "fox")) == room.Entered(1, 3)
         told = [(e.id, e.position, e.line, e.state, e.prompt) for e in book.listed(run)]
@@ -676,7 +677,9 @@ def test_a_table_that_comes_again_adds_only_what_is_new(book: Ledger) -> None:
         ]
         assert [e.id for e in book.listed(run, ["saved"])] == ["a-0", "a-1"]
         assert book.tally(run) == room.Tally(queued=2, saved=2)
-        assert [e.id for e in book.claim(run, 10)] == ["a-2", "b-1"]
+        assert [(e.id, e.position, e.occurrence) for e in book.unsent(run)] == [("a-2", 0, 0), ("b-1", 1, 0)]
+        assert book.claim(run, ["a-2", "b-1", "a-0"]) == {"a-2", "b-1"}
+        assert not list(book.unsent(run))
         assert book.row("fox", 1) == one(book, "a-1")
         assert book.row("fox", 2) is None
 
