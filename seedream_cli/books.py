@@ -15,7 +15,7 @@ from pathlib import Path
 from . import store
 from .commits import Commits
 from .errors import ApiError, BudgetError, FileError, SeedreamError
-from .ledger import Caps, Failure, Ledger, NewRequest, PictureRow, Run
+from .ledger import Caps, Failure, Hold, Ledger, NewRequest, PictureRow, Run
 from .links import expiry
 from .plan import Job
 from .providers.base import Ready
@@ -104,11 +104,10 @@ class Books:
             objection()
             self._book(job, worst, self._caps)
             try:
-                ledger.reserve(job.id, worst, caps)
+                ledger.mark_sent(job.id, attempt=attempt, token=token, again=again or job.again, hold=Hold(worst, caps))
             except BudgetError:
                 self._book(job, 0)
                 raise
-            ledger.mark_sent(job.id, attempt=attempt, token=token, again=again or job.again)
             is_written = True
 
         try:
@@ -190,9 +189,10 @@ class Books:
         )
 
         def write() -> None:
-            ledger.mark_picture(job.id, row)
             if last:
-                ledger.mark_saved(job.id)
+                ledger.mark_saved(job.id, picture=row)
+            else:
+                ledger.mark_picture(job.id, row)
 
         await self._commits.do(write, "yes", folder=image.path.parent if image.path else None)
 

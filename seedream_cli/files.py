@@ -27,7 +27,7 @@ def create_locked(path: Path, mode: int = 0o600) -> int:
     """
     if sys.platform == "win32":
         return create(path, mode)
-    unborn = path.with_name(f"{path.name}.new")
+    unborn = Path(f"{path}.new")
     try:
         descriptor = create(unborn, mode)
     except FileExistsError:

@@ -78,7 +78,7 @@ class KeptReply:
         return self.kept
 
     def forget(self) -> None:
-        """Nothing worth keeping came, and what an earlier reply said stays."""
+        """Nothing worth keeping came, or all of it is saved."""
         self.spool.drop()
         spool.forget(self.folder, self.id)
 

@@ -248,6 +248,14 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """The worst cost of a request in micro-units, None where no price is known, and the budgets it is held against."""
+
+    micro: int | None
+    caps: Caps
+
+
+@dataclass(frozen=True, slots=True)
 class Entered:
     """How many requests were new and how many rows the ledger knew already."""
 
@@ -918,8 +926,12 @@ class Ledger:
 
     # Transitions. Each has committed and flushed when it returns.
 
-    def mark_sent(self, request_id: str, *, attempt: int, token: str, again: bool = False) -> None:
+    def mark_sent(
+        self, request_id: str, *, attempt: int, token: str, again: bool = False, hold: Hold | None = None
+    ) -> None:
         """The first byte is about to leave: committed and flushed when this returns, and if it raises, send nothing.
+
+        With `hold` its worst cost is held in the same step, as `reserve` does.
 
         Called inside the wire's last gate. `token` is this attempt's client request id. A request that ended before
         (`unknown`, `failed`, `saved`, `resolved`) needs `again`: its old cost or doubt stays in the account, and a
@@ -928,9 +940,11 @@ class Ledger:
         with self._write("no") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "sent", again=again)
+            held = self._hold(db, row, hold) if hold else {}
             at = _stamp(self._now())
             sent_before = row["state"] in _AGAIN
             changes = {
+                **held,
                 "state": "sent",
                 "billed": "unknown",
                 "attempts": max(row["attempts"] + 1, attempt),
@@ -1020,14 +1034,18 @@ class Ledger:
                 raise InternalError(f"request {request_id} is {row['state']} and can have no new picture")
             db.execute(_KEEP_PICTURE, self._picture_row(request_id, picture))
 
-    def mark_saved(self, request_id: str, *, settled_micro: int | None = None) -> None:
+    def mark_saved(
+        self, request_id: str, *, settled_micro: int | None = None, picture: PictureRow | None = None
+    ) -> None:
         """Every picture is on disk, handed out, or for ever out of reach. Flushed; the kept reply may go after this.
 
-        Raises `InternalError` while a picture is pending.
+        `picture` is the last one, written down in the same step. Raises `InternalError` while a picture is pending.
         """
         with self._write("yes") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "saved")
+            if picture is not None:
+                db.execute(_KEEP_PICTURE, self._picture_row(request_id, picture))
             if _pending(db, row):
                 raise InternalError(f"request {request_id} has pictures that are not saved")
             settled = row["settled_micro"] if settled_micro is None else settled_micro
@@ -1110,13 +1128,17 @@ class Ledger:
         with self._write("no") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "sent", again=True)
-            if row["reserved"]:
-                # Its own earlier reservation must not count twice.
-                _update(db, request_id, {"reserved": 0})
-            foreign = row["currency"] != caps.currency
-            self._check_caps(db, row["owner"], 0 if foreign else micro or 0, caps)
-            changes = {"reserved": 1, "charged_at": _stamp(self._now()), "payer": row["owner"]}
-            _update(db, request_id, changes if micro is None else {**changes, "worst_micro": micro})
+            _update(db, request_id, self._hold(db, row, Hold(micro, caps)))
+
+    def _hold(self, db: sqlite3.Connection, row: sqlite3.Row, hold: Hold) -> dict[str, Any]:
+        """Look at the budgets; what changes when the cost is held."""
+        if row["reserved"] and (hold.caps.run is not None or hold.caps.daily is not None):
+            # Its own earlier reservation must not count twice.
+            _update(db, row["id"], {"reserved": 0})
+        foreign = row["currency"] != hold.caps.currency
+        self._check_caps(db, row["owner"], 0 if foreign else hold.micro or 0, hold.caps)
+        changes = {"reserved": 1, "charged_at": _stamp(self._now()), "payer": row["owner"]}
+        return changes if hold.micro is None else {**changes, "worst_micro": hold.micro}
 
     def book(self, key: str, micro: int | None, *, caps: Caps) -> None:
         """Hold, then settle, money of a request whose row is in another ledger, so that the day's budget sees it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import ipaddress
 import re
 import socket
@@ -53,13 +54,14 @@ def split_link(link: str) -> Target:
         text = rest.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
         raise LinkError("the picture's link is no text") from exc
-    raw = b"".join(bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in text)
+    raw = text if text.isascii() else b"".join(bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in text)
     if "\\" in authority or _UNSENDABLE.search(raw) or re.search(r"[\x00-\x20\x7f]", authority):
         raise LinkError("the picture's link holds a space, a control character or a backslash where none can be")
     host, port = _read_authority(authority)
     return Target(scheme, authority, host, port, raw if raw.startswith(b"/") else b"/" + raw)
 
 
+@functools.lru_cache(maxsize=64)
 def _read_authority(authority: str) -> tuple[str, int | None]:
     """Host and port. What is judged here is what is connected to: nobody reads the authority a second time."""
     match = _AUTHORITY.fullmatch(authority)

@@ -69,8 +69,9 @@ class Spool:
         A reply that was kept meanwhile is put aside: it answers the attempt before, but may have been paid for.
         """
         if self._descriptor < 0:
-            _put_aside(self.path)
-            _put_aside(self.path.with_suffix(".reply"))
+            for remains in (self.path, self.path.with_suffix(".reply")):
+                if os.path.lexists(remains):
+                    _put_aside(remains)
             self._descriptor = _create(self.path)
         elif self._is_reserved and not self.size:
             return
@@ -142,8 +143,8 @@ def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
     The remains of an earlier attempt are put aside as `<id>.<n>.cut`: they may be all there is of a paid reply.
     Raises `FileError` (nothing was sent) without room, `BusyError` while a living process writes the same reply.
     """
-    spool = Spool(folder, job_id, reserve)
     _make_private(folder)
+    spool = Spool(folder, job_id, reserve)
     spool.reset()
     return spool
 
@@ -229,8 +230,12 @@ def _file(folder: Path, job_id: str, suffix: str) -> Path:
 
 def _make_private(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_mode & 0o077 and sys.platform != "win32":
+        try:
+            mode = folder.stat().st_mode
+        except FileNotFoundError:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = folder.stat().st_mode
+        if mode & 0o077 and sys.platform != "win32":
             folder.chmod(0o700)
     except OSError as error:
         raise _disk_error("make the folder", folder, error) from error
@@ -238,7 +243,7 @@ def _make_private(folder: Path) -> None:
 
 def _put_aside(path: Path) -> None:
     """Frees the name that an earlier attempt left; an empty file is simply removed."""
-    if not os.path.lexists(path) or path.is_symlink() or not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return
     with path.open("r+b") as file:
         if sys.platform != "win32" and not files.lock(file.fileno()):

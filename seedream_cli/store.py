@@ -227,7 +227,7 @@ class Part:
         # What the umask and the folder's own rules made of 0666: the mode of the finished file.
         self._mode = os.fstat(descriptor).st_mode & 0o777
         files.set_mode(descriptor, 0o600)
-        files.lock(descriptor)
+        self._has_name = True
 
     def __enter__(self) -> Self:
         return self
@@ -263,10 +263,16 @@ class Part:
     def finish(self) -> Facts:
         """Checks the whole picture and flushes it. Raises `LinkError` where it is no whole one, `FileError`."""
         with self._turn:
-            with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            with self._open() as file:
                 facts = inspect_file(file, self._hash.hexdigest())
             self._flush()
         return facts
+
+    def _open(self) -> io.BufferedReader | io.BytesIO:
+        """What was written, to read; a small picture in memory, where its many short reads cost nothing."""
+        if self.size <= _WINDOW and sys.platform != "win32":
+            return io.BytesIO(os.pread(self._descriptor, self.size, 0))
+        return os.fdopen(os.dup(self._descriptor), "rb")
 
     def _flush(self) -> None:
         try:
@@ -306,6 +312,7 @@ class Part:
 
     def _published(self, published: Published) -> Published:
         self._close()
+        self._has_name = False
         return published
 
     def _close(self) -> None:
@@ -317,15 +324,20 @@ class Part:
         """Closes and removes the part; nothing happens where it was published."""
         with self._turn:
             self._close()
-            self.path.unlink(missing_ok=True)
+            if self._has_name:
+                self.path.unlink(missing_ok=True)
+                self._has_name = False
 
 
 def open_part(folder: Path) -> Part:
     """A new part file in `folder`, which is made where it is missing. Never opens an existing file or a link."""
-    _make_one(folder)
     path = folder / _part_name()
     try:
-        descriptor = files.create_locked(path, 0o666)
+        try:
+            descriptor = files.create_locked(path, 0o666)
+        except (FileNotFoundError, NotADirectoryError):
+            _make_one(folder)
+            descriptor = files.create_locked(path, 0o666)
     except OSError as error:
         raise _paid_error("write", path, error) from error
     return Part(path, descriptor)
