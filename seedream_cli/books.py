@@ -84,16 +84,18 @@ class Books:
         # One key a run: what an earlier run paid for the same row stays in the day's account.
         self._day.book(f"{self._run.id} {job.id}", micro, caps=caps or Caps())
 
-    async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> None:
+    async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> str:
         """The first byte is about to leave: hold the worst cost, and write that down. If it raises, nothing may leave.
+
+        Returns the token of the attempt.
 
         Raises `BudgetError` where the cost would pass a cap, `FileError`, and what `objection` raises, which is asked
         at the last moment.
         """
         ledger = self._of(job)
-        if ledger is None or self._commits is None:
-            return
         worst, token = to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
+        if ledger is None or self._commits is None:
+            return token
         # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
         caps = self._caps if self._day is None else Caps(self._caps.run, None, self._caps.currency)
         is_written = False
@@ -117,6 +119,7 @@ class Books:
             if is_written:
                 ledger.mark_queued(job.id)
             raise
+        return token
 
     def refused(self, job: Job, error: SeedreamError) -> None:
         """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt."""

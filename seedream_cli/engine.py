@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from . import spool, store
+from . import journal, spool, store
 from .books import Books
-from .errors import ApiError, BudgetError, BusyError, InternalError, SeedreamError
+from .errors import ApiError, BudgetError, BusyError, FileError, InternalError, SeedreamError
 from .ledger import Ledger
 from .plan import Job, Plan, Route
 from .providers.base import Call, Reply
@@ -262,6 +262,10 @@ class _FlowRun(_Conductor):
         started, flow = time.monotonic(), self.flow
         self.outlets.sink.emit(Planned(flow.requests, flow.pictures, flow.provider, flow.model))
         async with self.stack, asyncio.TaskGroup() as group:
+            if journal.is_possible():
+                # Without one each reply has a file of its own, whose error tells what is wrong with the disk.
+                with contextlib.suppress(FileError):
+                    self.desk.journal = self.stack.enter_context(journal.Journal(self.desk.replies))
             with self._signals(self.desk):
                 await self._draw(group)
                 await asyncio.gather(*(worker.task for worker in self.workers if worker.task), return_exceptions=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def set_mode(descriptor: int, mode: int) -> None:
     """Gives an open file its permissions, where the system has such."""
     if sys.platform != "win32":
         os.fchmod(descriptor, mode)
+
+
+_NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV}
+
+
+def take_room(descriptor: int, offset: int, size: int, path: Path) -> None:
+    """Takes `size` bytes of the disk for a file from `offset` on, where the system can; looks whether they are free
+    where it cannot.
+    """
+    if size <= 0:
+        return
+    try:
+        if sys.platform == "linux":
+            os.posix_fallocate(descriptor, offset, size)
+        elif shutil.disk_usage(path.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    except OSError as error:
+        if error.errno not in _NO_RESERVATION:
+            raise
 
 
 # EACCES: a folder that may be written but not listed.

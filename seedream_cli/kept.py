@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from . import spool
 from .errors import ApiError, SeedreamError
 from .framing import Done, EventParser, parse_json
+from .journal import MOST, Journal
 from .plan import Job
 from .providers.base import Completed, Dialect, Ready, Reply, Ticket
 from .results import Picture
@@ -34,7 +35,7 @@ class KeptReply:
         self.folder = replies
         self.id = job.id + beside
         pictures = request.pictures_at_most if request.response_format == "b64_json" else 0
-        self.links_suffice = links_suffice and not pictures
+        self.links_suffice = links_suffice
         self.spool = spool.open_spool(self.folder, self.id, _URL_REPLY + pictures * _BASE64_PICTURE)
         self.meta = {
             "provider": job.route.spec.name,
@@ -82,6 +83,9 @@ class KeptReply:
         self.spool.drop()
         spool.forget(self.folder, self.id)
 
+    def links_written(self) -> None:
+        """The links are in the ledger. The file stays for what may go wrong with them."""
+
     def take_place(self, job_id: str) -> Path:
         """Become the job's kept reply, in the place of the one that held only a task's id."""
         assert self.kept is not None  # noqa: S101 - it was read, so it was kept
@@ -96,6 +100,86 @@ class KeptReply:
             spool.forget(self.folder, self.id)
         elif self.size:
             self.secure()
+
+
+class JournalReply:
+    """As `KeptReply`, for the replies of a batch: a short one goes to the batch's journal once it is whole.
+
+    `token` tells the attempt's token.
+    """
+
+    def __init__(self, journal: Journal, replies: Path, job: Job, token: Callable[[], str]) -> None:
+        self.kept: Path | None = None
+        self._journal = journal
+        self._replies = replies
+        self._job = job
+        self._token = token
+        self._body = bytearray()
+        self._file: KeptReply | None = None
+        self._place: int | None = journal.take()
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._file.size if self._file else len(self._body)
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append what arrived. A reply that is too long for the journal goes on in a file of its own."""
+        if self._file is None and len(self._body) + len(chunk) <= MOST:
+            self._body += chunk
+        else:
+            self._move().write(chunk)
+
+    def reset(self) -> None:
+        """A new attempt starts from nothing."""
+        self.kept = None
+        self._body.clear()
+        if self._file is not None:
+            self._file.reset()
+
+    def load(self) -> Any:
+        """Put the reply where it outlives this process, then parse it."""
+        if self._file is not None or self._place is None:
+            return self._move().load()
+        self._journal.write(self._place, self._token(), self._body)
+        return parse_json(self._body)
+
+    def secure(self) -> Path:
+        """Flush the reply to a file of its own, and return that."""
+        self.kept = self._move().secure()
+        self._leave()
+        return self.kept
+
+    def forget(self) -> None:
+        """Nothing worth keeping came, or all of it is saved."""
+        self._leave()
+        if self._file is not None:
+            self._file.forget()
+
+    def settle(self, error: SeedreamError) -> None:
+        """Keep what may have been paid for; remove what was not."""
+        if error.billed == "no":
+            self.forget()
+        elif self.size:
+            self.secure()
+        else:
+            self.forget()
+
+    def links_written(self) -> None:
+        """The links are in the ledger: the place is free for another."""
+        self._leave()
+
+    def _move(self) -> KeptReply:
+        """The reply in a file of its own, with all that came so far."""
+        if self._file is None:
+            self._file = KeptReply(self._replies, self._job)
+            self._file.write(memoryview(self._body))
+        return self._file
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            self._journal.free(self._place)
+            self._place = None
 
 
 def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:

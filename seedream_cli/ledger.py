@@ -778,13 +778,13 @@ class Ledger:
         dead = {owner for owner in {row.owner for row in rows} if owner and not self._is_alive(owner)}
         return tuple(row for row in rows if row.owner in dead)
 
-    def settle_orphans(self, replies: Path, adopt: Callable[[str], Path | None]) -> Settled:
+    def settle_orphans(self, replies: Path, adopt: Callable[[str, str], Path | None]) -> Settled:
         """Settle what dead runs left. Call it before a run starts, and before history and money are shown.
 
-        A request that was out becomes `ready` where its whole reply is in `replies` or `adopt(id)` finds it: without
-        pictures, its `reply` still to be read, which ends in `mark_ready`, `mark_waiting` or `mark_failed`. Else it
-        becomes `unknown`. Tasks and paid pictures are let go for `unsaved`. Never touches what a living run holds;
-        of several processes at once one settles a run. Each step is committed and flushed by itself.
+        A request that was out becomes `ready` where its whole reply is in `replies` or `adopt(id, token)` finds it:
+        without pictures, its `reply` still to be read, which ends in `mark_ready`, `mark_waiting` or `mark_failed`.
+        Else it becomes `unknown`. Tasks and paid pictures are let go for `unsaved`. Never touches what a living run
+        holds; of several processes at once one settles a run. Each step is committed and flushed by itself.
         """
         ready: list[str] = []
         unknown: list[str] = []
@@ -813,14 +813,15 @@ class Ledger:
             return [row[0] for row in rows]
 
     def _settle_run(
-        self, owner: str, replies: Path, adopt: Callable[[str], Path | None], ready: list[str], unknown: list[str]
+        self, owner: str, replies: Path, adopt: Callable[[str, str], Path | None], ready: list[str], unknown: list[str]
     ) -> None:
         with self._read() as db:
-            out = db.execute("SELECT id FROM requests WHERE owner = ? AND state = 'sent' ORDER BY number", (owner,))
-            ids = [row[0] for row in out]
-        for request_id in ids:
+            out = db.execute(
+                "SELECT id, token FROM requests WHERE owner = ? AND state = 'sent' ORDER BY number", (owner,)
+            ).fetchall()
+        for request_id, token in out:
             kept = replies / f"{request_id}.reply"
-            reply = kept if kept.is_file() else adopt(request_id)
+            reply = kept if kept.is_file() else adopt(request_id, token)
             with self._write("unknown") as db:
                 self._settle_one(db, request_id, reply)
             (unknown if reply is None else ready).append(request_id)

@@ -49,6 +49,7 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
 
     Raises `FileError` where there can be none.
     """
+    from . import journal
     from .kept import REPLY_MOST
     from .ledger import open_ledger
     from .spool import adopt, forget, list_kept, sweep
@@ -62,13 +63,17 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
         error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"
-    settled = ledger.settle_orphans(replies, lambda name: adopt(replies, name, limit=REPLY_MOST))
+    settled = ledger.settle_orphans(
+        replies,
+        lambda name, token: adopt(replies, name, limit=REPLY_MOST) or journal.adopt(replies, name, token),
+    )
     for name in settled.unknown:
         process_streams(around).err(
             f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
             f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
         )
     sweep(replies)
+    journal.sweep(replies)
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
         if any(entry.id == kept.id and entry.status in _SETTLED for entry in ledger.find(kept.id)):

@@ -8,12 +8,10 @@ there piece by piece and never held in memory.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,7 +78,7 @@ class Spool:
         os.ftruncate(self._descriptor, 0)
         self.size = 0
         try:
-            _reserve_room(self._descriptor, self._reserve, self.path)
+            files.take_room(self._descriptor, 0, self._reserve, self.path)
             self._is_reserved = True
         except OSError as error:
             self.drop()
@@ -143,7 +141,7 @@ def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
     The remains of an earlier attempt are put aside as `<id>.<n>.cut`: they may be all there is of a paid reply.
     Raises `FileError` (nothing was sent) without room, `BusyError` while a living process writes the same reply.
     """
-    _make_private(folder)
+    make_private(folder)
     spool = Spool(folder, job_id, reserve)
     spool.reset()
     return spool
@@ -228,7 +226,8 @@ def _file(folder: Path, job_id: str, suffix: str) -> Path:
     return folder / f"{job_id}.{suffix}"
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """The folder of replies, for its owner alone, made where it is not there. Raises `FileError`."""
     try:
         try:
             mode = folder.stat().st_mode
@@ -288,27 +287,6 @@ def _is_reply(path: Path, limit: int, size: int) -> bool:
         return isinstance(load(path, limit=limit, length=size), dict | list)
     except ValueError:
         return False
-
-
-_NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV}
-
-
-def _reserve_room(descriptor: int, size: int, path: Path) -> None:
-    """Takes `size` bytes of the disk where the system can, looks whether they are free where it cannot."""
-    if size <= 0:
-        return
-    try:
-        _allocate(descriptor, size, path)
-    except OSError as error:
-        if error.errno not in _NO_RESERVATION:
-            raise
-
-
-def _allocate(descriptor: int, size: int, path: Path) -> None:
-    if sys.platform == "linux":
-        os.posix_fallocate(descriptor, 0, size)
-    elif shutil.disk_usage(path.parent).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _write_meta(folder: Path, job_id: str, meta: Mapping[str, Any]) -> None:

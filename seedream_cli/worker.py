@@ -32,7 +32,8 @@ from .errors import (
     LinkError,
     SeedreamError,
 )
-from .kept import POLLED, KeptReply, numbered, read_kept
+from .journal import Journal
+from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
 from .links import expiry
 from .plan import Job
 from .providers.base import Call, Completed, Ready, Ticket
@@ -67,6 +68,7 @@ class Desk:
     `step` is told of every step that a crash could fall behind, for the tests. `unknowns` counts the outcomes in a
     row that nobody knows; at `max_unknown` nothing new leaves, since a broken network makes every request one more.
     `halt` is why a batch takes no new row. `goes_on` says that the same command, given again, saves what is left.
+    `journal` takes the replies of a batch.
     """
 
     sink: Sink
@@ -83,6 +85,7 @@ class Desk:
     halt: SeedreamError | None = None
     goes_on: bool = False
     disk: Disk = field(default_factory=Disk)
+    journal: Journal | None = None
 
     def objection(self) -> SeedreamError | None:
         """Why nothing new may leave now."""
@@ -137,7 +140,8 @@ class Worker:
         self.saved: dict[int, SavedImage] = {}
         self.ready: Ready | None = None
         self.reply: Path | None = None
-        self.kept: KeptReply | None = None
+        self.kept: KeptReply | JournalReply | None = None
+        self.token = ""
         self.closed = False
 
     @functools.cached_property
@@ -152,7 +156,7 @@ class Worker:
         self.raise_objection()
         self.desk.step("gate")
         # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
-        await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
+        self.token = await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         self.attempts = attempt
         self.sent_at = self.sent_at or self.desk.clock.now()
         self.gone_at = time.monotonic()
@@ -326,6 +330,8 @@ class Worker:
             # What is not in the books must be on disk.
             self._secure_reply()
             raise
+        if self.kept is not None:
+            self.kept.links_written()
         self.desk.step("ready written")
 
     async def _hand_out(self, ready: Ready) -> SeedreamError | None:
@@ -409,8 +415,7 @@ class Worker:
         if job.task_id:
             self.task_id = job.task_id
             return Ticket(job.task_id, poll_after_s=0.0)
-        # The books will have its links, so that the reply itself need not be flushed as well.
-        kept = KeptReply(self.desk.replies, job, links_suffice=self.desk.books.knows(job))
+        kept = self._make_room()
         self.desk.step("room reserved")
         try:
             answer = await self.wire.ask(
@@ -430,7 +435,15 @@ class Worker:
             self._secure_reply()
         return answer.value
 
-    def _settle(self, kept: KeptReply, error: SeedreamError) -> None:
+    def _make_room(self) -> KeptReply | JournalReply:
+        """Room for the reply, before it is asked for. Where the books take its links, it need not be flushed itself."""
+        desk, job = self.desk, self.job
+        links_suffice = desk.books.knows(job) and job.request.response_format != "b64_json"
+        if links_suffice and desk.journal is not None and desk.journal.has_place_for(job.id):
+            return JournalReply(desk.journal, desk.replies, job, lambda: self.token)
+        return KeptReply(desk.replies, job, links_suffice=links_suffice)
+
+    def _settle(self, kept: KeptReply | JournalReply, error: SeedreamError) -> None:
         """Keep the reply to a request that may have been paid for; `recover` can read it."""
         kept.settle(error)
         self.reply = kept.kept

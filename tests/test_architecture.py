@@ -26,6 +26,7 @@ FLOORS = [
         "direct",
         "disk",
         "downloads",
+        "journal",
         "ledger",
         "pace",
         "proxies",

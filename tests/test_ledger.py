@@ -472,7 +472,7 @@ def test_killed_at_a_step_the_next_run_knows_the_truth(step: str, path: Path, tm
     process = child(DRIVER, path, tmp_path, env={**os.environ, "STEP": step})
     assert (process.communicate(timeout=30)[1], process.returncode) == ("", -signal.SIGKILL)
 
-    def adopt(name: str) -> Path | None:
+    def adopt(name: str, token: str) -> Path | None:
         part = tmp_path / f"{name}.part"
         return part.rename(tmp_path / f"{name}.reply") if part.exists() else None
 
@@ -623,7 +623,7 @@ def test_orphans_of_the_dead_are_settled_once_and_the_living_left_alone(path: Pa
         assert [entry.id for entry in book.orphans()] == ["d1", "d2", "d3"]
         code = """
             # A slow look for the reply makes the settlers meet.
-            settled = book.settle_orphans(Path("nowhere"), lambda name: time.sleep(0.1))
+            settled = book.settle_orphans(Path("nowhere"), lambda name, token: time.sleep(0.1))
             print(*settled.unknown)
         """
         said = finish(*(child(code, path) for _ in range(4)))
