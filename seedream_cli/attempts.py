@@ -117,6 +117,7 @@ class Attempts:
         policy: Policy,
         clock: Clock,
         random: randomness.Random,
+        pace: Pace,
         *,
         mask: Callable[[str], str],
         say: Callable[[str], None],
@@ -124,7 +125,7 @@ class Attempts:
         self._policy = policy
         self._clock = clock
         self._random = random
-        self._pace = Pace(policy, clock, random)
+        self._pace = pace
         self._mask = mask
         self._say = say
 

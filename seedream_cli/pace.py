@@ -208,7 +208,7 @@ class Pace:
 
     def lull_s(self, since: float) -> float:
         """Seconds since the provider answered a request, or since then."""
-        return self._clock.monotonic() - max(since, since if self._took_at is None else self._took_at)
+        return self._clock.monotonic() - max(since, self._took_at or since)
 
     # The door.
 

@@ -14,7 +14,7 @@ import pytest
 
 from seedream_cli.attempts import Attempts, Trail
 from seedream_cli.errors import ApiError
-from seedream_cli.pace import Clock, Policy
+from seedream_cli.pace import Clock, Pace, Policy
 from seedream_cli.providers.base import Call
 
 SUBMIT = Call("submit", "POST", "/x", {}, billable=True)
@@ -117,7 +117,8 @@ class Seat:
 
 
 def make_attempts(policy: Policy, seed: int = 7) -> Attempts:
-    return Attempts(policy, LoopClock(), random.Random(seed), mask=str, say=lambda line: None)
+    clock, source = LoopClock(), random.Random(seed)
+    return Attempts(policy, clock, source, Pace(policy, clock, source), mask=str, say=lambda line: None)
 
 
 async def send(attempts: Attempts, provider: Provider, name: str, places: asyncio.Semaphore) -> str:

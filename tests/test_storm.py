@@ -6,12 +6,14 @@ import json
 import threading
 import time
 from collections import Counter, deque
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import Command
+from tests.conftest import CANARY, Command
 from tests.rawserver import Received, Script, answer
-from tests.test_batch import pictures, run, summary, table
+from tests.test_batch import pictures, results, run, summary, table
 from tests.upstream import Upstream, refusal
 
 
@@ -71,7 +73,9 @@ def test_a_batch_over_its_providers_limit_fails_no_row(seedream: Command, upstre
     """Everything is made and paid once, most requests are taken at the first try, and the pace comes back."""
     table(seedream, rows)
     with upstream:
+        started = time.monotonic()
         done = run(seedream, upstream, "--concurrency", "16", "--ipm", "1000000", "--retries", "1", "--json")
+        print(len(upstream.refused), time.monotonic() - started)
         assert done.code == 0, done.err
         assert (summary(done)["succeeded"], len(pictures(seedream))) == (rows, rows)
         assert set(upstream.paid.values()) == {1}
@@ -91,3 +95,36 @@ def test_a_provider_that_takes_nothing_fails_its_rows(seedream: Command) -> None
         assert summary(done)["failed"] == 4
         assert not upstream.paid
         assert len(upstream.posts) == 8
+
+
+def test_rows_of_a_slow_provider_keep_no_other_waiting(seedream: Command) -> None:
+    """A table that begins with rows of a provider of few requests a minute: those behind them are made meanwhile."""
+    rows = [f"slow {number},ark" for number in range(60)] + [f"free {number},byteplus" for number in range(60)]
+    write_rows(seedream, rows)
+    with Upstream() as slow, Upstream() as free:
+        settings(seedream, ark=f'base_url = "{slow.url}"\nrpm = 5', byteplus=f'base_url = "{free.url}"\nipm = 100000')
+        env = {"ARK_API_KEY": CANARY, "BYTEPLUS_API_KEY": f"{CANARY}-too"}
+        process = seedream.popen("batch", "shots.csv", "--concurrency", "4", env=env)
+        ends_at = time.monotonic() + 20
+        while len(free.gets) < 60 and time.monotonic() < ends_at and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        _, err = process.communicate()
+        assert len(free.posts) == 60, err
+        order = [json.loads(request.body)["prompt"] for request in slow.posts]
+        assert sorted(order) == [f"slow {number}" for number in range(5)]
+        # What waited was not sent, and says so.
+        states = Counter(row["status"] for row in results(seedream))
+        assert states == {"succeeded": 65, "unsent": 55}, err
+
+
+def write_rows(seedream: Command, rows: list[str]) -> Path:
+    path = seedream.folder / "shots.csv"
+    path.write_text("prompt,provider\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def settings(seedream: Command, **providers: Any) -> None:
+    path = seedream.home / ".config" / "seedream" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"[providers.{name}]\n{lines}\n" for name, lines in providers.items()))
