@@ -124,8 +124,7 @@ class Pace:
         self._sent: deque[tuple[float, int]] = deque()
         self._pictures = 0
         self._not_before = 0.0
-        self._spread_s = 0.0
-        self._spread_until = 0.0
+        self._spread_s = self._spread_until = self._gap_s = 0.0
         # One waits at the door, for a moment or for room; the others wait for the door.
         self._arrivals = 0
         self._door_is_taken = False
@@ -197,8 +196,7 @@ class Pace:
         until = self._clock.monotonic() + seconds
         if until > self._not_before:
             self._not_before = until
-            self._spread_s = min(1.0, seconds / 10)
-            self._spread_until = until + self._spread_s
+            self._spread_s, self._spread_until = min(1.0, seconds / 10), 0.0
 
     def is_taking(self, since: float) -> bool:
         """Whether the provider answered a request since then, or within the last minute, which limits are made for."""
@@ -269,14 +267,23 @@ class Pace:
     def _depart(self, pictures: int) -> int:
         self._in_flight += 1
         self._departures += 1
-        if self._rpm or self._ipm or self._spread_until:
-            now = self._clock.monotonic()
-            if self._rpm or self._ipm:
-                self._sent.append((now, pictures))
-                self._pictures += pictures
-            if now < self._spread_until:
-                self._not_before = now + self._random.uniform(0, 2 * self._spread_s / (self._limit or 1))
+        if self._rpm or self._ipm:
+            self._sent.append((self._clock.monotonic(), pictures))
+            self._pictures += pictures
+        if self._spread_s:
+            self._spread()
         return self._departures
+
+    def _spread(self) -> None:
+        """The first that leaves after a hold begins a while in which the others leave one after the other."""
+        now = self._clock.monotonic()
+        if not self._spread_until:
+            self._spread_until = now + self._spread_s
+            self._gap_s = 2 * self._spread_s / (self._limit or len(self._queue) + 1)
+        if now < self._spread_until:
+            self._not_before = now + self._random.uniform(0, self._gap_s)
+        else:
+            self._spread_s = 0.0
 
     async def _sleep(self, wait: float) -> None:
         # Jitter keeps several runs that were told to wait alike from coming back in the same instant.
