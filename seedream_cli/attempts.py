@@ -117,7 +117,6 @@ class Attempts:
         policy: Policy,
         clock: Clock,
         random: randomness.Random,
-        pace: Pace,
         *,
         mask: Callable[[str], str],
         say: Callable[[str], None],
@@ -125,7 +124,7 @@ class Attempts:
         self._policy = policy
         self._clock = clock
         self._random = random
-        self._pace = pace
+        self._pace = Pace(policy, clock, random)
         self._mask = mask
         self._say = say
 

@@ -23,7 +23,6 @@ from . import spool, store
 from .books import Books
 from .errors import ApiError, BudgetError, BusyError, InternalError, SeedreamError
 from .ledger import Ledger
-from .pace import Pace
 from .plan import Job, Plan, Route
 from .providers.base import Call, Reply
 from .results import Draining, JobResult, Notice, Planned, Report, Sink
@@ -109,9 +108,9 @@ class _Conductor:
         self.outlets = outlets
         self.workers: list[Worker] = []
 
-    def _wire(self, route: Route, pace: Pace | None = None) -> Wire:
-        """The wire to one provider, keyed for it alone, with a pace of its own or that of another wire to it."""
-        return make_wire(route, clock=self.outlets.clock, log=self.outlets.log, pace=pace)
+    def _wire(self, route: Route) -> Wire:
+        """The wire to one provider, paced and keyed for it alone."""
+        return make_wire(route, clock=self.outlets.clock, log=self.outlets.log)
 
     @contextlib.contextmanager
     def _signals(self, desk: Desk) -> Iterator[None]:
@@ -236,16 +235,12 @@ _HALTING = frozenset({"auth", "account", "quota", "config", "filesystem"})
 """What every further request would meet as well."""
 
 
+@dataclass(slots=True)
 class _Lane:
-    """The rows that go to one provider with one key: how many are under way, and those that wait until there is room.
+    """The rows that go to one provider with one key: how many are under way, and those that wait for room there."""
 
-    Rows may differ in their deadlines, and then several wires lead there: they keep one pace, that of the first.
-    """
-
-    def __init__(self) -> None:
-        self.under_way = 0
-        self.jobs: deque[Job] = deque()
-        self.pace: Pace | None = None
+    under_way: int = 0
+    jobs: deque[Job] = field(default_factory=deque)
 
 
 class _FlowRun(_Conductor):
@@ -266,7 +261,7 @@ class _FlowRun(_Conductor):
         self.stack = contextlib.AsyncExitStack()
         downloads = max(DOWNLOADS, flow.concurrency)
         self.most_under_way = flow.concurrency + downloads
-        self.lanes: dict[tuple[str, str, str], _Lane] = {}
+        self.lanes: dict[Route, _Lane] = {}
         self.waiting = 0
         self.is_drawn = False
         self.moved = asyncio.Event()
@@ -361,19 +356,16 @@ class _FlowRun(_Conductor):
         return not self.is_drawn and self.waiting < LOOK_AHEAD
 
     def _lane_of(self, route: Route) -> _Lane:
-        account = (route.spec.name, route.base_url, route.key.value if route.key else "")
-        lane = self.lanes.get(account)
+        lane = self.lanes.get(route)
         if lane is None:
-            lane = self.lanes[account] = _Lane()
+            lane = self.lanes[route] = _Lane()
         return lane
 
     async def _wire_to(self, route: Route) -> Wire:
-        """The wire of a route: all rows that go to the same provider with the same key share one pace."""
+        """The one wire to a provider with a key: all rows that go there share its pace."""
         wire = self.wires.get(route)
         if wire is None:
-            lane = self._lane_of(route)
-            wire = self.wires[route] = await self.stack.enter_async_context(self._wire(route, lane.pace))
-            lane.pace = wire.pace
+            wire = self.wires[route] = await self.stack.enter_async_context(self._wire(route))
             if wire.proxy_in_use:
                 self.outlets.sink.emit(Notice(f"through the proxy {wire.proxy_in_use}"))
         return wire
@@ -406,9 +398,7 @@ class _FlowRun(_Conductor):
         return self.desk.objection() if not self.desk.signal else None
 
 
-def make_wire(
-    route: Route, *, clock: Clock, log: Callable[[str], None] | None = None, pace: Pace | None = None
-) -> Wire:
+def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> Wire:
     """The wire of a route, keyed for it alone; the sandbox's ends in this process."""
     transport = None
     if route.spec.offline:
@@ -433,7 +423,6 @@ def make_wire(
         transport=transport,
         clock=clock,
         log=log,
-        pace=pace,
     )
 
 

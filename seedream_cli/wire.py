@@ -33,7 +33,7 @@ from .errors import ApiError, ConfigError, LinkError
 from .framing import Done, EventParser
 from .links import Target, is_loopback, split_link
 from .masking import check_key, mask, secret_forms
-from .pace import Clock, Pace, Policy, Waiter
+from .pace import Clock, Policy, Waiter
 from .providers.base import Call, Reply
 from .proxies import environment_proxy, is_bypassed, proxy_host
 from .replies import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
@@ -100,7 +100,7 @@ class Wire:
     `proxy` overrules the proxies of the environment, which are honoured otherwise, except that a plain http address of
     this machine never goes through a proxy elsewhere. A `transport` of httpx (the sandbox)
     serves calls and links alike.
-    `log` takes lines for the wire log, already masked. `pace` is that of another wire to the same provider, if any.
+    `log` takes lines for the wire log, already masked.
     """
 
     def __init__(
@@ -114,7 +114,6 @@ class Wire:
         clock: Clock | None = None,
         random: randomness.Random | None = None,
         log: Callable[[str], None] | None = None,
-        pace: Pace | None = None,
     ) -> None:
         self._key = check_key(key) if key else ""
         self._forms = secret_forms(self._key)
@@ -125,8 +124,7 @@ class Wire:
         self._clock = clock or Clock()
         self._random = random or randomness.Random()
         self._log = log
-        self.pace = pace or Pace(policy, self._clock, self._random)
-        self._attempts = Attempts(policy, self._clock, self._random, self.pace, mask=self.mask, say=self._say)
+        self._attempts = Attempts(policy, self._clock, self._random, mask=self.mask, say=self._say)
         self._downloads = Downloads(
             self._get,
             retries=policy.retries,

@@ -118,8 +118,7 @@ class Seat:
 
 
 def make_attempts(policy: Policy, seed: int = 7) -> Attempts:
-    clock, source = LoopClock(), random.Random(seed)
-    return Attempts(policy, clock, source, Pace(policy, clock, source), mask=str, say=lambda line: None)
+    return Attempts(policy, LoopClock(), random.Random(seed), mask=str, say=lambda line: None)
 
 
 async def send(attempts: Attempts, provider: Provider, name: str, places: asyncio.Semaphore) -> str:
