@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from .errors import ApiError, FileError, SeedreamError
-from .pace import Clock, Pace, Policy, back_off, decide, read_retry_after
+from .pace import PATIENCE, Clock, Pace, Policy, Waiter, back_off, decide, read_retry_after
 from .providers.base import Call
 from .replies import Received
 
@@ -87,6 +87,28 @@ class Outcome(Generic[R]):
     doubtful: int
 
 
+@dataclass(slots=True)
+class Effort:
+    """What one call has cost so far in attempts, and when they began: the first, and the one before the last."""
+
+    attempt: int = 0
+    spared: int = 0
+    began: float = -1.0
+    before: float = 0.0
+    last: float = 0.0
+
+    @property
+    def counted(self) -> int:
+        """The attempts that count against `retries`."""
+        return max(1, self.attempt - self.spared)
+
+    def begin(self, now: float) -> None:
+        """Another attempt begins."""
+        if self.attempt == 1:
+            self.began = self.last = now
+        self.before, self.last = self.last, now
+
+
 class Attempts:
     """All attempts at the calls of one provider with one key. `mask` takes secrets out of a text, `say` logs a line."""
 
@@ -114,40 +136,79 @@ class Attempts:
         gate: Gate | None,
         watch: Watch | None,
         pictures: int,
+        waiter: Waiter | None = None,
     ) -> Outcome[R]:
-        """The one place where a call is sent again. Waits hold no slot."""
-        began: float | None = None
-        attempt, doubts = 0, list[ApiError]()
+        """The one place where a call is sent again. Waits hold no slot, and the waiter is aside meanwhile.
+
+        A billable call that was refused for the number of requests (429) is not to fail because others are taken. Such
+        a refusal counts against `retries` only where the provider took no request since this one's attempt before, nor
+        within the last minute; then those of the others count too, so that a long table comes to its end. `timeout_s`
+        is counted from the last that it took. More than `PATIENCE` times `retries` are not forgiven: what is refused
+        so often is refused for itself.
+        """
+        pace, place = self._pace, self._pace.arrive()
+        effort, doubts = Effort(), list[ApiError]()
         while True:
-            attempt += 1
-            async with self._pace.turn(call, pictures):
-                began = self._clock.monotonic() if began is None else began
-                trail = Trail(attempt, self._policy, gate=gate, clock=self._clock, watch=watch)
-                try:
-                    value = await once(trail)
-                    return Outcome(value, attempt, self._clock.monotonic() - trail.sent_at, len(doubts))
-                except ApiError as error:
-                    failure = self.settle(error, trail)
-                except SeedreamError as error:
-                    if isinstance(error, FileError) and trail.received and call.billable and error.billed == "no":
-                        # The disk refused the answer, not the request: that was at work, and may be paid.
-                        error.billed = "unknown"
-                    # The gate or a changed file stops a repetition; the doubt about the first attempt remains.
-                    if doubts:
-                        raise doubts[0] from error
-                    raise
-            self._say(f"* attempt {attempt}: {failure.kind}: {failure.message}")
+            effort.attempt += 1
+            # Who waited before has to come back first.
+            turn = pace.enter_at_once(call, pictures) if effort.attempt == 1 else None
+            if turn is None:
+                turn = await pace.enter(call, pictures, place, waiter)
+            trail = Trail(effort.attempt, self._policy, gate=gate, clock=self._clock, watch=watch)
+            effort.begin(trail.sent_at)
+            try:
+                value = await once(trail)
+                pace.took(turn)
+                return Outcome(value, effort.attempt, self._clock.monotonic() - trail.sent_at, len(doubts))
+            except ApiError as error:
+                failure = self.settle(error, trail)
+                if _is_limit(failure):
+                    pace.refused(turn)
+            except SeedreamError as error:
+                if isinstance(error, FileError) and trail.received and call.billable and error.billed == "no":
+                    # The disk refused the answer, not the request: that was at work, and may be paid.
+                    error.billed = "unknown"
+                # The gate or a changed file stops a repetition; the doubt about the first attempt remains.
+                if doubts:
+                    raise doubts[0] from error
+                raise
+            finally:
+                pace.leave(turn)
+            self._say(f"* attempt {effort.attempt}: {failure.kind}: {failure.message}")
             if failure.billed == "unknown":
                 doubts.append(failure)
-            wait = decide(failure, attempt, self._clock.monotonic() - began, self._policy, self._random)
-            if failure.kind == "rate_limited" and failure.retryable:
-                self._pace.hold(wait if wait is not None else back_off(failure, attempt, self._random))
+            wait = self._wait_after(failure, effort, call)
             if wait is None or trail.final:
                 # A doubt is not lifted by a later refusal: what may have been paid once stays in the account.
                 raise doubts[0] if doubts and failure is not doubts[0] else failure
             if watch:
-                watch.retrying(wait, failure, attempt)
+                watch.retrying(wait, failure, effort.attempt)
+            if waiter:
+                waiter.step_aside()
             await self._clock.sleep(wait)
+
+    def _wait_after(self, failure: ApiError, effort: Effort, call: Call) -> float | None:
+        """Seconds until the next attempt, or None; after a refusal for their number nobody else sends until then."""
+        pace, elapsed_s = self._pace, self._clock.monotonic() - effort.began
+        if not _is_limit(failure):
+            return decide(failure, effort.counted, elapsed_s, self._policy, self._random)
+        count = effort.counted
+        if call.billable:
+            elapsed_s = pace.lull_s(effort.began)
+            count = self._count_refusal(effort)
+        strikes = pace.strikes if call.billable else count
+        wait = decide(failure, count, elapsed_s, self._policy, self._random, strikes=strikes)
+        # Who gives up has been patient enough for those behind it.
+        pace.hold(wait if wait is not None else back_off(failure, 1, self._random))
+        return wait
+
+    def _count_refusal(self, effort: Effort) -> int:
+        """How many attempts count, after a refusal for the number of requests."""
+        if not self._pace.is_taking(effort.before):
+            return max(effort.counted, self._pace.strikes)
+        if effort.spared < PATIENCE * self._policy.retries:
+            effort.spared += 1
+        return effort.counted
 
     def settle(self, error: ApiError, trail: Trail) -> ApiError:
         """Complete an error with what the reply's head says, and take every secret out of it."""
@@ -162,3 +223,8 @@ class Attempts:
         error.request_id = self._mask(error.request_id)
         error.args = (error.message,)
         return error
+
+
+def _is_limit(error: ApiError) -> bool:
+    """Whether it was refused for the number of requests alone, unbilled."""
+    return error.kind == "rate_limited" and error.retryable and error.billed == "no"

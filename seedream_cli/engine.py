@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ CONCURRENCY = 8
 _NO_KEY = "no-key-is-needed-offline"
 """What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
 DOWNLOADS = 8
+LOOK_AHEAD = 1000
+"""Rows of a flow that are read and wait for their provider, while those behind them go to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class Outlets:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A run whose jobs are drawn one by one, so that a hundred thousand take no more room than those under way.
+    """A run whose jobs are drawn one by one, so that a hundred thousand take no more room than a thousand.
 
     `requests` and `pictures` are the most that will be drawn. No new one is drawn once `max_failures` have failed (0:
     no bound) or `max_unknown` outcomes in a row are unknown. Whatever is left, the same command does later.
@@ -232,8 +235,22 @@ _HALTING = frozenset({"auth", "account", "quota", "config", "filesystem"})
 """What every further request would meet as well."""
 
 
+@dataclass(slots=True)
+class _Lane:
+    """The rows that go to one provider with one key: how many are under way, and those that wait for room there."""
+
+    under_way: int = 0
+    jobs: deque[Job] = field(default_factory=deque)
+
+
 class _FlowRun(_Conductor):
-    """A run that draws its jobs. Beside those that hold a slot, at most `DOWNLOADS` more are being saved."""
+    """A run that draws its jobs.
+
+    What waits for its provider's pace gives its slot to others. Of each provider so many are under way as may be sent
+    at once, and beside them at most `DOWNLOADS` more, that are being saved; rows that find their provider so full wait
+    in its lane, in the order of the table, while those behind them go to others. `LOOK_AHEAD` rows wait like that: a
+    provider whose rows stand further back waits until they come near.
+    """
 
     def __init__(self, flow: Flow, outlets: Outlets, books: Books) -> None:
         super().__init__(outlets)
@@ -243,7 +260,11 @@ class _FlowRun(_Conductor):
         self.wires: dict[Route, Wire] = {}
         self.stack = contextlib.AsyncExitStack()
         downloads = max(DOWNLOADS, flow.concurrency)
-        self.places = asyncio.Semaphore(flow.concurrency + downloads)
+        self.most_under_way = flow.concurrency + downloads
+        self.lanes: dict[Route, _Lane] = {}
+        self.waiting = 0
+        self.is_drawn = False
+        self.moved = asyncio.Event()
         self.desk = Desk(
             outlets.sink,
             outlets.clock,
@@ -255,6 +276,7 @@ class _FlowRun(_Conductor):
             outlets.step,
             flow.max_unknown,
             goes_on=True,
+            steps_aside=True,
         )
 
     async def execute(self) -> Ending:
@@ -273,27 +295,75 @@ class _FlowRun(_Conductor):
         return Ending(time.monotonic() - started, number, self.halt)
 
     async def _draw(self, group: asyncio.TaskGroup) -> None:
-        """Take the next job whenever there is a slot for it."""
+        """Let the next job begin whenever there is a slot for it."""
         while True:
-            await self.places.acquire()
             await self.desk.slots.acquire()
-            if self.halt or self.desk.objection():
-                return
             worker = await self._next_worker()
             if worker is None:
+                # Those that wait for their provider will want it.
+                self.desk.slots.release()
                 return
             self.workers.append(worker)
             worker.holds_slot = True
+            self._lane_of(worker.job.route).under_way += 1
             worker.task = group.create_task(self._tend(worker))
 
     async def _next_worker(self) -> Worker | None:
         """The next job in the hands of a worker. A source that fails ends the run, and what is under way goes on."""
         try:
-            job = next(self.flow.jobs, None)
+            job = await self._next_job()
             return None if job is None else Worker(self.desk, await self._wire_to(job.route), job)
         except SeedreamError as error:
             self.halt = self.halt or error
             return None
+
+    async def _next_job(self) -> Job | None:
+        """The next job whose provider has room for it; None when all are under way, or nothing more may leave."""
+        while not (self.halt or self.desk.objection()):
+            job = self._waiting_job() or self._drawn_job()
+            if job or (self.is_drawn and not self.waiting):
+                return job
+            if self._may_draw():
+                # What is under way goes on while so many rows are read.
+                await self.outlets.clock.sleep(0)
+                continue
+            self.desk.slots.release()
+            self.moved.clear()
+            await self.moved.wait()
+            await self.desk.slots.acquire()
+        return None
+
+    def _waiting_job(self) -> Job | None:
+        """The first of a lane that has room again."""
+        for lane in self.lanes.values() if self.waiting else ():
+            if lane.jobs and lane.under_way < self.most_under_way:
+                self.waiting -= 1
+                return lane.jobs.popleft()
+        return None
+
+    def _drawn_job(self) -> Job | None:
+        """The next of all, if its provider has room, and nobody waits before it then; else it waits in its lane."""
+        if not self._may_draw():
+            return None
+        job = next(self.flow.jobs, None)
+        if job is None:
+            self.is_drawn = True
+            return None
+        lane = self._lane_of(job.route)
+        if lane.under_way < self.most_under_way:
+            return job
+        lane.jobs.append(job)
+        self.waiting += 1
+        return None
+
+    def _may_draw(self) -> bool:
+        return not self.is_drawn and self.waiting < LOOK_AHEAD
+
+    def _lane_of(self, route: Route) -> _Lane:
+        lane = self.lanes.get(route)
+        if lane is None:
+            lane = self.lanes[route] = _Lane()
+        return lane
 
     async def _wire_to(self, route: Route) -> Wire:
         """The one wire to a provider with a key: all rows that go there share its pace."""
@@ -308,7 +378,8 @@ class _FlowRun(_Conductor):
         """One job to its end, and what that means for the others."""
         result = await worker.work()
         self.workers.remove(worker)
-        self.places.release()
+        self._lane_of(worker.job.route).under_way -= 1
+        self.moved.set()
         self.halt = self.halt or self._judge(result)
         if self.halt and not isinstance(self.halt, BudgetError):
             # Where the money is at its end, what has its share of it may still leave.

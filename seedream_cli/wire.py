@@ -33,7 +33,7 @@ from .errors import ApiError, ConfigError, LinkError
 from .framing import Done, EventParser
 from .links import Target, is_loopback, split_link
 from .masking import check_key, mask, secret_forms
-from .pace import Clock, Policy
+from .pace import Clock, Policy, Waiter
 from .providers.base import Call, Reply
 from .proxies import environment_proxy, is_bypassed, proxy_host
 from .replies import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
@@ -187,11 +187,13 @@ class Wire:
         gate: Gate | None = None,
         watch: Watch | None = None,
         pictures: int = 1,
+        waiter: Waiter | None = None,
     ) -> Answer[T]:
         """Send a call and let `read` judge the whole reply.
 
         `gate(attempt)` runs just before the first byte of each attempt leaves; what it raises comes through, and
-        nothing is sent. Without a `spool` the reply may have 8 MiB. `pictures` counts against the pace.
+        nothing is sent. Without a `spool` the reply may have 8 MiB. `pictures` counts against the pace, and `waiter` is
+        told when the call waits for that.
         """
         file: ReplyFile = spool if spool is not None else Memory()
         limit = MEMORY_LIMIT if spool is None else REPLY_LIMIT
@@ -201,7 +203,7 @@ class Wire:
             reply = await self._reply(trail, file)
             return read(reply), reply
 
-        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures)
+        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures, waiter=waiter)
         value, reply = outcome.value
         return Answer(value, outcome.attempts, outcome.provider_s, reply, outcome.doubtful)
 
@@ -215,6 +217,7 @@ class Wire:
         gate: Gate | None = None,
         watch: Watch | None = None,
         pictures: int = 1,
+        waiter: Waiter | None = None,
     ) -> Streamed[T]:
         """Send a call and hand over each event the moment it is whole; every byte goes to the spool first.
 
@@ -257,7 +260,7 @@ class Wire:
             ended: Literal["done", "eof", "cut"] = "done" if done else "cut" if cut else "eof"
             return Streamed(None, ended, 1, 0.0, Reply(trail.head.status, trail.head.headers), cut)
 
-        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures)
+        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures, waiter=waiter)
         attempts, seconds = outcome.attempts, outcome.provider_s
         return replace(outcome.value, attempts=attempts, provider_s=seconds, doubtful=outcome.doubtful)
 

@@ -69,6 +69,7 @@ class Desk:
     row that nobody knows; at `max_unknown` nothing new leaves, since a broken network makes every request one more.
     `halt` is why a batch takes no new row. `goes_on` says that the same command, given again, saves what is left.
     `journal` takes the replies of a batch.
+    `steps_aside` gives the slot of a request that waits for its provider to another, which may be a free one's.
     """
 
     sink: Sink
@@ -86,6 +87,7 @@ class Desk:
     goes_on: bool = False
     disk: Disk = field(default_factory=Disk)
     journal: Journal | None = None
+    steps_aside: bool = False
 
     def objection(self) -> SeedreamError | None:
         """Why nothing new may leave now."""
@@ -149,7 +151,7 @@ class Worker:
         """The one billable call."""
         return self.dialect.submit(self.job.request)
 
-    # The wire tells how a request fares; these three are its side of the conversation.
+    # The wire tells how a request fares; these five are its side of the conversation.
 
     async def gate(self, attempt: int) -> None:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
@@ -181,6 +183,17 @@ class Worker:
         self.desk.books.refused(self.job, error)
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
+    def step_aside(self) -> None:
+        """The request waits for its provider's turn."""
+        if self.desk.steps_aside:
+            self._leave_slot()
+
+    async def step_back(self) -> None:
+        """Its turn has come: it needs a slot."""
+        if not self.holds_slot:
+            await self.desk.slots.acquire()
+            self.holds_slot = True
+
     def stop(self) -> None:
         """End this job now."""
         if self.task:
@@ -189,9 +202,7 @@ class Worker:
     async def work(self) -> JobResult:
         """The job's border: whatever happens inside becomes its result."""
         try:
-            if not self.holds_slot:
-                await self.desk.slots.acquire()
-                self.holds_slot = True
+            await self.step_back()
             self.started = time.monotonic()
             error = await self._perform()
         except SeedreamError as failure:
@@ -425,6 +436,7 @@ class Worker:
                 gate=self.gate,
                 watch=self,
                 pictures=job.request.pictures_at_most,
+                waiter=self,
             )
         except SeedreamError as error:
             self._settle(kept, error)
@@ -527,6 +539,7 @@ class Worker:
                 gate=self.gate,
                 watch=self,
                 pictures=most,
+                waiter=self,
             )
         except SeedreamError as error:
             if not came:
