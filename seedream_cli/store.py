@@ -193,7 +193,8 @@ def _write_proof(path: Path) -> None:
         os.write(descriptor, b"\0")
     finally:
         os.close(descriptor)
-        path.unlink()
+        # Another run may have swept it away already.
+        path.unlink(missing_ok=True)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
