@@ -28,6 +28,19 @@ def create_locked(path: Path, mode: int = 0o600) -> int:
     """
     if sys.platform == "win32":
         return create(path, mode)
+    descriptor = _create_nameless(path.parent, mode)
+    if descriptor is not None:
+        try:
+            lock(descriptor)
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+        except FileExistsError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            # No /proc here, say: the way below needs none.
+            os.close(descriptor)
+        else:
+            return descriptor
     unborn = Path(f"{path}.new")
     try:
         descriptor = create(unborn, mode)
@@ -43,6 +56,16 @@ def create_locked(path: Path, mode: int = 0o600) -> int:
         unborn.unlink(missing_ok=True)
         raise
     return descriptor
+
+
+def _create_nameless(folder: Path, mode: int) -> int | None:
+    """A descriptor of a file that vanishes with its process until it gets a name; None where there is no such thing."""
+    if not hasattr(os, "O_TMPFILE"):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
+    except OSError:
+        return None
 
 
 def reason(error: OSError) -> str:

@@ -174,7 +174,18 @@ def _at_each_step(step: Callable[[str], None]) -> None:
 
         setattr(os, name, stepped)
 
-    for name in ("fsync", "replace", "rename", "link", "unlink", "ftruncate", "posix_fallocate", "mkdir", "write"):
+    for name in (
+        "fsync",
+        "replace",
+        "rename",
+        "link",
+        "unlink",
+        "ftruncate",
+        "posix_fallocate",
+        "mkdir",
+        "write",
+        "pwrite",
+    ):
         before(name)
     connect = ledger._connect
 
@@ -275,6 +286,31 @@ def reads_no_remains() -> None:
     spool.adopt = lambda folder, name, *, limit: None
 
 
+def reads_no_journal() -> None:
+    """What the journal of a dead batch holds is passed over."""
+    from seedream_cli import journal
+
+    journal.adopt = lambda folder, request_id, token: None
+
+
+def takes_any_token() -> None:
+    """A reply in the journal of a dead batch is taken for whichever request is looked for."""
+    from seedream_cli import journal
+
+    pack, head = journal._HEAD.pack, journal._HEAD
+
+    class Careless:
+        size, unpack_from = head.size, staticmethod(head.unpack_from)
+
+        @staticmethod
+        def pack(mark: bytes, length: int, checksum: int, token: bytes) -> bytes:
+            return pack(mark, length, checksum, b"")
+
+    journal._HEAD = Careless  # type: ignore[assignment]
+    find = journal._find
+    journal._find = lambda descriptor, token: find(descriptor, "")
+
+
 def knows_no_picture_again() -> None:
     """A picture that is on disk, but not in the books, is saved once more."""
     from seedream_cli import store
@@ -331,6 +367,8 @@ BUGS: dict[str, Callable[[], None]] = {
         takes_orphans_for_new,
         repeats_what_is_in_doubt,
         reads_no_remains,
+        reads_no_journal,
+        takes_any_token,
         knows_no_picture_again,
         flushes_no_commit,
         flushes_no_picture,

@@ -198,7 +198,8 @@ def _pictures(seedream: Forked) -> list[Path]:
 
 def _half_files(seedream: Forked) -> list[str]:
     ends = (b"\xff\xd9", b"IEND\xaeB`\x82")
-    return [f"{path.name} is half a file" for path in _pictures(seedream) if not path.read_bytes().endswith(ends)]
+    pictures = (path for path in _pictures(seedream) if path.suffix in {".jpg", ".png"})
+    return [f"{path.name} is half a file" for path in pictures if not path.read_bytes().endswith(ends)]
 
 
 def _holds_whole_reply(seedream: Forked) -> bool:
@@ -291,6 +292,91 @@ def test_a_planted_bug_is_seen(nursery: Nursery, tmp_path: Path, bug: str) -> No
         assert any(survey.step(number)[1] for number in range(first, first + 20)), "the bug was not seen"
 
 
+class BatchSurvey:
+    """Kills batches of three rows, at one step each, gives the same command again, and says what came out wrong."""
+
+    rows = ("fox", "owl", "elk")
+
+    def __init__(self, nursery: Nursery, tmp_path: Path, upstream: Upstream, bug: str = "") -> None:
+        self.nursery = nursery
+        self.tmp_path = tmp_path
+        self.upstream = upstream
+        self.bug: dict[str, Any] = {"plant": bug} if bug else {}
+
+    def step(self, number: int) -> tuple[bool, list[str]]:
+        """Kill one batch at a step, run it again. Whether the step was reached, and all that came out wrong."""
+        seedream, before = Forked(self.tmp_path / str(number), self.nursery), len(self.upstream.bodies)
+        (seedream.folder / "shots.csv").write_text("prompt\n" + "\n".join(self.rows) + "\n")
+        args = ["batch", "shots.csv", "-p", "ark", "--base-url", self.upstream.url, "--concurrency", "2"]
+        code = seedream(*args, env=KEYS, wounds={"kill": number, **self.bug}).code
+        kept = [row for row in self.rows if _is_in_journal(seedream, self.upstream, row)]
+        wrong = _half_files(seedream)
+        if code != 0:
+            wrong += [] if code == -signal.SIGKILL else [f"exit {code} instead of a death"]
+            again = seedream(*args, env=KEYS, wounds=self.bug).code
+            wrong += [] if again in {0, 7, 9} else [f"exit {again} of the second run"]
+        paid = [body["prompt"] for body in self.upstream.bodies[before:]]
+        wrong += _half_files(seedream) + self.judge(seedream, paid, kept)
+        shutil.rmtree(seedream.home)
+        return code != 0, [f"step {number}: {one}" for one in wrong]
+
+    def judge(self, seedream: Forked, paid: list[str], kept: list[str]) -> list[str]:
+        """What is wrong after the second run."""
+        wrong = [f"{row} was paid {paid.count(row)} times" for row in self.rows if paid.count(row) > 1]
+        with sqlite3.connect(seedream.folder / "shots/.seedream/ledger.db") as db:
+            found = dict(db.execute("SELECT prompt, state FROM requests").fetchall())
+            links = dict(
+                db.execute("SELECT prompt, link FROM requests JOIN pictures ON requests.id = pictures.request")
+            )
+        db.close()
+        for row in self.rows:
+            saved = list((seedream.folder / "shots").glob(f"*-{row}.jpg"))
+            if found.get(row) == "saved":
+                wrong += [] if len(saved) == 1 and row in paid else [f"{row} has {len(saved)} files"]
+                wrong += [] if links[row].endswith(f"&row={row}") else [f"{row} got the picture of another"]
+            elif found.get(row) != "unknown" or saved:
+                wrong.append(f"{row} is {found.get(row)}")
+            elif row in kept:
+                wrong.append(f"the answer to {row} was on disk and is lost")
+        remains = [path.name for path in (seedream.folder / "shots/.seedream/replies").iterdir()]
+        return wrong + [f"{name} was left" for name in remains]
+
+
+def _is_in_journal(seedream: Forked, upstream: Upstream, row: str) -> bool:
+    """Whether a row's whole answer lies in the journal, and its links are not written down yet."""
+    texts = [path.read_bytes() for path in seedream.home.rglob("*.journal")]
+    return any(f"&row={row}".encode() in text for text in texts)
+
+
+def _answer_for_a_row(upstream: Upstream) -> Callable[[Any, int], Any]:
+    return lambda body, number: {"data": [{"url": f"{upstream.link(number)}&row={body['prompt']}"}]}
+
+
+def test_a_batch_killed_at_every_step_pays_no_row_twice(nursery: Nursery, tmp_path: Path) -> None:
+    """SIGKILL at step 1, 2, 3 … of a batch, then the same command again: each row has its own picture, or is unknown
+    because its answer had not reached the disk.
+    """
+    with Upstream() as upstream:
+        upstream._reply = _answer_for_a_row(upstream)
+        survey = BatchSurvey(nursery, tmp_path, upstream)
+        for number in range(1, MOST_STEPS):
+            reached, wrong = survey.step(number)
+            assert not wrong
+            if not reached:
+                assert number > 40, "the steps were not reached"
+                return
+    pytest.fail("the batch never ended untouched")
+
+
+@pytest.mark.parametrize("bug", ["reads_no_journal", "takes_any_token"])
+def test_a_planted_bug_of_the_journal_is_seen(nursery: Nursery, tmp_path: Path, bug: str) -> None:
+    """The survey finds something wrong with a batch that has a bug of this kind."""
+    with Upstream() as upstream:
+        upstream._reply = _answer_for_a_row(upstream)
+        survey = BatchSurvey(nursery, tmp_path, upstream, bug)
+        assert any(survey.step(number)[1] for number in range(15, 60)), "the bug was not seen"
+
+
 def test_a_lost_answer_is_not_asked_for_again(nursery: Nursery, tmp_path: Path) -> None:
     """One POST, exit 7, and none by `recover`; a tool that repeats what is in doubt is seen."""
     for bug, posts in (({}, 1), ({"plant": "repeats_what_is_in_doubt"}, 2)):
@@ -320,6 +406,7 @@ def _order(seedream: Command, *command: str) -> list[str]:
     assert done.returncode == 0
     unflushed: set[str] = set()
     wrong: list[str] = []
+    nameless: dict[str, str] = {}
     published, named = 0, False
     for line in log.read_text(errors="replace").splitlines():
         match = _CALL.match(line)
@@ -336,9 +423,12 @@ def _order(seedream: Command, *command: str) -> list[str]:
         elif call.startswith("send") and ('"POST ' in rest or '"GET ' in rest):
             dirty = [one for one in unflushed if one.endswith(("-wal", ".reply"))]
             wrong += [f"a request left while {one} was not flushed" for one in dirty]
+        elif call.startswith("link") and '"/proc/self/fd/' in rest:
+            # A file without a name gets its first one.
+            nameless[Path(re.findall(r'"([^"]*)"', rest)[-1]).name] = path
         elif call.startswith(("link", "rename")) and ".seedream-" in rest and '.jpg"' in rest:
             part = rest[rest.index(".seedream-") :].partition('"')[0]
-            wrong += [f"{one} got its name unflushed" for one in unflushed if part in one]
+            wrong += [f"{one} got its name unflushed" for one in unflushed if part in one or one == nameless.get(part)]
             published, named = published + 1, True
     assert published == 1
     return wrong

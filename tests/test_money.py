@@ -145,7 +145,7 @@ def test_what_died_in_flight_is_told_by_the_next_command(forked: Forked) -> None
     """The orphan is unknown, said once with both commands, and never sent again."""
     assert forked("history").code == 0
     with Upstream() as upstream:
-        assert generate(forked, upstream, wounds={"kill": 14}).code == -signal.SIGKILL
+        assert generate(forked, upstream, wounds={"kill": 13}).code == -signal.SIGKILL
         done = forked("history")
         [entry] = entries(forked)
         assert entry["status"] == "unknown"
