@@ -511,23 +511,26 @@ def _pixels_problem(model: ModelSpec, width: int, height: int, limits: tuple[int
     if least <= pixels <= most:
         return None
     off = f"{least - pixels:,} too few" if pixels < least else f"{pixels - most:,} too many"
-    near = _grown(width, height, least) if pixels < least else _shrunk(width, height, most)
+    near = _grown(width, height, least, model.ratio) if pixels < least else _shrunk(width, height, most, model.ratio)
     return (
         f"{width}x{height} has {pixels:,} pixels, {off}: {model.title} takes {least:,} to {most:,}; "
         f"the nearest of this shape is {near}, or use {_legal(model, pixels=False)}"
     )
 
 
-def _grown(width: int, height: int, least: int) -> str:
+def _grown(width: int, height: int, least: int, ratio: tuple[float, float]) -> str:
     """The smallest size of at least `least` pixels in the shape of width x height, by whole numbers."""
     wide = math.isqrt(-(-least * width // height) - 1) + 1
-    return f"{wide}x{-(-least // wide)}"
+    high = -(-least // wide)
+    # Whole numbers may make it longer than any may be.
+    return f"{max(wide, math.ceil(high * ratio[0]))}x{max(high, math.ceil(wide / ratio[1]))}"
 
 
-def _shrunk(width: int, height: int, most: int) -> str:
+def _shrunk(width: int, height: int, most: int, ratio: tuple[float, float]) -> str:
     """The largest size of at most `most` pixels in the shape of width x height, by whole numbers."""
     wide = math.isqrt(most * width // height)
-    return f"{wide}x{most // wide}"
+    high = most // wide
+    return f"{min(wide, math.floor(high * ratio[1]))}x{min(high, math.floor(wide / ratio[0]))}"
 
 
 def _shape(model: ModelSpec, square: str, ratio: Fraction) -> str | None:

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from seedream_cli.errors import Problem
@@ -287,6 +287,8 @@ def test_layers_have_sizes_of_their_own() -> None:
     st.integers(1, 20_000),
     st.integers(1, 20_000),
 )
+@example(MODELS[0], 938, 14996)
+@example(MODELS[0], 14996, 938)
 def test_the_nearest_size_that_is_offered_is_legal(row: ModelSpec, width: int, height: int) -> None:
     """Whatever WIDTHxHEIGHT was refused for its pixels, the size in the message is taken and keeps the shape."""
     problem = size_problem(row, f"{width}x{height}")
