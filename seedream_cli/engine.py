@@ -34,6 +34,8 @@ CONCURRENCY = 8
 _NO_KEY = "no-key-is-needed-offline"
 """What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
 DOWNLOADS = 8
+AHEAD = 2
+"""Rows of a flow that wait for a slot with everything prepared."""
 LOOK_AHEAD = 1000
 """Rows of a flow that are read and wait for their provider, while those behind them go to others."""
 
@@ -235,6 +237,12 @@ _HALTING = frozenset({"auth", "account", "quota", "config", "filesystem"})
 """What every further request would meet as well."""
 
 
+def _once(deed: Callable[[], None]) -> Callable[[], None]:
+    """A deed that is done the first time it is asked for."""
+    rest = [deed]
+    return lambda: rest.pop()() if rest else None
+
+
 @dataclass(slots=True)
 class _Lane:
     """The rows that go to one provider with one key: how many are under way, and those that wait for room there."""
@@ -265,6 +273,7 @@ class _FlowRun(_Conductor):
         self.waiting = 0
         self.is_drawn = False
         self.moved = asyncio.Event()
+        self.ahead = asyncio.Semaphore(AHEAD)
         self.desk = Desk(
             outlets.sink,
             outlets.clock,
@@ -295,16 +304,14 @@ class _FlowRun(_Conductor):
         return Ending(time.monotonic() - started, number, self.halt)
 
     async def _draw(self, group: asyncio.TaskGroup) -> None:
-        """Let the next job begin whenever there is a slot for it."""
+        """Let the next jobs wait for a slot, so that one leaves the moment that another is answered."""
         while True:
-            await self.desk.slots.acquire()
+            await self.ahead.acquire()
             worker = await self._next_worker()
             if worker is None:
-                # Those that wait for their provider will want it.
-                self.desk.slots.release()
                 return
             self.workers.append(worker)
-            worker.holds_slot = True
+            worker.begun = _once(self.ahead.release)
             self._lane_of(worker.job.route).under_way += 1
             worker.task = group.create_task(self._tend(worker))
 
@@ -327,10 +334,8 @@ class _FlowRun(_Conductor):
                 # What is under way goes on while so many rows are read.
                 await self.outlets.clock.sleep(0)
                 continue
-            self.desk.slots.release()
             self.moved.clear()
             await self.moved.wait()
-            await self.desk.slots.acquire()
         return None
 
     def _waiting_job(self) -> Job | None:

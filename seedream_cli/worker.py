@@ -128,6 +128,7 @@ class Worker:
         self.task: asyncio.Task[JobResult] | None = None
         self.in_flight = False
         self.holds_slot = False
+        self.begun: Callable[[], None] = lambda: None
         self.objected = False
         self.answered = False
         self.doubted = False
@@ -193,6 +194,7 @@ class Worker:
         if not self.holds_slot:
             await self.desk.slots.acquire()
             self.holds_slot = True
+            self.begun()
 
     def stop(self) -> None:
         """End this job now."""
@@ -215,6 +217,7 @@ class Worker:
             error.__cause__ = bug
         finally:
             self._leave_slot()
+            self.begun()
             with contextlib.suppress(FileError):
                 self._secure_reply()
         if error and not (self.in_flight or self.answered or self.job.recovers):
@@ -574,6 +577,9 @@ class Worker:
 
     async def _keep_all(self, pictures: Sequence[Picture], *, last: bool) -> None:
         """Bring them to disk; they are the `last`, if the others are there."""
+        if self.desk.goes_on:
+            # The slot is free: what leaves in its place goes first, since the provider's time is the longest.
+            await self.desk.clock.sleep(0)
         if len(pictures) == 1:
             await self._keep(pictures[0], last=last)
         else:
