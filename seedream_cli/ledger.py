@@ -658,6 +658,7 @@ class Ledger:
         self._held: dict[str, _Lock] = {}
         self._turn = threading.RLock()
         self._is_grouped = False
+        self._sums: dict[tuple[str | None, str | None, str], tuple[int, int]] = {}
         try:
             self._db = _connect(path)
             self._bring_up_to_date()
@@ -1008,6 +1009,9 @@ class Ledger:
         with self._write("yes") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "ready")
+            if (settled_micro or 0) > (row["worst_micro"] or 0):
+                # It costs more than was held for it.
+                self._sums.clear()
             db.executemany(_ANNOUNCE_PICTURE, [self._picture_row(request_id, picture) for picture in pictures])
             changes = {
                 "state": "ready",
@@ -1100,6 +1104,7 @@ class Ledger:
         problems = [problem for one in ids if (problem := self._objection(one, entries.get(one)))]
         if problems:
             raise InputError(problems)
+        self._sums.clear()
         with self._write("no") as db:
             for entry in entries.values():
                 row = db.execute("SELECT * FROM requests WHERE id = ?", (entry.id,)).fetchone()
@@ -1151,6 +1156,9 @@ class Ledger:
             if micro == 0 or caps.daily is not None:
                 # Its own earlier booking must not count twice.
                 db.execute("DELETE FROM outlays WHERE key = ?", (key,))
+            if caps.daily is None:
+                # What it costs now may be more than was held for it.
+                self._sums.clear()
             self._check_caps(db, None, micro or 0, Caps(None, caps.daily, caps.currency))
             if micro != 0:
                 row = (key, _stamp(self._now()), micro, caps.currency)
@@ -1167,11 +1175,32 @@ class Ledger:
 
     def _check_caps(self, db: sqlite3.Connection, run_id: str | None, micro: int, caps: Caps) -> None:
         if caps.run is not None and run_id is not None:
-            spent = _spent(db, run_id, None, caps.currency)
-            _hold_cap(spent, micro, caps.run, "this run's budget", "raise --max-cost")
+            told = ("this run's budget", "raise --max-cost")
+            self._check_cap(db, (run_id, None, caps.currency), micro, caps.run, told)
         if caps.daily is not None:
-            spent = _spent(db, None, _stamp(self.today()), caps.currency)
-            _hold_cap(spent, micro, caps.daily, "today's budget", "raise `daily` under [budget], or go on tomorrow")
+            told = ("today's budget", "raise `daily` under [budget], or go on tomorrow")
+            self._check_cap(db, (None, _stamp(self.today()), caps.currency), micro, caps.daily, told)
+
+    def _check_cap(
+        self,
+        db: sqlite3.Connection,
+        of: tuple[str | None, str | None, str],
+        micro: int,
+        cap: int,
+        told: tuple[str, str],
+    ) -> None:
+        """Hold what is spent `of` a run, or since a moment, against a cap.
+
+        All rows are summed up only where the last sum, and all that was held since, may not leave room: what happens to
+        a request that is held only makes it cost less. Another process's writes make the last sum worthless.
+        """
+        version = db.execute("PRAGMA data_version").fetchone()[0]
+        known, most = self._sums.get(of, (None, 0))
+        if known != version or most + micro > cap:
+            spent = _spent(db, *of)
+            _hold_cap(spent, micro, cap, *told)
+            most = spent.total
+        self._sums[of] = version, most + micro
 
     # Reading.
 
@@ -1341,6 +1370,7 @@ class Ledger:
                 raise self._explain(error, "no") from error
             try:
                 with self._write("no") as db:
+                    self._sums.clear()
                     return _absorb(db)
             finally:
                 self._db.execute("DETACH DATABASE other")

@@ -748,6 +748,30 @@ def test_caps_count_what_is_spent_held_and_in_doubt(book: Ledger) -> None:
     assert book.spent(run="r") == room.Spent(35_000, 0, 40_000, 0, "USD"), "a run that ended holds no reservation"
 
 
+def test_a_long_run_under_a_budget_does_not_add_up_all_of_it_again(book: Ledger, path: Path, now: Now) -> None:
+    """The sum is made once while there is room, anew near the cap, and whenever another process has written."""
+    sums: list[str] = []
+    caps = Caps(run=2_000_000, daily=3_000_000)
+    with book.run("r", "generate") as run:
+        book.enter(run, [new(f"r-{n}") for n in range(60)])
+        book._db.set_trace_callback(lambda statement: sums.append(statement) if "sum((" in statement else None)
+        for n in range(40):
+            book.mark_sent(f"r-{n}", attempt=1, token="t", hold=room.Hold(40_000, caps))
+            book.mark_ready(f"r-{n}", [], settled_micro=30_000)
+        assert len(sums) == 2, "once for the run, once for the day"
+        # 40 of 0.03 are paid, so 20 of 0.04 fit under 2.00, though what was held first would leave no room for them.
+        for n in range(40, 60):
+            book.mark_sent(f"r-{n}", attempt=1, token="t", hold=room.Hold(40_000, caps))
+        assert book.spent(run="r").total == 2_000_000
+        book.enter(run, [new("more")])
+        with pytest.raises(BudgetError):
+            book.mark_sent("more", attempt=1, token="t", hold=room.Hold(40_000, caps))
+        with open_ledger(path, now=now) as other:
+            other.book("elsewhere", 980_000, caps=Caps())
+        with pytest.raises(BudgetError, match="today"):
+            book.mark_sent("more", attempt=1, token="t", hold=room.Hold(40_000, Caps(daily=3_000_000)))
+
+
 def test_the_daily_budget_is_of_today_over_all_runs(book: Ledger, now: Now) -> None:
     """Another run's money of today counts, yesterday's does not; a batch's comes in by `book`, a purge keeps it."""
     caps = Caps(daily=100_000)
