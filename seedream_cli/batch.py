@@ -111,13 +111,13 @@ def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: li
     folder = _read_folder(draft.values.get("output"), table, shard, found)
     results = draft.values.get("results")
     failures = form.integer("max_failures", 0, 10**9) or 0
-    limit = form.integer("limit", 0, 10**9)
+    limit = form.integer("limit", 1, 10**9)
     return Order(
         folder,
         Path(results) if results else folder / "results.csv",
         shard,
         only,  # type: ignore[arg-type]
-        limit or None,
+        limit,
         form.integer("concurrency", 1, 1000) or 8,
         1 if form.switch("fail_fast") else failures,
         form.integer("max_unknown", 1, 1_000_000) or 3,
@@ -152,7 +152,7 @@ def read_shard(text: str | None, environ: Mapping[str, str], found: list[Problem
     if text is None:
         return Shard()
     word, _, count = text.strip().lower().partition("/")
-    if word == "auto":
+    if word == "auto" and (count.isdecimal() or "/" not in text):
         return _find_shard(count, environ, found)
     if word.isdecimal() and count.isdecimal() and 1 <= int(word) <= int(count) <= 100_000:
         return Shard(int(word), int(count))

@@ -19,12 +19,12 @@ from .process import BATCH_HOME, crash_step, open_ledger_here, process_streams
 if TYPE_CHECKING:
     from .batch import Batch, Order, Sheet, Survey, Tracker
     from .inputs import PromptText
-    from .ledger import Ledger
+    from .ledger import Forecast, Ledger
     from .request import Draft
     from .results import BatchReport, JobResult
     from .settings import Surroundings
     from .streams import Streams
-    from .tables import Findings, Row
+    from .tables import Columns, Findings, Row, Table
 
 HELP = (
     "Make the pictures of a table: CSV, TSV or JSON Lines, a row a request. The same command goes on where it stopped."
@@ -90,6 +90,12 @@ class _Desk:
         """With --json."""
         return self.draft.switches.get("json", False)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees standard error, even on a terminal that can do nothing but print."""
+        stream = self.streams.stderr
+        return stream is not None and not stream.closed and stream.isatty()
+
     def say(self, lines: Sequence[str]) -> None:
         """Lines for the user, unless they are not wanted."""
         for line in () if self.is_quiet else lines:
@@ -103,6 +109,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
     from .batch import Sheet, read_order
     from .ledger import hold_batch
+    from .plan import plan_caps
     from .report import warning_lines
     from .tables import check_results, open_table, plan_columns
 
@@ -123,7 +130,9 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     )
     problems += found
     order = read_order(base, table, surroundings, problems)
+    plan_caps(base, surroundings, problems)
     problems += check_results(order.results, table)
+    problems = [_in_users_words(problem, table, columns) for problem in problems]
     if any(problem.severity == "error" for problem in problems):
         raise InputError([problem for problem in problems if problem.severity == "error"])
     base = replace(base, values={**base.values, "output": f"{order.folder}/"})
@@ -135,12 +144,18 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     sheet = Sheet(table, columns, base, order, surroundings, sends)
     findings = sheet.check()
     desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
+    findings = replace(
+        findings,
+        errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
+        warnings=tuple(_in_users_words(problem, table, columns) for problem in findings.warnings),
+    )
     _refuse(findings)
     if sheet.trouble:
         raise sheet.trouble
     more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
     warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
-    desk.say([*(f"note: {note}" for note in sheet.notices), *warning_lines(warnings), *more])
+    notes = (*sheet.notices, *_unused(columns, base, chosen))
+    desk.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
     if (sends or chosen.switches.get("merge")) and not order.home.is_dir():
         stack.enter_context(_new_home(order))
     return desk
@@ -164,6 +179,36 @@ def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText |
     draft = chosen.draft(surroundings, prompt)
     values = {key: value for key, value in draft.values.items() if key not in {"prompt", "prompt_template"}}
     return replace(draft, values=values)
+
+
+_NAMED = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"}
+"""Suffixes by which a place in a file is known to be one in a table; of other files it must be said."""
+
+
+def _in_users_words(problem: Problem, table: Table, columns: Columns) -> Problem:
+    """A problem of the table with the column as it is called there, whatever option it sets."""
+    if not problem.origin.startswith(f"{table.name}:"):
+        return problem
+    named = [column.name for column in columns.columns if column.key == problem.field]
+    name = named[0] if len(named) == 1 else problem.field
+    unit = "key" if table.format.kind == "jsonl" else "column"
+    is_told = not name or Path(table.name).suffix.lower() in _NAMED
+    return replace(problem, field=name, origin=problem.origin if is_told else f"{problem.origin}, {unit} {name}")
+
+
+def _unused(columns: Columns, base: Draft, chosen: Chosen) -> list[str]:
+    """A note on columns that set nothing and stand in no template: one of them may be an option, misspelt."""
+    if "name" in columns.keys:
+        # Any cell of that column may be a template with any column in it.
+        return []
+    mapped = {pair.rpartition("=")[0].strip() for pair in chosen.lists.get("map", ())}
+    used = base.values.get("name", "")
+    idle = [name for name in columns.unused if name and name not in mapped and f"{{{name}" not in used]
+    shown = ", ".join(idle[:_IDLE_MOST]) + (f" and {len(idle) - _IDLE_MOST} more" if len(idle) > _IDLE_MOST else "")
+    return [f"columns that set nothing and stand in no template: {shown}"] if idle else []
+
+
+_IDLE_MOST = 8
 
 
 def _refuse(findings: Findings) -> None:
@@ -239,8 +284,7 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
 
 def _plan_lines(desk: _Desk, survey: Survey) -> list[str]:
     """Rows, pictures at most, worst cost, and time at the present pace."""
-    from .results import Cost
-    from .text import count_words, money_words, span_words
+    from .text import count_words, span_words
 
     forecast, due = survey.forecast, survey.due
     words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
@@ -251,20 +295,28 @@ def _plan_lines(desk: _Desk, survey: Survey) -> list[str]:
     if survey.fetched:
         lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
     if forecast.requests:
-        cost = f"at most {money_words(Cost(forecast.micro / 1e6, 'USD', ''))}"
-        if forecast.unpriced:
-            unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
-            cost = unknown if not forecast.micro else f"{cost} and {unknown}"
         many = min(desk.order.concurrency, forecast.requests)
         lines.append(
-            f"up to {count_words(forecast.pictures, 'picture')}, {cost}, about {span_words(survey.seconds)} "
-            f"with {many} at once, into {desk.order.folder}/"
+            f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(forecast)}, "
+            f"about {span_words(survey.seconds)} with {many} at once, into {desk.order.folder}/"
         )
     if due["missing"]:
         lines.append("--only missing makes, and pays for, those whose files are gone")
     if due["unknown"]:
         lines.append("--only unknown --retry-ambiguous sends those of unknown outcome again, which may cost twice")
     return lines
+
+
+def _cost_words(forecast: Forecast) -> str:
+    """The most that the requests may cost, and how many of them have no known price."""
+    from .results import Cost
+    from .text import count_words, money_words
+
+    cost = f"at most {money_words(Cost(forecast.micro / 1e6, 'USD', ''))}"
+    if not forecast.unpriced:
+        return cost
+    unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
+    return f"{cost} and {unknown}" if forecast.micro else unknown
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -278,6 +330,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
 
     order = desk.order
     store.Target(order.folder, "rename", 1).prepare()
+    _prepare_results(order)
     store.sweep(order.folder)
     wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
     day = stack.enter_context(open_ledger_here(desk.surroundings)) if wants_ledger else None
@@ -299,14 +352,33 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     return _close(desk, batch, tracker, report)
 
 
+def _prepare_results(order: Order) -> None:
+    """The results are written when all is paid: that they can be is found out before."""
+    from .store import Target
+
+    try:
+        Target(order.results.parent, "rename", 1).prepare()
+    except FileError as error:
+        raise FileError(error.message, hint="name another place with --results") from error
+
+
 def _agreed(desk: _Desk, survey: Survey) -> bool:
     """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
-    bound = desk.surroundings.settings.confirm_above
-    terminal = desk.streams.stdin_is_terminal and desk.streams.stderr_is_terminal
-    dear = bound is not None and (survey.forecast.micro > bound * 1e6 or survey.forecast.unpriced)
-    if not (dear and terminal) or desk.chosen.switches.get("yes"):
+    bound, forecast = desk.surroundings.settings.confirm_above, survey.forecast
+    is_dear = bound is not None and (forecast.micro > bound * 1e6 or forecast.unpriced)
+    if not is_dear or desk.chosen.switches.get("yes") or not desk.is_watched:
         return True
-    return typer.confirm("Go on?", err=True)
+    if not desk.streams.stdin_is_terminal:
+        if desk.sheet.table.name != "standard input":
+            return True
+        message = f"{_cost_words(forecast)} is above [batch] confirm_above, and standard input is the table"
+        raise InputError([Problem("yes", message, "add --yes, or name a file, so that you can be asked")])
+    try:
+        return typer.confirm(f"Go on, for {_cost_words(forecast)}?", err=True)
+    except typer.Abort:
+        # Ctrl-C and Ctrl-D leave the cursor behind the question.
+        desk.streams.err("")
+        return False
 
 
 def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tuple[Tracker, BatchReport]:
