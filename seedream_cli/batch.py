@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import names
 from .books import to_micro
-from .errors import EXIT_CODES, PARTIAL, ConfigError, Problem
+from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, Problem
 from .ledger import Entry, Forecast, Ledger, NewRequest, Run
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
@@ -60,6 +60,9 @@ GUESSED_S = 20.0
 """How long a request is taken to last where nothing better is known."""
 WORST_MOST = 50
 """Failed rows that are told one by one at the end; all are in the results."""
+
+SHORT_MOST = 10
+"""Rows with fewer pictures than they asked for that are told one by one."""
 
 Only = Literal["failed", "unknown", "missing"]
 Deed = Literal["send", "again", "fetch", "done", "left", "failed", "unknown", "missing"]
@@ -244,6 +247,9 @@ class Sheet:
             self.trouble = error
             found.clear()
             planned = make(*arguments, sends=False, **more)
+        except InputError as error:
+            # Such as a provider that nobody knows: a mistake of the row that names it, one of many perhaps.
+            return None, [*found, *(replace(p, origin=p.origin or draft.origin(p.field)) for p in error.problems)]
         if planned is None:
             return None, found
         self.notices |= dict.fromkeys(notices)
@@ -724,6 +730,8 @@ class Tracker:
         self.costs: Counter[str] = Counter()
         self.currency = ("USD", "")
         self.worst: list[JobResult] = []
+        self.short: list[JobResult] = []
+        self.short_rows = 0
         self.labels: dict[int, str] = {}
 
     def expect(self, row: Row, jobs: int) -> None:
@@ -771,11 +779,21 @@ class Tracker:
         unknown = any(result.status == "unknown" for result in results)
         self.counts["unknown" if unknown else "failed" if code else "succeeded"] += 1
         self.codes.add(code)
+        self._note_short(row, results)
         if code and len(self.worst) < WORST_MOST:
             for result in results:
                 self.labels[result.index] = f"row {row.number} ({row.origin})"
                 self.worst += [replace(result, request={})]
         self._tell(row, results)
+
+    def _note_short(self, row: Row, results: Sequence[JobResult]) -> None:
+        """Keep the first rows that got fewer pictures than they asked for, which is no failure."""
+        short = [result for result in results if (result.asked_up_to or 0) > len(result.images)]
+        short = [replace(result, request={}) for result in short if result.status in {"succeeded", "partial"}]
+        self.short_rows += bool(short)
+        if short and self.short_rows <= SHORT_MOST:
+            self.short += short
+            self.labels |= {result.index: f"row {row.number} ({row.origin})" for result in short}
 
     def report(self, survey: Survey, ending: Any) -> BatchReport:
         """What became of all rows."""

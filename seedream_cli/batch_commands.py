@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .errors import FileError, InputError, Problem, SeedreamError
+from .errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from .flags import BATCH_FLAGS, RUN_KEYS, Chosen, options, takes
 from .process import BATCH_HOME, crash_step, open_ledger_here, process_streams
 
@@ -34,30 +34,52 @@ HELP = (
     "  seedream batch shots.csv --dry-run\n"
     "  seedream batch shots.csv --only failed --concurrency 4 --max-cost 5\n"
     "  seedream batch shots.csv --shard 2/4\n"
-    "  seedream batch shots.csv --merge shots-1-of-4 shots-2-of-4 shots-3-of-4 shots-4-of-4"
+    "  seedream batch --merge shots-1-of-4 shots-2-of-4 shots-3-of-4 shots-4-of-4"
 )
 
 
 @takes(BATCH_FLAGS)
 def batch(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="The table; - reads it from standard input.")],
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="TABLE", help="The table; - reads it from standard input.", show_default=False),
+    ] = None,
     folders: Annotated[
-        list[str] | None, typer.Argument(metavar="[DIR]...", help="With --merge: the shards.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[DIR]...", help="With --merge: the folders of the shards.", show_default=False),
     ] = None,
     *,
     chosen: Chosen,
 ) -> int:
     """Every row of a table that is not done yet, to files."""
     surroundings = chosen.surroundings()
-    if folders and not chosen.switches.get("merge"):
-        raise InputError([Problem("table", "a batch takes one table", "--merge joins the folders of shards")])
+    places = [Path(folder).expanduser() for folder in folders or ()]
+    merges = chosen.switches.get("merge", False)
+    _check_arguments(chosen, table, places)
     with contextlib.ExitStack() as stack:
-        desk = _open(stack, table, chosen, surroundings)
-        if chosen.switches.get("merge"):
-            return _merge(stack, desk, [Path(folder) for folder in folders or ()])
+        if merges and (table is None or Path(table).expanduser().is_dir()):
+            return _merge_alone(stack, chosen, surroundings, [*([Path(table).expanduser()] if table else []), *places])
+        desk = _open(stack, table or "", chosen, surroundings)
+        if merges:
+            return _merge(stack, desk, places)
         if not desk.sends:
             return _preview(stack, desk)
         return _run(stack, desk)
+
+
+def _check_arguments(chosen: Chosen, table: str | None, folders: Sequence[Path]) -> None:
+    """One table, or with --merge folders too; a merge has no preview."""
+    if not chosen.switches.get("merge"):
+        if table is None:
+            hint = "name a table, or - for standard input; seedream batch --help shows examples"
+            raise InputError([Problem("table", "there is no table", hint)], kind="usage")
+        if folders:
+            raise InputError([Problem("table", "a batch takes one table", "--merge joins the folders of shards")])
+        return
+    for switch, name in (("dry_run", "--dry-run"), ("explain_stale", "--explain-stale")):
+        if chosen.switches.get(switch):
+            message = f"{name} shows what would be sent, and --merge sends nothing"
+            raise InputError([Problem("merge", message, "leave one out", origin="--merge")])
 
 
 @dataclass(frozen=True)
@@ -252,7 +274,7 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
         print_json(_plan_object(desk, survey), desk.streams)
     for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
         desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
-    for line in _plan_lines(desk, survey):
+    for line in _plan_lines(desk.sheet.table.name, desk.order, survey):
         desk.streams.err(line)
     return 0
 
@@ -282,7 +304,7 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
     }
 
 
-def _plan_lines(desk: _Desk, survey: Survey) -> list[str]:
+def _plan_lines(name: str, order: Order, survey: Survey) -> list[str]:
     """Rows, pictures at most, worst cost, and time at the present pace."""
     from .text import count_words, span_words
 
@@ -290,15 +312,15 @@ def _plan_lines(desk: _Desk, survey: Survey) -> list[str]:
     words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
     told = [f"{due[deed]} {word}" for deed, word in words.items() if due[cast("Any", deed)]]  # type: ignore[index]
     told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
-    what = f"{desk.sheet.table.name}: {count_words(survey.rows, 'row')}"
+    what = f"{name}: {count_words(survey.rows, 'row')}"
     lines = [", ".join([what, *told, f"{survey.running} to run"])]
     if survey.fetched:
         lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
     if forecast.requests:
-        many = min(desk.order.concurrency, forecast.requests)
+        many = min(order.concurrency, forecast.requests)
         lines.append(
             f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(forecast)}, "
-            f"about {span_words(survey.seconds)} with {many} at once, into {desk.order.folder}/"
+            f"about {span_words(survey.seconds)} with {many} at once, into {order.folder}/"
         )
     if due["missing"]:
         lines.append("--only missing makes, and pays for, those whose files are gone")
@@ -330,7 +352,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
 
     order = desk.order
     store.Target(order.folder, "rename", 1).prepare()
-    _prepare_results(order)
+    _prepare_results(order.results)
     store.sweep(order.folder)
     wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
     day = stack.enter_context(open_ledger_here(desk.surroundings)) if wants_ledger else None
@@ -344,7 +366,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
-    desk.say(_plan_lines(desk, survey))
+    desk.say(_plan_lines(desk.sheet.table.name, desk.order, survey))
     if not _agreed(desk, survey):
         desk.streams.err("stopped: nothing was sent")
         return 130
@@ -352,14 +374,19 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     return _close(desk, batch, tracker, report)
 
 
-def _prepare_results(order: Order) -> None:
+def _prepare_results(results: Path) -> None:
     """The results are written when all is paid: that they can be is found out before."""
+    _prepare_folder(results.parent, "--results")
+
+
+def _prepare_folder(folder: Path, option: str) -> None:
+    """Make a folder and prove that it can be written; `option` is what it was named by."""
     from .store import Target
 
     try:
-        Target(order.results.parent, "rename", 1).prepare()
+        Target(folder, "rename", 1).prepare()
     except FileError as error:
-        raise FileError(error.message, hint="name another place with --results") from error
+        raise FileError(error.message, hint=f"name another place with {option}") from error
 
 
 def _agreed(desk: _Desk, survey: Survey) -> bool:
@@ -450,6 +477,7 @@ def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport) -> 
     batch.run.finish(code)
     if desk.is_json:
         print_json(batch_object(report), desk.streams)
+    desk.say(_short_lines(tracker))
     lines = batch_lines(report, tracker.labels)
     for line in lines if not desk.is_quiet or code else ():
         desk.streams.err(line)
@@ -461,36 +489,148 @@ def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport) -> 
     return code or trouble.exit_code
 
 
+def _short_lines(tracker: Tracker) -> list[str]:
+    """Rows that got fewer pictures than they asked for."""
+    from .report import note_lines
+    from .results import Report
+    from .text import count_words
+
+    lines = note_lines(Report("batch", tuple(tracker.short)), labels=tracker.labels)
+    more = tracker.short_rows - len({tracker.labels[result.index] for result in tracker.short})
+    rest = f"note: and {count_words(more, 'more row')} with fewer pictures than asked for"
+    return [*lines, rest] if more else lines
+
+
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 
 def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) -> int:
     """Join the folders of shards into one, which the same table then goes on with."""
     from .batch import Batch
-    from .ledger import hold_batch
     from .plan import run_id
-    from .shards import absorb
+    from .shards import absorb, survey_rows
 
     order = desk.order
-    wrong = [folder for folder in folders if not (folder / BATCH_HOME / "ledger.db").is_file()]
-    if wrong or not folders:
-        hint = "name the output folders of the shards behind the table"
-        found = [Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge") for folder in wrong]
-        raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
+    _check_folders(folders)
+    _prepare_results(order.results)
     ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
-    for folder in folders:
-        if folder.resolve() == order.folder.resolve():
-            continue
-        home = folder / BATCH_HOME
-        with hold_batch(home), open_ledger_here(desk.surroundings, home=home) as other:
-            rows, pictures = absorb(ledger, other, folder, order.folder)
-        desk.say([f"{folder}: {rows} requests, {pictures} pictures"])
+    for folder, other in _shard_ledgers(stack, folders, order.folder, desk.surroundings):
+        desk.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
     batch.write_results()
     run.finish(0)
-    for line in (*_plan_lines(desk, survey), f"results: {order.results}"):
-        desk.say([line])
-    return 0 if survey.due["done"] == survey.rows else 9
+    notes = []
+    if survey.running and any(True for _ in ledger.unlisted(run)):
+        notes = ["note: the shards have rows that this table, with these options, does not ask for"]
+    desk.say([*notes, *_plan_lines(desk.sheet.table.name, order, survey)])
+    report = survey_rows(order.folder, ledger, run)
+    return _tell_merged(report, order.results, desk.streams, is_quiet=desk.is_quiet, is_json=desk.is_json)
+
+
+def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surroundings, folders: list[Path]) -> int:
+    """Join the folders of shards by what they hold, without the table that they came from."""
+    from . import shards
+    from .ledger import hold_batch, open_ledger
+    from .plan import run_id
+
+    draft, streams = chosen.draft(surroundings), process_streams(surroundings)
+    is_quiet = draft.switches.get("quiet", False)
+    _check_folders(folders)
+    folder = _merged_folder(draft, folders)
+    results = Path(draft.values.get("results") or folder / "results.csv")
+    others = list(_shard_ledgers(stack, folders, folder, surroundings))
+    shards.check_parts([shards.open_part(stack, path, other) for path, other in others])
+    _prepare_folder(folder, "--output")
+    _prepare_results(results)
+    stack.enter_context(hold_batch(folder / BATCH_HOME))
+    ledger = stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+    # What was merged before is a part too, as it was before the others come.
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
+    ledger.copy_to(scratch)
+    others_and_own = [*others, (folder, stack.enter_context(open_ledger(scratch, now=_now)))]
+    parts = [shards.open_part(stack, path, other) for path, other in others_and_own]
+    headings = shards.check_parts(parts)
+    for path, other in others:
+        absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))
+        if not is_quiet:
+            streams.err(absorbed)
+    run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
+    shards.list_rows(ledger, run, parts, headings)
+    shards.join_results(results, folder, ledger, run, parts)
+    run.finish(0)
+    for part in parts:
+        if part.run is not None and not part.is_current and not is_quiet:
+            hint = "their columns are empty in the results; name the table before the folders to fill them"
+            streams.err(f"note: {part.folder} has no results of its last run for its rows: {hint}")
+    absent = shards.absent_parts(folders, ledger)
+    if absent:
+        streams.err(f"note: parts that were not named: {', '.join(absent[:_IDLE_MOST])}; their rows are not here")
+    code = _tell_merged(
+        shards.survey_rows(folder, ledger, run),
+        results,
+        streams,
+        is_quiet=is_quiet,
+        is_json=draft.switches.get("json", False),
+    )
+    return code or (PARTIAL if absent else 0)
+
+
+def _check_folders(folders: Sequence[Path]) -> None:
+    """Refuse what is no batch's folder, before anything is written."""
+    hint = "name the output folders of the shards"
+    found = [
+        Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge")
+        for folder in folders
+        if not (folder / BATCH_HOME / "ledger.db").is_file()
+    ]
+    if found or not folders:
+        raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
+
+
+def _merged_folder(draft: Draft, folders: Sequence[Path]) -> Path:
+    """Where all goes: the folder given, else the one that the table itself would fill."""
+    from .shards import common_folder
+
+    output = draft.values.get("output")
+    folder = Path(output).expanduser() if output else common_folder(folders)
+    if folder is None:
+        hint = "name the folder for all with -o"
+        raise InputError([Problem("output", "the names of the folders do not tell where to", hint, origin="--merge")])
+    if output == "-" or folder.is_file():
+        raise InputError([Problem("output", f"{output} is no folder", "give a folder with -o", origin="-o")])
+    return folder
+
+
+def _shard_ledgers(
+    stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, surroundings: Surroundings
+) -> Iterator[tuple[Path, Ledger]]:
+    """Each shard's ledger, in nobody else's hands; not that of the target, should it be among them."""
+    from .ledger import hold_batch
+
+    for path in dict.fromkeys(folder.resolve() for folder in folders):
+        if path == target.resolve():
+            continue
+        folder = next(folder for folder in folders if folder.resolve() == path)
+        stack.enter_context(hold_batch(folder / BATCH_HOME))
+        yield folder, stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+
+
+def _absorbed_words(folder: Path, rows: int, pictures: int) -> str:
+    from .text import count_words
+
+    return f"{folder}: {count_words(rows, 'new request')}, {count_words(pictures, 'new picture')}"
+
+
+def _tell_merged(report: BatchReport, results: Path, streams: Streams, *, is_quiet: bool, is_json: bool) -> int:
+    """Say what became of all rows; 9 where any of them is not done."""
+    from .envelope import batch_object, print_json
+    from .report import merged_line
+
+    if is_json:
+        print_json(batch_object(report), streams)
+    for line in () if is_quiet else (merged_line(report), f"results: {results}"):
+        streams.err(line)
+    return report.exit_code

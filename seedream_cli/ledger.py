@@ -1274,11 +1274,12 @@ class Ledger:
         with self._read() as db, contextlib.closing(sqlite3.connect(path)) as copy:
             db.backup(copy)
 
-    def absorb(self, other: Path) -> int:
+    def absorb(self, other: Path, moved: Sequence[tuple[str, int, Path]] = ()) -> int:
         """Take over all that another ledger knows, of a version not newer than this; the rows that were new here.
 
-        What both know stays as it is here, except that a row which is only queued here gives way. Nobody else may
-        have the other ledger in hand: hold its batch first.
+        What both know stays as it is here, except that a row gives way which is only queued here, or which went on
+        over there. `moved` are pictures that have another name here. Nobody else may have the other ledger in hand:
+        hold its batch first.
         """
         with self._turn:
             try:
@@ -1287,7 +1288,10 @@ class Ledger:
                 raise self._explain(error, "no") from error
             try:
                 with self._write("no") as db:
-                    return _absorb(db)
+                    new = _absorb(db)
+                    names = [(_store_path(path), request, index) for request, index, path in moved]
+                    db.executemany("UPDATE main.pictures SET path = ? WHERE request = ? AND position = ?", names)
+                    return new
             finally:
                 self._db.execute("DETACH DATABASE other")
 
@@ -1490,6 +1494,12 @@ def _absorb(db: sqlite3.Connection) -> int:
     db.execute(
         "DELETE FROM main.requests WHERE state = 'queued' AND EXISTS(SELECT 1 FROM other.requests AS theirs "
         "WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence)"
+    )
+    # A shard that was run again after it was absorbed knows better; it holds all that was known here of its own rows.
+    db.execute(
+        "DELETE FROM main.requests WHERE state <> 'saved' AND EXISTS(SELECT 1 FROM other.requests AS theirs "
+        "WHERE theirs.id = requests.id AND (theirs.attempts > requests.attempts OR "
+        "theirs.attempts = requests.attempts AND theirs.state IN ('saved', 'resolved')))"
     )
     names, taken = copied("requests", "owner", "listed")
     before = int(db.execute("SELECT count(*) FROM main.requests").fetchone()[0])

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal, cast
 
 from .report import Display, PlainSink, QuietSink, Tally, event_line
-from .results import Cost, Downloading, Event, Finished, Planned, Retrying, Saved, Stage
+from .results import Cost, Downloading, Draining, Event, Finished, Planned, Retrying, Saved, Stage
 from .streams import Streams
 from .text import clean, money_words, size_words, span_words
 
@@ -66,6 +66,8 @@ def make_batch_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Disp
 
 def batch_name(index: int) -> str:
     """What a request of a batch is called, whose number is made of that of its row."""
+    if index < 0:
+        return "a row that is not in the table any more"
     row, number = divmod(index, 1000)
     return f"row {row}" if not number else f"row {row}, request {number + 1}"
 
@@ -80,12 +82,15 @@ class BatchTally(Tally):
         self._flying: set[int] = set()
         self._images: deque[float] = deque(maxlen=1000)
         self._cost = 0.0
+        self._stopping = False
 
     def take(self, event: Event) -> None:
         """Count one event."""
         super().take(event)
         if isinstance(event, Planned):
             self._since = self._clock()
+        elif isinstance(event, Draining):
+            self._stopping = True
         elif isinstance(event, Stage):
             self._flying.add(event.job)
         elif isinstance(event, Saved) and event.image.path:
@@ -101,10 +106,12 @@ class BatchTally(Tally):
         recent = [moment for moment in self._images if moment > now - 60]
         span = min(60.0, now - self._since)
         left = (now - self._since) / self.done * (self.requests - self.done) if self.done else 0.0
+        # Once a run is being stopped, what is left is not waited for.
+        ahead = ["stopping"] if self._stopping else [f"{span_words(left)} left"] if self.done and left >= 1 else []
         return [
             f"{self.done} of {self.requests}",
             *bad,
-            *([f"{span_words(left)} left"] if self.done and left >= 1 else []),
+            *ahead,
             *([money_words(Cost(self._cost, "USD", ""))] if self._cost else []),
             *([f"{len(recent) * 60 / span:.0f} pictures/min"] if recent and span >= 1 else []),
             *([f"{len(self._flying)} in flight"] if self._flying else []),
@@ -136,7 +143,7 @@ class PlainBatchSink:
         """Take one event."""
         tally, now = self._tally, self._clock()
         tally.take(event)
-        line = event_line(event, tally, verbosity=self._verbosity)
+        line = event_line(event, tally, verbosity=self._verbosity, name=batch_name)
         if line:
             self._streams.err(line)
         rare = now - self._told_at >= _PLAIN_S and (tally.done - self._told) * 100 >= tally.requests
@@ -173,6 +180,7 @@ class LiveSink:
         name: Callable[[int], str] | None = None,
     ) -> None:
         self._streams = streams
+        self._own_name = name
         self._name = name or (lambda index: f"request {index + 1}")
         self._verbosity = 2 if verbosity > 0 else 0
         self._clock = clock
@@ -194,7 +202,7 @@ class LiveSink:
         """Take one event; the next frame shows it."""
         with self._state:
             self._tally.take(event)
-            line = event_line(event, self._tally, verbosity=self._verbosity)
+            line = event_line(event, self._tally, verbosity=self._verbosity, name=self._own_name)
             if line:
                 self._lines.append(line)
             self._take(event)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from seedream_cli.live import batch_name
 from tests.conftest import Command, Inside
-from tests.test_batch import ENV, run, table, write
-from tests.upstream import Upstream
+from tests.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write
+from tests.upstream import Upstream, refusal
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the terminals of these tests are POSIX")
 
@@ -193,3 +194,169 @@ def test_idle_columns_are_told(inside: Inside) -> None:
     assert "sise" not in inside(*args, "-q").err
     fields = inside(*args[:-4], "--name", "{nope}").err
     assert fields.count("{id}") == 1, "each field once"
+
+
+@pytest.mark.parametrize("option", [(), ("--provider", "arkk")])
+def test_an_unknown_provider_is_a_mistake_of_its_row(inside: Inside, option: tuple[str, ...]) -> None:
+    """With its line and column, beside every other problem; or with the option that names it."""
+    write(inside, "prompt,provider,n\nx,arkk,1\ny,ark,none\n" if not option else "prompt\nx\n")
+    done = inside("batch", "shots.csv", *option, "--dry-run")
+    assert done.code == 2
+    assert "'arkk' is no known provider" in done.err
+    assert ("error: --provider: 'arkk'" if option else "error: shots.csv:2, column provider: 'arkk'") in done.err
+    assert option or "error: shots.csv:3, column n: 'none'" in done.err
+
+
+def test_requests_are_named_by_their_rows(seedream: Command) -> None:
+    """With -v too, where a step of a request is told by the row and not by a number that nobody has given it."""
+    write(seedream, "prompt,n\na,2\nb,1\n")
+    done = seedream("batch", "shots.csv", "-p", "sandbox", "-vv")
+    assert done.code == 0
+    assert set(re.findall(r"^stage: (.*): sent", done.err, re.MULTILINE)) == {"row 1", "row 1, request 2", "row 2"}
+    assert batch_name(-1) == "a row that is not in the table any more"
+
+
+def test_fewer_pictures_than_asked_for_are_told(seedream: Command) -> None:
+    """A model may draw fewer than a set of N: no failure, but not what was asked for."""
+    rows = [f"fox {row} [[fewer:1]],{3 if row < 13 else 1}" for row in range(1, 14)]
+    write(seedream, "\n".join(["prompt,sequence", *rows, ""]))
+    done = seedream("batch", "shots.csv", "-p", "sandbox")
+    assert done.code == 0, done.err
+    found = re.findall(r"^note: (row .*)", done.err, re.MULTILINE)
+    assert len(found) == 10
+    assert "row 1 (shots.csv:2): asked for up to 3, got 1" in found
+    assert "note: and 2 more rows with fewer pictures than asked for" in done.err
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def draw_shards(seedream: Command, upstream: Upstream, count: int, *more: str, skip: int = 0) -> list[str]:
+    """Run the parts of shots.csv one after another; the names of their folders."""
+    for part in range(1, count + 1):
+        if part != skip:
+            assert run(seedream, upstream, "--shard", f"{part}/{count}", *more).code in {0, 4, 9}
+    return [f"shots-{part}-of-{count}" for part in range(1, count + 1)]
+
+
+def test_shards_merge_without_the_table(seedream: Command) -> None:
+    """`--merge DIR…` needs neither table nor options: columns, order and delimiter are those of the shards' results."""
+    rows = "".join(f'r{row};fox {row};"a;{row}\r\nb";=1+1\r\n' for row in range(1, 25))
+    (seedream.folder / "shots.csv").write_text("\ufeffid;prompt;note;=x\r\n" + rows, newline="")
+    with Upstream() as upstream:
+        folders = draw_shards(seedream, upstream, 3)
+        done = seedream("batch", "--merge", *folders, "--json")
+        assert done.code == 0, done.err
+        told = done.json
+        assert [told[key] for key in ("type", "rows", "succeeded", "images", "exit_code")] == ["summary", 24, 24, 24, 0]
+        assert told["cost"]["amount"] == pytest.approx(24 * 0.035)
+        assert "24 rows: 24 done · about $0.84" in done.err
+        joined = (seedream.folder / "shots" / "results.csv").read_bytes()
+        again = seedream("batch", "--merge", *reversed(folders))
+        assert (again.code, (seedream.folder / "shots" / "results.csv").read_bytes()) == (0, joined)
+        # The very file that the whole batch would have written: so it goes on, and has nothing left to do.
+        assert run(seedream, upstream).code == 0
+        assert (seedream.folder / "shots" / "results.csv").read_bytes() == joined
+        assert len(upstream.posts) == 24
+    assert len(pictures(seedream)) == 24
+    assert joined.startswith("\ufeffid;prompt;note;'=x;status;".encode())
+
+
+def test_a_missing_shard_is_told_and_comes_later(seedream: Command) -> None:
+    """9 until all parts were brought together, in any order; a part on its own adds to what is there."""
+    table(seedream, 12)
+    with Upstream() as upstream:
+        one, two, three = draw_shards(seedream, upstream, 3)
+    short = seedream("batch", "--merge", one, three)
+    assert short.code == 9
+    assert f"note: parts that were not named: {two}" in short.err
+    done = seedream("batch", "--merge", two)
+    assert (done.code, len(results(seedream))) == (0, 12), done.err
+    assert [row["prompt"] for row in results(seedream)] == [f"fox number {row}" for row in range(1, 13)]
+    assert seedream("batch", "--merge", one, "shots.csv").code == 2
+    assert seedream("batch", "--merge", one, "-o", "alone", "--dry-run").code == 2
+    assert not (seedream.folder / "alone").exists()
+
+
+def test_a_shard_that_was_mended_is_merged_anew(seedream: Command) -> None:
+    """What failed at the first merge and was drawn since is done at the second, and is not paid for again."""
+    table(seedream, 8)
+    no = refusal(400, "InvalidParameter")
+    with Upstream(script=by_prompt(**{"number 3": no, "number 7": no})) as upstream:
+        folders = draw_shards(seedream, upstream, 2)
+        first = seedream("batch", "--merge", *folders)
+        assert first.code == 9
+        assert "8 rows: 6 done, 2 failed" in first.err
+        upstream._script = None
+        draw_shards(seedream, upstream, 2)
+        assert seedream("batch", "--merge", *folders).code == 0
+        assert [row["status"] for row in results(seedream)] == ["succeeded"] * 8
+        assert run(seedream, upstream).code == 0
+        assert max(count for prompt, count in sent(upstream).items()) == 2
+        assert len(upstream.posts) == 10
+
+
+def test_pictures_of_one_name_are_all_kept(seedream: Command) -> None:
+    """Two shards called two pictures the same: one gets a number; a second merge adds none."""
+    write(seedream, "prompt,k\n" + "".join(f"same fox{'!' * row},{row}\n" for row in range(8)))
+    with Upstream() as upstream:
+        folders = draw_shards(seedream, upstream, 2, "--name", "{slug}")
+        assert seedream("batch", "--merge", *folders).code == 0
+        assert seedream("batch", "--merge", *folders).code == 0
+        paths = [row["path"] for row in results(seedream)]
+        assert len(set(paths)) == len(pictures(seedream)) == 8
+        shards = {row["k"]: row["path"] for folder in folders for row in results(seedream, folder)}
+        for row in results(seedream):
+            assert (seedream.folder / row["path"]).samefile(seedream.folder / shards[row["k"]])
+
+
+def test_folders_that_do_not_belong_together_stay_apart(seedream: Command) -> None:
+    """Other columns, or another row of the same number: nothing is written; nor for what is no batch's folder."""
+    with Upstream() as upstream:
+        for name, text in (("a", "prompt,k\nx,1\n"), ("b", "prompt\nx\n"), ("c", "prompt,k\ny,1\n")):
+            write(seedream, text, f"{name}.csv")
+            assert run(seedream, upstream, name=f"{name}.csv").code == 0
+    for other, message in (
+        ("b", "different columns"),
+        ("c", "row 1 is not the same"),
+        ("none", "no folder of a batch"),
+    ):
+        done = seedream("batch", "--merge", "a", other, "-o", "all")
+        assert (done.code, (seedream.folder / "all").exists()) == (2, False), done.err
+        assert message in done.err
+    assert "with -o" in seedream("batch", "--merge", "a").err
+
+
+def test_results_that_a_killed_shard_did_not_write_are_told(seedream: Command) -> None:
+    """Its rows are there with what the ledger knows of them; the table fills in the rest."""
+    write(seedream, "id,prompt,note\n" + "".join(f"r{row},fox {row},n{row}\n" for row in range(1, 9)))
+    with Upstream() as upstream:
+        folders = draw_shards(seedream, upstream, 2)
+        (seedream.folder / folders[0] / "results.csv").unlink()
+        done = seedream("batch", "--merge", *folders)
+        assert done.code == 0, done.err
+        assert f"{folders[0]} has no results of its last run" in done.err
+        assert [(row["id"], row["prompt"]) for row in results(seedream)] == [(f"r{n}", f"fox {n}") for n in range(1, 9)]
+        assert {row["note"] for row in results(seedream)} > {""}
+        whole = seedream("batch", "shots.csv", "--merge", *folders, "-p", "ark", "--base-url", upstream.url)
+        assert whole.code == 0, whole.err
+        assert [row["note"] for row in results(seedream)] == [f"n{row}" for row in range(1, 9)]
+
+
+def test_shards_share_the_pace(seedream: Command) -> None:
+    """What the provider or the settings allow is divided by the number of parts; what is typed is this part's alone."""
+    write(seedream, "prompt\n" + "".join(f"fox {row}\n" for row in range(200)))
+
+    def seconds(*more: str) -> float:
+        found: float = seedream("batch", "shots.csv", "-p", "ark", "--dry-run", "--json", *more).json["seconds"]
+        return found
+
+    (seedream.folder / "own.toml").write_text("[providers.ark]\nipm = 40\nrpm = 1000\n")
+    settings = ("--config", "own.toml", "--concurrency", "1000")
+    rows = seedream("batch", "shots.csv", "-p", "ark", "--dry-run", "--json", "--shard", "1/4").json["rows"]
+    assert seconds(*settings) == 300
+    assert seconds(*settings, "--shard", "1/4") == rows * 60 / 10
+    assert seconds(*settings, "--shard", "1/4", "--ipm", "60") == rows
+    assert seconds(*settings, "--shard", "1/4", "--ipm", "60", "--rpm", "6") == rows * 10
+    (seedream.folder / "own.toml").write_text("[providers.ark]\nipm = 2\n")
+    assert seconds(*settings, "--shard", "1/4") == rows * 60, "no part stands still"
