@@ -707,6 +707,13 @@ def _difference(old: Entry, new: Entry) -> str:
 # --- what comes of it -----------------------------------------------------------------------------------------------
 
 
+def _mend_hints(results: Sequence[JobResult]) -> None:
+    """`recover` looks into the user's ledger, and a batch has its own: there the same command does it."""
+    for image in (image for result in results for image in result.images):
+        if image.error and "`seedream recover`" in image.error.hint:
+            image.error.hint = "it is paid for: set that right, and the same command fetches it, free of charge"
+
+
 @dataclass(frozen=True, slots=True)
 class _Under:
     """A row that runs: how many of its results are to come, and those that came."""
@@ -775,6 +782,7 @@ class Tracker:
         if any(result.status == "interrupted" for result in results):
             self.counts["unsent"] += 1
             return
+        _mend_hints(results)
         code = Report("batch", tuple(results)).exit_code
         unknown = any(result.status == "unknown" for result in results)
         self.counts["unknown" if unknown else "failed" if code else "succeeded"] += 1

@@ -59,7 +59,8 @@ def batch(
     with contextlib.ExitStack() as stack:
         if merges and (table is None or Path(table).expanduser().is_dir()):
             return _merge_alone(stack, chosen, surroundings, [*([Path(table).expanduser()] if table else []), *places])
-        desk = _open(stack, table or "", chosen, surroundings)
+        with _saying_unsent(surroundings):
+            desk = _open(stack, table or "", chosen, surroundings)
         if merges:
             return _merge(stack, desk, places)
         if not desk.sends:
@@ -80,6 +81,19 @@ def _check_arguments(chosen: Chosen, table: str | None, folders: Sequence[Path])
         if chosen.switches.get(switch):
             message = f"{name} shows what would be sent, and --merge sends nothing"
             raise InputError([Problem("merge", message, "leave one out", origin="--merge")])
+
+
+@contextlib.contextmanager
+def _saying_unsent(surroundings: Surroundings) -> Iterator[None]:
+    """Ctrl-C while a large table is being read: whoever pressed it wants to know what that means."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        process_streams(surroundings).err(_UNSENT)
+        raise
+
+
+_UNSENT = "stopped: nothing was sent"
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,6 @@ class _Desk:
 def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: Surroundings) -> _Desk:
     """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
     from .batch import Sheet, read_order
-    from .ledger import hold_batch
     from .plan import plan_caps
     from .report import warning_lines
     from .tables import check_results, open_table, plan_columns
@@ -162,7 +175,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     sends = sends and not base.switches.get("dry_run")
     if (sends or chosen.switches.get("merge")) and order.home.is_dir():
         # Somebody else may be at work: that is said before a large table is read.
-        stack.enter_context(hold_batch(order.home))
+        stack.enter_context(_hold(order.home))
     sheet = Sheet(table, columns, base, order, surroundings, sends)
     findings = sheet.check()
     desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
@@ -241,13 +254,26 @@ def _refuse(findings: Findings) -> None:
     raise InputError([*findings.errors, *more])
 
 
+@contextlib.contextmanager
+def _hold(home: Path) -> Iterator[None]:
+    """Hold the batch of this folder. A batch needs its ledger, so there is but one way out where it cannot be."""
+    from .ledger import hold_batch
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_batch(home))
+        except FileError as error:
+            error.hint = "make the place writable, or choose another folder with -o"
+            raise
+        yield
+
+
 def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
     """The batch's folder, made, and held until the end."""
-    from .ledger import hold_batch
     from .store import Target
 
     Target(order.folder, "rename", 1).prepare()
-    return hold_batch(order.home)
+    return _hold(order.home)
 
 
 # --- a preview ------------------------------------------------------------------------------------------------------
@@ -256,7 +282,8 @@ def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
 def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
     from .batch import Batch, explain_stale
-    from .envelope import print_json
+    from .envelope import Row as Place
+    from .envelope import print_json, stale_object
     from .ledger import open_ledger
 
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -270,10 +297,14 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
+    for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
+        if desk.is_json:
+            print_json(stale_object(Place(row.number, row.line, row.id or None), why), desk.streams)
+        else:
+            desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
     if desk.is_json:
         print_json(_plan_object(desk, survey), desk.streams)
-    for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
-        desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
+    desk.say(_unheld(desk, survey))
     for line in _plan_lines(desk.sheet.table.name, desk.order, survey):
         desk.streams.err(line)
     return 0
@@ -329,6 +360,24 @@ def _plan_lines(name: str, order: Order, survey: Survey) -> list[str]:
     return lines
 
 
+def _unheld(desk: _Desk, survey: Survey) -> list[str]:
+    """A warning of what no budget can hold, since its price is not known. Raises `InputError` where one is strict."""
+    from .plan import plan_caps
+    from .report import warning_lines
+    from .text import count_words
+
+    caps, many = plan_caps(desk.draft, desk.surroundings, []), survey.forecast.unpriced
+    if not many or (caps.run is None and caps.daily is None):
+        return []
+    message = f"the price of {count_words(many, 'request')} is not known, so no budget holds them"
+    hint = "say what they cost under [prices] in the configuration file"
+    origin = desk.draft.origin("max_cost") if caps.run is not None else "[budget] daily"
+    problem = Problem("max_cost", message, hint, origin=origin, code="price_unknown")
+    if desk.draft.switches.get("strict"):
+        raise InputError([problem])
+    return warning_lines([replace(problem, severity="warning")])
+
+
 def _cost_words(forecast: Forecast) -> str:
     """The most that the requests may cost, and how many of them have no known price."""
     from .results import Cost
@@ -364,11 +413,12 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
         own = stack.enter_context(day.run(name, "batch", folder=str(order.folder.absolute())))
         stack.callback(own.finish, None)
     batch = Batch(desk.sheet, ledger, run)
-    batch.enter()
-    survey = batch.survey()
-    desk.say(_plan_lines(desk.sheet.table.name, desk.order, survey))
+    with _saying_unsent(desk.surroundings):
+        batch.enter()
+        survey = batch.survey()
+    desk.say([*_unheld(desk, survey), *_plan_lines(desk.sheet.table.name, desk.order, survey)])
     if not _agreed(desk, survey):
-        desk.streams.err("stopped: nothing was sent")
+        desk.streams.err(_UNSENT)
         return 130
     tracker, report = _work(desk, batch, survey, day)
     return _close(desk, batch, tracker, report)
@@ -533,7 +583,7 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
 def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surroundings, folders: list[Path]) -> int:
     """Join the folders of shards by what they hold, without the table that they came from."""
     from . import shards
-    from .ledger import hold_batch, open_ledger
+    from .ledger import open_ledger
     from .plan import run_id
 
     draft, streams = chosen.draft(surroundings), process_streams(surroundings)
@@ -545,7 +595,7 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     shards.check_parts([shards.open_part(stack, path, other) for path, other in others])
     _prepare_folder(folder, "--output")
     _prepare_results(results)
-    stack.enter_context(hold_batch(folder / BATCH_HOME))
+    stack.enter_context(_hold(folder / BATCH_HOME))
     ledger = stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
     # What was merged before is a part too, as it was before the others come.
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
@@ -608,13 +658,11 @@ def _shard_ledgers(
     stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, surroundings: Surroundings
 ) -> Iterator[tuple[Path, Ledger]]:
     """Each shard's ledger, in nobody else's hands; not that of the target, should it be among them."""
-    from .ledger import hold_batch
-
     for path in dict.fromkeys(folder.resolve() for folder in folders):
         if path == target.resolve():
             continue
         folder = next(folder for folder in folders if folder.resolve() == path)
-        stack.enter_context(hold_batch(folder / BATCH_HOME))
+        stack.enter_context(_hold(folder / BATCH_HOME))
         yield folder, stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal, cast
 
 from .report import Display, PlainSink, QuietSink, Tally, event_line
-from .results import Cost, Downloading, Draining, Event, Finished, Planned, Retrying, Saved, Stage
+from .results import Cost, Downloading, Draining, Event, Finished, Notice, Planned, Retrying, Saved, Stage
 from .streams import Streams
-from .text import clean, money_words, size_words, span_words
+from .text import clean, count_words, money_words, size_words, span_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ Kind = Literal["auto", "bar", "plain", "none"]
 
 _FRAME_S = 0.1
 _PLAIN_S = 10.0
+_NOTES_MOST = 10
 _LOAD_AFTER_S = 0.3
 _LEAVE_WITHIN_S = 2.0
 _DOING = {
@@ -58,10 +59,34 @@ def make_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Display:
 def make_batch_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Display:
     """The display for a table's run: one line for the whole, above the requests in flight; or plain lines, rarely."""
     if kind == "none" or (kind == "auto" and verbosity < 0):
-        return QuietSink() if verbosity < 0 else PlainSink(streams, verbosity=-1)
+        return QuietSink() if verbosity < 0 else FewNotes(PlainSink(streams, verbosity=-1), streams)
     if kind == "plain" or not streams.stderr_is_terminal:
-        return PlainBatchSink(streams, verbosity=max(verbosity, 0))
-    return LiveSink(streams, verbosity=verbosity, tally=BatchTally(), name=batch_name)
+        return FewNotes(PlainBatchSink(streams, verbosity=max(verbosity, 0)), streams)
+    return FewNotes(LiveSink(streams, verbosity=verbosity, tally=BatchTally(), name=batch_name), streams)
+
+
+class FewNotes:
+    """Hands every event on, but of notes only the first: a table may give cause for one in each of its rows."""
+
+    def __init__(self, display: Display, streams: Streams) -> None:
+        self._display = display
+        self._streams = streams
+        self._notes = 0
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Notice):
+            self._notes += 1
+            if self._notes > _NOTES_MOST:
+                return
+        self._display.emit(event)
+
+    def close(self) -> None:
+        """Leave the terminal, and say how many notes there were beside those shown."""
+        self._display.close()
+        more, self._notes = self._notes - _NOTES_MOST, 0
+        if more > 0:
+            self._streams.err(f"note: and {count_words(more, 'more note')} like these")
 
 
 def batch_name(index: int) -> str:

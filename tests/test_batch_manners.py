@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
 import select
+import shlex
 import struct
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from seedream_cli.live import batch_name
+from seedream_cli.batch import Tracker
+from seedream_cli.errors import FileError
+from seedream_cli.live import BatchTally, batch_name, make_batch_sink
+from seedream_cli.report import QuietSink
+from seedream_cli.results import Draining, Finished, JobResult, Notice, Planned, SavedImage
 from tests.conftest import Command, Inside
 from tests.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write
+from tests.test_readme import TEXT as README
+from tests.test_readme import parameters
+from tests.test_report import Captured
 from tests.upstream import Upstream, refusal
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the terminals of these tests are POSIX")
@@ -360,3 +370,119 @@ def test_shards_share_the_pace(seedream: Command) -> None:
     assert seconds(*settings, "--shard", "1/4", "--ipm", "60", "--rpm", "6") == rows * 10
     (seedream.folder / "own.toml").write_text("[providers.ark]\nipm = 2\n")
     assert seconds(*settings, "--shard", "1/4") == rows * 60, "no part stands still"
+
+
+# --- what is said of a run --------------------------------------------------------------------------------------------
+
+
+def test_why_rows_would_run_is_json_too(seedream: Command) -> None:
+    """With --json every line is an object: a row each, and the plan last."""
+    write(seedream, "id,prompt\na,one\nb,two\n")
+    assert seedream("batch", "shots.csv", "-p", "sandbox").code == 0
+    write(seedream, "id,prompt\nb,two!\na,one\nc,three\n")
+    done = seedream("batch", "shots.csv", "-p", "sandbox", "--explain-stale", "--json")
+    *stale, plan = map(json.loads, done.out.splitlines())
+    assert [(one["type"], one["row"], one["line"], one["row_id"], one["why"]) for one in stale] == [
+        ("stale", 1, 2, "b", "changed: prompt"),
+        ("stale", 3, 4, "c", "new"),
+    ]
+    assert (plan["type"], plan["running"]) == ("plan", 2)
+
+
+def test_notes_do_not_grow_with_the_table() -> None:
+    """A note in every row is told ten times, and counted; everything else is told."""
+    captured = Captured()
+    sink = make_batch_sink("plain", captured.streams)
+    sink.emit(Planned(30, 30, "ark", "m"))
+    for row in range(30):
+        sink.emit(Notice(f"note of row {row}"))
+    sink.emit(Draining("SIGINT", 2))
+    sink.close()
+    sink.close()
+    lines = captured.err.splitlines()
+    assert [line for line in lines if "note of row" in line] == [f"note: note of row {row}" for row in range(10)]
+    assert lines[-1] == "note: and 20 more notes like these"
+    assert any(line.startswith("stopping (SIGINT)") for line in lines)
+
+
+def test_a_run_that_is_being_stopped_has_no_time_left() -> None:
+    """What is not sent any more is not waited for."""
+    clock = [0.0]
+    tally = BatchTally(lambda: clock[0])
+    tally.take(Planned(100, 100, "ark", "m"))
+    clock[0] = 60.0
+    tally.take(Finished(JobResult(1000, "i", "succeeded", "ark", "m", {})))
+    assert "left" in tally.line(60.0, 80)
+    tally.take(Draining("SIGINT", 1))
+    assert tally.line(60.0, 80) == "1 of 100 · stopping"
+
+
+def test_what_a_full_disk_kept_away_comes_with_the_same_command() -> None:
+    """`recover` looks into the user's ledger, and a batch has its own."""
+    hint = "the picture is paid for: set that right, then run `seedream recover`"
+    lost = SavedImage(0, None, error=FileError("no space left", billed="yes", hint=hint))
+    told: list[JobResult] = []
+    tracker = Tracker(QuietSink(), lambda row, results: told.extend(results))
+    row: Any = SimpleNamespace(number=1, origin="shots.csv:2")
+    tracker.expect(row, 1)
+    tracker.emit(Finished(JobResult(1000, "i", "failed", "ark", "m", {}, images=(lost,), attempts=1)))
+    [image] = told[0].images
+    assert image.error is not None
+    assert "recover" not in image.error.hint
+    assert "the same command" in image.error.hint
+
+
+def test_what_no_budget_holds_is_told(seedream: Command) -> None:
+    """A model without a known price under --max-cost: a warning, and an error with --strict; nothing without a cap."""
+    table(seedream, 3)
+    args = ("batch", "shots.csv", "-p", "ark", "-m", "own-model", "--dry-run")
+    message = "--max-cost: the price of 3 requests is not known, so no budget holds them"
+    assert f"warning: {message}" in seedream(*args, "--max-cost", "1").err
+    assert message not in seedream(*args).err
+    strict = seedream(*args, "--max-cost", "1", "--strict")
+    assert strict.code == 2
+    assert f"error: {message}" in strict.err
+
+
+# --- the workflow of the README ---------------------------------------------------------------------------------------
+
+
+def test_the_workflow_of_the_readme_is_sound() -> None:
+    """Well formed, each action pinned, each command and option real; parts and folders agree; hidden files go along."""
+    text = re.search(r"^```yaml\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert text
+    workflow = text[1]
+    for line in workflow.splitlines():
+        assert re.match(r"( {2})*(- )?[\w{]", line), f"indented by two: {line}"
+        # A flow mapping stands on one line: its braces and quotes are closed there.
+        bare = re.sub(r'"[^"]*"|\$\{\{[^}]*\}\}', "x", line)
+        assert '"' not in bare, line
+        assert [bare.count(one) for one in "{["] == [bare.count(one) for one in "}]"], line
+        assert re.fullmatch(r"\s*(- )?(\w[\w-]*:( .+)?|\{ .+ \})", line), line
+    assert all(re.fullmatch(r"actions/[\w/-]+@v\d+", action) for action in re.findall(r"uses: ([^\s,]+)", workflow))
+    commands = re.findall(r"- run: .*&& exec (seedream .+)$", workflow, re.MULTILINE)
+    assert len(commands) == 2, "exec, so that a signal reaches the run itself"
+    known = parameters()["batch"]
+    for command in commands:
+        words = shlex.split(re.sub(r"\$\{\{[^}]*\}\}", "1", command))
+        assert words[:2] == ["seedream", "batch"]
+        assert {word for word in words if word.startswith("--")} <= known
+    [parts] = re.findall(r"part: \[(.*?)\]", workflow)
+    count = len(parts.split(","))
+    assert set(re.findall(r"--shard \$\{\{ matrix\.part \}\}/(\d+)", workflow)) == {str(count)}
+    assert set(re.findall(r"shots-\*-of-(\d+)", workflow)) == {str(count)}
+    assert "include-hidden-files: true" in workflow, "the ledger lies in a hidden folder"
+    assert "fail-fast: false" in workflow, "one part's failed row must not stop the others"
+
+
+def test_the_workflow_of_the_readme_does_its_work(seedream: Command) -> None:
+    """Its own lines, in the sandbox: every part in a folder of its own, and all of them in one."""
+    table(seedream, 5)
+    [draw, join] = re.findall(r"&& exec seedream (batch .+)$", README, re.MULTILINE)
+    for part in range(1, 5):
+        words = shlex.split(draw.replace("${{ matrix.part }}", str(part)).replace("-p ark", "-p sandbox"))
+        assert seedream(*words).code == 0
+    folders = sorted(path.name for path in seedream.folder.glob("shots-*-of-4"))
+    done = seedream(*shlex.split(join.replace("shots-*-of-4", " ".join(folders))))
+    assert done.code == 0, done.err
+    assert len(results(seedream)) == len(pictures(seedream)) == 5
