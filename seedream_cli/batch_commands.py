@@ -592,7 +592,8 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     folder = _merged_folder(draft, folders)
     results = Path(draft.values.get("results") or folder / "results.csv")
     others = list(_shard_ledgers(stack, folders, folder, surroundings))
-    shards.check_parts([shards.open_part(stack, path, other) for path, other in others])
+    parts = [shards.open_part(stack, path, other) for path, other in others]
+    shards.check_parts(parts)
     _prepare_folder(folder, "--output")
     _prepare_results(results)
     stack.enter_context(_hold(folder / BATCH_HOME))
@@ -600,8 +601,8 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     # What was merged before is a part too, as it was before the others come.
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
     ledger.copy_to(scratch)
-    others_and_own = [*others, (folder, stack.enter_context(open_ledger(scratch, now=_now)))]
-    parts = [shards.open_part(stack, path, other) for path, other in others_and_own]
+    own = shards.open_part(stack, folder, stack.enter_context(open_ledger(scratch, now=_now)))
+    parts.append(shards.without_foreign_columns(own, parts))
     headings = shards.check_parts(parts)
     for path, other in others:
         absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,6 +157,16 @@ def _rows(ledger: Ledger, run: Run) -> Iterator[tuple[int, tuple[Entry, ...]]]:
     """The rows that a run lists, by number, each with its requests."""
     for number, group in itertools.groupby(ledger.listed(run), key=lambda entry: entry.position // STEP):
         yield number, tuple(group)
+
+
+def without_foreign_columns(part: Part, others: Sequence[Part]) -> Part:
+    """What was merged before, without its results where its columns are not those of the others.
+
+    A merge of shards that had no results yet knew but two columns.
+    """
+    if not part.results or part.headings in {other.headings for other in others if other.results} or not others:
+        return part
+    return replace(part, results=None, is_current=False) if any(other.results for other in others) else part
 
 
 def check_parts(parts: Sequence[Part]) -> tuple[str, ...]:

@@ -353,6 +353,21 @@ def test_results_that_a_killed_shard_did_not_write_are_told(seedream: Command) -
         assert [row["note"] for row in results(seedream)] == [f"n{row}" for row in range(1, 9)]
 
 
+def test_a_merge_of_killed_shards_is_put_right_by_a_later_one(seedream: Command) -> None:
+    """Where no shard has results yet, those of the whole know two columns, which bind nobody."""
+    write(seedream, "id,prompt,note\n" + "".join(f"r{row},fox {row},n{row}\n" for row in range(1, 5)))
+    with Upstream() as upstream:
+        folders = draw_shards(seedream, upstream, 2)
+        for folder in folders:
+            (seedream.folder / folder / "results.csv").unlink()
+        assert seedream("batch", "--merge", *folders).code == 0
+        assert [row["prompt"] for row in results(seedream)] == [f"fox {row}" for row in range(1, 5)]
+        draw_shards(seedream, upstream, 2)
+        assert seedream("batch", "--merge", folders[0]).code == 0
+        assert seedream("batch", "--merge", *folders).code == 0
+        assert [row["note"] for row in results(seedream)] == [f"n{row}" for row in range(1, 5)]
+
+
 def test_shards_share_the_pace(seedream: Command) -> None:
     """What the provider or the settings allow is divided by the number of parts; what is typed is this part's alone."""
     write(seedream, "prompt\n" + "".join(f"fox {row}\n" for row in range(200)))
