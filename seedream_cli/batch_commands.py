@@ -593,7 +593,7 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     results = Path(draft.values.get("results") or folder / "results.csv")
     others = list(_shard_ledgers(stack, folders, folder, surroundings))
     parts = [shards.open_part(stack, path, other) for path, other in others]
-    shards.check_parts(parts)
+    headings = shards.check_parts(parts)
     _prepare_folder(folder, "--output")
     _prepare_results(results)
     stack.enter_context(_hold(folder / BATCH_HOME))
@@ -603,14 +603,15 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     ledger.copy_to(scratch)
     own = shards.open_part(stack, folder, stack.enter_context(open_ledger(scratch, now=_now)))
     parts.append(shards.without_foreign_columns(own, parts))
-    headings = shards.check_parts(parts)
+    if parts[-1].run is not None:
+        headings = shards.check_parts(parts)
     for path, other in others:
         absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))
         if not is_quiet:
             streams.err(absorbed)
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
     shards.list_rows(ledger, run, parts, headings)
-    shards.join_results(results, folder, ledger, run, parts)
+    shards.join_results(results, folder, ledger, run, parts=parts, headings=headings)
     run.finish(0)
     for part in parts:
         if part.run is not None and not part.is_current and not is_quiet:

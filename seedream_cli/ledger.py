@@ -1219,6 +1219,22 @@ class Ledger:
             last = (ids[-1]["position"], ids[-1]["number"])
             yield from entries
 
+    def drawn(self) -> Iterator[Entry]:
+        """Requests with pictures on disk, in the order of their entering; a chunk in memory at a time."""
+        last = -1
+        while True:
+            with self._read() as db:
+                rows = db.execute(
+                    "SELECT id, number FROM requests WHERE number > ? AND EXISTS(SELECT 1 FROM pictures "
+                    "WHERE request = requests.id AND pictures.state = 'saved') ORDER BY number LIMIT ?",
+                    (last, _PAGE),
+                ).fetchall()
+                entries = self._by_ids([row["id"] for row in rows])
+            if not rows:
+                return
+            last = rows[-1]["number"]
+            yield from entries
+
     def tally(self, run: Run) -> Tally:
         """How many rows of the run's table, or of its own requests, are in each state."""
         with self._read() as db:
@@ -1493,7 +1509,8 @@ def _absorb(db: sqlite3.Connection) -> int:
     db.execute(f"INSERT OR IGNORE INTO main.runs({names}) SELECT {taken} FROM other.runs")  # noqa: S608
     db.execute(
         "DELETE FROM main.requests WHERE state = 'queued' AND EXISTS(SELECT 1 FROM other.requests AS theirs "
-        "WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence)"
+        "WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence "
+        "AND theirs.state <> 'queued')"
     )
     # A shard that was run again after it was absorbed knows better; it holds all that was known here of its own rows.
     db.execute(

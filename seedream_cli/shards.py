@@ -41,7 +41,7 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
     `FileError`.
     """
     pictures, moved = 0, list[tuple[str, int, Path]]()
-    for entry in other.history():
+    for entry in other.drawn():
         known = ledger.row(entry.identity, entry.occurrence) if entry.identity else None
         here = {picture.index: picture.path for picture in known.pictures} if known and known.id == entry.id else {}
         for picture in entry.pictures:
@@ -233,9 +233,11 @@ class _Joined(Batch):
         self.run = run
 
 
-def join_results(path: Path, folder: Path, ledger: Ledger, run: Run, parts: Sequence[Part]) -> None:
+def join_results(
+    path: Path, folder: Path, ledger: Ledger, run: Run, *, parts: Sequence[Part], headings: Sequence[str]
+) -> None:
     """Write one table of results: the columns of the parts' own, and what the ledger says now. Raises `FileError`."""
-    headings, joined = check_parts(parts), _Joined(folder, ledger, run)
+    joined = _Joined(folder, ledger, run)
     pattern = next((part.results for part in parts if part.results and not part.results.is_file(path)), None)
     with contextlib.ExitStack() as stack:
         table = copy.copy(pattern) if pattern else stack.enter_context(_bare_table(folder, headings))
