@@ -61,6 +61,8 @@ GUESSED_S = 20.0
 WORST_MOST = 50
 """Failed rows that are told one by one at the end; all are in the results."""
 
+ALIKE_MOST = 3
+"""Of those, rows that failed for the same reason."""
 SHORT_MOST = 10
 """Rows with fewer pictures than they asked for that are told one by one."""
 
@@ -737,6 +739,7 @@ class Tracker:
         self.costs: Counter[str] = Counter()
         self.currency = ("USD", "")
         self.worst: list[JobResult] = []
+        self._reasons: Counter[str] = Counter()
         self.short: list[JobResult] = []
         self.short_rows = 0
         self.labels: dict[int, str] = {}
@@ -788,11 +791,19 @@ class Tracker:
         self.counts["unknown" if unknown else "failed" if code else "succeeded"] += 1
         self.codes.add(code)
         self._note_short(row, results)
-        if code and len(self.worst) < WORST_MOST:
+        if code and len(self.worst) < WORST_MOST and (unknown or self._is_news(results)):
             for result in results:
                 self.labels[result.index] = f"row {row.number} ({row.origin})"
                 self.worst += [replace(result, request={})]
         self._tell(row, results)
+
+    def _is_news(self, results: Sequence[JobResult]) -> bool:
+        """Whether no more than a few rows failed for this very reason before: forty lines tell no more than three."""
+        errors = [e for r in results for e in (r.error, *(image.error for image in r.images)) if e]
+        reason = "; ".join(dict.fromkeys(error.message for error in errors))
+        if reason in self._reasons or len(self._reasons) < WORST_MOST:
+            self._reasons[reason] += 1
+        return self._reasons[reason] <= ALIKE_MOST
 
     def _note_short(self, row: Row, results: Sequence[JobResult]) -> None:
         """Keep the first rows that got fewer pictures than they asked for, which is no failure."""

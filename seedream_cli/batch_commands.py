@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
         variables={**(prompt.variables if prompt else {}), **variables},
         needs_prompt=not base.switches.get("layers"),
     )
-    problems += found
+    problems += found + _lone_braces(chosen)
     order = read_order(base, table, surroundings, problems)
     plan_caps(base, surroundings, problems)
     problems += check_results(order.results, table)
@@ -207,6 +208,15 @@ def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None
     prompts, wrong = read_prompts(None, files, options())
     problems += wrong
     return prompts[0] if prompts else None
+
+
+def _lone_braces(chosen: Chosen) -> list[Problem]:
+    """A brace that opens or closes no column's name is sent as it stands, which is seldom meant."""
+    template = chosen.values.get("prompt_template", "")
+    if not re.search(r"[{}]", re.sub(r"\{\{|\}\}|\{[^{}\r\n]+\}", "", template)):
+        return []
+    message, hint = "a brace in the prompt stands alone, and is sent so", "columns are written {column}"
+    return [Problem("prompt", message, hint, severity="warning", origin="--prompt")]
 
 
 def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText | None) -> Draft:

@@ -371,8 +371,14 @@ def batch_lines(report: BatchReport, labels: Mapping[int, str]) -> list[str]:
     if report.signal_number is not None:
         lines.append(f"stopped by {signal.Signals(report.signal_number).name}")
     if report.unsent:
-        lines.append("run the same command again to go on")
+        errors = [report.halt, *(job.error for job in report.worst)]
+        mend = report.signal_number is None and any(error and error.kind in _UNMENDED for error in errors)
+        lines.append(f"{'set that right, then ' if mend else ''}run the same command again to go on")
     return lines
+
+
+_UNMENDED = frozenset({"config", "auth", "account", "quota"})
+"""What stops a batch at once, and is not mended by trying again."""
 
 
 def merged_line(report: BatchReport) -> str:

@@ -501,3 +501,37 @@ def test_the_workflow_of_the_readme_does_its_work(seedream: Command) -> None:
     done = seedream(*shlex.split(join.replace("shots-*-of-4", " ".join(folders))))
     assert done.code == 0, done.err
     assert len(results(seedream)) == len(pictures(seedream)) == 5
+
+
+def test_rows_that_failed_alike_are_told_three_times(seedream: Command) -> None:
+    """The reason once more for each row would bury the others; the results hold all of them."""
+    write(seedream, "prompt\n" + "".join(f"fox {row}\n" for row in range(9)) + "odd one\n")
+    script = by_prompt(fox=refusal(400, "InvalidParameter"), odd=refusal(400, "Other", message="another reason"))
+    with Upstream(script=script) as upstream:
+        done = run(seedream, upstream)
+    assert done.code == 4
+    assert len(re.findall(r"^error: row \d+", done.err, re.MULTILINE)) == 4
+    assert "another reason" in done.err
+    assert "and 6 rows more that failed or whose outcome is unknown: see the results" in done.err
+    assert [row["status"] for row in results(seedream)] == ["failed"] * 10
+
+
+def test_what_trying_again_does_not_mend_is_told_so(seedream: Command) -> None:
+    """A refused key: the same command goes on, but only once that is set right."""
+    table(seedream, 9)
+    with Upstream(script=lambda request, number: refusal(401, "AuthenticationError")) as upstream:
+        done = run(seedream, upstream, "--concurrency", "1")
+    assert done.code == 3
+    assert "set that right, then run the same command again to go on" in done.err
+
+
+def test_a_lone_brace_and_a_short_row_are_explained(inside: Inside) -> None:
+    """`{animal` is no column; Excel leaves out empty last cells, which may as well be a torn row."""
+    write(inside, "id,animal,note\na,fox,n\n")
+    args = ("batch", "shots.csv", "-p", "sandbox", "--dry-run", "--prompt")
+    assert "warning: --prompt: a brace in the prompt stands alone" in inside(*args, "a {animal in snow").err
+    assert "alone" not in inside(*args, "a {animal} in {{snow}}").err
+    write(inside, "id,prompt,note\na,fox\n")
+    done = inside("batch", "shots.csv", "-p", "sandbox")
+    assert done.code == 2
+    assert "Excel left out empty last cells" in done.err
