@@ -10,7 +10,9 @@ import pty
 import re
 import select
 import shlex
+import signal
 import struct
+import subprocess
 import termios
 import time
 from pathlib import Path
@@ -130,6 +132,19 @@ def test_a_table_on_standard_input_leaves_nobody_to_ask(seedream: Command) -> No
         assert "add --yes" in shown
         assert on_terminal(seedream, *args, "--yes", env=ENV, table_in=path)[0] == 0
         assert len(upstream.posts) == 2
+
+
+def test_ctrl_c_while_the_table_is_read_says_what_it_means(seedream: Command) -> None:
+    """Nothing was sent, and nothing is there."""
+    process = seedream.popen("batch", "-", "-p", "sandbox", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    # More than a pipe holds: once it is written, somebody is reading.
+    process.stdin.write(b"prompt\n" + b"fox\n" * 100_000)
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, b"stopped: nothing was sent\n")
+    assert not list(seedream.folder.iterdir())
 
 
 # --- what is refused before anything is paid --------------------------------------------------------------------------
