@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import names
 from .books import to_micro
-from .errors import EXIT_CODES, PARTIAL, ConfigError, Problem
+from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, Problem
 from .ledger import Entry, Forecast, Ledger, NewRequest, Run, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
@@ -61,6 +61,11 @@ GUESSED_S = 20.0
 """How long a request is taken to last where nothing better is known."""
 WORST_MOST = 50
 """Failed rows that are told one by one at the end; all are in the results."""
+
+ALIKE_MOST = 3
+"""Of those, rows that failed for the same reason."""
+SHORT_MOST = 10
+"""Rows with fewer pictures than they asked for that are told one by one."""
 
 Only = Literal["failed", "unknown", "missing"]
 Deed = Literal["send", "again", "fetch", "done", "left", "failed", "unknown", "missing"]
@@ -112,13 +117,13 @@ def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: li
     folder = _read_folder(draft.values.get("output"), table, shard, found)
     results = draft.values.get("results")
     failures = form.integer("max_failures", 0, 10**9) or 0
-    limit = form.integer("limit", 0, 10**9)
+    limit = form.integer("limit", 1, 10**9)
     return Order(
         folder,
         Path(results) if results else folder / "results.csv",
         shard,
         only,  # type: ignore[arg-type]
-        limit or None,
+        limit,
         form.integer("concurrency", 1, 1000) or 8,
         1 if form.switch("fail_fast") else failures,
         form.integer("max_unknown", 1, 1_000_000) or 3,
@@ -153,7 +158,7 @@ def read_shard(text: str | None, environ: Mapping[str, str], found: list[Problem
     if text is None:
         return Shard()
     word, _, count = text.strip().lower().partition("/")
-    if word == "auto":
+    if word == "auto" and (count.isdecimal() or "/" not in text):
         return _find_shard(count, environ, found)
     if word.isdecimal() and count.isdecimal() and 1 <= int(word) <= int(count) <= 100_000:
         return Shard(int(word), int(count))
@@ -245,6 +250,9 @@ class Sheet:
             self.trouble = error
             found.clear()
             planned = make(*arguments, sends=False, **more)
+        except InputError as error:
+            # Such as a provider that nobody knows: a mistake of the row that names it, one of many perhaps.
+            return None, [*found, *(replace(p, origin=p.origin or draft.origin(p.field)) for p in error.problems)]
         if planned is None:
             return None, found
         self.notices |= dict.fromkeys(notices)
@@ -708,6 +716,13 @@ def _difference(old: Entry, new: Entry) -> str:
 # --- what comes of it -----------------------------------------------------------------------------------------------
 
 
+def _mend_hints(results: Sequence[JobResult]) -> None:
+    """`recover` looks into the user's ledger, and a batch has its own: there the same command does it."""
+    for image in (image for result in results for image in result.images):
+        if image.error and "`seedream recover`" in image.error.hint:
+            image.error.hint = "it is paid for: set that right, and the same command fetches it, free of charge"
+
+
 @dataclass(frozen=True, slots=True)
 class _Under:
     """A row that runs: how many of its results are to come, and those that came."""
@@ -731,6 +746,9 @@ class Tracker:
         self.costs: Counter[str] = Counter()
         self.currency = ("USD", "")
         self.worst: list[JobResult] = []
+        self._reasons: Counter[str] = Counter()
+        self.short: list[JobResult] = []
+        self.short_rows = 0
         self.labels: dict[int, str] = {}
 
     def expect(self, row: Row, jobs: int) -> None:
@@ -774,15 +792,34 @@ class Tracker:
         if any(result.status == "interrupted" for result in results):
             self.counts["unsent"] += 1
             return
+        _mend_hints(results)
         code = Report("batch", tuple(results)).exit_code
         unknown = any(result.status == "unknown" for result in results)
         self.counts["unknown" if unknown else "failed" if code else "succeeded"] += 1
         self.codes.add(code)
-        if code and len(self.worst) < WORST_MOST:
+        self._note_short(row, results)
+        if code and len(self.worst) < WORST_MOST and (unknown or self._is_news(results)):
             for result in results:
                 self.labels[result.index] = f"row {row.number} ({row.origin})"
                 self.worst += [replace(result, request={})]
         self._tell(row, results)
+
+    def _is_news(self, results: Sequence[JobResult]) -> bool:
+        """Whether no more than a few rows failed for this very reason before: forty lines tell no more than three."""
+        errors = [e for r in results for e in (r.error, *(image.error for image in r.images)) if e]
+        reason = "; ".join(dict.fromkeys(error.message for error in errors))
+        if reason in self._reasons or len(self._reasons) < WORST_MOST:
+            self._reasons[reason] += 1
+        return self._reasons[reason] <= ALIKE_MOST
+
+    def _note_short(self, row: Row, results: Sequence[JobResult]) -> None:
+        """Keep the first rows that got fewer pictures than they asked for, which is no failure."""
+        short = [result for result in results if (result.asked_up_to or 0) > len(result.images)]
+        short = [replace(result, request={}) for result in short if result.status in {"succeeded", "partial"}]
+        self.short_rows += bool(short)
+        if short and self.short_rows <= SHORT_MOST:
+            self.short += short
+            self.labels |= {result.index: f"row {row.number} ({row.origin})" for result in short}
 
     def report(self, survey: Survey, ending: Any) -> BatchReport:
         """What became of all rows."""

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .errors import FileError, InputError, Problem, SeedreamError
+from .errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from .flags import BATCH_FLAGS, RUN_KEYS, Chosen, options, takes
 from .process import BATCH_HOME, crash_step, open_ledger_here, process_streams
 
 if TYPE_CHECKING:
     from .batch import Batch, Order, Sheet, Survey, Tracker
     from .inputs import PromptText
-    from .ledger import Ledger
+    from .ledger import Forecast, Ledger
     from .request import Draft
     from .results import BatchReport, JobResult
     from .settings import Surroundings
     from .streams import Streams
-    from .tables import Findings, Row
+    from .tables import Columns, Findings, Row, Table
 
 HELP = (
     "Make the pictures of a table: CSV, TSV or JSON Lines, a row a request. The same command goes on where it stopped."
@@ -34,30 +35,66 @@ HELP = (
     "  seedream batch shots.csv --dry-run\n"
     "  seedream batch shots.csv --only failed --concurrency 4 --max-cost 5\n"
     "  seedream batch shots.csv --shard 2/4\n"
-    "  seedream batch shots.csv --merge shots-1-of-4 shots-2-of-4 shots-3-of-4 shots-4-of-4"
+    "  seedream batch --merge shots-1-of-4 shots-2-of-4 shots-3-of-4 shots-4-of-4"
 )
 
 
 @takes(BATCH_FLAGS)
 def batch(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="The table; - reads it from standard input.")],
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="TABLE", help="The table; - reads it from standard input.", show_default=False),
+    ] = None,
     folders: Annotated[
-        list[str] | None, typer.Argument(metavar="[DIR]...", help="With --merge: the shards.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[DIR]...", help="With --merge: the folders of the shards.", show_default=False),
     ] = None,
     *,
     chosen: Chosen,
 ) -> int:
     """Every row of a table that is not done yet, to files."""
     surroundings = chosen.surroundings()
-    if folders and not chosen.switches.get("merge"):
-        raise InputError([Problem("table", "a batch takes one table", "--merge joins the folders of shards")])
+    places = [Path(folder).expanduser() for folder in folders or ()]
+    merges = chosen.switches.get("merge", False)
+    _check_arguments(chosen, table, places)
     with contextlib.ExitStack() as stack:
-        desk = _open(stack, table, chosen, surroundings)
-        if chosen.switches.get("merge"):
-            return _merge(stack, desk, [Path(folder) for folder in folders or ()])
+        if merges and (table is None or Path(table).expanduser().is_dir()):
+            return _merge_alone(stack, chosen, surroundings, [*([Path(table).expanduser()] if table else []), *places])
+        with _saying_unsent(surroundings):
+            desk = _open(stack, table or "", chosen, surroundings)
+        if merges:
+            return _merge(stack, desk, places)
         if not desk.sends:
             return _preview(stack, desk)
         return _run(stack, desk)
+
+
+def _check_arguments(chosen: Chosen, table: str | None, folders: Sequence[Path]) -> None:
+    """One table, or with --merge folders too; a merge has no preview."""
+    if not chosen.switches.get("merge"):
+        if table is None:
+            hint = "name a table, or - for standard input; seedream batch --help shows examples"
+            raise InputError([Problem("table", "there is no table", hint)], kind="usage")
+        if folders:
+            raise InputError([Problem("table", "a batch takes one table", "--merge joins the folders of shards")])
+        return
+    for switch, name in (("dry_run", "--dry-run"), ("explain_stale", "--explain-stale")):
+        if chosen.switches.get(switch):
+            message = f"{name} shows what would be sent, and --merge sends nothing"
+            raise InputError([Problem("merge", message, "leave one out", origin="--merge")])
+
+
+@contextlib.contextmanager
+def _saying_unsent(surroundings: Surroundings) -> Iterator[None]:
+    """Ctrl-C while a large table is being read: whoever pressed it wants to know what that means."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        process_streams(surroundings).err(_UNSENT)
+        raise
+
+
+_UNSENT = "stopped: nothing was sent"
 
 
 @dataclass(frozen=True)
@@ -90,6 +127,12 @@ class _Desk:
         """With --json."""
         return self.draft.switches.get("json", False)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees standard error, even on a terminal that can do nothing but print."""
+        stream = self.streams.stderr
+        return stream is not None and not stream.closed and stream.isatty()
+
     def say(self, lines: Sequence[str]) -> None:
         """Lines for the user, unless they are not wanted."""
         for line in () if self.is_quiet else lines:
@@ -102,7 +145,7 @@ class _Desk:
 def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: Surroundings) -> _Desk:
     """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
     from .batch import Sheet, read_order
-    from .ledger import hold_batch
+    from .plan import plan_caps
     from .report import warning_lines
     from .tables import check_results, open_table, plan_columns
 
@@ -121,9 +164,11 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
         variables={**(prompt.variables if prompt else {}), **variables},
         needs_prompt=not base.switches.get("layers"),
     )
-    problems += found
+    problems += found + _lone_braces(chosen)
     order = read_order(base, table, surroundings, problems)
+    plan_caps(base, surroundings, problems)
     problems += check_results(order.results, table)
+    problems = [_in_users_words(problem, table, columns) for problem in problems]
     if any(problem.severity == "error" for problem in problems):
         raise InputError([problem for problem in problems if problem.severity == "error"])
     base = replace(base, values={**base.values, "output": f"{order.folder}/"})
@@ -131,16 +176,22 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     sends = sends and not base.switches.get("dry_run")
     if (sends or chosen.switches.get("merge")) and order.home.is_dir():
         # Somebody else may be at work: that is said before a large table is read.
-        stack.enter_context(hold_batch(order.home))
+        stack.enter_context(_hold(order.home))
     sheet = Sheet(table, columns, base, order, surroundings, sends)
     findings = sheet.check()
     desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
+    findings = replace(
+        findings,
+        errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
+        warnings=tuple(_in_users_words(problem, table, columns) for problem in findings.warnings),
+    )
     _refuse(findings)
     if sheet.trouble:
         raise sheet.trouble
     more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
     warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
-    desk.say([*(f"note: {note}" for note in sheet.notices), *warning_lines(warnings), *more])
+    notes = (*sheet.notices, *_unused(columns, base, chosen))
+    desk.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
     if (sends or chosen.switches.get("merge")) and not order.home.is_dir():
         stack.enter_context(_new_home(order))
     return desk
@@ -159,11 +210,50 @@ def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None
     return prompts[0] if prompts else None
 
 
+def _lone_braces(chosen: Chosen) -> list[Problem]:
+    """A brace that opens or closes no column's name is sent as it stands, which is seldom meant."""
+    template = chosen.values.get("prompt_template", "")
+    if not re.search(r"[{}]", re.sub(r"\{\{|\}\}|\{[^{}\r\n]+\}", "", template)):
+        return []
+    message, hint = "a brace in the prompt stands alone, and is sent so", "columns are written {column}"
+    return [Problem("prompt", message, hint, severity="warning", origin="--prompt")]
+
+
 def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText | None) -> Draft:
     """The options that hold for every row where it sets nothing."""
     draft = chosen.draft(surroundings, prompt)
     values = {key: value for key, value in draft.values.items() if key not in {"prompt", "prompt_template"}}
     return replace(draft, values=values)
+
+
+_NAMED = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"}
+"""Suffixes by which a place in a file is known to be one in a table; of other files it must be said."""
+
+
+def _in_users_words(problem: Problem, table: Table, columns: Columns) -> Problem:
+    """A problem of the table with the column as it is called there, whatever option it sets."""
+    if not problem.origin.startswith(f"{table.name}:"):
+        return problem
+    named = [column.name for column in columns.columns if column.key == problem.field]
+    name = named[0] if len(named) == 1 else problem.field
+    unit = "key" if table.format.kind == "jsonl" else "column"
+    is_told = not name or Path(table.name).suffix.lower() in _NAMED
+    return replace(problem, field=name, origin=problem.origin if is_told else f"{problem.origin}, {unit} {name}")
+
+
+def _unused(columns: Columns, base: Draft, chosen: Chosen) -> list[str]:
+    """A note on columns that set nothing and stand in no template: one of them may be an option, misspelt."""
+    if "name" in columns.keys:
+        # Any cell of that column may be a template with any column in it.
+        return []
+    mapped = {pair.rpartition("=")[0].strip() for pair in chosen.lists.get("map", ())}
+    used = base.values.get("name", "")
+    idle = [name for name in columns.unused if name and name not in mapped and f"{{{name}" not in used]
+    shown = ", ".join(idle[:_IDLE_MOST]) + (f" and {len(idle) - _IDLE_MOST} more" if len(idle) > _IDLE_MOST else "")
+    return [f"columns that set nothing and stand in no template: {shown}"] if idle else []
+
+
+_IDLE_MOST = 8
 
 
 def _refuse(findings: Findings) -> None:
@@ -174,13 +264,26 @@ def _refuse(findings: Findings) -> None:
     raise InputError([*findings.errors, *more])
 
 
+@contextlib.contextmanager
+def _hold(home: Path) -> Iterator[None]:
+    """Hold the batch of this folder. A batch needs its ledger, so there is but one way out where it cannot be."""
+    from .ledger import hold_batch
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_batch(home))
+        except FileError as error:
+            error.hint = "make the place writable, or choose another folder with -o"
+            raise
+        yield
+
+
 def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
     """The batch's folder, made, and held until the end."""
-    from .ledger import hold_batch
     from .store import Target
 
     Target(order.folder, "rename", 1).prepare()
-    return hold_batch(order.home)
+    return _hold(order.home)
 
 
 # --- a preview ------------------------------------------------------------------------------------------------------
@@ -189,7 +292,8 @@ def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
 def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
     from .batch import Batch, explain_stale
-    from .envelope import print_json
+    from .envelope import Row as Place
+    from .envelope import print_json, stale_object
     from .ledger import open_ledger
 
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -203,11 +307,15 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
+    for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
+        if desk.is_json:
+            print_json(stale_object(Place(row.number, row.line, row.id or None), why), desk.streams)
+        else:
+            desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
     if desk.is_json:
         print_json(_plan_object(desk, survey), desk.streams)
-    for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
-        desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
-    for line in _plan_lines(desk, survey):
+    desk.say(_unheld(desk, survey))
+    for line in _plan_lines(desk.sheet.table.name, desk.order, survey):
         desk.streams.err(line)
     return 0
 
@@ -237,34 +345,59 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
     }
 
 
-def _plan_lines(desk: _Desk, survey: Survey) -> list[str]:
+def _plan_lines(name: str, order: Order, survey: Survey) -> list[str]:
     """Rows, pictures at most, worst cost, and time at the present pace."""
-    from .results import Cost
-    from .text import count_words, money_words, span_words
+    from .text import count_words, span_words
 
     forecast, due = survey.forecast, survey.due
     words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
     told = [f"{due[deed]} {word}" for deed, word in words.items() if due[cast("Any", deed)]]  # type: ignore[index]
     told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
-    what = f"{desk.sheet.table.name}: {count_words(survey.rows, 'row')}"
+    what = f"{name}: {count_words(survey.rows, 'row')}"
     lines = [", ".join([what, *told, f"{survey.running} to run"])]
     if survey.fetched:
         lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
     if forecast.requests:
-        cost = f"at most {money_words(Cost(forecast.micro / 1e6, 'USD', ''))}"
-        if forecast.unpriced:
-            unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
-            cost = unknown if not forecast.micro else f"{cost} and {unknown}"
-        many = min(desk.order.concurrency, forecast.requests)
+        many = min(order.concurrency, forecast.requests)
         lines.append(
-            f"up to {count_words(forecast.pictures, 'picture')}, {cost}, about {span_words(survey.seconds)} "
-            f"with {many} at once, into {desk.order.folder}/"
+            f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(forecast)}, "
+            f"about {span_words(survey.seconds)} with {many} at once, into {order.folder}/"
         )
     if due["missing"]:
         lines.append("--only missing makes, and pays for, those whose files are gone")
     if due["unknown"]:
         lines.append("--only unknown --retry-ambiguous sends those of unknown outcome again, which may cost twice")
     return lines
+
+
+def _unheld(desk: _Desk, survey: Survey) -> list[str]:
+    """A warning of what no budget can hold, since its price is not known. Raises `InputError` where one is strict."""
+    from .plan import plan_caps
+    from .report import warning_lines
+    from .text import count_words
+
+    caps, many = plan_caps(desk.draft, desk.surroundings, []), survey.forecast.unpriced
+    if not many or (caps.run is None and caps.daily is None):
+        return []
+    message = f"the price of {count_words(many, 'request')} is not known, so no budget holds them"
+    hint = "say what they cost under [prices] in the configuration file"
+    origin = desk.draft.origin("max_cost") if caps.run is not None else "[budget] daily"
+    problem = Problem("max_cost", message, hint, origin=origin, code="price_unknown")
+    if desk.draft.switches.get("strict"):
+        raise InputError([problem])
+    return warning_lines([replace(problem, severity="warning")])
+
+
+def _cost_words(forecast: Forecast) -> str:
+    """The most that the requests may cost, and how many of them have no known price."""
+    from .results import Cost
+    from .text import count_words, money_words
+
+    cost = f"at most {money_words(Cost(forecast.micro / 1e6, 'USD', ''))}"
+    if not forecast.unpriced:
+        return cost
+    unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
+    return f"{cost} and {unknown}" if forecast.micro else unknown
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -278,6 +411,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
 
     order = desk.order
     store.Target(order.folder, "rename", 1).prepare()
+    _prepare_results(order.results)
     store.sweep(order.folder)
     wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
     day = stack.enter_context(open_ledger_here(desk.surroundings)) if wants_ledger else None
@@ -289,24 +423,49 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
         own = stack.enter_context(day.run(name, "batch", folder=str(order.folder.absolute())))
         stack.callback(own.finish, None)
     batch = Batch(desk.sheet, ledger, run)
-    batch.enter()
-    survey = batch.survey()
-    desk.say(_plan_lines(desk, survey))
+    with _saying_unsent(desk.surroundings):
+        batch.enter()
+        survey = batch.survey()
+    desk.say([*_unheld(desk, survey), *_plan_lines(desk.sheet.table.name, desk.order, survey)])
     if not _agreed(desk, survey):
-        desk.streams.err("stopped: nothing was sent")
+        desk.streams.err(_UNSENT)
         return 130
     tracker, report = _work(desk, batch, survey, day)
     return _close(desk, batch, tracker, report)
 
 
+def _prepare_results(results: Path) -> None:
+    """The results are written when all is paid: that they can be is found out before."""
+    _prepare_folder(results.parent, "--results")
+
+
+def _prepare_folder(folder: Path, option: str) -> None:
+    """Make a folder and prove that it can be written; `option` is what it was named by."""
+    from .store import Target
+
+    try:
+        Target(folder, "rename", 1).prepare()
+    except FileError as error:
+        raise FileError(error.message, hint=f"name another place with {option}") from error
+
+
 def _agreed(desk: _Desk, survey: Survey) -> bool:
     """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
-    bound = desk.surroundings.settings.confirm_above
-    terminal = desk.streams.stdin_is_terminal and desk.streams.stderr_is_terminal
-    dear = bound is not None and (survey.forecast.micro > bound * 1e6 or survey.forecast.unpriced)
-    if not (dear and terminal) or desk.chosen.switches.get("yes"):
+    bound, forecast = desk.surroundings.settings.confirm_above, survey.forecast
+    is_dear = bound is not None and (forecast.micro > bound * 1e6 or forecast.unpriced)
+    if not is_dear or desk.chosen.switches.get("yes") or not desk.is_watched:
         return True
-    return typer.confirm("Go on?", err=True)
+    if not desk.streams.stdin_is_terminal:
+        if desk.sheet.table.name != "standard input":
+            return True
+        message = f"{_cost_words(forecast)} is above [batch] confirm_above, and standard input is the table"
+        raise InputError([Problem("yes", message, "add --yes, or name a file, so that you can be asked")])
+    try:
+        return typer.confirm(f"Go on, for {_cost_words(forecast)}?", err=True)
+    except typer.Abort:
+        # Ctrl-C and Ctrl-D leave the cursor behind the question.
+        desk.streams.err("")
+        return False
 
 
 def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tuple[Tracker, BatchReport]:
@@ -378,6 +537,7 @@ def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport) -> 
     batch.run.finish(code)
     if desk.is_json:
         print_json(batch_object(report), desk.streams)
+    desk.say(_short_lines(tracker))
     lines = batch_lines(report, tracker.labels)
     for line in lines if not desk.is_quiet or code else ():
         desk.streams.err(line)
@@ -389,36 +549,148 @@ def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport) -> 
     return code or trouble.exit_code
 
 
+def _short_lines(tracker: Tracker) -> list[str]:
+    """Rows that got fewer pictures than they asked for."""
+    from .report import note_lines
+    from .results import Report
+    from .text import count_words
+
+    lines = note_lines(Report("batch", tuple(tracker.short)), labels=tracker.labels)
+    more = tracker.short_rows - len({tracker.labels[result.index] for result in tracker.short})
+    rest = f"note: and {count_words(more, 'more row')} with fewer pictures than asked for"
+    return [*lines, rest] if more else lines
+
+
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 
 def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) -> int:
     """Join the folders of shards into one, which the same table then goes on with."""
     from .batch import Batch
-    from .ledger import hold_batch
     from .plan import run_id
-    from .shards import absorb
+    from .shards import absorb, survey_rows
 
     order = desk.order
-    wrong = [folder for folder in folders if not (folder / BATCH_HOME / "ledger.db").is_file()]
-    if wrong or not folders:
-        hint = "name the output folders of the shards behind the table"
-        found = [Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge") for folder in wrong]
-        raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
+    _check_folders(folders)
+    _prepare_results(order.results)
     ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
-    for folder in folders:
-        if folder.resolve() == order.folder.resolve():
-            continue
-        home = folder / BATCH_HOME
-        with hold_batch(home), open_ledger_here(desk.surroundings, home=home) as other:
-            rows, pictures = absorb(ledger, other, folder, order.folder)
-        desk.say([f"{folder}: {rows} requests, {pictures} pictures"])
+    for folder, other in _shard_ledgers(stack, folders, order.folder, desk.surroundings):
+        desk.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
     batch.write_results()
     run.finish(0)
-    for line in (*_plan_lines(desk, survey), f"results: {order.results}"):
-        desk.say([line])
-    return 0 if survey.due["done"] == survey.rows else 9
+    notes = []
+    if survey.running and any(True for _ in ledger.unlisted(run)):
+        notes = ["note: the shards have rows that this table, with these options, does not ask for"]
+    desk.say([*notes, *_plan_lines(desk.sheet.table.name, order, survey)])
+    report = survey_rows(order.folder, ledger, run)
+    return _tell_merged(report, order.results, desk.streams, is_quiet=desk.is_quiet, is_json=desk.is_json)
+
+
+def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surroundings, folders: list[Path]) -> int:
+    """Join the folders of shards by what they hold, without the table that they came from."""
+    from . import shards
+    from .ledger import open_ledger
+    from .plan import run_id
+
+    draft, streams = chosen.draft(surroundings), process_streams(surroundings)
+    is_quiet = draft.switches.get("quiet", False)
+    _check_folders(folders)
+    folder = _merged_folder(draft, folders)
+    results = Path(draft.values.get("results") or folder / "results.csv")
+    others = list(_shard_ledgers(stack, folders, folder, surroundings))
+    parts = [shards.open_part(stack, path, other) for path, other in others]
+    headings = shards.check_parts(parts)
+    _prepare_folder(folder, "--output")
+    _prepare_results(results)
+    stack.enter_context(_hold(folder / BATCH_HOME))
+    ledger = stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+    # What was merged before is a part too, as it was before the others come.
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
+    ledger.copy_to(scratch)
+    own = shards.open_part(stack, folder, stack.enter_context(open_ledger(scratch, now=_now)))
+    parts.append(shards.without_foreign_columns(own, parts))
+    if parts[-1].run is not None:
+        headings = shards.check_parts(parts)
+    for path, other in others:
+        absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))
+        if not is_quiet:
+            streams.err(absorbed)
+    run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
+    shards.list_rows(ledger, run, parts, headings)
+    shards.join_results(results, folder, ledger, run, parts=parts, headings=headings)
+    run.finish(0)
+    for part in parts:
+        if part.run is not None and not part.is_current and not is_quiet:
+            hint = "their columns are empty in the results; name the table before the folders to fill them"
+            streams.err(f"note: {part.folder} has no results of its last run for its rows: {hint}")
+    absent = shards.absent_parts(folders, ledger)
+    if absent:
+        streams.err(f"note: parts that were not named: {', '.join(absent[:_IDLE_MOST])}; their rows are not here")
+    code = _tell_merged(
+        shards.survey_rows(folder, ledger, run),
+        results,
+        streams,
+        is_quiet=is_quiet,
+        is_json=draft.switches.get("json", False),
+    )
+    return code or (PARTIAL if absent else 0)
+
+
+def _check_folders(folders: Sequence[Path]) -> None:
+    """Refuse what is no batch's folder, before anything is written."""
+    hint = "name the output folders of the shards"
+    found = [
+        Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge")
+        for folder in folders
+        if not (folder / BATCH_HOME / "ledger.db").is_file()
+    ]
+    if found or not folders:
+        raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
+
+
+def _merged_folder(draft: Draft, folders: Sequence[Path]) -> Path:
+    """Where all goes: the folder given, else the one that the table itself would fill."""
+    from .shards import common_folder
+
+    output = draft.values.get("output")
+    folder = Path(output).expanduser() if output else common_folder(folders)
+    if folder is None:
+        hint = "name the folder for all with -o"
+        raise InputError([Problem("output", "the names of the folders do not tell where to", hint, origin="--merge")])
+    if output == "-" or folder.is_file():
+        raise InputError([Problem("output", f"{output} is no folder", "give a folder with -o", origin="-o")])
+    return folder
+
+
+def _shard_ledgers(
+    stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, surroundings: Surroundings
+) -> Iterator[tuple[Path, Ledger]]:
+    """Each shard's ledger, in nobody else's hands; not that of the target, should it be among them."""
+    for path in dict.fromkeys(folder.resolve() for folder in folders):
+        if path == target.resolve():
+            continue
+        folder = next(folder for folder in folders if folder.resolve() == path)
+        stack.enter_context(_hold(folder / BATCH_HOME))
+        yield folder, stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+
+
+def _absorbed_words(folder: Path, rows: int, pictures: int) -> str:
+    from .text import count_words
+
+    return f"{folder}: {count_words(rows, 'new request')}, {count_words(pictures, 'new picture')}"
+
+
+def _tell_merged(report: BatchReport, results: Path, streams: Streams, *, is_quiet: bool, is_json: bool) -> int:
+    """Say what became of all rows; 9 where any of them is not done."""
+    from .envelope import batch_object, print_json
+    from .report import merged_line
+
+    if is_json:
+        print_json(batch_object(report), streams)
+    for line in () if is_quiet else (merged_line(report), f"results: {results}"):
+        streams.err(line)
+    return report.exit_code

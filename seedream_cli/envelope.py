@@ -222,6 +222,12 @@ def batch_object(report: BatchReport) -> JsonObject:
     }
 
 
+def stale_object(row: Row, why: str) -> JsonObject:
+    """A row of a batch that would run, and why."""
+    place: JsonObject = plain_value(row)
+    return {"schema": SCHEMA, "type": "stale", **place, "why": why}
+
+
 def row_object(results: Sequence[JobResult], row: Row) -> JsonObject:
     """A row of a batch, all its requests together."""
     if len(results) == 1:

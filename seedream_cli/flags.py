@@ -207,7 +207,7 @@ BATCH_TYPED_FLAGS = _flags(
     ("shard", "--shard", "Run only part I of N parts; auto asks the variables of the CI or cluster.", "I/N|auto"),
     ("explain_stale", "--explain-stale", "Say of each row that would run why, and send nothing.", "", "switch"),
     ("yes", "--yes -y", "Do not ask before a costly run.", "", "switch"),
-    ("merge", "--merge", "Join the folders of shards, named behind the table, into one. Sends nothing.", "", "switch"),
+    ("merge", "--merge", "Join the folders of shards into one. Sends nothing.", "", "switch"),
 )
 """What is typed for one run of a batch, and stands in no file, table or variable."""
 BATCH_SET_FLAGS = _flags(

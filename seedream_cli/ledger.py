@@ -1286,6 +1286,22 @@ class Ledger:
             last = (ids[-1]["position"], ids[-1]["number"])
             yield from entries
 
+    def drawn(self) -> Iterator[Entry]:
+        """Requests with pictures on disk, in the order of their entering; a chunk in memory at a time."""
+        last = -1
+        while True:
+            with self._read() as db:
+                rows = db.execute(
+                    "SELECT id, number FROM requests WHERE number > ? AND EXISTS(SELECT 1 FROM pictures "
+                    "WHERE request = requests.id AND pictures.state = 'saved') ORDER BY number LIMIT ?",
+                    (last, _PAGE),
+                ).fetchall()
+                entries = self._by_ids([row["id"] for row in rows])
+            if not rows:
+                return
+            last = rows[-1]["number"]
+            yield from entries
+
     def tally(self, run: Run) -> Tally:
         """How many rows of the run's table, or of its own requests, are in each state."""
         with self._read() as db:
@@ -1357,11 +1373,12 @@ class Ledger:
         with self._read() as db, contextlib.closing(sqlite3.connect(path)) as copy:
             db.backup(copy)
 
-    def absorb(self, other: Path) -> int:
+    def absorb(self, other: Path, moved: Sequence[tuple[str, int, Path]] = ()) -> int:
         """Take over all that another ledger knows, of a version not newer than this; the rows that were new here.
 
-        What both know stays as it is here, except that a row which is only queued here gives way. Nobody else may
-        have the other ledger in hand: hold its batch first.
+        What both know stays as it is here, except that a row gives way which is only queued here, or which went on
+        over there. `moved` are pictures that have another name here. Nobody else may have the other ledger in hand:
+        hold its batch first.
         """
         with self._turn:
             try:
@@ -1371,7 +1388,10 @@ class Ledger:
             try:
                 with self._write("no") as db:
                     self._sums.clear()
-                    return _absorb(db)
+                    new = _absorb(db)
+                    names = [(_store_path(path), request, index) for request, index, path in moved]
+                    db.executemany("UPDATE main.pictures SET path = ? WHERE request = ? AND position = ?", names)
+                    return new
             finally:
                 self._db.execute("DETACH DATABASE other")
 
@@ -1586,7 +1606,14 @@ def _absorb(db: sqlite3.Connection) -> int:
     db.execute(f"INSERT OR IGNORE INTO main.runs({names}) SELECT {taken} FROM other.runs")  # noqa: S608
     db.execute(
         "DELETE FROM main.requests WHERE state = 'queued' AND EXISTS(SELECT 1 FROM other.requests AS theirs "
-        "WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence)"
+        "WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence "
+        "AND theirs.state <> 'queued')"
+    )
+    # A shard that was run again after it was absorbed knows better; it holds all that was known here of its own rows.
+    db.execute(
+        "DELETE FROM main.requests WHERE state <> 'saved' AND EXISTS(SELECT 1 FROM other.requests AS theirs "
+        "WHERE theirs.id = requests.id AND (theirs.attempts > requests.attempts OR "
+        "theirs.attempts = requests.attempts AND theirs.state IN ('saved', 'resolved')))"
     )
     names, taken = copied("requests", "owner", "listed")
     before = int(db.execute("SELECT count(*) FROM main.requests").fetchone()[0])

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal, cast
 
 from .report import Display, PlainSink, QuietSink, Tally, event_line
-from .results import Cost, Downloading, Event, Finished, Planned, Retrying, Saved, Stage
+from .results import Cost, Downloading, Draining, Event, Finished, Notice, Planned, Retrying, Saved, Stage
 from .streams import Streams
-from .text import clean, money_words, size_words, span_words
+from .text import clean, count_words, money_words, size_words, span_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ Kind = Literal["auto", "bar", "plain", "none"]
 
 _FRAME_S = 0.1
 _PLAIN_S = 10.0
+_NOTES_MOST = 10
 _LOAD_AFTER_S = 0.3
 _LEAVE_WITHIN_S = 2.0
 _DOING = {
@@ -58,14 +59,40 @@ def make_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Display:
 def make_batch_sink(kind: Kind, streams: Streams, *, verbosity: int = 0) -> Display:
     """The display for a table's run: one line for the whole, above the requests in flight; or plain lines, rarely."""
     if kind == "none" or (kind == "auto" and verbosity < 0):
-        return QuietSink() if verbosity < 0 else PlainSink(streams, verbosity=-1)
+        return QuietSink() if verbosity < 0 else FewNotes(PlainSink(streams, verbosity=-1), streams)
     if kind == "plain" or not streams.stderr_is_terminal:
-        return PlainBatchSink(streams, verbosity=max(verbosity, 0))
-    return LiveSink(streams, verbosity=verbosity, tally=BatchTally(), name=batch_name)
+        return FewNotes(PlainBatchSink(streams, verbosity=max(verbosity, 0)), streams)
+    return FewNotes(LiveSink(streams, verbosity=verbosity, tally=BatchTally(), name=batch_name), streams)
+
+
+class FewNotes:
+    """Hands every event on, but of notes only the first: a table may give cause for one in each of its rows."""
+
+    def __init__(self, display: Display, streams: Streams) -> None:
+        self._display = display
+        self._streams = streams
+        self._notes = 0
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Notice):
+            self._notes += 1
+            if self._notes > _NOTES_MOST:
+                return
+        self._display.emit(event)
+
+    def close(self) -> None:
+        """Leave the terminal, and say how many notes there were beside those shown."""
+        self._display.close()
+        more, self._notes = self._notes - _NOTES_MOST, 0
+        if more > 0:
+            self._streams.err(f"note: and {count_words(more, 'more note')} like these")
 
 
 def batch_name(index: int) -> str:
     """What a request of a batch is called, whose number is made of that of its row."""
+    if index < 0:
+        return "a row that is not in the table any more"
     row, number = divmod(index, 1000)
     return f"row {row}" if not number else f"row {row}, request {number + 1}"
 
@@ -80,12 +107,15 @@ class BatchTally(Tally):
         self._flying: set[int] = set()
         self._images: deque[float] = deque(maxlen=1000)
         self._cost = 0.0
+        self._stopping = False
 
     def take(self, event: Event) -> None:
         """Count one event."""
         super().take(event)
         if isinstance(event, Planned):
             self._since = self._clock()
+        elif isinstance(event, Draining):
+            self._stopping = True
         elif isinstance(event, Stage):
             self._flying.add(event.job)
         elif isinstance(event, Saved) and event.image.path:
@@ -101,10 +131,12 @@ class BatchTally(Tally):
         recent = [moment for moment in self._images if moment > now - 60]
         span = min(60.0, now - self._since)
         left = (now - self._since) / self.done * (self.requests - self.done) if self.done else 0.0
+        # Once a run is being stopped, what is left is not waited for.
+        ahead = ["stopping"] if self._stopping else [f"{span_words(left)} left"] if self.done and left >= 1 else []
         return [
             f"{self.done} of {self.requests}",
             *bad,
-            *([f"{span_words(left)} left"] if self.done and left >= 1 else []),
+            *ahead,
             *([money_words(Cost(self._cost, "USD", ""))] if self._cost else []),
             *([f"{len(recent) * 60 / span:.0f} pictures/min"] if recent and span >= 1 else []),
             *([f"{len(self._flying)} in flight"] if self._flying else []),
@@ -136,7 +168,7 @@ class PlainBatchSink:
         """Take one event."""
         tally, now = self._tally, self._clock()
         tally.take(event)
-        line = event_line(event, tally, verbosity=self._verbosity)
+        line = event_line(event, tally, verbosity=self._verbosity, name=batch_name)
         if line:
             self._streams.err(line)
         rare = now - self._told_at >= _PLAIN_S and (tally.done - self._told) * 100 >= tally.requests
@@ -173,6 +205,7 @@ class LiveSink:
         name: Callable[[int], str] | None = None,
     ) -> None:
         self._streams = streams
+        self._own_name = name
         self._name = name or (lambda index: f"request {index + 1}")
         self._verbosity = 2 if verbosity > 0 else 0
         self._clock = clock
@@ -194,7 +227,7 @@ class LiveSink:
         """Take one event; the next frame shows it."""
         with self._state:
             self._tally.take(event)
-            line = event_line(event, self._tally, verbosity=self._verbosity)
+            line = event_line(event, self._tally, verbosity=self._verbosity, name=self._own_name)
             if line:
                 self._lines.append(line)
             self._take(event)

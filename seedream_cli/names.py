@@ -126,7 +126,7 @@ def _unknown_field(name: str, known: Collection[str]) -> Problem:
 
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     guess = f"did you mean {' or '.join(f'{{{field}}}' for field in near)}? " if near else ""
-    fields = " ".join(f"{{{field}}}" for field in known)
+    fields = " ".join(f"{{{field}}}" for field in dict.fromkeys(known))
     return Problem("name", f"unknown field {{{name}}} in the name template", f"{guess}fields: {fields}")
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol
 
 from .envelope import Row, add_costs, job_object, print_json, report_object
@@ -233,8 +233,11 @@ class Tally:
         return ", ".join([f"{self.done} of {self.requests} requests", *bad])
 
 
-def event_line(event: Event, tally: Tally, *, verbosity: int) -> str:
-    """The line that tells of an event, or "". At 0 only what must be known, at 1 the course, at 2 every step."""
+def event_line(event: Event, tally: Tally, *, verbosity: int, name: Callable[[int], str] | None = None) -> str:
+    """The line that tells of an event, or "". At 0 only what must be known, at 1 the course, at 2 every step.
+
+    `name` says what a request is called by its index, where it is not one of so many.
+    """
     if isinstance(event, Notice):
         return f"note: {clean(event.message)}"
     if isinstance(event, Draining):
@@ -249,11 +252,11 @@ def event_line(event: Event, tally: Tally, *, verbosity: int) -> str:
         asked = f"{count_words(event.requests, 'request')}, {upto}{count_words(event.pictures, 'picture')}"
         return f"start: {' '.join(filter(None, (clean(event.provider, 40), clean(event.model, 80))))}, {asked}"
     if verbosity >= 1 and isinstance(event, Retrying):
-        what = f"{_subject(event.job, tally.requests)}{clean(event.what, 60)}"
+        what = f"{_subject(event.job, tally.requests, name)}{clean(event.what, 60)}"
         return f"retry: {what}: {clean(event.reason)}; again in {event.wait_s:.0f} s"
     if verbosity >= 2 and isinstance(event, Stage):
         detail = f" ({clean(event.detail, 80)})" if event.detail else ""
-        return f"stage: {_subject(event.job, tally.requests)}{event.stage}{detail}"
+        return f"stage: {_subject(event.job, tally.requests, name)}{event.stage}{detail}"
     if verbosity >= 2 and isinstance(event, Saved) and event.image.path:
         return f"saved: {_facts(event.image)}"
     return ""
@@ -264,7 +267,9 @@ def _facts(image: SavedImage) -> str:
     return f"{clean_path(image.path or '')}{size}"
 
 
-def _subject(job: int, requests: int) -> str:
+def _subject(job: int, requests: int, name: Callable[[int], str] | None = None) -> str:
+    if name:
+        return f"{name(job)}: "
     return f"request {job + 1} of {requests}: " if requests > 1 else ""
 
 
@@ -366,8 +371,26 @@ def batch_lines(report: BatchReport, labels: Mapping[int, str]) -> list[str]:
     if report.signal_number is not None:
         lines.append(f"stopped by {signal.Signals(report.signal_number).name}")
     if report.unsent:
-        lines.append("run the same command again to go on")
+        errors = [report.halt, *(job.error for job in report.worst)]
+        mend = report.signal_number is None and any(error and error.kind in _UNMENDED for error in errors)
+        lines.append(f"{'set that right, then ' if mend else ''}run the same command again to go on")
     return lines
+
+
+_UNMENDED = frozenset({"config", "auth", "account", "quota"})
+"""What stops a batch at once, and is not mended by trying again."""
+
+
+def merged_line(report: BatchReport) -> str:
+    """What became of the rows of shards that were joined."""
+    counts = (
+        (report.succeeded, "done"),
+        (report.failed, "failed"),
+        (report.unknown, "unknown"),
+        (report.unsent, "not done yet"),
+    )
+    shown = ", ".join(f"{count} {word}" for count, word in counts if count) or "none"
+    return " · ".join([f"{count_words(report.rows, 'row')}: {shown}", *_batch_money(report)])
 
 
 def _batch_money(report: BatchReport) -> list[str]:

@@ -1,32 +1,72 @@
-"""The folders of shards, joined into one: their ledgers, their pictures, and replies whose pictures are to come."""
+"""The folders of shards, joined into one: ledgers, pictures, results, and replies whose pictures are to come."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import csv
+import heapq
+import itertools
+import operator
 import os
+import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from . import files
-from .errors import FileError
-from .ledger import Ledger
+from .batch import STEP, Batch
+from .errors import PARTIAL, FileError, InputError, Problem
+from .ledger import Entry, Ledger, NewRequest, Run
+from .plan import MICRO
+from .results import BatchReport, Cost
+from .tables import Columns, Row, RowResult, Table, open_table, write_results
+
+RESULT_NAMES = tuple(one.name for one in fields(RowResult))
+_NAME = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})")
+"""What a shard's folder is called where nobody called it otherwise."""
+
+
+# --- ledgers, pictures and replies ------------------------------------------------------------------------------------
 
 
 def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[int, int]:
     """Take over a shard's rows, pictures and replies; how many requests and pictures were new here.
 
-    Pictures are linked, or copied where that cannot be, and stay where they were too. Their names hold the number or
-    the id of their row, so two shards never claim one; what stands there already is kept. Raises `FileError`.
+    Pictures are linked, or copied where that cannot be, and stay where they were too. A name that is taken by another
+    picture gets a number, as when it is saved: only names with the row's number or id are one shard's alone. Raises
+    `FileError`.
     """
-    pictures = 0
-    for entry in other.history():
+    pictures, moved = 0, list[tuple[str, int, Path]]()
+    for entry in other.drawn():
+        known = ledger.row(entry.identity, entry.occurrence) if entry.identity else None
+        here = {picture.index: picture.path for picture in known.pictures} if known and known.id == entry.id else {}
         for picture in entry.pictures:
-            if picture.state == "saved" and picture.path is not None and not picture.path.is_absolute():
-                pictures += _bring(source / picture.path, target / picture.path)
+            if picture.state != "saved" or picture.path is None or picture.path.is_absolute():
+                continue
+            place = here.get(picture.index) or _free(source, target, picture.path)
+            pictures += _bring(source / picture.path, target / place)
+            if place != picture.path:
+                moved.append((entry.id, picture.index, place))
     home = Path(".seedream") / "replies"
     for reply in sorted((source / home).glob("*")) if (source / home).is_dir() else ():
         _bring(reply, target / home / reply.name)
-    return ledger.absorb(other.path), pictures
+    return ledger.absorb(other.path, moved), pictures
+
+
+def _free(source: Path, target: Path, path: Path) -> Path:
+    """A name that is free in the target, or that of the same file, which an earlier merge may have brought."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    for name in itertools.chain([path], numbered):
+        with contextlib.suppress(OSError):
+            if (target / name).samefile(source / path):
+                return name
+        if not os.path.lexists(target / name):
+            return name
+    raise AssertionError("there is always one more number")
 
 
 def _bring(path: Path, place: Path) -> bool:
@@ -44,3 +84,242 @@ def _bring(path: Path, place: Path) -> bool:
     except OSError as error:
         raise FileError(f"cannot bring {path} to {place}: {files.reason(error)}") from error
     return True
+
+
+# --- rows and results, without the table ------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """A row of a part: its number in the table, what it asks for, and its cells."""
+
+    number: int
+    entries: tuple[Entry, ...]
+    cells: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard with its ledger, the run that listed its rows last, and its results, which have the table's columns."""
+
+    folder: Path
+    ledger: Ledger
+    run: Run | None
+    results: Table | None
+    is_current: bool
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The columns of the table that its rows came from."""
+        return tuple(heading.name for heading in self.results.headings[: -len(RESULT_NAMES)]) if self.results else ()
+
+    def places(self, headings: Sequence[str]) -> Iterator[_Place]:
+        """Its rows in the table's order, with as many cells as there are columns."""
+        if self.run is None:
+            return
+        told = self._cells() if self.is_current else itertools.repeat(())
+        for (number, group), cells in zip(_rows(self.ledger, self.run), told, strict=False):
+            # Where nothing was written down, the ledger itself knows two of the columns.
+            known = {"prompt": group[0].prompt or "", "id": group[0].row_id}
+            yield _Place(number, group, cells or [known.get(name.strip().lower(), "") for name in headings])
+
+    def _cells(self) -> Iterator[Sequence[str]]:
+        assert self.results is not None  # noqa: S101 - only then it is current
+        width = len(self.headings)
+        for row in self.results.rows(Columns(())):
+            yield [str(cell) for cell in row.cells[:width]]
+
+
+def open_part(stack: contextlib.ExitStack, folder: Path, ledger: Ledger) -> Part:
+    """What is known of a shard's rows. Results that are missing, or older than its last run, are passed over."""
+    listing = (Run(ledger, row.id) for row in ledger.runs())
+    run = next((run for run in listing if next(ledger.listed(run), None) is not None), None)
+    results = None
+    with contextlib.suppress(InputError):
+        results = stack.enter_context(open_table(str(folder / "results.csv")))
+    if results and not _has_results(results):
+        results = None
+    part = Part(folder, ledger, run, results, is_current=False)
+    if results is None or run is None:
+        return part
+    many = sum(1 for _ in results.rows(Columns(())))
+    return Part(folder, ledger, run, results, is_current=many == sum(1 for _ in _rows(ledger, run)))
+
+
+def _has_results(table: Table) -> bool:
+    """Whether its last columns are those of results; the table may have had columns of the same names."""
+    last = [heading.name for heading in table.headings[-len(RESULT_NAMES) :]]
+    return len(last) == len(RESULT_NAMES) and all(
+        re.fullmatch(rf"(seedream_)?{name}(_[0-9]+)?", found) for name, found in zip(RESULT_NAMES, last, strict=True)
+    )
+
+
+def _rows(ledger: Ledger, run: Run) -> Iterator[tuple[int, tuple[Entry, ...]]]:
+    """The rows that a run lists, by number, each with its requests."""
+    for number, group in itertools.groupby(ledger.listed(run), key=lambda entry: entry.position // STEP):
+        yield number, tuple(group)
+
+
+def without_foreign_columns(part: Part, others: Sequence[Part]) -> Part:
+    """What was merged before, without its results where its columns are not those of the others.
+
+    A merge of shards that had no results yet knew but two columns.
+    """
+    if not part.results or part.headings in {other.headings for other in others if other.results} or not others:
+        return part
+    return replace(part, results=None, is_current=False) if any(other.results for other in others) else part
+
+
+def check_parts(parts: Sequence[Part]) -> tuple[str, ...]:
+    """The columns that all parts have. Raises `InputError` where they are not of one table."""
+    known = {part.headings: part for part in parts if part.results}
+    if len(known) > 1:
+        first, second, *_ = known.values()
+        raise InputError([_unlike(f"{first.folder} and {second.folder} have different columns")])
+    headings = next(iter(known), ("id", "prompt"))
+    for number, group in _by_number(parts, headings):
+        if len({tuple(entry.identity for entry in place.entries) for place in group}) > 1:
+            raise InputError([_unlike(f"row {number} is not the same in all folders")])
+    return headings
+
+
+def _unlike(message: str) -> Problem:
+    hint = "were they made of one table? Name it before the folders, with the options of the shards' runs"
+    return Problem("merge", message, hint, origin="--merge")
+
+
+def _by_number(parts: Sequence[Part], headings: Sequence[str]) -> Iterator[tuple[int, list[_Place]]]:
+    """The rows of all parts in the table's order, a row of several parts once."""
+    merged = heapq.merge(*(part.places(headings) for part in parts), key=operator.attrgetter("number"))
+    for number, group in itertools.groupby(merged, key=operator.attrgetter("number")):
+        yield number, list(group)
+
+
+def list_rows(ledger: Ledger, run: Run, parts: Sequence[Part], headings: Sequence[str]) -> None:
+    """List the rows of all parts, whose requests the ledger has taken over, as those of one table."""
+    ledger.enter(run, (_as_new(entry, run) for _, group in _by_number(parts, headings) for entry in group[0].entries))
+
+
+def _as_new(entry: Entry, run: Run) -> NewRequest:
+    """A row as it was entered first. The ledger knows it, so nothing of it changes but the run that lists it."""
+    return NewRequest(
+        id=f"{run.id}-{entry.position}",
+        position=entry.position,
+        provider=entry.provider,
+        base_url=entry.base_url,
+        model=entry.model,
+        prompt=entry.prompt,
+        body=entry.body,
+        fingerprint=entry.fingerprint,
+        pictures_at_most=entry.pictures_at_most,
+        worst_micro=entry.worst_micro,
+        currency=entry.currency,
+        as_of=entry.as_of,
+        fields=entry.fields,
+        output=entry.output,
+        identity=entry.identity or "",
+        occurrence=entry.occurrence,
+        row_id=entry.row_id,
+        file=entry.file,
+        line=entry.line,
+    )
+
+
+class _Joined(Batch):
+    """The rows of shards as a batch without its table, which can tell what became of them and no more."""
+
+    def __init__(self, folder: Path, ledger: Ledger, run: Run) -> None:
+        self.home = folder
+        self.ledger = ledger
+        self.run = run
+
+
+def join_results(
+    path: Path, folder: Path, ledger: Ledger, run: Run, *, parts: Sequence[Part], headings: Sequence[str]
+) -> None:
+    """Write one table of results: the columns of the parts' own, and what the ledger says now. Raises `FileError`."""
+    joined = _Joined(folder, ledger, run)
+    pattern = next((part.results for part in parts if part.results and not part.results.is_file(path)), None)
+    with contextlib.ExitStack() as stack:
+        table = copy.copy(pattern) if pattern else stack.enter_context(_bare_table(folder, headings))
+        table.headings = table.headings[: len(headings)]
+        write_results(path, table, _told(joined, table, parts, headings))
+
+
+@contextlib.contextmanager
+def _bare_table(folder: Path, headings: Sequence[str]) -> Iterator[Table]:
+    """A table with these columns and no rows, where no part has results."""
+    place = folder / f".seedream-{os.urandom(6).hex()}.part"
+    try:
+        with place.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow(headings)
+        with open_table(str(place)) as table:
+            yield table
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _told(
+    joined: Batch, table: Table, parts: Sequence[Part], headings: Sequence[str]
+) -> Iterator[tuple[Row, RowResult]]:
+    cells = ((number, group[0].cells) for number, group in _by_number(parts, headings))
+    for (number, entries), (_, known) in zip(_rows(joined.ledger, joined.run), cells, strict=True):
+        yield Row(table, Columns(()), number, entries[0].line or 0, known), joined.result(entries)
+
+
+def survey_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
+    """What became of all rows that the run lists, whenever that was."""
+    joined, counts, money, unpriced = _Joined(folder, ledger, run), Counter[str](), Counter[str](), 0
+    for _, entries in _rows(ledger, run):
+        status = joined.result(entries).status
+        counts[_WORDS.get(status, "failed")] += 1
+        for entry in entries:
+            counts["images"] += sum(picture.state in {"saved", "handed"} for picture in entry.pictures)
+            cost = entry.worst_micro if entry.settled_micro is None else entry.settled_micro
+            money["yes"] += entry.earlier_micro
+            money[entry.billed] += cost or 0
+            unpriced += entry.billed != "no" and cost is None
+            currency = (entry.currency, entry.as_of)
+    rows = sum(counts[word] for word in ("succeeded", "failed", "unknown", "unsent"))
+    possible = Cost(money["unknown"] / MICRO, *currency) if money["unknown"] else None
+    return BatchReport(
+        rows=rows,
+        succeeded=counts["succeeded"],
+        failed=counts["failed"],
+        unknown=counts["unknown"],
+        unsent=counts["unsent"],
+        images=counts["images"],
+        cost=Cost(money["yes"] / MICRO, *currency) if rows and not unpriced else None,
+        possible=possible,
+        unpriced=unpriced,
+        codes=frozenset({0 if rows and counts["succeeded"] == rows else PARTIAL}),
+    )
+
+
+_WORDS = {
+    "succeeded": "succeeded",
+    "unknown": "unknown",
+    "unsent": "unsent",
+    "running": "unsent",
+    "unsaved": "unsent",
+    "submitted": "unsent",
+}
+"""How the words of results are counted; every other one is a failure."""
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def common_folder(folders: Sequence[Path]) -> Path | None:
+    """The folder of the whole, by the names of its parts: shots-1-of-2 and shots-2-of-2 are parts of shots."""
+    found = [_NAME.fullmatch(folder.resolve().name) for folder in folders]
+    stems = {(match["stem"], match["count"]) if match else None for match in found}
+    [stem] = stems if len(stems) == 1 else [None]
+    return Path(stem[0]) if stem else None
+
+
+def absent_parts(folders: Sequence[Path], ledger: Ledger) -> list[str]:
+    """The names of parts that were never brought together here, as far as names tell."""
+    known = [*(folder.resolve().name for folder in folders), *(Path(run.folder).name for run in ledger.runs())]
+    found = [match for match in map(_NAME.fullmatch, known) if match]
+    wanted = {f"{m['stem']}-{index}-of-{m['count']}": None for m in found for index in range(1, int(m["count"]) + 1)}
+    return [name for name in wanted if name not in known]

@@ -745,6 +745,8 @@ class Table:
             return fitted, problems
         mark = "a tab" if self.format.delimiter == "\t" else self.format.delimiter
         hint = f"put quotes around a cell that holds {mark} or a line break"
+        if count < width:
+            hint += "; where Excel left out empty last cells, move a column that is always filled to the end"
         message = f"the row has {_count(count, 'cell')}, but the header names {_count(width, 'column')}"
         return fitted, (*problems, Problem("", message, hint, origin=f"{self.name}:{line}"))
 
