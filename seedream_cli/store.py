@@ -7,6 +7,7 @@ linked to its final name. A file with a final name is therefore whole, and no ex
 from __future__ import annotations
 
 import binascii
+import contextlib
 import hashlib
 import io
 import itertools
@@ -263,11 +264,14 @@ class Part:
 
     def finish(self) -> Facts:
         """Checks the whole picture and flushes it. Raises `LinkError` where it is no whole one, `FileError`."""
-        with self._turn:
-            with self._open() as file:
-                facts = inspect_file(file, self._hash.hexdigest())
-            self._flush()
+        facts = self.check()
+        self.flush()
         return facts
+
+    def check(self) -> Facts:
+        """Checks the whole picture. Raises `LinkError` where it is no whole one."""
+        with self._turn, self._open() as file:
+            return inspect_file(file, self._hash.hexdigest())
 
     def _open(self) -> io.BufferedReader | io.BytesIO:
         """What was written, to read; a small picture in memory, where its many short reads cost nothing."""
@@ -275,12 +279,21 @@ class Part:
             return io.BytesIO(os.pread(self._descriptor, self.size, 0))
         return os.fdopen(os.dup(self._descriptor), "rb")
 
-    def _flush(self) -> None:
-        try:
-            files.set_mode(self._descriptor, self._mode)
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise _paid_error("flush", self.path, error) from error
+    def begin_flush(self) -> None:
+        """Sends the bytes on their way to the disk, where the system can; `flush` waits until they are there."""
+        with self._turn, contextlib.suppress(OSError):
+            if hasattr(os, "posix_fadvise"):
+                # Linux takes "these will not be needed" for a reason to write at once.
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def flush(self) -> None:
+        """Returns when the bytes survive a power cut. Raises `FileError` (billed)."""
+        with self._turn:
+            try:
+                files.set_mode(self._descriptor, self._mode)
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise _paid_error("flush", self.path, error) from error
 
     def publish(self, folder: Path, stem: str, facts: Facts, if_exists: IfExists, *, suffix: str = "") -> Published:
         """Gives the finished part its final name in `folder` (on the same file system); `flush_folder` comes after.

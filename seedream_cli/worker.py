@@ -676,11 +676,12 @@ class Worker:
         fetched = await self.wire.fetch(
             picture.link,
             part.write,
-            check=lambda size: self.desk.disk.do(part.finish, size),
+            check=lambda size: self.desk.disk.do(part.check, size),
             restart=part.reset,
             explain=pictures.explain_store_error,
             on_progress=progress,
         )
+        await self.desk.disk.flush(part)
         return fetched.checked
 
     # What came of it.

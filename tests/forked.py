@@ -336,7 +336,7 @@ def flushes_no_picture() -> None:
     """A picture gets its name before its bytes are on the disk."""
     from seedream_cli import store
 
-    store.Part._flush = lambda self: None  # type: ignore[method-assign]
+    store.Part.flush = lambda self: None  # type: ignore[method-assign]
 
 
 def flushes_no_folder() -> None:
