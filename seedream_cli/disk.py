@@ -22,7 +22,7 @@ _Waiting = tuple[Part, "asyncio.Future[None]"]
 
 
 class Disk:
-    """Does at once what takes a quick disk less time than a thread would: small files are checked and flushed in the loop.
+    """Does at once what a quick disk does sooner than a thread: small files are checked and flushed in the loop.
 
     Every deed is timed, so a disk that is slow, or becomes so, holds nothing else up. Pictures that come in one turn of
     the loop are flushed together: their bytes go to the disk all at once, and its own journal is written once.
