@@ -933,7 +933,7 @@ class Ledger:
     ) -> None:
         """The first byte is about to leave: committed and flushed when this returns, and if it raises, send nothing.
 
-        With `hold` its worst cost is held in the same step, as `reserve` does.
+        With `hold` its worst cost is held in the same step.
 
         Called inside the wire's last gate. `token` is this attempt's client request id. A request that ended before
         (`unknown`, `failed`, `saved`, `resolved`) needs `again`: its old cost or doubt stays in the account, and a
@@ -1125,19 +1125,12 @@ class Ledger:
 
     # Money.
 
-    def reserve(self, request_id: str, micro: int | None, caps: Caps) -> None:
-        """Hold the worst cost of a request before it is sent, in one transaction with the look at both budgets.
-
-        Counted are what was paid, what others hold and what may have been paid. `micro` None (no price known) passes
-        every cap and counts in `Spent.unpriced`. Raises `BudgetError` that names the sums; nothing is held then.
-        """
-        with self._write("no") as db:
-            row = self._row_in_hand(db, request_id)
-            _check_move(row, "sent", again=True)
-            _update(db, request_id, self._hold(db, row, Hold(micro, caps)))
-
     def _hold(self, db: sqlite3.Connection, row: sqlite3.Row, hold: Hold) -> dict[str, Any]:
-        """Look at the budgets; what changes when the cost is held."""
+        """Look at the budgets; what changes when the cost is held.
+
+        Counted are what was paid, what others hold and what may have been paid. No price known passes every cap and
+        counts in `Spent.unpriced`. Raises `BudgetError` that names the sums; nothing is held then.
+        """
         if row["reserved"] and (hold.caps.run is not None or hold.caps.daily is not None):
             # Its own earlier reservation must not count twice.
             _update(db, row["id"], {"reserved": 0})
@@ -1150,7 +1143,7 @@ class Ledger:
         """Hold, then settle, money of a request whose row is in another ledger, so that the day's budget sees it.
 
         A batch books its worst cost here under its request's id before it sends, and the settled cost after; 0 takes
-        the booking back. A crash leaves the worst cost booked. Raises `BudgetError` as `reserve` does.
+        the booking back. A crash leaves the worst cost booked. Raises `BudgetError` as `mark_sent` does.
         """
         with self._write("no") as db:
             if micro == 0 or caps.daily is not None:

@@ -431,9 +431,7 @@ DRIVER = """
         step("begun")
         book.enter(run, [new("r")])
         step("entered")
-        book.reserve("r", 40_000, Caps(run=1_000_000))
-        step("reserved")
-        book.mark_sent("r", attempt=1, token="t")
+        book.mark_sent("r", attempt=1, token="t", hold=room.Hold(40_000, Caps(run=1_000_000)))
         step("sent")
         (replies / "r.part").write_text("{}")
         step("answer in a part")
@@ -453,7 +451,6 @@ DRIVER = """
 AFTER = {
     "begun": None,
     "entered": ("queued", "no", 0),
-    "reserved": ("queued", "no", 0),
     "sent": ("unknown", "unknown", 40_000),
     "answer in a part": ("ready", "unknown", 40_000),
     "answer kept": ("ready", "unknown", 40_000),
@@ -712,12 +709,13 @@ def test_money_follows_the_request(book: Ledger) -> None:
         names = ("free", "lost", "made", "none")
         book.enter(run, [*(new(n) for n in names), new("dear", worst_micro=None), new("yen", currency="CNY")])
         for name in names:
-            book.reserve(name, 40_000, caps)
-            book.reserve(name, 40_000, caps)
-        book.reserve("dear", None, caps)
+            send(book, name, hold=room.Hold(40_000, caps))
+            book.mark_queued(name, REFUSED)
+        send(book, "dear", hold=room.Hold(None, caps))
+        # One that is tried again holds what it held.
         assert book.spent(run="r") == room.Spent(0, 160_000, 0, 1, "USD")
-        for name in (*names, "dear", "yen"):
-            send(book, name)
+        for name in (*names, "yen"):
+            send(book, name, hold=room.Hold(40_000, caps))
         assert book.spent(run="r") == room.Spent(0, 160_000, 0, 2, "USD")
         book.mark_failed("free", REFUSED)
         book.mark_unknown("lost", LOST)
@@ -736,15 +734,17 @@ def test_caps_count_what_is_spent_held_and_in_doubt(book: Ledger) -> None:
         book.mark_ready("paid", [], settled_micro=35_000)
         send(book, "lost")
         book.mark_unknown("lost", LOST)
-        book.reserve("held", 40_000, Caps())
+        send(book, "held", hold=room.Hold(40_000, Caps()))
         for caps, named in ((Caps(run=154_999), "--max-cost"), (Caps(daily=154_999), "daily")):
             with pytest.raises(BudgetError) as caught:
-                book.reserve("next", 40_000, caps)
+                send(book, "next", hold=room.Hold(40_000, caps))
             assert (caught.value.exit_code, named in caught.value.hint) == (10, True)
             for part in ("up to 0.04 USD", "0.035 USD spent", "0.04 USD reserved", "0.04 USD possibly", "0.154999 USD"):
                 assert part in caught.value.message
         assert book.spent(run="r").total == 115_000
-        book.reserve("next", 40_000, Caps(run=155_000, daily=155_000))
+        send(book, "next", hold=room.Hold(40_000, Caps(run=155_000, daily=155_000)))
+        book.mark_queued("next", REFUSED)
+        book.mark_queued("held", REFUSED)
     assert book.spent(run="r") == room.Spent(35_000, 0, 40_000, 0, "USD"), "a run that ended holds no reservation"
 
 
@@ -801,10 +801,9 @@ def test_a_daily_budget_holds_across_processes(path: Path, book: Ledger) -> None
             got = 0
             for n in range(4):
                 try:
-                    book.reserve(f"{run.id}-{n}", 40_000, Caps(run=10**9, daily=400_000))
+                    send(book, f"{run.id}-{n}", hold=room.Hold(40_000, Caps(run=10**9, daily=400_000)))
                 except BudgetError:
                     continue
-                send(book, f"{run.id}-{n}")
                 got += 1
             print(got)
     """
