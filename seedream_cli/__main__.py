@@ -23,9 +23,14 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         sys.stdout.write(respond(sys.argv[2], sys.argv[3:]))
         return
-    from .cli import main as run
+    try:
+        from .cli import main as run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        # While everything was still being loaded; later ones are told what became of what was sent.
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":
