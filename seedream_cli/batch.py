@@ -224,12 +224,9 @@ class Sheet:
         return gather(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
-        checker, is_empty = Checker(self._shapes), True
-        for row in self.table.rows(self.columns):
-            is_empty = False
-            yield from checker.judge(row).problems
-        yield from checker.close()
-        if is_empty:
+        checker = Checker(self._shapes)
+        yield from checker.check(self.table, self.columns)
+        if not checker.rows:
             yield Problem("", "the table has a header and no rows", origin=self.table.name)
 
     def _judge(self, draft: Draft) -> tuple[Shape | None, Sequence[Problem]]:
