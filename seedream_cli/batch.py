@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from . import names
 from .books import to_micro
 from .errors import EXIT_CODES, PARTIAL, ConfigError, Problem
-from .ledger import Entry, Forecast, Ledger, NewRequest, Run, Unsent
+from .ledger import Entry, Forecast, Ledger, Mould, NewRow, Pattern, Run, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
@@ -189,13 +189,17 @@ def _find_shard(count: str, environ: Mapping[str, str], found: list[Problem]) ->
 
 
 class Shape(NamedTuple):
-    """What all rows of one shape have in common: the job, but for prompt, seed and name, and how often it is sent."""
+    """What all rows of one shape have in common: the job, but for prompt, seed and name, and how often it is sent.
+
+    `mould` is what they have in common in the ledger, None where the dialect does not send prompts as they stand.
+    """
 
     job: Job
     times: int
     fingerprint: str
     most: int
     worst: Cost | None
+    mould: Mould | None = None
 
 
 @dataclass
@@ -218,6 +222,9 @@ class Sheet:
     def __post_init__(self) -> None:
         self._shapes = Shapes(self.base, self._judge)
         self._fields = (*names.FIELDS, *self.columns.names)
+        # What is asked of each of a hundred thousand rows is found out once.
+        self._has_ids, self._has_names = (name in self.columns.at for name in ("id", "name"))
+        self._name = self.base.values.get("name", "").strip()
 
     def check(self) -> Findings:
         """Every problem of every row, before anything is sent or written."""
@@ -249,7 +256,9 @@ class Sheet:
         self.routes[job.route] = None
         self.models[job.request.model_id] = None
         most = job.request.pictures_at_most
-        return Shape(job, planned.built.count, job.request.fingerprint, most, job.price(most)), found
+        shape = Shape(job, planned.built.count, job.request.fingerprint, most, job.price(most))
+        body = find_pattern(job)
+        return shape if body is None else shape._replace(mould=self._mould(shape, body)), found
 
     def _find_key(self) -> FindKey:
         """Looks each key up once, however many shapes there are: a key's command may take its time."""
@@ -293,36 +302,64 @@ class Sheet:
 
     def template(self, row: Row) -> str:
         """What the row's pictures are called by."""
-        typed = row.text("name").strip() or self.base.values.get("name", "").strip()
+        typed = (row.text("name").strip() if self._has_names else "") or self._name
         return typed or ("{id}" if row.id else "{row}-{slug}")
 
-    def new_request(self, judged: Judged[Shape | None], key: str, number: int, run: Run) -> NewRequest:
-        """Request `number`, from 0, of a row, for the ledger."""
-        row, shape = judged.row, judged.value
-        assert shape is not None  # noqa: S101 - only a table without errors is entered
-        request, worst, template = self.request(judged, shape), shape.worst, self.template(row)
-        many = f"-{number + 1}" if shape.times > 1 else ""
-        return NewRequest(
-            id=f"{run.id}-{row.number}{many}",
-            position=row.number * STEP + number,
+    def _mould(self, shape: Shape, body: Pattern) -> Mould:
+        """What the requests of a shape have in common in the ledger, of which `body` is the body."""
+        request, worst = shape.job.request, shape.worst
+        fields = {"row": "", **({"id": ""} if self._has_ids else {}), "size": request.size}
+        output = {"template": "", "first": 1, "of": shape.times * shape.most}
+        return Mould(
             provider=request.provider,
             base_url=shape.job.route.base_url,
             model=request.model_id,
-            prompt=request.prompt,
-            body=shape.job.route.dialect.submit(request).json or {},
-            fingerprint=key,
+            body=body,
+            fields=Pattern(fields, ("row", "id")),
+            output=Pattern(output, ("template", "first")),
             pictures_at_most=shape.most,
             worst_micro=to_micro(worst),
             currency=worst.currency if worst else "USD",
             as_of=worst.as_of if worst else "",
-            fields={**_needed(template, row), "size": request.size},
-            output={"template": template, "first": number * shape.most + 1, "of": shape.times * shape.most},
-            identity=key,
-            occurrence=number,
-            row_id=row.id,
             file=self.table.name,
-            line=row.line,
         )
+
+    def new_rows(self, judged: Judged[Shape | None], shape: Shape, row_id: str, key: str, run: str) -> list[NewRow]:
+        """The requests of a row, for the ledger, where the row is known by `key`."""
+        row, request = judged.row, shape.job.request
+        number, mould, template = row.number, shape.mould or self._own_mould(judged, shape), self.template(row)
+        prompt = None if request.prompt is None else judged.prompt
+        # A dialect sends what a request has.
+        own: dict[str, str | int] = {"prompt": judged.prompt, "seed": int(judged.seed or request.seed or 0)}
+        body = [own[name] for name in mould.body.own]
+        fields: tuple[str, ...] | Mapping[str, str] = (str(number), row_id[:200]) if row_id else (str(number),)
+        if (row_id != "") != self._has_ids or not _is_known(template):
+            fields = {**_needed(template, row), "size": request.size}
+        if shape.times == 1:
+            place, output = number * STEP, (template, 1)
+            name = f"{run}-{number}"
+            return [NewRow(mould, name, place, row.line, key, 0, row_id, prompt, body, fields, output)]
+        return [
+            NewRow(
+                mould,
+                f"{run}-{number}-{nth + 1}",
+                number * STEP + nth,
+                row.line,
+                key,
+                nth,
+                row_id,
+                prompt,
+                body,
+                fields,
+                (template, nth * shape.most + 1),
+            )
+            for nth in range(shape.times)
+        ]
+
+    def _own_mould(self, judged: Judged[Shape | None], shape: Shape) -> Mould:
+        """The mould of this row alone, its body made by the dialect."""
+        submit = shape.job.route.dialect.submit
+        return self._mould(shape, Pattern(submit(self.request(judged, shape)).json or {}))
 
     def job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job:
         """The job of a row's request, to be sent."""
@@ -347,6 +384,34 @@ class Sheet:
         )
 
 
+_TRIALS: tuple[Mapping[str, Any], ...] = (
+    {"prompt": f" \t“A fox” in\nC:\\wood & <b>100 %</b> {{x}} 狐狸 \U0001f98a {'and on ' * 2000} ", "seed": 104729},
+    {"prompt": "b", "seed": 0},
+)
+"""Two prompts and seeds that have nothing in common, the first as odd as any."""
+
+
+def find_pattern(job: Job) -> Pattern | None:
+    """The body of all requests that differ in their prompt and seed only, as the dialect writes it.
+
+    None where it does not send these as they stand: then each body has to be made by the dialect itself.
+    """
+    request, submit = job.request, job.route.dialect.submit
+    trials = [{key: value for key, value in trial.items() if getattr(request, key) is not None} for trial in _TRIALS]
+    bodies = [dict(submit(request.model_copy(update=trial)).json or {}) for trial in trials]
+    own = [key for key, value in trials[0].items() if bodies[0].get(key) == value]
+    for body, trial in zip(bodies, trials, strict=True):
+        if list(body.items()) != list({**bodies[0], **{key: trial[key] for key in own}}.items()):
+            return None
+    return Pattern(bodies[0], own)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_known(template: str) -> bool:
+    """Whether all fields of a name can be found out without the table, but for the row's number and id."""
+    return _used_fields(template) <= {"id", "row", *names.FIELDS}
+
+
 @functools.lru_cache(maxsize=64)
 def _used_fields(template: str) -> frozenset[str]:
     return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name)
@@ -356,9 +421,9 @@ def _needed(template: str, row: Row) -> dict[str, str]:
     """The fields of a name that a later run could not find out by itself: those of the table."""
     # As it stands: whoever makes a name of it cleans it, and of a hundred thousand rows most are never asked again.
     own = {"row": str(row.number)} | ({"id": row.id[:200]} if row.id else {})
-    used = _used_fields(template)
-    if used <= {"id", "row", *names.FIELDS}:
+    if _is_known(template):
         return own
+    used = _used_fields(template)
     return {name: text for name, text in row.fields.items() if name in used and name not in names.FIELDS} | own
 
 
@@ -395,17 +460,17 @@ class Batch:
 
     def enter(self) -> None:
         """List every row of the table, or of its shard, in the ledger. Known ones keep what is known of them."""
-        self.ledger.enter(self.run, self._new_requests())
+        self.ledger.enter(self.run, self._new_rows())
 
-    def _new_requests(self) -> Iterator[NewRequest]:
-        identities, sheet = Identities(), self.sheet
+    def _new_rows(self) -> Iterator[NewRow]:
+        identities, sheet, shard, run = Identities(), self.sheet, self.order.shard, self.run.id
         for judged in sheet.judged():
-            if judged.value is None:
+            shape, row_id = judged.value, judged.row.id
+            if shape is None:
                 continue
-            key = identities.key(judged.row, sheet.parts(judged, judged.value))
-            if self.order.shard.has(key):
-                for number in range(judged.value.times):
-                    yield sheet.new_request(judged, key, number, self.run)
+            key = identities.key_of(row_id, sheet.parts(judged, shape))
+            if shard.has(key):
+                yield from sheet.new_rows(judged, shape, row_id, key, run)
 
     def deed(self, entry: Entry) -> Deed:
         """What a request is due, by what the ledger says and what the disk shows."""

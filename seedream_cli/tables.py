@@ -546,6 +546,11 @@ class Columns:
         return take if template is None else fill
 
     @functools.cached_property
+    def id_at(self) -> int | None:
+        """Where the id stands."""
+        return self.at.get("id")
+
+    @functools.cached_property
     def needed_at(self) -> tuple[int, ...]:
         """Where the cells stand that should not be empty, since the template has no other text for them."""
         return tuple(slot.at for slot in self.slots if not slot.otherwise)
@@ -961,7 +966,8 @@ class Row(NamedTuple):
     @property
     def id(self) -> str:
         """What the table calls the row, or ""."""
-        return self.text("id").strip()
+        at = self.columns.id_at
+        return "" if at is None else _text(self.cells[at]).strip()
 
     @property
     def prompt(self) -> str:
@@ -1268,8 +1274,7 @@ class Checker(Generic[T]):
         for at in columns.needed_at:
             if not cells[at]:
                 return False
-        at = columns.at.get("id", -1)
-        name = "" if at < 0 else _text(cells[at]).strip()
+        name = "" if columns.id_at is None else _text(cells[columns.id_at]).strip()
         if name and self._keep_id(name, line) != line:
             return False
         if shaped.found:
@@ -1402,7 +1407,11 @@ class Identities:
 
     def key(self, row: Row, parts: Sequence[str]) -> str:
         """The row's key; `parts` as for `row_key`. A row with an id is no other's equal."""
-        if name := row.id:
+        return self.key_of(row.id, parts)
+
+    def key_of(self, name: str, parts: Sequence[str]) -> str:
+        """The key of a row with this id, or with none."""
+        if name:
             return row_key(parts, name)
         first = row_key(parts)
         times = self._times.add(int(first[:16], 16))
