@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import os
 import string
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from . import names
 from .books import to_micro
 from .errors import EXIT_CODES, PARTIAL, ConfigError, Problem
-from .ledger import Entry, Forecast, Ledger, Mould, NewRow, Pattern, Run, Unsent
+from .ledger import Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
@@ -457,10 +458,11 @@ class Batch:
         self.run = run
         self.now = now
         self.home = sheet.order.folder
+        self._folder = str(self.home)
 
     def enter(self) -> None:
         """List every row of the table, or of its shard, in the ledger. Known ones keep what is known of them."""
-        self.ledger.enter(self.run, self._new_rows())
+        self.ledger.enter_rows(self.run, self._new_rows())
 
     def _new_rows(self) -> Iterator[NewRow]:
         identities, sheet, shard, run = Identities(), self.sheet, self.order.shard, self.run.id
@@ -515,25 +517,60 @@ class Batch:
         return bool(row.link) and (row.expires is None or row.expires > self.now())
 
     def survey(self) -> Survey:
-        """What the run will do, row by row, and what it may cost."""
-        survey = Survey()
-        ended: Iterator[tuple[int, Deed, Entry | None]] = (
-            (entry.position, self.deed(entry), entry) for entry in self.ledger.listed(self.run, _ENDED)
-        )
+        """What the run will do, row by row, and what it may cost. Only what is not plain is looked at in Python."""
+        survey, limit = Survey(), self.order.limit if self.order.only is None else None
         queued: Deed = "send" if self.order.only is None else "left"
-        fresh: Iterator[tuple[int, Deed, Entry | None]] = (
-            (position, queued, None) for position in self.ledger.queued(self.run)
-        )
-        if self.order.limit:
-            fresh = ((entry.position, queued, entry) for entry in self.ledger.listed(self.run, ["queued"]))
-        elif queued == "send":
-            survey.forecast = self.ledger.forecast(self.run)
-        for _, group in itertools.groupby(_merge(ended, fresh), key=lambda one: one[0] // STEP):
+        forecast, single = self.ledger.forecast(self.run), self.ledger.count_single(self.run, STEP)
+        # Of rows with a single request only as many are looked at as can be within the limit.
+        within = min(single, limit or 0)
+        fresh: Iterator[Queued] = itertools.islice(self.ledger.queued(self.run, STEP, single=True), within)
+        if single < forecast.requests:
+            fresh = heapq.merge(fresh, self.ledger.queued(self.run, STEP, single=False))
+        if queued == "send" and not limit:
+            survey.forecast = forecast
+        due: Iterator[_Due] = ((one.position, queued, one if limit else None) for one in fresh)
+        for _, group in itertools.groupby(_merge(self._ended(), due), key=lambda one: one[0] // STEP):
             self._count(survey, [(deed, entry) for _, deed, entry in group])
+        survey.rows += single - within
+        survey.due["left" if limit else queued] += single - within
         survey.seconds = self._guess_seconds(survey)
         return survey
 
-    def _count(self, survey: Survey, requests: Sequence[tuple[Deed, Entry | None]]) -> None:
+    def _ended(self) -> Iterator[_Due]:
+        """What the requests that are not queued are due, in the order of the table; done ones without their entries."""
+        others: Iterator[_Due] = (
+            (entry.position, self.deed(entry), entry) for entry in self.ledger.listed(self.run, _UNSAVED)
+        )
+        return _merge(others, self._saved())
+
+    def _saved(self) -> Iterator[tuple[int, Deed, Entry | None]]:
+        done: Deed = "done" if self.order.only is None else "left"
+        rows = self.ledger.saved(self.run)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            odd = [one.id for one in chunk if not self._is_whole(one)]
+            entries = {entry.id: entry for entry in self.ledger.entries(odd)} if odd else {}
+            for one in chunk:
+                entry = entries.get(one.id)
+                yield one.position, self.deed(entry) if entry else done, entry
+
+    def _is_whole(self, saved: Saved) -> bool:
+        """Whether every picture was made, and every file is there."""
+        home = self._folder
+        for state, path in saved.pictures:
+            if state == "handed" or (state == "saved" and path is None):
+                continue
+            # Of a hundred thousand files a path as an object would take longer than the look.
+            if state != "saved" or not os.path.isfile(os.path.join(home, os.fsdecode(path or ""))):  # noqa: PTH113, PTH118
+                return False
+        return True
+
+    def doubtful(self) -> Iterator[Entry]:
+        """Every request of the table but those that are plainly done, in its order."""
+        others = ((entry.position, entry) for entry in self.ledger.listed(self.run, ("queued", *_UNSAVED)))
+        odd = ((position, entry) for position, _, entry in self._saved() if entry)
+        return (entry for _, entry in heapq.merge(others, odd, key=lambda one: one[0]))
+
+    def _count(self, survey: Survey, requests: Sequence[tuple[Deed, Entry | Queued | None]]) -> None:
         """One row, by the most urgent of what its requests are due."""
         survey.rows += 1
         deeds = {deed for deed, _ in requests}
@@ -553,7 +590,7 @@ class Batch:
             elif deed in {"send", "again"}:
                 priced = entry.worst_micro is not None
                 survey.forecast += Forecast(1, entry.pictures_at_most, entry.worst_micro or 0, int(not priced))
-            elif deed in {"failed", "unknown", "missing"}:
+            elif deed in {"failed", "unknown", "missing"} and isinstance(entry, Entry):
                 survey.codes.add(_code(entry, deed))
 
     def _guess_seconds(self, survey: Survey) -> float:
@@ -703,7 +740,11 @@ _ORDER: tuple[Deed, ...] = ("send", "again", "fetch", "unknown", "missing", "fai
 _ENDED: tuple[Any, ...] = ("sent", "waiting", "ready", "saved", "failed", "unknown", "resolved")
 
 
-def _merge(*streams: Iterator[tuple[int, Deed, Entry | None]]) -> Iterator[tuple[int, Deed, Entry | None]]:
+_UNSAVED: tuple[Any, ...] = tuple(state for state in _ENDED if state != "saved")
+_Due = tuple[int, Deed, Entry | Queued | None]
+
+
+def _merge(*streams: Iterator[_Due]) -> Iterator[_Due]:
     """Several streams in one, by position."""
     return heapq.merge(*streams, key=lambda one: one[0])
 
@@ -729,7 +770,7 @@ def explain_stale(batch: Batch) -> Iterator[tuple[Row, str]]:
     for request_id, row_id, position in batch.ledger.unlisted(batch.run):
         earlier[f"id {row_id}" if row_id else f"row {position // STEP}"] = request_id
     rows = batch.sheet.table.rows(batch.sheet.columns)
-    for number, group in itertools.groupby(batch.ledger.listed(batch.run), key=lambda entry: entry.position // STEP):
+    for number, group in itertools.groupby(batch.doubtful(), key=lambda entry: entry.position // STEP):
         due = [entry for entry in group if batch.deed(entry) in _RUNS]
         row = next((row for row in rows if row.number == number), None)
         if due and row is not None:
