@@ -303,8 +303,11 @@ class Sheet:
 
     def template(self, row: Row) -> str:
         """What the row's pictures are called by."""
+        return self._template(row, row.id)
+
+    def _template(self, row: Row, row_id: str) -> str:
         typed = (row.text("name").strip() if self._has_names else "") or self._name
-        return typed or ("{id}" if row.id else "{row}-{slug}")
+        return typed or ("{id}" if row_id else "{row}-{slug}")
 
     def _mould(self, shape: Shape, body: Pattern) -> Mould:
         """What the requests of a shape have in common in the ledger, of which `body` is the body."""
@@ -328,11 +331,12 @@ class Sheet:
     def new_rows(self, judged: Judged[Shape | None], shape: Shape, row_id: str, key: str, run: str) -> list[NewRow]:
         """The requests of a row, for the ledger, where the row is known by `key`."""
         row, request = judged.row, shape.job.request
-        number, mould, template = row.number, shape.mould or self._own_mould(judged, shape), self.template(row)
+        number, mould, template = row.number, shape.mould or self._own_mould(judged, shape), self._template(row, row_id)
         prompt = None if request.prompt is None else judged.prompt
-        # A dialect sends what a request has.
-        own: dict[str, str | int] = {"prompt": judged.prompt, "seed": int(judged.seed or request.seed or 0)}
-        body = [own[name] for name in mould.body.own]
+        body: tuple[str | int, ...] = (judged.prompt,)
+        if mould.body.own != _PROMPT_ALONE:
+            own: dict[str, str | int] = {"prompt": judged.prompt, "seed": int(judged.seed or request.seed or 0)}
+            body = tuple([own[name] for name in mould.body.own])
         fields: tuple[str, ...] | Mapping[str, str] = (str(number), row_id[:200]) if row_id else (str(number),)
         if (row_id != "") != self._has_ids or not _is_known(template):
             fields = {**_needed(template, row), "size": request.size}
@@ -385,6 +389,7 @@ class Sheet:
         )
 
 
+_PROMPT_ALONE = ("prompt",)
 _TRIALS: tuple[Mapping[str, Any], ...] = (
     {"prompt": f" \t“A fox” in\nC:\\wood & <b>100 %</b> {{x}} 狐狸 \U0001f98a {'and on ' * 2000} ", "seed": 104729},
     {"prompt": "b", "seed": 0},
