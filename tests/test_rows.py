@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from seedream_cli import providers
 from seedream_cli.batch import _ORDER, STEP, Batch, Order, Sheet, Survey, _code, explain_stale, find_pattern
-from seedream_cli.errors import InternalError
+from seedream_cli.errors import InputError, InternalError
 from seedream_cli.flags import RUN_KEYS, options
 from seedream_cli.ledger import Forecast, Ledger, Mould, NewRequest, NewRow, Pattern, open_ledger
 from seedream_cli.request import Draft
@@ -201,6 +201,33 @@ def test_what_names_a_secret_is_never_a_row_s_own() -> None:
     """Its value is masked, which a pattern could not do."""
     with pytest.raises(InternalError):
         Pattern({"api_key": ""}, ("api_key",))
+
+
+def test_a_table_that_breaks_off_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises while rows are drawn, a changed table say, is passed on, and what it had begun is not written."""
+    monkeypatch.setattr("seedream_cli.ledger._ENTERED", 10)
+
+    def requests() -> Iterator[NewRequest]:
+        for number in range(25):
+            if number == 24:
+                raise InputError([])
+            yield NewRequest(
+                id=f"r-{number}",
+                position=number,
+                provider="ark",
+                base_url="https://x",
+                model="m",
+                prompt="p",
+                body={},
+                fingerprint="f",
+                identity=str(number),
+            )
+
+    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
+        with pytest.raises(InputError):
+            book.enter(run, requests())
+        assert len(list(book.listed(run))) == 20
+        assert book._db.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
 def test_a_row_needs_a_run_that_the_ledger_knows(tmp_path: Path) -> None:
