@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import os
 import string
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from . import names
 from .books import to_micro
 from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, Problem
-from .ledger import Entry, Forecast, Ledger, NewRequest, Run, Unsent
+from .ledger import Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
@@ -194,13 +195,17 @@ def _find_shard(count: str, environ: Mapping[str, str], found: list[Problem]) ->
 
 
 class Shape(NamedTuple):
-    """What all rows of one shape have in common: the job, but for prompt, seed and name, and how often it is sent."""
+    """What all rows of one shape have in common: the job, but for prompt, seed and name, and how often it is sent.
+
+    `mould` is what they have in common in the ledger, None where the dialect does not send prompts as they stand.
+    """
 
     job: Job
     times: int
     fingerprint: str
     most: int
     worst: Cost | None
+    mould: Mould | None = None
 
 
 @dataclass
@@ -223,18 +228,18 @@ class Sheet:
     def __post_init__(self) -> None:
         self._shapes = Shapes(self.base, self._judge)
         self._fields = (*names.FIELDS, *self.columns.names)
+        # What is asked of each of a hundred thousand rows is found out once.
+        self._has_ids, self._has_names = (name in self.columns.at for name in ("id", "name"))
+        self._name = self.base.values.get("name", "").strip()
 
     def check(self) -> Findings:
         """Every problem of every row, before anything is sent or written."""
         return gather(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
-        checker, is_empty = Checker(self._shapes), True
-        for row in self.table.rows(self.columns):
-            is_empty = False
-            yield from checker.judge(row).problems
-        yield from checker.close()
-        if is_empty:
+        checker = Checker(self._shapes)
+        yield from checker.check(self.table, self.columns)
+        if not checker.rows:
             yield Problem("", "the table has a header and no rows", origin=self.table.name)
 
     def _judge(self, draft: Draft) -> tuple[Shape | None, Sequence[Problem]]:
@@ -260,7 +265,9 @@ class Sheet:
         self.routes[job.route] = None
         self.models[job.request.model_id] = None
         most = job.request.pictures_at_most
-        return Shape(job, planned.built.count, job.request.fingerprint, most, job.price(most)), found
+        shape = Shape(job, planned.built.count, job.request.fingerprint, most, job.price(most))
+        body = find_pattern(job)
+        return shape if body is None else shape._replace(mould=self._mould(shape, body)), found
 
     def _find_key(self) -> FindKey:
         """Looks each key up once, however many shapes there are: a key's command may take its time."""
@@ -304,36 +311,68 @@ class Sheet:
 
     def template(self, row: Row) -> str:
         """What the row's pictures are called by."""
-        typed = row.text("name").strip() or self.base.values.get("name", "").strip()
-        return typed or ("{id}" if row.id else "{row}-{slug}")
+        return self._template(row, row.id)
 
-    def new_request(self, judged: Judged[Shape | None], key: str, number: int, run: Run) -> NewRequest:
-        """Request `number`, from 0, of a row, for the ledger."""
-        row, shape = judged.row, judged.value
-        assert shape is not None  # noqa: S101 - only a table without errors is entered
-        request, worst, template = self.request(judged, shape), shape.worst, self.template(row)
-        many = f"-{number + 1}" if shape.times > 1 else ""
-        return NewRequest(
-            id=f"{run.id}-{row.number}{many}",
-            position=row.number * STEP + number,
+    def _template(self, row: Row, row_id: str) -> str:
+        typed = (row.text("name").strip() if self._has_names else "") or self._name
+        return typed or ("{id}" if row_id else "{row}-{slug}")
+
+    def _mould(self, shape: Shape, body: Pattern) -> Mould:
+        """What the requests of a shape have in common in the ledger, of which `body` is the body."""
+        request, worst = shape.job.request, shape.worst
+        fields = {"row": "", **({"id": ""} if self._has_ids else {}), "size": request.size}
+        output = {"template": "", "first": 1, "of": shape.times * shape.most}
+        return Mould(
             provider=request.provider,
             base_url=shape.job.route.base_url,
             model=request.model_id,
-            prompt=request.prompt,
-            body=shape.job.route.dialect.submit(request).json or {},
-            fingerprint=key,
+            body=body,
+            fields=Pattern(fields, ("row", "id")),
+            output=Pattern(output, ("template", "first")),
             pictures_at_most=shape.most,
             worst_micro=to_micro(worst),
             currency=worst.currency if worst else "USD",
             as_of=worst.as_of if worst else "",
-            fields={**_needed(template, row), "size": request.size},
-            output={"template": template, "first": number * shape.most + 1, "of": shape.times * shape.most},
-            identity=key,
-            occurrence=number,
-            row_id=row.id,
             file=self.table.name,
-            line=row.line,
         )
+
+    def new_rows(self, judged: Judged[Shape | None], shape: Shape, row_id: str, key: str, run: str) -> list[NewRow]:
+        """The requests of a row, for the ledger, where the row is known by `key`."""
+        row, request = judged.row, shape.job.request
+        number, mould, template = row.number, shape.mould or self._own_mould(judged, shape), self._template(row, row_id)
+        prompt = None if request.prompt is None else judged.prompt
+        body: tuple[str | int, ...] = (judged.prompt,)
+        if mould.body.own != _PROMPT_ALONE:
+            own: dict[str, str | int] = {"prompt": judged.prompt, "seed": int(judged.seed or request.seed or 0)}
+            body = tuple([own[name] for name in mould.body.own])
+        fields: tuple[str, ...] | Mapping[str, str] = (str(number), row_id[:200]) if row_id else (str(number),)
+        if (row_id != "") != self._has_ids or not _is_known(template):
+            fields = {**_needed(template, row), "size": request.size}
+        if shape.times == 1:
+            place, output = number * STEP, (template, 1)
+            name = f"{run}-{number}"
+            return [NewRow(mould, name, place, row.line, key, 0, row_id, prompt, body, fields, output)]
+        return [
+            NewRow(
+                mould,
+                f"{run}-{number}-{nth + 1}",
+                number * STEP + nth,
+                row.line,
+                key,
+                nth,
+                row_id,
+                prompt,
+                body,
+                fields,
+                (template, nth * shape.most + 1),
+            )
+            for nth in range(shape.times)
+        ]
+
+    def _own_mould(self, judged: Judged[Shape | None], shape: Shape) -> Mould:
+        """The mould of this row alone, its body made by the dialect."""
+        submit = shape.job.route.dialect.submit
+        return self._mould(shape, Pattern(submit(self.request(judged, shape)).json or {}))
 
     def job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job:
         """The job of a row's request, to be sent."""
@@ -358,6 +397,35 @@ class Sheet:
         )
 
 
+_PROMPT_ALONE = ("prompt",)
+_TRIALS: tuple[Mapping[str, Any], ...] = (
+    {"prompt": f" \t“A fox” in\nC:\\wood & <b>100 %</b> {{x}} 狐狸 \U0001f98a {'and on ' * 2000} ", "seed": 104729},
+    {"prompt": "b", "seed": 0},
+)
+"""Two prompts and seeds that have nothing in common, the first as odd as any."""
+
+
+def find_pattern(job: Job) -> Pattern | None:
+    """The body of all requests that differ in their prompt and seed only, as the dialect writes it.
+
+    None where it does not send these as they stand: then each body has to be made by the dialect itself.
+    """
+    request, submit = job.request, job.route.dialect.submit
+    trials = [{key: value for key, value in trial.items() if getattr(request, key) is not None} for trial in _TRIALS]
+    bodies = [dict(submit(request.model_copy(update=trial)).json or {}) for trial in trials]
+    own = [key for key, value in trials[0].items() if bodies[0].get(key) == value]
+    for body, trial in zip(bodies, trials, strict=True):
+        if list(body.items()) != list({**bodies[0], **{key: trial[key] for key in own}}.items()):
+            return None
+    return Pattern(bodies[0], own)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_known(template: str) -> bool:
+    """Whether all fields of a name can be found out without the table, but for the row's number and id."""
+    return _used_fields(template) <= {"id", "row", *names.FIELDS}
+
+
 @functools.lru_cache(maxsize=64)
 def _used_fields(template: str) -> frozenset[str]:
     return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name)
@@ -367,9 +435,9 @@ def _needed(template: str, row: Row) -> dict[str, str]:
     """The fields of a name that a later run could not find out by itself: those of the table."""
     # As it stands: whoever makes a name of it cleans it, and of a hundred thousand rows most are never asked again.
     own = {"row": str(row.number)} | ({"id": row.id[:200]} if row.id else {})
-    used = _used_fields(template)
-    if used <= {"id", "row", *names.FIELDS}:
+    if _is_known(template):
         return own
+    used = _used_fields(template)
     return {name: text for name, text in row.fields.items() if name in used and name not in names.FIELDS} | own
 
 
@@ -403,20 +471,21 @@ class Batch:
         self.run = run
         self.now = now
         self.home = sheet.order.folder
+        self._folder = str(self.home)
 
     def enter(self) -> None:
         """List every row of the table, or of its shard, in the ledger. Known ones keep what is known of them."""
-        self.ledger.enter(self.run, self._new_requests())
+        self.ledger.enter_rows(self.run, self._new_rows())
 
-    def _new_requests(self) -> Iterator[NewRequest]:
-        identities, sheet = Identities(), self.sheet
+    def _new_rows(self) -> Iterator[NewRow]:
+        identities, sheet, shard, run = Identities(), self.sheet, self.order.shard, self.run.id
         for judged in sheet.judged():
-            if judged.value is None:
+            shape, row_id = judged.value, judged.row.id
+            if shape is None:
                 continue
-            key = identities.key(judged.row, sheet.parts(judged, judged.value))
-            if self.order.shard.has(key):
-                for number in range(judged.value.times):
-                    yield sheet.new_request(judged, key, number, self.run)
+            key = identities.key_of(row_id, sheet.parts(judged, shape))
+            if shard.has(key):
+                yield from sheet.new_rows(judged, shape, row_id, key, run)
 
     def deed(self, entry: Entry) -> Deed:
         """What a request is due, by what the ledger says and what the disk shows."""
@@ -461,25 +530,61 @@ class Batch:
         return bool(row.link) and (row.expires is None or row.expires > self.now())
 
     def survey(self) -> Survey:
-        """What the run will do, row by row, and what it may cost."""
-        survey = Survey()
-        ended: Iterator[tuple[int, Deed, Entry | None]] = (
-            (entry.position, self.deed(entry), entry) for entry in self.ledger.listed(self.run, _ENDED)
-        )
+        """What the run will do, row by row, and what it may cost. Only what is not plain is looked at in Python."""
+        survey, limit = Survey(), self.order.limit if self.order.only is None else None
         queued: Deed = "send" if self.order.only is None else "left"
-        fresh: Iterator[tuple[int, Deed, Entry | None]] = (
-            (position, queued, None) for position in self.ledger.queued(self.run)
-        )
-        if self.order.limit:
-            fresh = ((entry.position, queued, entry) for entry in self.ledger.listed(self.run, ["queued"]))
-        elif queued == "send":
-            survey.forecast = self.ledger.forecast(self.run)
-        for _, group in itertools.groupby(_merge(ended, fresh), key=lambda one: one[0] // STEP):
+        forecast, single = self.ledger.forecast(self.run), self.ledger.count_single(self.run, STEP)
+        # Of rows with a single request only as many are looked at as can be within the limit.
+        within = min(single, limit or 0)
+        fresh: Iterator[Queued] = itertools.islice(self.ledger.queued(self.run, STEP, single=True), within)
+        if single < forecast.requests:
+            fresh = heapq.merge(fresh, self.ledger.queued(self.run, STEP, single=False))
+        if queued == "send" and not limit:
+            survey.forecast = forecast
+        due: Iterator[_Due] = ((one.position, queued, one if limit else None) for one in fresh)
+        for _, group in itertools.groupby(_merge(self._ended(), due), key=lambda one: one[0] // STEP):
             self._count(survey, [(deed, entry) for _, deed, entry in group])
+        survey.rows += single - within
+        survey.due["left" if limit else queued] += single - within
         survey.seconds = self._guess_seconds(survey)
         return survey
 
-    def _count(self, survey: Survey, requests: Sequence[tuple[Deed, Entry | None]]) -> None:
+    def _ended(self) -> Iterator[_Due]:
+        """What the requests that are not queued are due, in the order of the table; done ones without their entries."""
+        others: Iterator[_Due] = (
+            (entry.position, self.deed(entry), entry) for entry in self.ledger.listed(self.run, _UNSAVED)
+        )
+        return _merge(others, self._saved())
+
+    def _saved(self) -> Iterator[tuple[int, Deed, Entry | None]]:
+        done: Deed = "done" if self.order.only is None else "left"
+        rows = self.ledger.saved(self.run)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            odd = [one.id for one in chunk if not self._is_whole(one)]
+            entries = {entry.id: entry for entry in self.ledger.entries(odd)} if odd else {}
+            for one in chunk:
+                entry = entries.get(one.id)
+                yield one.position, self.deed(entry) if entry else done, entry
+
+    def _is_whole(self, saved: Saved) -> bool:
+        """Whether every picture was made, and every file is there."""
+        home = self._folder
+        for state, path in saved.pictures:
+            if state == "handed" or (state == "saved" and path is None):
+                continue
+            # Of a hundred thousand files a path as an object would take longer than the look.
+            if state != "saved" or not os.path.isfile(os.path.join(home, os.fsdecode(path or ""))):  # noqa: PTH113, PTH118
+                return False
+        return True
+
+    def doubtful(self, *, queued: bool = True) -> Iterator[Entry]:
+        """Every request of the table but those that are plainly done, in its order."""
+        states = ("queued", *_UNSAVED) if queued else _UNSAVED
+        others = ((entry.position, entry) for entry in self.ledger.listed(self.run, states))
+        odd = ((position, entry) for position, _, entry in self._saved() if entry)
+        return (entry for _, entry in heapq.merge(others, odd, key=lambda one: one[0]))
+
+    def _count(self, survey: Survey, requests: Sequence[tuple[Deed, Entry | Queued | None]]) -> None:
         """One row, by the most urgent of what its requests are due."""
         survey.rows += 1
         deeds = {deed for deed, _ in requests}
@@ -499,7 +604,7 @@ class Batch:
             elif deed in {"send", "again"}:
                 priced = entry.worst_micro is not None
                 survey.forecast += Forecast(1, entry.pictures_at_most, entry.worst_micro or 0, int(not priced))
-            elif deed in {"failed", "unknown", "missing"}:
+            elif deed in {"failed", "unknown", "missing"} and isinstance(entry, Entry):
                 survey.codes.add(_code(entry, deed))
 
     def _guess_seconds(self, survey: Survey) -> float:
@@ -531,7 +636,7 @@ class Batch:
 
     def _due(self) -> Iterator[Entry | Unsent]:
         """What runs, a chunk at a time in hand."""
-        known = (entry for entry in self.ledger.listed(self.run, _ENDED) if self.deed(entry) in _RUNS)
+        known = (entry for entry in self.doubtful(queued=False) if self.deed(entry) in _RUNS)
         unsent = self.ledger.unsent(self.run) if self.order.only is None else iter(())
         runs = self._within_limit(heapq.merge(known, unsent, key=lambda one: one.position))
         while chunk := list(itertools.islice(runs, CHUNK)):
@@ -649,7 +754,11 @@ _ORDER: tuple[Deed, ...] = ("send", "again", "fetch", "unknown", "missing", "fai
 _ENDED: tuple[Any, ...] = ("sent", "waiting", "ready", "saved", "failed", "unknown", "resolved")
 
 
-def _merge(*streams: Iterator[tuple[int, Deed, Entry | None]]) -> Iterator[tuple[int, Deed, Entry | None]]:
+_UNSAVED: tuple[Any, ...] = tuple(state for state in _ENDED if state != "saved")
+_Due = tuple[int, Deed, Entry | Queued | None]
+
+
+def _merge(*streams: Iterator[_Due]) -> Iterator[_Due]:
     """Several streams in one, by position."""
     return heapq.merge(*streams, key=lambda one: one[0])
 
@@ -675,7 +784,7 @@ def explain_stale(batch: Batch) -> Iterator[tuple[Row, str]]:
     for request_id, row_id, position in batch.ledger.unlisted(batch.run):
         earlier[f"id {row_id}" if row_id else f"row {position // STEP}"] = request_id
     rows = batch.sheet.table.rows(batch.sheet.columns)
-    for number, group in itertools.groupby(batch.ledger.listed(batch.run), key=lambda entry: entry.position // STEP):
+    for number, group in itertools.groupby(batch.doubtful(), key=lambda entry: entry.position // STEP):
         due = [entry for entry in group if batch.deed(entry) in _RUNS]
         row = next((row for row in rows if row.number == number), None)
         if due and row is not None:

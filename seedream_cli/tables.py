@@ -24,9 +24,9 @@ import sys
 import tempfile
 import threading
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TextIO, TypeVar
 
@@ -220,7 +220,6 @@ class _Lines:
         self.number = 0
         self._file = file
         self._spoiled: list[Problem] = []
-        self._ended = False
 
     def __iter__(self) -> Iterator[str]:
         for line in iter(functools.partial(self._file.readline, LINE_MOST), ""):
@@ -231,8 +230,29 @@ class _Lines:
                 yield line
             else:
                 yield self._look_at(line)
-            if self._ended:
-                return
+
+    def blocks(self) -> Iterator[Iterable[str]]:
+        """All lines, many at a time: looked at together, and one by one only where that finds something.
+
+        `number` is ahead of the reader then, except while the lines of a block come one by one.
+        """
+        while text := self._file.read(_BLOCK):
+            # A line break of two characters may have been cut in half: the rest of the line may be the other half.
+            rest = self._file.readline(LINE_MOST)
+            lines = io.StringIO(text + rest, newline="").readlines()
+            if len(lines[-1]) >= LINE_MOST:
+                yield self._one_by_one(lines[:-1])
+                raise _TooLongError
+            if _is_clean(text) and _is_clean(rest):
+                self.number += len(lines)
+                yield lines
+            else:
+                yield self._one_by_one(lines)
+
+    def _one_by_one(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self.number += 1
+            yield self._look_at(line)
 
     def _look_at(self, line: str) -> str:
         """Note what of a line is no text; the line without NULs, at which csv modules used to stop."""
@@ -253,9 +273,21 @@ class _Lines:
         found, self._spoiled = tuple(self._spoiled), []
         return found
 
-    def end(self) -> None:
-        """Read no further: what follows cannot be told apart any more."""
-        self._ended = True
+
+_BLOCK = 1 << 15
+
+
+def _is_clean(text: str) -> bool:
+    """Whether there is nothing in a text that is no text."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _ENCODING_HINT = 'save the table as UTF-8 (in Excel: "CSV UTF-8")'
@@ -269,20 +301,28 @@ def _read_next(reader: Iterator[R], lines: _Lines) -> R | Problem | None:
     line = lines.number + 1
     try:
         return next(reader, None)
-    except _TooLongError:
+    except _UNREADABLE as error:
+        return _unreadable(error, lines.shown, line, lines.number)
+
+
+_UNREADABLE = (_TooLongError, UnicodeDecodeError, csv.Error)
+
+
+def _unreadable(error: Exception, shown: str, line: int, last: int) -> Problem:
+    """What is wrong with a record that starts at a line and was read as far as the last one."""
+    if isinstance(error, _TooLongError):
         message, hint = f"the line is longer than {LINE_MOST:,} characters", "the rows below were not looked at"
-    except UnicodeDecodeError:
+    elif isinstance(error, UnicodeDecodeError):
         message, hint = "the bytes from here on are no text", _ENCODING_HINT
-    except csv.Error as error:
+    else:
         message, hint = str(error), _QUOTE_HINT
         if "field limit" in message:
-            lines.end()
             message, hint = f"a cell has more than {CELL_MOST:,} characters", _END_HINT
         elif "end of data" in message:
             message = "a quote in this row is never closed"
         elif "expected after" in message:
-            line, message = lines.number, "a quote within a cell is not doubled"
-    return Problem("", message, hint, origin=f"{lines.shown}:{line}")
+            line, message = last, "a quote within a cell is not doubled"
+    return Problem("", message, hint, origin=f"{shown}:{line}")
 
 
 # --- headers --------------------------------------------------------------------------------------------------------
@@ -488,6 +528,32 @@ class Columns:
         if len(at) > 1:
             return operator.itemgetter(*at)
         return lambda cells: tuple(cells[number] for number in at)
+
+    @functools.cached_property
+    def prompt_of(self) -> Callable[[Sequence[Cell]], str]:
+        """Takes the prompt from the cells: the template filled in, or else the cell; "" where there is neither."""
+        template, at = self.template, self.at.get("prompt")
+
+        def fill(cells: Sequence[Cell]) -> str:
+            texts = [p if isinstance(p, str) else _text(cells[p.at]) or p.otherwise for p in template or ()]
+            text = "".join(texts)
+            return "" if text.isspace() else text
+
+        def take(cells: Sequence[Cell]) -> str:
+            text = "" if at is None else _text(cells[at])
+            return "" if text.isspace() else text
+
+        return take if template is None else fill
+
+    @functools.cached_property
+    def id_at(self) -> int | None:
+        """Where the id stands."""
+        return self.at.get("id")
+
+    @functools.cached_property
+    def needed_at(self) -> tuple[int, ...]:
+        """Where the cells stand that should not be empty, since the template has no other text for them."""
+        return tuple(slot.at for slot in self.slots if not slot.otherwise)
 
     @functools.cached_property
     def at(self) -> Mapping[str, int]:
@@ -711,29 +777,32 @@ class Table:
 
         Raises `InputError` where the file was changed since it was opened.
         """
-        records = self._json_records(columns) if self.format.kind == "jsonl" else self._csv_records()
-        for number, (line, cells, problems) in enumerate(records, 1):
+        for number, (line, cells, problems) in enumerate(self.records(columns), 1):
             yield Row(self, columns, number, line, cells, problems)
 
-    def _csv_records(self) -> Iterator[_Record]:
+    def records(self, columns: Columns) -> Iterator[Record]:
+        """What rows are made of, in their order: the line, the cells, and what is wrong with the reading."""
+        return self._json_records(columns) if self.format.kind == "jsonl" else self._csv_records()
+
+    def _csv_records(self) -> Iterator[Record]:
         form, width = self.format, len(self.headings)
         with self._source.open_text(form.encoding) as file:
             lines = _Lines(self._source, file)
-            texts = iter(lines)
-            deque(itertools.islice(texts, form.header_lines), 0)
+            deque(itertools.islice(iter(lines), form.header_lines), 0)
             lines.take_problems()
             csv.field_size_limit(CELL_MOST)
+            # Of UTF-16 that is cut in half all would be lost that is read with its end.
+            texts = iter(lines) if form.encoding == "utf-16" else itertools.chain.from_iterable(lines.blocks())
             reader = csv.reader(texts, delimiter=form.delimiter, strict=True)
-            while True:
-                line = lines.number + 1
-                cells = _read_next(reader, lines)
-                if cells is None:
-                    return
+            for line, cells in _number_records(reader, form.header_lines, lines.shown):
                 problems = lines.take_problems()
                 if isinstance(cells, Problem):
                     yield line, [""] * width, (*problems, cells)
-                elif problems or not _is_blank(cells):
-                    yield line, *self._fit(cells, line, problems)
+                elif problems or len(cells) != width:
+                    if problems or not _is_blank(cells):
+                        yield line, *self._fit(cells, line, problems)
+                elif (cells and cells[0] and not cells[0].isspace()) or not _is_blank(cells):
+                    yield line, cells, ()
 
     def _fit(self, cells: list[str], line: int, problems: tuple[Problem, ...]) -> tuple[list[str], tuple[Problem, ...]]:
         """As many cells as columns. Empty ones too many are what Excel leaves; anything else is a mistake."""
@@ -750,7 +819,7 @@ class Table:
         message = f"the row has {_count(count, 'cell')}, but the header names {_count(width, 'column')}"
         return fitted, (*problems, Problem("", message, hint, origin=f"{self.name}:{line}"))
 
-    def _json_records(self, columns: Columns) -> Iterator[_Record]:
+    def _json_records(self, columns: Columns) -> Iterator[Record]:
         keys = list(zip([heading.name for heading in self.headings], columns.columns, strict=True))
         with self._source.open_text(self.format.encoding) as file:
             lines = _Lines(self._source, file)
@@ -765,7 +834,25 @@ class Table:
                     yield line, cells, (*problems, *wrong) if problems or wrong else ()
 
 
-_Record = tuple[int, Sequence[Cell], tuple[Problem, ...]]
+Record = tuple[int, Sequence[Cell], tuple[Problem, ...]]
+
+
+def _number_records(reader: Any, before: int, shown: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Each record of a csv reader with the line it starts at, or what is wrong with it. `before` lines were passed."""
+    line = before
+    while True:
+        try:
+            for cells in reader:
+                yield line + 1, cells
+                line = before + reader.line_num
+            return
+        except _UNREADABLE as error:
+            problem = _unreadable(error, shown, line + 1, before + reader.line_num)
+            yield line + 1, problem
+        # What follows cannot be told apart any more.
+        if problem.hint == _END_HINT:
+            return
+        line = before + reader.line_num
 
 
 def open_table(name: str) -> Table:
@@ -854,18 +941,18 @@ def _text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else "|".join(cell)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row as it stands: its number from 1, the line its record starts at, its cells, and what is wrong with it.
 
-    The problems are those of its reading. What its options are worth is judged by a `Checker`.
+    The problems are those of its reading. What its options are worth is judged by a `Checker`. A tuple, since one is
+    made for each of a hundred thousand rows.
     """
 
     table: Table
     columns: Columns
     number: int
     line: int
-    cells: Sequence[Cell] = field(repr=False)
+    cells: Sequence[Cell]
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -881,17 +968,13 @@ class Row:
     @property
     def id(self) -> str:
         """What the table calls the row, or ""."""
-        return self.text("id").strip()
+        at = self.columns.id_at
+        return "" if at is None else _text(self.cells[at]).strip()
 
     @property
     def prompt(self) -> str:
         """The template filled in, or else the cell as it stands; "" where there is neither."""
-        cells, template = self.cells, self.columns.template
-        if template is None:
-            text = self.text("prompt")
-        else:
-            text = "".join([p if isinstance(p, str) else _text(cells[p.at]) or p.otherwise for p in template])
-        return "" if text.isspace() else text
+        return self.columns.prompt_of(self.cells)
 
     @property
     def shape(self) -> tuple[Cell, ...]:
@@ -1065,12 +1148,13 @@ class Judged(NamedTuple, Generic[T]):
         return tuple(replace(p, origin=here) if p.origin == _HERE else p for p in self.found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Shaped(Generic[T]):
-    """The judgment of a shape."""
+    """The judgment of a shape. `is_sound`: there is nothing in it but warnings."""
 
     value: T
     found: tuple[Problem, ...]
+    is_sound: bool
 
 
 class Shapes(Generic[T]):
@@ -1087,28 +1171,47 @@ class Shapes(Generic[T]):
         self._most = most
         self._kept: dict[_Key, _Shaped[T]] = {}
         self._prompt, self._seed, self._name = (base.values.get(key, "") for key in _STAND_INS)
+        self._columns: Columns | None = None
+
+    def _place(self, columns: Columns) -> None:
+        """Look once where the cells stand that are looked at in every row."""
+        self._columns = columns
+        self._shape_of, self._prompt_of = columns.shape_of, columns.prompt_of
+        self._seed_at, self._name_at = columns.at.get("seed"), columns.at.get("name")
 
     def judge(self, row: Row) -> Judged[T]:
         """The row with the judgment of its shape."""
-        prompt = row.prompt or self._prompt
-        seed, name = row.text("seed").strip() or self._seed, row.text("name").strip() or self._name
+        key, prompt, number = self._find(row.columns, row.cells)
+        shaped = self._kept.get(key) or self._keep(key, row)
+        return Judged(row, shaped.value, shaped.found, prompt, number)
+
+    def glance(self, columns: Columns, cells: Sequence[Cell]) -> _Shaped[T] | None:
+        """The judgment of the cells' shape, where it is known already."""
+        return self._kept.get(self._find(columns, cells)[0])
+
+    def _find(self, columns: Columns, cells: Sequence[Cell]) -> tuple[_Key, str, str]:
+        """The shape of a row, and its prompt and seed, which the shape leaves out."""
+        if columns is not self._columns:
+            self._place(columns)
+        prompt = self._prompt_of(cells) or self._prompt
+        seed = ("" if self._seed_at is None else _text(cells[self._seed_at]).strip()) or self._seed
+        name = ("" if self._name_at is None else _text(cells[self._name_at]).strip()) or self._name
         number = _plain_seed(seed) if seed else ""
-        marks = (
+        key = (
+            self._shape_of(cells),
             _STAND_INS["prompt"] if prompt and not prompt.isspace() else prompt,
             _STAND_INS["seed"] if number else seed,
             _STAND_INS["name"] if name and _PLAIN_NAME.fullmatch(name) else name,
         )
-        key = (row.shape, marks)
-        shaped = self._kept.get(key) or self._keep(key, row)
-        return Judged(row, shaped.value, shaped.found, prompt, number)
+        return key, prompt, number
 
     def _keep(self, key: _Key, row: Row) -> _Shaped[T]:
         reader = row.sort_cells()
         draft = _overlay(self.base, reader, row.columns.places)
-        marks = {name: mark for name, mark in zip(_STAND_INS, key[1], strict=True) if name in draft.values}
+        marks = {name: mark for name, mark in zip(_STAND_INS, key[1:], strict=True) if name in draft.values}
         value, problems = self._judge(replace(draft, values={**draft.values, **marks}))
         found = (*(replace(problem, origin=_HERE) for problem in reader.problems), *map(_unplace, problems))
-        shaped = _Shaped(value, found)
+        shaped = _Shaped(value, found, all(problem.severity == "warning" for problem in found))
         # Pictures in data URIs would make the keys as large as the table.
         if len(repr(key)) <= 4096:
             if len(self._kept) >= self._most:
@@ -1117,7 +1220,7 @@ class Shapes(Generic[T]):
         return shaped
 
 
-_Key = tuple[tuple[Cell, ...], tuple[str, ...]]
+_Key = tuple[tuple[Cell, ...], str, str, str]
 _PLAIN_NAME = re.compile(r"\w[\w -]*(/\w[\w -]*)*")
 """A name without fields, dots and signs: whatever template rules there are, it keeps them."""
 
@@ -1127,6 +1230,8 @@ _SEED = re.compile(r"\s*[+-]?[0-9]{1,12}\s*", re.ASCII)
 
 def _plain_seed(text: str) -> str:
     """A seed that every model can take, in one spelling; "" for any other text, which is judged as it stands."""
+    if len(text) < 10 and text.isdecimal() and text.isascii() and text[0] != "0":
+        return text
     if not _SEED.fullmatch(text):
         return ""
     number = int(text)
@@ -1147,6 +1252,36 @@ class Checker(Generic[T]):
         self._ids = _Numbers()
         self._told: set[Problem] = set()
         self._warned: dict[Problem, tuple[str, int]] = {}
+        self._passed: dict[_Shaped[T], int] = {}
+        self.rows = 0
+
+    def check(self, table: Table, columns: Columns) -> Iterator[Problem]:
+        """Every problem of every row, with its place, in the order of the rows; nothing is held."""
+        for number, (line, cells, problems) in enumerate(table.records(columns), 1):
+            self.rows = number
+            if problems or not self._passes(columns, cells, line):
+                yield from self.judge(Row(table, columns, number, line, cells, problems)).problems
+        yield from self.close()
+
+    def _passes(self, columns: Columns, cells: Sequence[Cell], line: int) -> bool:
+        """Whether nothing has to be said of a row but what was said of its shape. Where it is not so, `judge` it."""
+        shaped = self._shapes.glance(columns, cells)
+        if shaped is None or not shaped.is_sound:
+            return False
+        if shaped.found and shaped not in self._passed:
+            # The first row of a shape, at which its warnings are told.
+            if len(self._passed) < COLUMNS_MOST:
+                self._passed[shaped] = 0
+            return False
+        for at in columns.needed_at:
+            if not cells[at]:
+                return False
+        name = "" if columns.id_at is None else _text(cells[columns.id_at]).strip()
+        if name and self._keep_id(name, line) != line:
+            return False
+        if shaped.found:
+            self._passed[shaped] += 1
+        return True
 
     def judge(self, row: Row) -> Judged[T]:
         """The row judged, with its errors; one of an option of the run, not of the row, is told once.
@@ -1156,7 +1291,7 @@ class Checker(Generic[T]):
         if row.problems:
             return Judged(row, None, row.problems)
         for slot in row.columns.slots:
-            if not row.cells[slot.at] and not slot.otherwise:
+            if slot.at in row.columns.needed_at and not row.cells[slot.at]:
                 self._warn(_empty(slot), row)
         judged = self._shapes.judge(row)
         name = row.id
@@ -1184,22 +1319,29 @@ class Checker(Generic[T]):
     def _find_twice(self, name: str, row: Row) -> list[Problem]:
         if not name:
             return []
-        digest = int.from_bytes(hashlib.blake2b(_bytes(name), digest_size=8).digest())
-        line = self._ids.keep(digest, row.line)
+        line = self._keep_id(name, row.line)
         if line == row.line:
             return []
         message = f"the id {name[:80]!r} stands in line {line} already"
         return [Problem("id", message, "give every row an id of its own", origin=row.origin)]
 
+    def _keep_id(self, name: str, line: int) -> int:
+        """The line in which this id stood first. Only this process compares its hashes."""
+        return self._ids.keep(hash(name) & _ALL_BITS, line)
+
     def close(self) -> list[Problem]:
         """The warnings, each once, at the first row that it concerns and with the number of the others."""
-        problems = []
-        for problem, (first, count) in self._warned.items():
+        problems, more = list[Problem](), Counter[Problem]()
+        for shaped, passed in self._passed.items():
+            for problem in shaped.found:
+                more[problem] += passed
+        for problem, (first, own) in self._warned.items():
+            count = own + more[problem]
             if problem.origin != _HERE:
                 problems.append(problem)
                 continue
-            more = f" (and in {_count(count - 1, 'more row')})" if count > 1 else ""
-            problems.append(replace(problem, message=problem.message + more, origin=first))
+            others = f" (and in {_count(count - 1, 'more row')})" if count > 1 else ""
+            problems.append(replace(problem, message=problem.message + others, origin=first))
         return problems
 
 
@@ -1213,12 +1355,8 @@ def check_table(
 ) -> Iterator[Problem]:
     """Every problem of every row, with its place, in the order of the rows; nothing is held."""
     checker = Checker(Shapes(base, lambda draft: (None, judge(draft))))
-    is_empty = True
-    for row in table.rows(columns):
-        is_empty = False
-        yield from checker.judge(row).problems
-    yield from checker.close()
-    if is_empty:
+    yield from checker.check(table, columns)
+    if not checker.rows:
         yield Problem("", "the table has a header and no rows", severity="warning", origin=table.name, code="no_rows")
 
 
@@ -1255,7 +1393,13 @@ def row_key(parts: Sequence[str], row_id: str = "", occurrence: int = 1) -> str:
     """
     # No text that came through a table, a flag or a prompt file holds a NUL, so it can part them.
     texts = "\0".join((*parts, row_id, str(occurrence)))
-    return hashlib.blake2b(_bytes(texts), digest_size=16).hexdigest()
+    # A copy costs half of what it takes to begin anew.
+    key = _NO_KEY.copy()
+    key.update(_bytes(texts))
+    return key.hexdigest()
+
+
+_NO_KEY = hashlib.blake2b(digest_size=16)
 
 
 def shard_of(key: str, count: int) -> int:
@@ -1271,7 +1415,11 @@ class Identities:
 
     def key(self, row: Row, parts: Sequence[str]) -> str:
         """The row's key; `parts` as for `row_key`. A row with an id is no other's equal."""
-        if name := row.id:
+        return self.key_of(row.id, parts)
+
+    def key_of(self, name: str, parts: Sequence[str]) -> str:
+        """The key of a row with this id, or with none."""
+        if name:
             return row_key(parts, name)
         first = row_key(parts)
         times = self._times.add(int(first[:16], 16))
@@ -1295,42 +1443,49 @@ class _Numbers:
         self._digests = array("Q", bytes(8 * places))
         self._numbers = array("I", bytes(array("I").itemsize * places))
         self._free = places * 4 // 5
+        self._last = places - 1
 
     def _find(self, digest: int) -> int:
-        """The place of a digest, which is taken for it if it is new."""
-        # Zero marks a free place.
-        digest, digests = digest or 1, self._digests
-        last = len(digests) - 1
+        """The place of a digest, or the free one that is its."""
+        digests, last = self._digests, self._last
         at = digest & last
-        while (there := digests[at]) != digest:
-            if not there:
-                if not self._free:
-                    self._grow()
-                    return self._find(digest)
-                self._free -= 1
-                digests[at] = digest
-                break
+        while (there := digests[at]) and there != digest:
             at = (at + 1) & last
         return at
 
+    def _take(self, at: int, digest: int, number: int) -> int:
+        """Put a new digest into its place; its number."""
+        if not self._free:
+            self._grow()
+            at = self._find(digest)
+        self._free -= 1
+        self._digests[at], self._numbers[at] = digest, number
+        return number
+
     def _grow(self) -> None:
         digests, numbers = self._digests, self._numbers
-        self._make_room(2 * len(digests))
+        # Four times the room saves work, twice saves memory.
+        self._make_room(len(digests) * (4 if len(digests) < 1 << 16 else 2))
         for digest, number in zip(digests, numbers, strict=True):
             if digest:
-                self._numbers[self._find(digest)] = number
+                self._take(self._find(digest), digest, number)
 
     def add(self, digest: int) -> int:
         """Count the digest once more; how often it has been counted."""
-        at = self._find(digest)
+        # Zero marks a free place.
+        at = self._find(digest := digest or 1)
+        if not self._digests[at]:
+            return self._take(at, digest, 1)
         self._numbers[at] += 1
         return self._numbers[at]
 
     def keep(self, digest: int, number: int) -> int:
         """The number that was kept for the digest first."""
-        at = self._find(digest)
-        self._numbers[at] = self._numbers[at] or number
-        return self._numbers[at]
+        at = self._find(digest := digest or 1)
+        return self._numbers[at] if self._digests[at] else self._take(at, digest, number)
+
+
+_ALL_BITS = 2**64 - 1
 
 
 # --- results --------------------------------------------------------------------------------------------------------

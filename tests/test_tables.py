@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -535,6 +535,74 @@ def test_what_the_run_sets_for_all_rows_is_judged_with_its_own_place(tmp_path: P
     assert [problem.origin for problem in (*first.problems, *second.problems)] == ["--seed"]
 
 
+CHECKED = [
+    "id,prompt,size,place\na,fox,2K,wood\nb,owl,2K,\na,elk,4K,sea\nc,,2K,\nd,bad,5K,ice\ne,yak,2K,ice\nb,emu,7K,\n",
+    "id,prompt,size,place\na,fox,2K,wood\na,b,c,d,e\n,owl,2K,\n,owl,,\na,x,,y\n",
+    '{"id": "a", "prompt": "fox", "place": ""}\n{"id": "a", "prompt": 3}\n{"size": ["x"]}\n{"id": "a"}\n',
+]
+
+
+@pytest.mark.parametrize("content", CHECKED)
+@pytest.mark.parametrize("template", [None, "{prompt} in {place}"])
+def test_rows_that_pass_at_a_glance_are_those_that_are_sound(
+    tmp_path: Path, content: str, template: str | None
+) -> None:
+    """A check of a whole table tells, in this order, what judging its rows one by one tells."""
+
+    def judge(draft: Draft) -> tuple[None, list[Problem]]:
+        size = draft.values.get("size", "")
+        doubt = Problem("size", f"{size} is rare", severity="warning", origin=draft.origin("size"))
+        wrong = Problem("size", f"{size} is none", origin=draft.origin("size"))
+        return None, [doubt, *([wrong] if size in {"5K", "7K"} else [])]
+
+    name = "shots.jsonl" if content.startswith("{") else "shots.csv"
+    with make(tmp_path, content, name) as table:
+        columns = plan(table, template=template, needs_prompt=False)
+        one_by_one, at_a_glance = (Checker(Shapes(NOTHING, judge)) for _ in range(2))
+        expected = [problem for row in table.rows(columns) for problem in one_by_one.judge(row).problems]
+        expected += one_by_one.close()
+        assert list(at_a_glance.check(table, columns)) == expected
+        assert at_a_glance.rows == len(list(table.rows(columns)))
+
+
+@given(
+    st.lists(st.sampled_from(["a", ",", '"', "\n", "\r", "\r\n", "é", "\u2028", "\x0b", "\0"]), max_size=60).map(
+        "".join
+    ),
+    st.integers(1, 9),
+)
+@settings(max_examples=300, deadline=None)
+def test_lines_are_the_same_in_blocks_of_any_size(
+    tmp_path_factory: pytest.TempPathFactory, text: str, size: int
+) -> None:
+    """Wherever a block ends, each line is what it is when lines are read one by one, and its faults come with it."""
+    raw = text.encode().replace("\u2028".encode(), b"\xff")
+    path = tmp_path_factory.mktemp("t") / "t.csv"
+    path.write_bytes(b"prompt\n" + raw)
+
+    def take(lines: tables._Lines, texts: Iterable[str]) -> list[tuple[str, tuple[Problem, ...]]]:
+        return [(line, lines.take_problems()) for line in texts]
+
+    with open_table(str(path)) as table, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_BLOCK", size)
+        slow, fast = (tables._Lines(table._source, table._source.open_text("utf-8")) for _ in range(2))
+        expected = take(slow, slow)
+        assert take(fast, itertools.chain.from_iterable(fast.blocks())) == expected
+        assert fast.number == slow.number == len(expected)
+
+
+@pytest.mark.parametrize("lines_before", [0, 1, 700])
+def test_a_line_too_long_is_told_in_its_place(tmp_path: Path, lines_before: int) -> None:
+    """The rows above it are read, in whichever block it begins."""
+    content = "prompt\n" + "a fox in a wide and quiet forest at night\n" * lines_before + "x" * (tables.LINE_MOST + 9)
+    with make(tmp_path, content) as table:
+        rows = list(table.rows(plan(table)))
+    assert [bool(row.problems) for row in rows] == [False] * lines_before + [True]
+    (problem,) = rows[-1].problems
+    assert problem.origin.endswith(f"shots.csv:{lines_before + 2}")
+    assert problem.message.startswith("the line is longer than")
+
+
 def test_shapes_beyond_the_limit_are_judged_again(tmp_path: Path) -> None:
     """However many shapes there are, only so many are kept, and none with a picture in its key."""
     calls = 0
@@ -812,4 +880,4 @@ def test_a_hundred_thousand_rows(tmp_path: Path, kind: str, capsys: pytest.Captu
 def test_row_records_are_plain(tmp_path: Path) -> None:
     """A row can be made anew with other cells, as tests and later rooms do."""
     (row,) = read(make(tmp_path, "prompt,size\nfox,2K\n"))
-    assert replace(row, cells=["owl", "4K"]).draft(NOTHING).values == {"prompt": "owl", "size": "4K"}
+    assert row._replace(cells=["owl", "4K"]).draft(NOTHING).values == {"prompt": "owl", "size": "4K"}
