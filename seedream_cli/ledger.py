@@ -540,10 +540,22 @@ _COMMON = (
     "as_of",
     "output",
 )
-# Each value that need not be handed over for a row is felt a hundred thousand times.
-_ENTER_ROW = f"""INSERT INTO requests(run, listed, entered_at, fingerprint, {", ".join((*_OWN, *_COMMON))})
-    VALUES (:run, :run, :at, ?2, {", ".join(f"?{nth + 1}" for nth in range(len(_OWN) + len(_COMMON)))}) {_KNOWN}
-"""  # noqa: S608 -- made of the constants above
+_TOGETHER = 10
+"""Rows of one statement: what SQLite does once a statement costs as much as a row."""
+
+
+def _order_rows(run_id: str, at: str, count: int) -> str:
+    """The statement that enters so many rows of a run; what they have in common is not handed over with each."""
+    width = len(_OWN) + len(_COMMON)
+    # Neither name comes from outside, and neither can hold a quote.
+    common = f"'{run_id}', '{at}', '{run_id}'"
+    rows = [
+        f"({common}, ?{first + 2}, {', '.join(f'?{first + nth + 1}' for nth in range(width))})"
+        for first in range(0, count * width, width)
+    ]
+    return f"""INSERT INTO requests(listed, entered_at, run, fingerprint, {", ".join((*_OWN, *_COMMON))})
+        VALUES {", ".join(rows)} {_KNOWN}"""  # noqa: S608 -- made of the constants above
+
 
 _QUEUED = "FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL"
 _SINGLE = """position % ? = 0 AND NOT EXISTS(
@@ -973,33 +985,30 @@ class Ledger:
         raises, their chunk is not written.
         """
         at = _stamp(self._now())
-        return self._enter(run, _ENTER, (self._new_row(entry, run.id, at) for entry in entries))
+        return self._enter(run, {1: _ENTER}, (self._new_row(entry, run.id, at) for entry in entries))
 
     def enter_rows(self, run: Run, rows: Iterable[NewRow]) -> Entered:
         """`enter` for the rows of a table, in a fraction of the time."""
         heads: _Heads = {}
-        # The names of both are this tool's own, and hold no quotes.
-        order = _ENTER_ROW.replace(":run", f"'{run.id}'").replace(":at", f"'{_stamp(self._now())}'")
-        return self._enter(run, order, (self._row(row, heads) for row in rows))
+        at = _stamp(self._now())
+        orders = {count: _order_rows(run.id, at, count) for count in (1, _TOGETHER)}
+        return self._enter(run, orders, (self._row(row, heads) for row in rows))
 
-    def _enter(self, run: Run, order: str, rows: Iterator[tuple[Any, ...]]) -> Entered:
+    def _enter(self, run: Run, orders: Mapping[int, str], rows: Iterator[tuple[Any, ...]]) -> Entered:
+        """Enter rows by the statements that enter so many of them at once."""
         count, before = 0, self._count_entered(run)
-        while written := self._enter_chunk(run, order, itertools.islice(rows, _ENTERED)):
+        while written := self._enter_chunk(run, orders, itertools.islice(rows, _ENTERED)):
             count += written
         new = self._count_entered(run) - before
         return Entered(new, count - new)
 
-    def _enter_chunk(self, run: Run, order: str, rows: Iterable[tuple[Any, ...]]) -> int:
-        with self._turn:
-            # All that the rows refer to is the run, and to look it up for each of them takes a fifth of the time.
-            self._db.execute("PRAGMA foreign_keys = OFF")
-            try:
-                with self._write("no") as db:
-                    if db.execute("SELECT 1 FROM runs WHERE id = ?", (run.id,)).fetchone() is None:
-                        raise InternalError(f"the ledger knows no run {run.id}")
-                    return db.executemany(order, rows).rowcount
-            finally:
-                self._db.execute("PRAGMA foreign_keys = ON")
+    def _enter_chunk(self, run: Run, orders: Mapping[int, str], rows: Iterator[tuple[Any, ...]]) -> int:
+        with self._turn, _unchecked(self._db), self._write("no") as db:
+            if db.execute("SELECT 1 FROM runs WHERE id = ?", (run.id,)).fetchone() is None:
+                raise InternalError(f"the ledger knows no run {run.id}")
+            many, rest = max(orders), list[tuple[Any, ...]]()
+            count = db.executemany(orders[many], _join_rows(rows, many, rest)).rowcount
+            return count + (db.executemany(orders[1], rest).rowcount if rest else 0)
 
     def _count_entered(self, run: Run) -> int:
         with self._read() as db:
@@ -1927,6 +1936,28 @@ def _picture(row: sqlite3.Row) -> PictureRow:
 
 def _note_of(row: sqlite3.Row) -> Note:
     return Note(row["request"], dt.datetime.fromisoformat(row["at"]), row["what"], row["detail"])
+
+
+@contextlib.contextmanager
+def _unchecked(db: sqlite3.Connection) -> Iterator[None]:
+    """Enter rows without a look at what cannot be wrong: it takes as long as the rest.
+
+    All that they refer to is their run, and the columns that are bound to a few words have their first ones.
+    """
+    try:
+        db.execute("PRAGMA foreign_keys = OFF")
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        yield
+    finally:
+        db.execute("PRAGMA ignore_check_constraints = OFF")
+        db.execute("PRAGMA foreign_keys = ON")
+
+
+def _join_rows(rows: Iterator[tuple[Any, ...]], many: int, rest: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The values of so many rows at once; those of the last ones, which are fewer, go to `rest`."""
+    while len(some := list(itertools.islice(rows, many))) == many:
+        yield tuple(itertools.chain.from_iterable(some))
+    rest += some
 
 
 def _update(db: sqlite3.Connection, request_id: str, changes: Mapping[str, Any]) -> None:
