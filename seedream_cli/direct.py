@@ -17,6 +17,7 @@ from typing import Any
 
 import httptools
 
+from .links import Target
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
 
 _BUFFER = 1 << 18
@@ -52,6 +53,9 @@ class Direct:
                 connection = await self._connect(place)
             try:
                 await listener.leave()
+                if is_kept and not connection.is_quiet():
+                    # It came to its end while the last gate was passed.
+                    raise NoConnectionError("the server closed the connection before the request was sent")
                 await connection.converse(outgoing, head, listener)
             except BaseException as error:
                 connection.abort()
@@ -128,13 +132,20 @@ class Direct:
 
 
 def _is_lost(error: BaseException) -> bool:
-    return isinstance(error, LostConnectionError | OSError)
+    return isinstance(error, LostConnectionError | NoConnectionError | OSError)
+
+
+def _host_of(target: Target) -> str:
+    """The host as it was written, or, where that is no ASCII, as it is connected to."""
+    if target.authority.isascii():
+        return target.authority
+    return target.host if target.port is None else f"{target.host}:{target.port}"
 
 
 def write_head(outgoing: Outgoing) -> bytes:
     """The request's head. Raises `NoConnectionError` for what would be no valid HTTP: nothing is sent then."""
     target = outgoing.target
-    lines = [f"{outgoing.method} {target.raw.decode('latin-1')} HTTP/1.1", f"Host: {target.authority}"]
+    lines = [f"{outgoing.method} {target.raw.decode('latin-1')} HTTP/1.1", f"Host: {_host_of(target)}"]
     lines += [f"{name}: {value}" for name, value in outgoing.headers]
     if outgoing.pieces is not None:
         lines.append(f"Content-Length: {outgoing.length}")
@@ -175,10 +186,11 @@ class Connection(asyncio.BufferedProtocol):
         """Nothing of an answer is here yet."""
         self.heard = self.reusable = False
         self._headers: dict[str, str] = {}
-        self._head_bytes = 0
+        self._head_bytes = self._tail_bytes = 0
         self._has_head = False
         self._left: int | None = None
         self._until_closed = False
+        self._is_cut = False
 
     # The exchange.
 
@@ -198,6 +210,9 @@ class Connection(asyncio.BufferedProtocol):
             if self._silence_s is not None and not ended.done():
                 self._watch = self._loop.call_at(self._last + self._silence_s, self._look)
             await ended
+            if self._is_cut or self._unsent():
+                # The peer would take the next request for the rest of this one.
+                self.reusable = False
         finally:
             self._parser = self._listener = self._ended = None
             if self._watch is not None:
@@ -220,8 +235,13 @@ class Connection(asyncio.BufferedProtocol):
                 await asyncio.wait((self._writable, ended), return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 # A refusal that comes before all has been sent is the answer; the rest is not sent.
+                self._is_cut = True
                 return
             self._transport.write(piece)
+
+    def _unsent(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def _look(self) -> None:
         """End an answer that has been silent for too long."""
@@ -234,7 +254,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def is_quiet(self) -> bool:
         """Whether the peer has left it alone: a kept connection that has anything to read is at its end."""
-        if self.closed or self._transport is None:
+        if self.closed or self._transport is None or self._transport.is_closing():
             return False
         socket = self._transport.get_extra_info("socket")
         if not hasattr(select, "poll"):
@@ -298,7 +318,7 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(chunk)
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.reusable = False
             if not self._is_over:
                 raise LostConnectionError("the answer is no valid HTTP") from error
@@ -351,8 +371,19 @@ class Connection(asyncio.BufferedProtocol):
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        """Another answer begins; nobody asked for a second one."""
+        if self._has_head:
+            self.reusable = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; repeated ones are joined."""
+        if self._has_head:
+            # What follows the body changes nothing of what the head said, and is not kept.
+            self._tail_bytes += len(name) + len(value)
+            if self._tail_bytes > _HEAD_MOST:
+                raise LostConnectionError("the answer has no end")
+            return
         key = name.decode("latin-1").lower()
         # What a redirect names must come out byte for byte; other headers are only read.
         text = value.decode("utf-8", "surrogateescape") if key == "location" else value.decode("latin-1")
