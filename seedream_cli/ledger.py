@@ -1318,6 +1318,9 @@ class Ledger:
             _update(db, row["id"], {"reserved": 0})
         foreign = row["currency"] != hold.caps.currency
         self._check_caps(db, row["owner"], 0 if foreign else hold.micro or 0, hold.caps)
+        if row["doubts"] or row["earlier_micro"] or row["billed"] != "no":
+            # What it cost before is in this run's account from now on.
+            self._sums.clear()
         changes = {"reserved": 1, "charged_at": _stamp(self._now()), "payer": row["owner"]}
         return changes if hold.micro is None else {**changes, "worst_micro": hold.micro}
 
@@ -1367,7 +1370,8 @@ class Ledger:
         """Hold what is spent `of` a run, or since a moment, against a cap.
 
         All rows are summed up only where the last sum, and all that was held since, may not leave room: what happens to
-        a request that is held only makes it cost less. Another process's writes make the last sum worthless.
+        a request that is held only makes it cost less. What may make the sum larger forgets it, and another process's
+        writes make it worthless.
         """
         version = db.execute("PRAGMA data_version").fetchone()[0]
         known, most = self._sums.get(of, (None, 0))

@@ -772,6 +772,26 @@ def test_a_long_run_under_a_budget_does_not_add_up_all_of_it_again(book: Ledger,
             book.mark_sent("more", attempt=1, token="t", hold=room.Hold(40_000, Caps(daily=3_000_000)))
 
 
+def test_a_budget_counts_what_is_sent_again_with_its_past(book: Ledger) -> None:
+    """What may have been paid before comes into the account of the run that sends it once more, and counts there."""
+    names = [f"r-{n}" for n in range(20)]
+    with book.run("first", "batch") as run:
+        book.enter(run, [new(name, identity=name) for name in names])
+        book.claim(run, names)
+        for name in names:
+            send(book, name)
+            book.mark_unknown(name, LOST)
+    caps, sent = Caps(run=600_000), 0
+    with book.run("second", "batch") as run:
+        book.take(run, names)
+        with pytest.raises(BudgetError):
+            for name in names:
+                send(book, name, again=True, hold=room.Hold(40_000, caps))
+                sent += 1
+        # Each holds 0.04 and brings as much of doubt with it.
+        assert (sent, book.spent(run="second").total) == (7, 560_000)
+
+
 def test_the_daily_budget_is_of_today_over_all_runs(book: Ledger, now: Now) -> None:
     """Another run's money of today counts, yesterday's does not; a batch's comes in by `book`, a purge keeps it."""
     caps = Caps(daily=100_000)
