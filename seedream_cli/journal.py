@@ -12,7 +12,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +29,9 @@ MOST = PLACE - _HEAD.size
 
 
 class Journal:
-    """An open journal in `folder`, locked while its process lives. A context manager; closing removes it."""
+    """An open journal in `folder`, locked while its process lives. A context manager; closing removes it, unless a
+    place in it is still needed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{os.urandom(6).hex()}.journal"
@@ -49,7 +51,9 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
-        self.path.unlink(missing_ok=True)
+        # A place that is not free may hold the only copy of what was paid for: the next run adopts it.
+        if len(self._free) == self._places:
+            self.path.unlink(missing_ok=True)
 
     def has_place_for(self, request_id: str) -> bool:
         """Whether its reply may come here: nothing of an earlier attempt lies about."""
@@ -68,9 +72,12 @@ class Journal:
 
     def write(self, place: int, token: str, body: bytes | bytearray) -> None:
         """Put a whole reply into its place, where it outlives this process. Raises `FileError` (billed)."""
-        head = _HEAD.pack(_MARK, len(body), zlib.crc32(body), token.encode())
+        rest = memoryview(_HEAD.pack(_MARK, len(body), zlib.crc32(body), token.encode()) + body)
+        offset = place * PLACE
         try:
-            os.pwrite(self._descriptor, head + body, place * PLACE)
+            while rest:
+                written = os.pwrite(self._descriptor, rest, offset)
+                rest, offset = rest[written:], offset + written
         except OSError as error:
             hint = "the reply is paid for: set that right before the next request"
             message = f"cannot keep the reply in {self.path}: {files.reason(error)}"
@@ -97,11 +104,13 @@ def adopt(folder: Path, request_id: str, token: str) -> Path | None:
     return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove the journals of dead processes. After `adopt`."""
+def sweep(folder: Path, wanted: Collection[str]) -> None:
+    """Remove the journals of dead processes, but those that hold a reply to an attempt whose token is `wanted`: another
+    process may be about to adopt it.
+    """
     for path in folder.glob("*.journal") if folder.is_dir() else ():
         with _dead(path) as descriptor:
-            if descriptor is not None:
+            if descriptor is not None and not any(any(_find(descriptor, token)) for token in wanted):
                 path.unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import spool
-from .errors import ApiError, SeedreamError
+from .errors import ApiError, FileError, SeedreamError
 from .framing import Done, EventParser, parse_json
 from .journal import MOST, Journal
 from .plan import Job
@@ -127,8 +127,11 @@ class JournalReply:
         """Append what arrived. A reply that is too long for the journal goes on in a file of its own."""
         if self._file is None and len(self._body) + len(chunk) <= MOST:
             self._body += chunk
-        else:
+            return
+        try:
             self._move().write(chunk)
+        except FileError as error:
+            raise _paid(error) from error
 
     def reset(self) -> None:
         """A new attempt starts from nothing."""
@@ -141,12 +144,18 @@ class JournalReply:
         """Put the reply where it outlives this process, then parse it."""
         if self._file is not None or self._place is None:
             return self._move().load()
-        self._journal.write(self._place, self._token(), self._body)
+        self._write_place()
         return parse_json(self._body)
 
     def secure(self) -> Path:
-        """Flush the reply to a file of its own, and return that."""
-        self.kept = self._move().secure()
+        """Flush the reply to a file of its own, and return that. Raises `FileError` (billed); then it stays in its
+        place in the journal, where the next run finds it.
+        """
+        try:
+            self.kept = self._move().secure()
+        except FileError as error:
+            self._write_place()
+            raise _paid(error) from error
         self._leave()
         return self.kept
 
@@ -176,10 +185,21 @@ class JournalReply:
             self._file.write(memoryview(self._body))
         return self._file
 
+    def _write_place(self) -> None:
+        """Whatever came so far, under the attempt's token."""
+        if self._place is not None and self._body:
+            self._journal.write(self._place, self._token(), self._body)
+
     def _leave(self) -> None:
         if self._place is not None:
             self._journal.free(self._place)
             self._place = None
+
+
+def _paid(error: FileError) -> FileError:
+    """A file that cannot be made for a reply that is here: that reply may have been paid for."""
+    hint = "the reply may have been paid for: set that right before the next request"
+    return FileError(error.message, hint=hint, billed="yes")
 
 
 def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:

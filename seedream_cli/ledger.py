@@ -958,6 +958,11 @@ class Ledger:
         with self._write("unknown") as db:
             db.execute("UPDATE requests SET owner = NULL, reserved = 0 WHERE owner = ?", (owner,))
 
+    def tokens_out(self) -> frozenset[str]:
+        """The tokens of the attempts that are out, whoever has them in hand: a reply to one of them is still wanted."""
+        with self._read() as db:
+            return frozenset(row[0] for row in db.execute("SELECT token FROM requests WHERE state = 'sent'"))
+
     def _settle_one(self, db: sqlite3.Connection, request_id: str, reply: Path | None) -> None:
         at = _stamp(self._now())
         if reply is not None:

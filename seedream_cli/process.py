@@ -73,7 +73,7 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
             f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
         )
     sweep(replies)
-    journal.sweep(replies)
+    journal.sweep(replies, ledger.tokens_out())
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
         if any(entry.id == kept.id and entry.status in _SETTLED for entry in ledger.find(kept.id)):

@@ -460,7 +460,9 @@ class Worker:
 
     def _settle(self, kept: KeptReply | JournalReply, error: SeedreamError) -> None:
         """Keep the reply to a request that may have been paid for; `recover` can read it."""
-        kept.settle(error)
+        # What the disk says now must not take the place of what the request came to.
+        with contextlib.suppress(FileError):
+            kept.settle(error)
         self.reply = kept.kept
 
     async def _poll(self, ticket: Ticket, started: float) -> Ready | Ticket:
