@@ -59,9 +59,11 @@ def on_terminal(
         streams = {"stdin": stdin, "stdout": follower, "stderr": follower}
         process = command.popen(*args, env={"TERM": "xterm", **(env or {})}, preexec_fn=take_terminal, **streams)
         os.close(follower)
-        shown, waited = "", time.monotonic() + 30
+        shown, waited, typed = "", time.monotonic() + 30, ""
         while time.monotonic() < waited and (process.poll() is None or select.select([leader], [], [], 0)[0]):
-            if not select.select([leader], [], [], 0.1)[0]:
+            if not select.select([leader], [], [], 1)[0]:
+                # A Ctrl-C between the question and the read is seen by Python only when the read returns.
+                os.write(leader, b"\x03" if typed == "\x03" else b"")
                 continue
             try:
                 shown += os.read(leader, 65_536).decode(errors="replace")
@@ -69,7 +71,7 @@ def on_terminal(
                 break
             if keys and after in shown:
                 os.write(leader, keys.encode())
-                keys = ""
+                typed, keys = keys, ""
         os.close(leader)
         return process.wait(timeout=10), shown
 
