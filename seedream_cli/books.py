@@ -8,13 +8,14 @@ request of a batch comes by are awaited, and share their flushes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import store
 from .commits import Commits
-from .errors import ApiError, BudgetError, FileError, SeedreamError
+from .errors import ApiError, BudgetError, BusyError, FileError, SeedreamError
 from .ledger import Caps, Failure, Hold, Ledger, NewRequest, PictureRow, Run
 from .links import expiry
 from .plan import Job
@@ -158,11 +159,13 @@ class Books:
                 reply=reply,
                 trace=ready.request_id,
             )
-            # Mostly it costs what was held for it, and then there is nothing new to flush.
-            if settled is not None and settled != to_micro(job.price(job.request.pictures_at_most)):
-                self._book(job, settled)
 
         await self._commits.do(write, "yes")
+        # Mostly it costs what was held for it, and then there is nothing new to flush.
+        if settled is not None and settled != to_micro(job.price(job.request.pictures_at_most)):
+            # The links are safe. An account that cannot be written keeps what was held, and holds up no picture.
+            with contextlib.suppress(FileError, BusyError):
+                await self._commits.do(lambda: self._book(job, settled), "no", books_money=True)
 
     async def picture(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:
         """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending.

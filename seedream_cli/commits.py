@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import store
-from .errors import Billed
+from .errors import Billed, FileError
 from .ledger import Ledger
 
 
@@ -53,25 +53,22 @@ class Commits:
     def _flush(self) -> None:
         """Write down all that waits."""
         deeds, self._waiting = [deed for deed in self._waiting if not deed.done.cancelled()], []
-        try:
-            self._write(deeds)
-        except Exception:  # noqa: BLE001 - each deed that is at fault is handed its own below
+        failure = self._try(deeds)
+        if isinstance(failure, _DeedError) and len(deeds) > 1:
+            # Nothing of the group was written: each by itself shows which one it is.
             for deed in deeds:
-                self._write_alone(deed)
+                _tell(deed, self._try([deed]))
             return
         for deed in deeds:
-            deed.done.set_result(None)
+            _tell(deed, failure)
 
-    def _write_alone(self, deed: _Deed) -> None:
-        """Of a group with a deed that cannot be written nothing was: each by itself shows which one it is."""
+    def _try(self, deeds: Sequence[_Deed]) -> Exception | None:
+        """Write deeds down together; what went wrong."""
         try:
-            self._write([deed])
+            self._write(deeds)
         except Exception as error:  # noqa: BLE001 - it is handed to whoever waits
-            deed.done.set_exception(error)
-            # Whoever waited may be stopped before it looks, which is no reason for the loop to complain.
-            deed.done.exception()
-        else:
-            deed.done.set_result(None)
+            return error
+        return None
 
     def _write(self, deeds: Sequence[_Deed]) -> None:
         if not deeds:
@@ -86,4 +83,25 @@ class Commits:
             if self._day is not None and any(deed.books_money for deed in deeds):
                 stack.enter_context(self._day.together("no"))
             for deed in deeds:
-                deed.write()
+                try:
+                    deed.write()
+                except Exception as error:
+                    raise _DeedError from error
+
+
+class _DeedError(Exception):
+    """One deed of a group could not be written: its cause says why."""
+
+
+def _tell(deed: _Deed, failure: Exception | None) -> None:
+    """Let whoever waits for a deed go on, or raise."""
+    if failure is None:
+        deed.done.set_result(None)
+        return
+    error = failure.__cause__ if isinstance(failure, _DeedError) and failure.__cause__ else failure
+    if isinstance(error, FileError):
+        # Each has its own to change. What it leaves in doubt is this deed's own matter, and not that of the group.
+        error = FileError(error.message, hint=error.hint, billed=deed.stake)
+    deed.done.set_exception(error)
+    # Whoever waited may be stopped before it looks, which is no reason for the loop to complain.
+    deed.done.exception()

@@ -152,10 +152,7 @@ def write_head(outgoing: Outgoing) -> bytes:
     if not all(map(_FIELD.fullmatch, lines)):
         # Said without the line, which may hold the key.
         raise NoConnectionError("the request is no valid HTTP", usable=False)
-    try:
-        return "\r\n".join((*lines, "", "")).encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise NoConnectionError("the request is no valid HTTP", usable=False) from error
+    return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 
 class Connection(asyncio.BufferedProtocol):

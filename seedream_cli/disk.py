@@ -24,7 +24,8 @@ _Waiting = tuple[Part, "asyncio.Future[None]"]
 class Disk:
     """Does at once what a quick disk does sooner than a thread: small files are checked and flushed in the loop.
 
-    Every deed is timed, so a disk that is slow, or becomes so, holds nothing else up. Pictures that come in one turn of
+    Every deed with a small file is timed, so a disk that is slow, or becomes so, holds nothing else up, and one that is
+    quick again is noticed. Pictures that come in one turn of
     the loop are flushed together: their bytes go to the disk all at once, and its own journal is written once.
     """
 
@@ -37,8 +38,13 @@ class Disk:
 
     async def do(self, deed: Callable[[], T], size: int) -> T:
         """Do something with a file of so many bytes; raises what it raises."""
-        if size > _SMALL or self._usual_s >= _QUICK_S:
+        if size > _SMALL:
             return await asyncio.to_thread(deed)
+        if self._usual_s >= _QUICK_S:
+            return await asyncio.to_thread(self._time, deed)
+        return self._time(deed)
+
+    def _time(self, deed: Callable[[], T]) -> T:
         started = time.perf_counter()
         try:
             return deed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,14 @@ class KeptReply:
         """Nothing worth keeping came, or all of it is saved."""
         self.spool.drop()
         spool.forget(self.folder, self.id)
+
+    def leave_behind(self) -> None:
+        """What came so far is for the next run, which finds it as after a kill."""
+        self.flush()
+
+    def drop(self) -> None:
+        """Nothing came of this attempt. What earlier ones left stays."""
+        self.spool.drop()
 
     def links_written(self) -> None:
         """The links are in the ledger. The file stays for what may go wrong with them."""
@@ -165,14 +174,27 @@ class JournalReply:
         if self._file is not None:
             self._file.forget()
 
+    def leave_behind(self) -> None:
+        """What came so far is for the next run, which finds it as after a kill; of a cut reply it makes nothing."""
+        if self._file is not None:
+            self._file.leave_behind()
+            return
+        with contextlib.suppress(ValueError):
+            parse_json(self._body)
+            self._write_place()
+
+    def drop(self) -> None:
+        """Nothing came of this attempt. What earlier ones left stays."""
+        self._leave()
+        if self._file is not None:
+            self._file.drop()
+
     def settle(self, error: SeedreamError) -> None:
         """Keep what may have been paid for; remove what was not."""
-        if error.billed == "no":
+        if error.billed == "no" or not self.size:
             self.forget()
-        elif self.size:
-            self.secure()
         else:
-            self.forget()
+            self.secure()
 
     def links_written(self) -> None:
         """The links are in the ledger: the place is free for another."""

@@ -101,12 +101,15 @@ class _Source:
 
     def read(self, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill the buffer from the offset on; the bytes read. Raises `InputError` where the file was changed."""
-        with self._turn:
-            self._file.seek(offset)
-            count = self._file.readinto(buffer) or 0
+        again = "start again: rows that are done are not done twice"
+        try:
+            with self._turn:
+                self._file.seek(offset)
+                count = self._file.readinto(buffer) or 0
+        except OSError as error:
+            raise FileError(f"cannot read {self.shown} any more: {files.reason(error)}", hint=again) from error
         if self._stamp not in {None, self._state()}:
-            hint = "start again: rows that are done are not done twice"
-            raise InputError([Problem("table", f"{self.shown} was changed while it was in use", hint)])
+            raise InputError([Problem("table", f"{self.shown} was changed while it was in use", again)])
         return count
 
     def is_same(self, path: Path) -> bool:

@@ -43,7 +43,7 @@ class Listener(Protocol):
         """The last moment before the first byte leaves; raising keeps it from leaving."""
 
     def sent(self) -> None:
-        """All of the request has left, or the answer is here already."""
+        """All of the request has left. Not told where the answer came before that."""
 
     def head(self, status: int, headers: Mapping[str, str]) -> bool:
         """The answer's status and headers, their names in lower case; True where its body is not wanted."""

@@ -333,7 +333,7 @@ class Wire:
 
     def _reason(self, exc: Exception, trail: Trail) -> str:
         """An exception in words that hold no header."""
-        if isinstance(exc, TimeoutError):
+        if isinstance(exc, TimeoutError) and exc.errno is None:
             seconds = self._policy.timeout_s if trail.sent else self._policy.connect_timeout_s
             return f"no {'whole answer' if trail.sent else 'connection'} after {seconds:g} s"
         return self.mask(_root_cause(exc))
@@ -372,10 +372,10 @@ class Wire:
             self._say(f"> GET {target.scheme}://{target.authority}{outgoing.path}")
         try:
             await self._way("links", secure=target.scheme == "https").exchange(outgoing, listener)
-        except TimeoutError:
-            # The download's own deadline, which speaks for itself.
-            raise
         except _BROKEN as exc:
+            if isinstance(exc, TimeoutError) and exc.errno is None:
+                # The download's own deadline, which speaks for itself.
+                raise
             usable = exc.usable if isinstance(exc, NoConnectionError) else True
             reason = _root_cause(exc) if usable else "the link cannot be asked for"
             raise LinkError(f"the picture did not come from {target.host}: {reason}", retryable=usable) from exc

@@ -145,6 +145,8 @@ class Worker:
         self.reply: Path | None = None
         self.kept: KeptReply | JournalReply | None = None
         self.token = ""
+        self.is_out = False
+        self.left_behind = False
         self.closed = False
 
     @functools.cached_property
@@ -163,7 +165,7 @@ class Worker:
         self.attempts = attempt
         self.sent_at = self.sent_at or self.desk.clock.now()
         self.gone_at = time.monotonic()
-        self.in_flight = True
+        self.in_flight = self.is_out = True
         self.desk.step("sent")
 
     def raise_objection(self) -> None:
@@ -181,7 +183,10 @@ class Worker:
         # An attempt that may have been billed stays in flight: stopping here must not call it unsent.
         self.doubted = self.doubted or error.billed != "no"
         self.in_flight = self.doubted
-        self.desk.books.refused(self.job, error)
+        # One that never came as far as the gate is not in the books either.
+        if self.is_out:
+            self.desk.books.refused(self.job, error)
+            self.is_out = False
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
     def step_aside(self) -> None:
@@ -218,14 +223,14 @@ class Worker:
         finally:
             self._leave_slot()
             self.begun()
-            with contextlib.suppress(FileError):
-                self._secure_reply()
+            self._try(self._secure_reply)
         if error and not (self.in_flight or self.answered or self.job.recovers):
             # Nothing left the house, whatever the failure says of itself.
             error.billed = "no"
         if error and error.kind == "unknown_outcome":
             error.hint = self._way_back()
-        self._write_end(error)
+        # A disk that is full now was not when the intent was written: the next run settles what is left open.
+        self._try(lambda: self._write_end(error))
         result = self._result(error)
         if self.attempts and not self.objected:
             # What was not sent says nothing of the network.
@@ -244,17 +249,24 @@ class Worker:
         stopped = isinstance(error, InterruptedRunError | BudgetError)
         return not self.in_flight and (stopped or (self.objected and self.desk.goes_on))
 
+    def _try(self, deed: Callable[[], None]) -> None:
+        """At the end a deed may fail, but not keep the result from being told, nor take the other jobs with it."""
+        try:
+            deed()
+        except FileError:
+            pass
+        except (SeedreamError, OSError) as error:
+            self.desk.sink.emit(Notice(self.wire.mask(f"{self.job.id}: {error}")))
+
     def _write_end(self, error: SeedreamError | None) -> None:
         """Write down a request that ended without an answer. One with an answer is in the books as far as it came."""
         task_goes_on = self.task_id and error is not None and error.kind == "unknown_outcome"
-        if error is None or self.ready is not None or task_goes_on:
+        if error is None or self.ready is not None or task_goes_on or self.left_behind:
             return
-        # A disk that is full now was not when the intent was written: the next run settles what is left open.
-        with contextlib.suppress(FileError):
-            # What ended before, and was to be sent once more, keeps that end until it has left.
-            if self._is_held_back(error) or (self.job.again and not self.attempts):
-                self.desk.books.unsent(self.job)
-                return
+        # What ended before, and was to be sent once more, keeps that end until it has left.
+        if self._is_held_back(error) or (self.job.again and not self.attempts):
+            self.desk.books.unsent(self.job)
+        else:
             self.desk.books.ended(self.job, error, self.reply)
 
     def _cancelled(self) -> SeedreamError:
@@ -277,7 +289,7 @@ class Worker:
 
     def _way_back(self) -> str:
         """The commands that lead out of an unknown outcome."""
-        if self.task_id and self.desk.goes_on:
+        if self.desk.goes_on and (self.task_id or self.left_behind):
             return self._rescue()
         if self.task_id:
             return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self.job.route.spec.name}"
@@ -444,6 +456,9 @@ class Worker:
         except SeedreamError as error:
             self._settle(kept, error)
             raise
+        except BaseException:
+            self._leave_behind(kept)
+            raise
         self.kept, self.reply = kept, kept.kept
         if not (isinstance(answer.value, Ready) and all(one.link or one.error for one in answer.value.pictures)):
             # A task, or a picture inside the reply.
@@ -464,6 +479,16 @@ class Worker:
         with contextlib.suppress(FileError):
             kept.settle(error)
         self.reply = kept.kept
+
+    def _leave_behind(self, kept: KeptReply | JournalReply) -> None:
+        """A stop, or a fault of our own, while an answer was coming: what came may be a whole one, and is paid for."""
+        if self.in_flight and kept.size:
+            self.left_behind = True
+            # Where the disk refuses it, the intent is still there.
+            with contextlib.suppress(FileError):
+                kept.leave_behind()
+        else:
+            kept.drop()
 
     async def _poll(self, ticket: Ticket, started: float) -> Ready | Ticket:
         """Wait, and ask after the task once. Its id is on disk since the submission, so a lost poll loses nothing."""
@@ -553,10 +578,8 @@ class Worker:
             # Whatever ended it: the pictures before it may have been paid for.
             kept.secure()
             cut = error
-        except asyncio.CancelledError:
-            if came:
-                kept.secure()
-                self.reply = kept.kept
+        except BaseException:
+            self._break_off(kept, saving)
             raise
         else:
             if streamed.whole is not None:
@@ -574,6 +597,16 @@ class Worker:
         self.ready = Ready(tuple(came), usage=ends[-1].usage if ends else None)
         await asyncio.gather(*saving)
         return _broken_stream(cut, len(came), most) if cut else None
+
+    def _break_off(self, kept: KeptReply, saving: Sequence[asyncio.Task[None]]) -> None:
+        """A stream is stopped: what came of it stays, for what is not saved yet."""
+        for task in saving:
+            task.cancel()
+        if not self.taken:
+            self._leave_behind(kept)
+            return
+        with contextlib.suppress(FileError):
+            self.reply = kept.secure()
 
     # Getting the pictures.
 

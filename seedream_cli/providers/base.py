@@ -345,7 +345,7 @@ def read_picture(spec: ProviderSpec, item: Any, index: int) -> Picture:
 
 def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture | Completed | None:
     """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is a picture."""
-    kind = event.get("type")
+    kind = _text(event.get("type"))
     if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
         index = event.get("image_index")
         # Without a number that one can have, a picture gets the next free one, from whoever collects them.
