@@ -709,6 +709,7 @@ class Batch:
         """One row, all its requests together."""
         pictures = [picture for entry in entries for picture in entry.pictures]
         errors = [error for entry in entries for error in (entry.error, *(p.error for p in entry.pictures)) if error]
+        words = [error.message for error in errors] + [_LEFT_OPEN for entry in entries if entry.state == "sent"]
         states = [self._status(entry) for entry in entries]
         status = states[0] if len(set(states)) == 1 else next(word for word in _WORDS if word in states)
         paid = [entry for entry in entries if entry.billed != "no" or entry.earlier_micro]
@@ -718,7 +719,7 @@ class Batch:
         return RowResult(
             "partial" if len(set(states)) > 1 and "succeeded" in states else status,
             "|".join(str(self.path(p.path)) if p.path else p.link for p in pictures if p.state in {"saved", "handed"}),
-            "; ".join(dict.fromkeys(error.message for error in errors)),
+            "; ".join(dict.fromkeys(words)),
             "; ".join(dict.fromkeys(error.provider_code for error in errors if error.provider_code)),
             "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
             f"{micro / MICRO:.6f}".rstrip("0").rstrip(".") if known else "",
@@ -730,7 +731,7 @@ class Batch:
         if entry.state in {"saved", "resolved"} and self.gone(entry):
             return "missing"
         # A run that is over has nothing under way.
-        return "unsent" if entry.state == "queued" else entry.status
+        return {"queued": "unsent", "sent": "unknown"}.get(entry.state, entry.status)
 
 
 def _cost_of(entry: Entry) -> int:
@@ -738,6 +739,7 @@ def _cost_of(entry: Entry) -> int:
     return entry.earlier_micro + (0 if entry.billed == "no" else own or 0)
 
 
+_LEFT_OPEN = "it was out when the run ended; the same command reads what came of it"
 _WORDS = (
     "unknown",
     "unsaved",

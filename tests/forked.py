@@ -357,6 +357,55 @@ def cannot_write_answers() -> None:
     Ledger.mark_ready = full  # type: ignore[method-assign]
 
 
+def has_no_room_for_replies() -> None:
+    """No reply gets a file of its own; the places of the journal are there."""
+    from seedream_cli import spool
+    from seedream_cli.errors import FileError
+
+    def full(*_: Any) -> Any:
+        raise FileError("no space left", hint="make room")
+
+    spool.open_spool = full
+
+
+def commits_no_links() -> None:
+    """The disk of the ledger is full whenever links are to be written down."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.ledger import Ledger
+
+    def full(*_: Any, **__: Any) -> None:
+        raise FileError("no space left", billed="yes")
+
+    has_no_room_for_replies()
+    Ledger.mark_ready = full  # type: ignore[method-assign]
+
+
+def loses_its_table() -> None:
+    """The disk that the table is on goes away once the table is checked."""
+    from seedream_cli import engine, tables
+
+    class Gone:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            if sys.modules[engine.__name__].__dict__.get("is_running") and name == "readinto":
+                raise OSError(5, "Input/output error")
+            return getattr(self.file, name)
+
+    made, conducted = tables._Source.__init__, engine.conduct
+
+    def make(self: Any, shown: str, file: Any, **more: Any) -> None:
+        made(self, shown, Gone(file), **more)
+
+    def conduct(*args: Any) -> Any:
+        vars(engine)["is_running"] = True
+        return conducted(*args)
+
+    tables._Source.__init__ = make  # type: ignore[method-assign]
+    engine.conduct = conduct
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
@@ -374,6 +423,9 @@ BUGS: dict[str, Callable[[], None]] = {
         flushes_no_picture,
         flushes_no_folder,
         cannot_write_answers,
+        has_no_room_for_replies,
+        commits_no_links,
+        loses_its_table,
     )
 }
 
