@@ -436,7 +436,9 @@ def sweep(folder: Path) -> int:
     """
     if not folder.is_dir():
         return 0
-    paths = [path for path in folder.iterdir() if _PART_NAME.fullmatch(path.name)]
+    # One by one: the folder of a large batch has as many names as the table has rows.
+    with os.scandir(folder) as entries:
+        paths = [Path(entry.path) for entry in entries if _PART_NAME.fullmatch(entry.name)]
     return sum(map(_sweep_one, paths))
 
 
