@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
@@ -23,6 +24,8 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         sys.stdout.write(respond(sys.argv[2], sys.argv[3:]))
         return
+    # Loading makes no garbage. A run that lasts looks for it again, see `engine`.
+    gc.disable()
     try:
         from .cli import main as run
 
@@ -30,6 +33,8 @@ def main() -> None:
     except KeyboardInterrupt:
         # While everything was still being loaded; later ones are told what became of what was sent.
         code = 130
+    # Nor is there any use in looking for it at the end, which takes longer than all the rest of leaving.
+    gc.freeze()
     sys.exit(code)
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import journal, spool, store
 from .books import Books
@@ -87,12 +88,19 @@ class Ending:
 
 def conduct(flow: Flow, outlets: Outlets, books: Books) -> Ending:
     """Run a flow; results go to the sink as they come. Blocks; raises nothing that a job or its source meets."""
-    return asyncio.run(_FlowRun(flow, outlets, books).execute())
+    return _run(_FlowRun(flow, outlets, books).execute())
 
 
 def execute(plan: Plan, outlets: Outlets) -> Report:
     """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent."""
-    return asyncio.run(_Run(plan, outlets).execute())
+    return _run(_Run(plan, outlets).execute())
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Do it on the one loop, and look for garbage meanwhile, but not among what was loaded before."""
+    gc.freeze()
+    gc.enable()
+    return asyncio.run(work)
 
 
 class HurriedClock(Clock):
