@@ -493,7 +493,8 @@ class Batch:
         if entry.state == "queued":
             return "send" if only is None else "left"
         if entry.state in {"waiting", "ready", "sent"}:
-            return "fetch" if only in {None, "missing"} else "left"
+            # What is left of it costs nothing, and tells what became of it.
+            return "fetch" if only in {None, "missing", "unknown"} else "left"
         if entry.state == "unknown":
             return "again" if only == "unknown" else "unknown" if only is None else "left"
         if entry.state == "failed":
@@ -739,7 +740,7 @@ def _cost_of(entry: Entry) -> int:
     return entry.earlier_micro + (0 if entry.billed == "no" else own or 0)
 
 
-_LEFT_OPEN = "it was out when the run ended; the same command reads what came of it"
+_LEFT_OPEN = "it was out when the run ended; the same command reads what came of it, if anything did"
 _WORDS = (
     "unknown",
     "unsaved",

@@ -122,13 +122,13 @@ class Books:
             raise
         return token
 
-    def refused(self, job: Job, error: SeedreamError) -> None:
-        """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt."""
+    def refused(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
+        """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt, with what came of it."""
         ledger = self._of(job)
         if ledger and error.billed == "no":
             ledger.mark_queued(job.id, error)
         elif ledger:
-            ledger.mark_unknown(job.id, error)
+            ledger.mark_unknown(job.id, error, reply=reply)
 
     def waiting(self, job: Job, task_id: str) -> None:
         """The provider works on a task."""

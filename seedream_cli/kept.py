@@ -203,8 +203,9 @@ class JournalReply:
     def _move(self) -> KeptReply:
         """The reply in a file of its own, with all that came so far."""
         if self._file is None:
-            self._file = KeptReply(self._replies, self._job)
-            self._file.write(memoryview(self._body))
+            file = KeptReply(self._replies, self._job)
+            file.write(memoryview(self._body))
+            self._file = file
         return self._file
 
     def _write_place(self) -> None:
@@ -225,14 +226,35 @@ def _paid(error: FileError) -> FileError:
 
 
 def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:
-    """A kept reply, read again: one JSON document, or the events of a stream as far as they came."""
+    """A kept reply, read again: one JSON document, or the events of a stream as far as they came.
+
+    With which status it came is not known. So it can prove that something was made; that it was refused, and cost
+    nothing, only where its own code says so under any status.
+    """
     try:
         body = spool.load(path, limit=REPLY_MOST)
     except ValueError:
         return _read_kept_stream(dialect, path)
     # A stream of one line is a JSON document too.
     is_event = isinstance(body, dict) and str(body.get("type")).startswith("image_generation.")
-    return _read_kept_stream(dialect, path) if is_event else dialect.read(Reply(200, {}, body))
+    if is_event:
+        return _read_kept_stream(dialect, path)
+    try:
+        return dialect.read(Reply(200, {}, body))
+    except ApiError as error:
+        if error.billed != "no":
+            raise
+        raise _refused_under_any_status(dialect, body, error) from error
+
+
+def _refused_under_any_status(dialect: Dialect, body: Any, error: ApiError) -> ApiError:
+    """The error itself, where it would be unbilled in an answer that broke down as well; else that one."""
+    try:
+        dialect.read(Reply(504, {}, body))
+    except ApiError as other:
+        other.status = None
+        return error if other.billed == "no" else other
+    return error
 
 
 def _read_kept_stream(dialect: Dialect, path: Path) -> Ready | Ticket:

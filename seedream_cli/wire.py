@@ -199,7 +199,10 @@ class Wire:
         limit = MEMORY_LIMIT if spool is None else REPLY_LIMIT
 
         async def once(trail: Trail) -> tuple[T, Reply]:
-            await self._exchange(call, trail, _Ear(trail, file, limit, self._refuse_redirect))
+            try:
+                await self._exchange(call, trail, _Ear(trail, file, limit, self._refuse_redirect))
+            except ApiError as error:
+                return await self._salvage(error, trail, file, read)
             reply = await self._reply(trail, file)
             return read(reply), reply
 
@@ -246,7 +249,11 @@ class Wire:
                 return bool(done)
 
             ear = _Ear(trail, spool, REPLY_LIMIT, self._refuse_redirect, listen)
-            cut = await self._cut_of(self._exchange(call, trail, ear), trail, parser)
+            try:
+                cut = await self._cut_of(self._exchange(call, trail, ear), trail, parser)
+            except ApiError as error:
+                value, reply = await self._salvage(error, trail, spool, read)
+                return Streamed(value, "whole", 1, 0.0, reply)
             last, unfinished = parser.close() if cut is None else ([], True)
             for event in last:
                 deliver(event)
@@ -274,6 +281,22 @@ class Wire:
                 return self._attempts.settle(error, trail)
             raise
         return None
+
+    async def _salvage(
+        self, error: ApiError, trail: Trail, file: ReplyFile, read: Callable[[Reply], T]
+    ) -> tuple[T, Reply]:
+        """The end of an exchange was lost, but the answer may be here: a JSON document shows where it ends. Raises
+        `error` where it is not.
+        """
+        if error.delivered != "maybe" or not trail.received or trail.received.status != 200 or not file.size:
+            raise error
+        reply = await self._reply(trail, file)
+        if reply.body is None:
+            raise error
+        try:
+            return read(reply), reply
+        except ApiError:
+            raise error from None
 
     async def _exchange(self, call: Call, trail: Trail, ear: _Ear) -> None:
         """One request and its reply, within the deadlines; every way to fail becomes an ApiError of known delivery."""

@@ -144,6 +144,7 @@ class Worker:
         self.ready: Ready | None = None
         self.reply: Path | None = None
         self.kept: KeptReply | JournalReply | None = None
+        self.incoming: KeptReply | JournalReply | None = None
         self.token = ""
         self.is_out = False
         self.left_behind = False
@@ -160,6 +161,9 @@ class Worker:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
         self.raise_objection()
         self.desk.step("gate")
+        if self.incoming is not None and self.incoming.size:
+            # What came of the attempt before must not be taken for the answer to this one.
+            self.incoming.reset()
         # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
         self.token = await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         self.attempts = attempt
@@ -185,9 +189,17 @@ class Worker:
         self.in_flight = self.doubted
         # One that never came as far as the gate is not in the books either.
         if self.is_out:
-            self.desk.books.refused(self.job, error)
+            self.desk.books.refused(self.job, error, self._put_aside(error))
             self.is_out = False
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
+
+    def _put_aside(self, error: SeedreamError) -> Path | None:
+        """What came of an attempt that may have been paid for, before another one is made."""
+        kept = self.incoming
+        if error.billed == "no" or kept is None or not kept.size:
+            return None
+        self._try(kept.secure)
+        return kept.kept
 
     def step_aside(self) -> None:
         """The request waits for its provider's turn."""
@@ -249,8 +261,8 @@ class Worker:
         stopped = isinstance(error, InterruptedRunError | BudgetError)
         return not self.in_flight and (stopped or (self.objected and self.desk.goes_on))
 
-    def _try(self, deed: Callable[[], None]) -> None:
-        """At the end a deed may fail, but not keep the result from being told, nor take the other jobs with it."""
+    def _try(self, deed: Callable[[], object]) -> None:
+        """A deed that may fail, but not keep the result from being told, nor take the other jobs with it."""
         try:
             deed()
         except FileError:
@@ -289,7 +301,7 @@ class Worker:
 
     def _way_back(self) -> str:
         """The commands that lead out of an unknown outcome."""
-        if self.desk.goes_on and (self.task_id or self.left_behind):
+        if self.left_behind or (self.task_id and self.desk.goes_on):
             return self._rescue()
         if self.task_id:
             return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self.job.route.spec.name}"
@@ -297,7 +309,7 @@ class Worker:
         if not self.desk.books.knows(self.job):
             return f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
-        if self.ready is not None or self.reply is not None:
+        if not self.desk.goes_on and (self.ready is not None or self.reply is not None):
             resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
         again = " with --only unknown --retry-ambiguous" if self.desk.goes_on else ""
         return f"{resolve}; the same command{again} sends it once more, and pays once more"
@@ -441,7 +453,7 @@ class Worker:
         if job.task_id:
             self.task_id = job.task_id
             return Ticket(job.task_id, poll_after_s=0.0)
-        kept = self._make_room()
+        kept = self.incoming = self._make_room()
         self.desk.step("room reserved")
         try:
             answer = await self.wire.ask(
@@ -475,20 +487,25 @@ class Worker:
 
     def _settle(self, kept: KeptReply | JournalReply, error: SeedreamError) -> None:
         """Keep the reply to a request that may have been paid for; `recover` can read it."""
-        # What the disk says now must not take the place of what the request came to.
-        with contextlib.suppress(FileError):
+        try:
             kept.settle(error)
+        except FileError:
+            # That must not take the place of what the request came to. The next run looks for what there is.
+            self.left_behind = True
         self.reply = kept.kept
 
     def _leave_behind(self, kept: KeptReply | JournalReply) -> None:
         """A stop, or a fault of our own, while an answer was coming: what came may be a whole one, and is paid for."""
-        if self.in_flight and kept.size:
-            self.left_behind = True
-            # Where the disk refuses it, the intent is still there.
-            with contextlib.suppress(FileError):
-                kept.leave_behind()
-        else:
+        if not (self.is_out and kept.size):
             kept.drop()
+            return
+        self.left_behind = True
+        # Where the disk refuses it, the intent is still there.
+        with contextlib.suppress(FileError):
+            if self.desk.books.knows(self.job):
+                kept.leave_behind()
+            else:
+                self.reply = kept.secure()
 
     async def _poll(self, ticket: Ticket, started: float) -> Ready | Ticket:
         """Wait, and ask after the task once. Its id is on disk since the submission, so a lost poll loses nothing."""
@@ -537,7 +554,7 @@ class Worker:
     async def _stream(self) -> ApiError | None:
         """Send, and save each picture the moment its event arrives. Returns why the stream broke, if pictures came."""
         job, started = self.job, time.monotonic()
-        kept = KeptReply(self.desk.replies, job)
+        kept = self.incoming = KeptReply(self.desk.replies, job)
         self.desk.step("room reserved")
         came: list[Picture] = []
         ends: list[Completed] = []
@@ -579,7 +596,9 @@ class Worker:
             kept.secure()
             cut = error
         except BaseException:
-            self._break_off(kept, saving)
+            for task in saving:
+                task.cancel()
+            self._leave_behind(kept)
             raise
         else:
             if streamed.whole is not None:
@@ -597,16 +616,6 @@ class Worker:
         self.ready = Ready(tuple(came), usage=ends[-1].usage if ends else None)
         await asyncio.gather(*saving)
         return _broken_stream(cut, len(came), most) if cut else None
-
-    def _break_off(self, kept: KeptReply, saving: Sequence[asyncio.Task[None]]) -> None:
-        """A stream is stopped: what came of it stays, for what is not saved yet."""
-        for task in saving:
-            task.cancel()
-        if not self.taken:
-            self._leave_behind(kept)
-            return
-        with contextlib.suppress(FileError):
-            self.reply = kept.secure()
 
     # Getting the pictures.
 

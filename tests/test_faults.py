@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ from seedream_cli.commits import Commits
 from seedream_cli.errors import FileError
 from tests.conftest import Command
 from tests.forked import Forked, Nursery, nursery
-from tests.rawserver import Script, answer
+from tests.rawserver import SILENCE, Received, Script, answer
 from tests.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write
-from tests.upstream import Upstream, refusal
+from tests.upstream import Upstream, events, refusal, sse
 
 
 @pytest.fixture(scope="module", name="farm")
@@ -136,6 +138,118 @@ def test_a_second_ctrl_c_loses_no_answer_that_came(seedream: Command, verb: str,
         again = seedream(*args, env=ENV)
         assert again.code == 0, again.err
         assert len(list(seedream.folder.glob("**/*.jp*g"))) == 1
+        assert len(upstream.posts) == 1
+
+
+def stop_at_once(seedream: Command, upstream: Upstream, *args: str, posts: int = 1) -> str:
+    """A run with so many requests out, stopped by two signals; what it said."""
+    process = seedream.popen(*args, "-p", "ark", "--base-url", upstream.url, env=ENV)
+    while len(upstream.posts) < posts:
+        time.sleep(0.02)
+    time.sleep(0.4)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    return err.decode()
+
+
+@pytest.mark.parametrize("first", [429, 500])
+def test_an_earlier_refusal_is_not_taken_for_the_answer(seedream: Command, first: int) -> None:
+    """The attempt that was out when the run was stopped may have been paid, whatever the one before was told."""
+    table(seedream, 1)
+    refused = refusal(first, "RateLimitExceeded" if first == 429 else "Oops", **{"Retry-After": "0"})
+    with Upstream(script=lambda request, number: refused if number == 1 else SILENCE) as upstream:
+        more = ["--retry-ambiguous"] if first == 500 else []
+        stop_at_once(seedream, upstream, "batch", "shots.csv", *more, posts=2)
+        for _ in range(2):
+            assert run(seedream, upstream).code == 7
+            assert [(row["status"], row["billed"]) for row in results(seedream)] == [("unknown", "unknown")]
+        assert len(upstream.posts) == 2
+
+
+def test_an_answer_read_again_proves_no_refusal_that_its_status_denied(seedream: Command) -> None:
+    """A gateway's 504 has a body that would be a refusal under another status, and the status is not kept."""
+    table(seedream, 1)
+    body = json.dumps({"error": {"code": "gateway_timeout", "message": "upstream timed out"}}).encode()
+    open_ended = answer(body, status=504, framing="chunked", cut=len(body), end="hold")
+    with Upstream(script=lambda request, number: open_ended) as upstream:
+        stop_at_once(seedream, upstream, "batch", "shots.csv")
+        for _ in range(2):
+            assert run(seedream, upstream).code == 7
+            assert [(row["status"], row["billed"]) for row in results(seedream)] == [("unknown", "unknown")]
+        assert len(upstream.posts) == 1
+    with Upstream(script=lambda request, number: answer(body, status=504)) as upstream:
+        assert seedream("generate", "a fox", "-p", "ark", "--base-url", upstream.url, env=ENV).code == 7
+        again = seedream("recover", env=ENV)
+        assert again.code == 7, again.err
+        assert "unknown, may have been billed" in again.err
+
+
+def test_a_refusal_whose_code_says_enough_is_one_when_it_is_read_again(seedream: Command) -> None:
+    """Under any status a picture that was not made for its prompt costs nothing."""
+    table(seedream, 1)
+    made = refusal(400, "InputTextSensitiveContentDetected")
+    cut = [piece for piece in made.pieces if isinstance(piece, bytes)]
+    held = Script([cut[0].replace(b"Content-Length: ", b"Content-Length: 1"), *cut[1:]], "hold")
+    with Upstream(script=lambda request, number: held) as upstream:
+        stop_at_once(seedream, upstream, "batch", "shots.csv")
+        run(seedream, upstream, "--max-failures", "1")
+        assert [(row["status"], row["billed"]) for row in results(seedream)] == [("failed", "no")]
+        assert len(upstream.posts) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--retry-ambiguous",)])
+def test_a_whole_answer_counts_though_its_end_was_lost(seedream: Command, more: tuple[str, ...]) -> None:
+    """The connection breaks behind the last brace: the picture is here, and nothing is sent again."""
+    table(seedream, 2)
+    with Upstream(script=lambda request, number: replace(whole_but_open(upstream, 0), end="rst")) as upstream:
+        done = run(seedream, upstream, *more)
+        assert done.code == 0, done.err
+        assert len(upstream.posts) == len(pictures(seedream)) == 2
+
+
+def test_without_a_ledger_a_whole_answer_is_kept_as_well(seedream: Command) -> None:
+    """`recover` finds the reply."""
+    with Upstream(script=lambda request, number: whole_but_open(upstream, 0)) as upstream:
+        err = stop_at_once(seedream, upstream, "generate", "a fox", "--no-ledger")
+        assert "hint: seedream recover" in err
+        assert len(seedream("recover", env=ENV).paths) == 1
+        assert len(upstream.posts) == 1
+
+
+def test_an_answer_that_is_here_is_not_settled_by_hand(seedream: Command) -> None:
+    """`--unpaid` would have it paid for twice: it names the way to read the answer, which --only unknown goes too."""
+    table(seedream, 1)
+    with Upstream(script=lambda request, number: whole_but_open(upstream, 0) if number == 1 else None) as upstream:
+        stop_at_once(seedream, upstream, "batch", "shots.csv")
+        with sqlite3.connect(seedream.folder / "shots/.seedream/ledger.db") as db:
+            [[name]] = db.execute("SELECT id FROM requests")
+        db.close()
+        settled = seedream("history", "resolve", name, "--unpaid", env=ENV)
+        assert settled.code == 2
+        assert "is here and was not read yet" in settled.err
+        done = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
+        assert done.code == 0, done.err
+        assert len(upstream.posts) == len(pictures(seedream)) == 1
+
+
+def test_a_stopped_stream_is_fetched_by_the_next_run(seedream: Command) -> None:
+    """A picture was announced and its download under way: the same command saves it."""
+    table(seedream, 1)
+
+    def script(request: Received, number: int) -> Script:
+        body = sse(*events(upstream, 1), done=False)
+        return answer(
+            body, headers=[("Content-Type", "text/event-stream")], framing="chunked", cut=len(body), end="hold"
+        )
+
+    with Upstream(script=script, link=lambda request, number: SILENCE) as upstream:
+        stop_at_once(seedream, upstream, "batch", "shots.csv", "--stream", "--sequence", "3")
+        upstream._link = None
+        done = run(seedream, upstream, "--stream", "--sequence", "3")
+        assert len(pictures(seedream)) == 1, done.err
         assert len(upstream.posts) == 1
 
 

@@ -391,7 +391,7 @@ def test_a_signal_says_how_many_and_how_long(seedream: Command, number: signal.S
 
 
 def test_a_second_signal_during_a_stream_loses_no_link(seedream: Command) -> None:
-    """A picture was announced and not fetched when it was stopped at once: unknown, and `recover` has the picture."""
+    """A picture was announced and not fetched when it was stopped at once: `recover` has the picture."""
 
     def script(request: Any, number: int) -> Any:
         event = {"type": "image_generation.partial_succeeded", "image_index": 0, "url": upstream.link(4)}
@@ -409,7 +409,7 @@ def test_a_second_signal_during_a_stream_loses_no_link(seedream: Command) -> Non
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=10)
         assert run.returncode == 130
-        assert entries(seedream)[0]["status"] == "unknown"
+        assert entries(seedream)[0]["status"] == "unsaved"
         upstream._link = None
         assert len(seedream("recover", env=ENV).paths) == 1
         assert len(upstream.posts) == 1
