@@ -94,6 +94,7 @@ def _read_host(host: str) -> str:
     return host.lower()
 
 
+@functools.lru_cache(maxsize=256)
 def expiry(link: str) -> int | None:
     """When a signed link dies, in seconds since 1970, from its own parameters; None where it does not say.
 
