@@ -35,7 +35,7 @@ CONCURRENCY = 8
 _NO_KEY = "no-key-is-needed-offline"
 """What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
 DOWNLOADS = 8
-AHEAD = 32
+AHEAD = 8
 """Rows of a flow that wait for a slot with everything prepared: what is answered at once is followed at once."""
 LOOK_AHEAD = 1000
 """Rows of a flow that are read and wait for their provider, while those behind them go to others."""
