@@ -885,6 +885,11 @@ class Ledger:
             rows = db.execute("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", (_most(limit),)).fetchall()
         return tuple(self._run_row(row) for row in rows)
 
+    def batch_of(self, name: str) -> Path | None:
+        """The folder of the batch that a request of this id, or a run, belongs to; its own ledger knows the rest."""
+        runs = (run for run in self.runs() if run.command == "batch")
+        return next((Path(run.folder) for run in runs if name == run.id or name.startswith(f"{run.id}-")), None)
+
     def _run_row(self, row: sqlite3.Row) -> RunRow:
         values = dict(row)
         for name in ("started_at", "finished_at"):
@@ -1307,7 +1312,7 @@ class Ledger:
         if entry.state == "sent":
             return Problem("id", f"{request_id} is not settled yet", "try again")
         if entry.state == "ready" and not entry.pictures and entry.reply and entry.reply.is_file():
-            way = f"`seedream recover {request_id}`, or the batch's own command, reads it"
+            way = f"`seedream recover {request_id}`, or of a batch the same command, reads it"
             return Problem("id", f"the answer to {request_id} is here and was not read yet", way)
         if not entry.doubts and not _is_doubtful(entry.state, entry.billed):
             return Problem("id", f"{request_id} is {entry.status}: there is nothing to resolve")

@@ -85,13 +85,11 @@ def open_ledger_of(names: Sequence[str]) -> Ledger:
     """The ledger that knows these requests: the user's, or that of the batch whose run entered the first of them."""
     ledger = open_ledger_here()
     strange = next((name for name in names if not ledger.find(name)), None)
-    for run in ledger.runs() if strange else ():
-        home = Path(run.folder) / BATCH_HOME
-        is_its = strange == run.id or str(strange).startswith(f"{run.id}-")
-        if run.command == "batch" and is_its and (home / "ledger.db").is_file():
-            ledger.close()
-            return open_ledger_here(home=home)
-    return ledger
+    folder = ledger.batch_of(strange) if strange else None
+    if folder is None or not (folder / BATCH_HOME / "ledger.db").is_file():
+        return ledger
+    ledger.close()
+    return open_ledger_here(home=folder / BATCH_HOME)
 
 
 def reply_names() -> list[str]:

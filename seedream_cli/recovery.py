@@ -223,6 +223,11 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
             left = any(entry.id in unsaved for entry in meant)
             found += [] if left else [_nothing_left(entry) for entry in meant]
             continue
+        folder = ledger.batch_of(name) if ledger else None
+        if folder is not None:
+            hint = "the same `seedream batch` command, given again, saves what is paid for"
+            found.append(Problem("id", f"{name} is of the batch in {folder}", hint, origin="ID"))
+            continue
         hint = f"waiting now: {', '.join(unsaved) or 'nothing'}"
         found.append(Problem("id", f"nothing is called {name}: no request, no file", hint, origin="ID"))
     return list(chosen.values())

@@ -230,6 +230,10 @@ def test_an_answer_that_is_here_is_not_settled_by_hand(seedream: Command) -> Non
         settled = seedream("history", "resolve", name, "--unpaid", env=ENV)
         assert settled.code == 2
         assert "is here and was not read yet" in settled.err
+        astray = seedream("recover", name, env=ENV)
+        assert astray.code == 2
+        assert f"{name} is of the batch in {seedream.folder / 'shots'}" in astray.err
+        assert "the same `seedream batch` command" in astray.err
         done = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
         assert done.code == 0, done.err
         assert len(upstream.posts) == len(pictures(seedream)) == 1
