@@ -265,22 +265,25 @@ def _read_kept_stream(dialect: Dialect, path: Path) -> Ready | Ticket:
     events += parser.close()[0]
     pictures, ends = list[Picture](), list[Completed]()
     for event in events:
-        found = None if isinstance(event, Done) else _read_again(dialect, event)
+        found = _read_again(dialect, event)
         if isinstance(found, Completed):
             ends.append(found)
         elif found is not None and (picture := numbered(found, pictures)) is not None:
             pictures.append(picture)
     if not pictures:
         return dialect.read(Reply(200, {}, None, path.read_bytes()[:2000].decode(errors="replace")))
-    return Ready(tuple(pictures), usage=ends[-1].usage if ends else None)
+    usage = next((end.usage for end in reversed(ends) if end.usage), None)
+    return Ready(tuple(pictures), usage=usage, cut=not ends)
 
 
-def _read_again(dialect: Dialect, event: Mapping[str, Any]) -> Picture | Completed | None:
-    """An event of a kept stream; the error that ended it was told when it came, and the pictures before it count."""
+def _read_again(dialect: Dialect, event: Mapping[str, Any] | Done) -> Picture | Completed | None:
+    """An event of a kept stream. An error that cost nothing is the end of one: the pictures before it count."""
+    if isinstance(event, Done):
+        return Completed()
     try:
         return dialect.read_event(event)
-    except ApiError:
-        return None
+    except ApiError as error:
+        return Completed() if error.billed == "no" else None
 
 
 def numbered(found: Picture, before: Sequence[Picture]) -> Picture | None:

@@ -336,6 +336,7 @@ class Worker:
             self.ready = await self._obtain()
         if self.ready is None:
             return None
+        broken = broken or self._rest_in_doubt(self.ready)
         await self._take_answer(self.ready)
         if self.job.recovers:
             self._tell_life(self.ready)
@@ -356,6 +357,13 @@ class Worker:
             self.desk.step("saved written")
             self._forget_reply()
         return error
+
+    def _rest_in_doubt(self, ready: Ready) -> ApiError | None:
+        """What is wrong with a stream that was kept and has no end: more may have been made than came."""
+        most = max(self.job.request.pictures_at_most, self.job.of + 1 - self.job.first)
+        if not ready.cut or len(ready.pictures) >= most:
+            return None
+        return _broken_stream(_cut_short(), len(ready.pictures), most)
 
     async def _take_answer(self, ready: Ready) -> None:
         """Every link is in the books before any download starts."""

@@ -108,13 +108,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The provider's answer with pictures (or members that failed). Plain data, so a killed run can go on from it."""
+    """The provider's answer with pictures (or members that failed). Plain data, so a killed run can go on from it.
+
+    `cut` is said of a stream whose end never came: it may have been billed for more than these.
+    """
 
     pictures: tuple[Picture, ...]
     usage: Mapping[str, Any] | None = None
     request_id: str = ""
     model: str = ""
     task_id: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
