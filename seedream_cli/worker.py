@@ -309,7 +309,8 @@ class Worker:
         if not self.desk.books.knows(self.job):
             return f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
-        if not self.desk.goes_on and (self.ready is not None or self.reply is not None):
+        came = self.ready is not None or self.reply is not None
+        if came and not (self.desk.goes_on or self.job.recovers):
             resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
         again = " with --only unknown --retry-ambiguous" if self.desk.goes_on else ""
         return f"{resolve}; the same command{again} sends it once more, and pays once more"
