@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Kind = Literal["auto", "bar", "plain", "none"]
 
 _FRAME_S = 0.1
+_BEHIND_S = 0.02
 _PLAIN_S = 10.0
 _NOTES_MOST = 10
 _LOAD_AFTER_S = 0.3
@@ -217,6 +218,7 @@ class LiveSink:
         self._lines: deque[str] = deque()
         self._sent = threading.Event()
         self._closing = threading.Event()
+        self._cleared = threading.Event()
         self._console: Console | None = None
         self._live: Live | None = None
         streams.screen = self._paused
@@ -237,6 +239,7 @@ class LiveSink:
     def close(self) -> None:
         """Clear the display and leave the screen to others."""
         self._closing.set()
+        self._cleared.set()
         self._sent.set()
         # A terminal stopped with Ctrl-S never returns from a write: the run does not wait for it.
         self._thread.join(_LEAVE_WITHIN_S)
@@ -277,7 +280,11 @@ class LiveSink:
         while not self._closing.is_set() and not self._streams.stderr_closed:
             self._print_lines()
             self._draw()
-            self._closing.wait(_FRAME_S)
+            self._cleared.wait(_FRAME_S)
+            if self._cleared.is_set():
+                # Whoever writes many lines would have the display gone most of the time.
+                self._cleared.clear()
+                self._closing.wait(_BEHIND_S)
         with self._screen:
             self._stop()
 
@@ -315,10 +322,11 @@ class LiveSink:
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
-        """Clear the display while somebody writes to the terminal; the next frame draws it again below."""
+        """Clear the display while somebody writes to the terminal; the next frame comes soon, and is drawn below."""
         with self._screen:
             self._stop()
             yield
+        self._cleared.set()
 
     def _print_lines(self) -> None:
         while self._lines:
