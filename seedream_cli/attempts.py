@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random as randomness
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -179,8 +179,7 @@ class Attempts:
                 doubts.append(failure)
             wait = self._wait_after(failure, effort, call)
             if wait is None or trail.final:
-                # A doubt is not lifted by a later refusal: what may have been paid once stays in the account.
-                raise doubts[0] if doubts and failure is not doubts[0] else failure
+                raise _verdict(doubts, failure)
             if watch:
                 watch.retrying(wait, failure, effort.attempt)
             if waiter:
@@ -223,6 +222,17 @@ class Attempts:
         error.request_id = self._mask(error.request_id)
         error.args = (error.message,)
         return error
+
+
+def _verdict(doubts: Sequence[ApiError], last: ApiError) -> ApiError:
+    """What a call came to after its last attempt, which is the cause of the verdict where it is not the verdict.
+
+    A doubt is not lifted by a later refusal: what may have been paid once stays in the account.
+    """
+    if not doubts or last is doubts[0]:
+        return last
+    doubts[0].__cause__ = last
+    return doubts[0]
 
 
 def _is_limit(error: ApiError) -> bool:

@@ -133,7 +133,7 @@ class Books:
     def waiting(self, job: Job, task_id: str) -> None:
         """The provider works on a task."""
         ledger = self._of(job)
-        if ledger and not job.recovers:
+        if ledger:
             ledger.mark_waiting(job.id, task_id)
 
     def announced(self, job: Job, picture: Picture) -> None:

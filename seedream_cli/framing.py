@@ -58,10 +58,15 @@ class EventParser:
         if self.mode == "lines" and rest.strip():
             last = _parse_event(rest)
             return ([*events, last], False) if last else (events, True)
-        if self.mode == "sse" and not rest and self._data == [b"[DONE]"]:
-            # Some servers hang up after the terminator without the empty line that would complete it.
-            return [*events, Done()], False
-        return events, self.mode == "sse" and bool(rest or self._data or self._name)
+        if self.mode != "sse":
+            return events, False
+        # Some servers hang up without the empty line that would complete the last event, and links break there: a JSON
+        # object shows by itself whether it is whole.
+        if rest:
+            self._take_field(rest)
+        if self._data and _parse_event(b"\n".join(self._data)) and (found := self._dispatch()) is not None:
+            return [*events, found], False
+        return events, bool(rest or self._data or self._name)
 
     def _open(self, *, newline: bool, ended: bool) -> list[dict[str, Any] | Done]:
         # Looked at while it is short or when a line ends: a long first line must not be copied at every piece.

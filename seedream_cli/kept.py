@@ -46,6 +46,7 @@ class KeptReply:
             "fields": dict(job.fields),
             "first": job.first,
             "of": job.of,
+            "most": request.pictures_at_most,
         }
         self.kept: Path | None = None
 
@@ -157,13 +158,14 @@ class JournalReply:
         return parse_json(self._body)
 
     def secure(self) -> Path:
-        """Flush the reply to a file of its own, and return that. Raises `FileError` (billed); then it stays in its
-        place in the journal, where the next run finds it.
+        """Flush the reply to a file of its own, and return that. Raises `FileError` (billed); then it stays where it
+        is, in its place in the journal or in a part, where the next run finds it.
         """
         try:
             self.kept = self._move().secure()
         except FileError as error:
-            self._write_place()
+            if self._file is None:
+                self._write_place()
             raise _paid(error) from error
         self._leave()
         return self.kept
@@ -191,10 +193,12 @@ class JournalReply:
 
     def settle(self, error: SeedreamError) -> None:
         """Keep what may have been paid for; remove what was not."""
-        if error.billed == "no" or not self.size:
+        if error.billed == "no":
             self.forget()
-        else:
+        elif self.size:
             self.secure()
+        else:
+            self.drop()
 
     def links_written(self) -> None:
         """The links are in the ledger: the place is free for another."""
@@ -204,7 +208,11 @@ class JournalReply:
         """The reply in a file of its own, with all that came so far."""
         if self._file is None:
             file = KeptReply(self._replies, self._job)
-            file.write(memoryview(self._body))
+            try:
+                file.write(memoryview(self._body))
+            except BaseException:
+                file.drop()
+                raise
             self._file = file
         return self._file
 
@@ -242,9 +250,9 @@ def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:
     try:
         return dialect.read(Reply(200, {}, body))
     except ApiError as error:
-        if error.billed != "no":
-            raise
-        raise _refused_under_any_status(dialect, body, error) from error
+        found = _refused_under_any_status(dialect, body, error) if error.billed == "no" else error
+    found.status = None
+    raise found
 
 
 def _refused_under_any_status(dialect: Dialect, body: Any, error: ApiError) -> ApiError:
@@ -252,7 +260,6 @@ def _refused_under_any_status(dialect: Dialect, body: Any, error: ApiError) -> A
     try:
         dialect.read(Reply(504, {}, body))
     except ApiError as other:
-        other.status = None
         return error if other.billed == "no" else other
     return error
 

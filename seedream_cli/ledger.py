@@ -1311,7 +1311,7 @@ class Ledger:
             return Problem("id", f"{request_id} is in the hands of a run that lives", "wait for it")
         if entry.state == "sent":
             return Problem("id", f"{request_id} is not settled yet", "try again")
-        if entry.state == "ready" and not entry.pictures and entry.reply and entry.reply.is_file():
+        if entry.state == "ready" and entry.billed == "unknown" and entry.reply and entry.reply.is_file():
             way = f"`seedream recover {request_id}`, or of a batch the same command, reads it"
             return Problem("id", f"the answer to {request_id} is here and was not read yet", way)
         if not entry.doubts and not _is_doubtful(entry.state, entry.billed):

@@ -69,6 +69,7 @@ class Job:
     `recovers` marks a job that sends nothing new and only fetches what was paid for: from the reply that was `kept`,
     the links that are `known`, or the task `task_id`; the pictures in `have` are on disk already. `booked` is False
     for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
+    `most` is how many pictures were asked for, 0 where the request itself tells.
     """
 
     index: int
@@ -91,6 +92,7 @@ class Job:
     booked: bool = True
     again: bool = False
     own_price: PriceStep | None = None
+    most: int = 0
 
     def price(self, pictures: int) -> Cost | None:
         """What so many pictures cost at the dearest price that is known to hold; None where none is known."""

@@ -52,7 +52,7 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
     from . import journal
     from .kept import REPLY_MOST
     from .ledger import open_ledger
-    from .spool import adopt, forget, list_kept, sweep
+    from .spool import adopt, forget, list_kept, list_parts, sweep
 
     around = surroundings or read_surroundings()
     state = prepare_state(home or around.state_folder)
@@ -72,6 +72,10 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
             f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
             f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
         )
+    for name in list_parts(replies):
+        # A run without a ledger died, or its disk was full: its answer is nowhere else.
+        if not any(entry.id == name for entry in ledger.find(name)):
+            adopt(replies, name, limit=REPLY_MOST)
     sweep(replies)
     journal.sweep(replies, ledger.tokens_out())
     for kept in list_kept(replies):

@@ -32,7 +32,7 @@ from .plan import (
     run_id,
 )
 from .providers.base import ProviderSpec, Ready, full_url
-from .request import Built, Draft, ImageRequest
+from .request import GROUP_MOST, Built, Draft, ImageRequest
 from .results import Picture, SavedImage
 from .settings import Key, Surroundings
 
@@ -124,6 +124,8 @@ def _stray_jobs(
             recovers=True,
             kept=path,
             booked=False,
+            # Of an adopted one nobody knows how many were asked for.
+            most=_number(meta.get("most", GROUP_MOST)),
         )
     ]
 
@@ -292,6 +294,7 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
         task_id="" if kept or known else entry.task_id,
         have=done,
         recovers=True,
+        most=entry.pictures_at_most,
     )
 
 

@@ -189,6 +189,11 @@ def list_kept(folder: Path) -> list[Kept]:
     return [Kept(path.stem, path, stat.st_size) for stat, path in found]
 
 
+def list_parts(folder: Path) -> list[str]:
+    """The ids of replies that are on their way, or were when their process died."""
+    return sorted(path.stem for path in folder.glob("*.part") if _ID.fullmatch(path.stem))
+
+
 def load_meta(folder: Path, job_id: str) -> dict[str, Any]:
     """What `keep` was told of a reply; empty where there is none, as for an adopted one."""
     try:

@@ -29,7 +29,7 @@ from .attempts import Attempts, Gate, Trail, Watch
 from .body import encode_body
 from .direct import Direct, trusted_certificates
 from .downloads import Downloads, Fetched, Order
-from .errors import ApiError, ConfigError, LinkError
+from .errors import ApiError, ConfigError, FileError, LinkError
 from .framing import Done, EventParser
 from .links import Target, is_loopback, split_link
 from .masking import check_key, mask, secret_forms
@@ -254,7 +254,7 @@ class Wire:
             except ApiError as error:
                 value, reply = await self._salvage(error, trail, spool, read)
                 return Streamed(value, "whole", 1, 0.0, reply)
-            last, unfinished = parser.close() if cut is None else ([], True)
+            last, unfinished = parser.close()
             for event in last:
                 deliver(event)
             if parser.skipped:
@@ -290,13 +290,14 @@ class Wire:
         """
         if error.delivered != "maybe" or not trail.received or trail.received.status != 200 or not file.size:
             raise error
-        reply = await self._reply(trail, file)
-        if reply.body is None:
-            raise error
         try:
-            return read(reply), reply
-        except ApiError:
-            raise error from None
+            reply = await self._reply(trail, file)
+            if reply.body is not None:
+                return read(reply), reply
+        except (ApiError, FileError):
+            # Neither what it says nor what the disk says may take the place of the doubt.
+            pass
+        raise error
 
     async def _exchange(self, call: Call, trail: Trail, ear: _Ear) -> None:
         """One request and its reply, within the deadlines; every way to fail becomes an ApiError of known delivery."""

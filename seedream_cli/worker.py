@@ -161,11 +161,11 @@ class Worker:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
         self.raise_objection()
         self.desk.step("gate")
+        # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
+        self.token = await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         if self.incoming is not None and self.incoming.size:
             # What came of the attempt before must not be taken for the answer to this one.
             self.incoming.reset()
-        # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
-        self.token = await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         self.attempts = attempt
         self.sent_at = self.sent_at or self.desk.clock.now()
         self.gone_at = time.monotonic()
@@ -194,9 +194,12 @@ class Worker:
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
     def _put_aside(self, error: SeedreamError) -> Path | None:
-        """What came of an attempt that may have been paid for, before another one is made."""
+        """What came of an attempt that may have been paid for, before another one is made; of others nothing stays."""
         kept = self.incoming
-        if error.billed == "no" or kept is None or not kept.size:
+        if kept is None or not kept.size:
+            return None
+        if error.billed == "no":
+            self._try(kept.reset)
             return None
         self._try(kept.secure)
         return kept.kept
@@ -361,7 +364,7 @@ class Worker:
 
     def _rest_in_doubt(self, ready: Ready) -> ApiError | None:
         """What is wrong with a stream that was kept and has no end: more may have been made than came."""
-        most = max(self.job.request.pictures_at_most, self.job.of + 1 - self.job.first)
+        most = self.job.most or self.job.request.pictures_at_most
         if not ready.cut or len(ready.pictures) >= most:
             return None
         return _broken_stream(_cut_short(), len(ready.pictures), most)
@@ -496,9 +499,14 @@ class Worker:
 
     def _settle(self, kept: KeptReply | JournalReply, error: SeedreamError) -> None:
         """Keep the reply to a request that may have been paid for; `recover` can read it."""
+        last = error.__cause__
         try:
-            kept.settle(error)
-        except FileError:
+            if isinstance(last, ApiError) and last.billed == "no":
+                # What came is the refusal of the last attempt, and says nothing of the one that is in doubt.
+                kept.drop()
+            else:
+                kept.settle(error)
+        except SeedreamError:
             # That must not take the place of what the request came to. The next run looks for what there is.
             self.left_behind = True
         self.reply = kept.kept
@@ -510,7 +518,7 @@ class Worker:
             return
         self.left_behind = True
         # Where the disk refuses it, the intent is still there.
-        with contextlib.suppress(FileError):
+        with contextlib.suppress(SeedreamError):
             if self.desk.books.knows(self.job):
                 kept.leave_behind()
             else:
@@ -539,7 +547,7 @@ class Worker:
     def _judge_lost_poll(self, ticket: Ticket, error: ApiError) -> Ticket:
         """The ticket to ask with again; raises where the task itself failed, or cannot be asked after."""
         # The task's own failure comes whole, with HTTP 200; anything else is the asking that failed.
-        if error.status == 200 and (error.code or error.kind != "unknown_outcome"):
+        if error.delivered == "yes" and error.status == 200 and (error.code or error.kind != "unknown_outcome"):
             if error.billed == "no":
                 spool.forget(self.desk.replies, self.job.id)
             self.task_id = ""
