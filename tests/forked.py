@@ -368,6 +368,22 @@ def has_no_room_for_replies() -> None:
     spool.open_spool = full
 
 
+def breaks_at_the_first_write() -> None:
+    """The disk fails once, when a reply that has outgrown the journal is moved to a file."""
+    from seedream_cli import spool
+    from seedream_cli.errors import FileError
+
+    write, rest = spool.Spool.write, [None]
+
+    def fail(self: Any, chunk: Any) -> None:
+        if rest:
+            rest.pop()
+            raise FileError("input/output error", billed="yes")
+        write(self, chunk)
+
+    spool.Spool.write = fail  # type: ignore[method-assign]
+
+
 def commits_no_links() -> None:
     """The disk of the ledger is full whenever links are to be written down."""
     from seedream_cli.errors import FileError
@@ -424,6 +440,7 @@ BUGS: dict[str, Callable[[], None]] = {
         flushes_no_folder,
         cannot_write_answers,
         has_no_room_for_replies,
+        breaks_at_the_first_write,
         commits_no_links,
         loses_its_table,
     )

@@ -79,6 +79,18 @@ def test_a_long_answer_without_a_file_is_not_called_unpaid(forked: Forked) -> No
         assert len(upstream.posts) == 1
 
 
+def test_a_disk_that_fails_once_does_not_make_a_paid_row_free(forked: Forked) -> None:
+    """The file that the reply was to be moved to is not in its own way when that is tried again."""
+    table(forked, 1)
+    with Upstream() as upstream:
+        upstream._reply = lambda body, number: {**upstream.pictures(body, number), "padding": "x" * 70_000}
+        batch(forked, upstream, bug="breaks_at_the_first_write")
+        [row] = results(forked)
+        assert row["billed"] != "no", row
+        batch(forked, upstream)
+        assert len(upstream.posts) == 1
+
+
 def test_answers_that_neither_the_ledger_nor_a_file_takes_come_with_the_next_run(forked: Forked) -> None:
     """They stay in the journal, which stays; the next run reads them there and pays nothing."""
     table(forked, 4)
@@ -261,6 +273,104 @@ def test_a_stopped_stream_is_fetched_by_the_next_run(seedream: Command) -> None:
         assert done.code in {7, 9}
         assert run(seedream, upstream, "--stream", "--sequence", "3").code in {7, 9}
         assert len(upstream.posts) == 1
+
+
+def test_streams_of_one_picture_each_have_nothing_more_to_come(seedream: Command) -> None:
+    """Three requests of one picture are not one of three."""
+
+    def script(request: Received, number: int) -> Script:
+        body = sse(*events(upstream, 1), done=False)
+        kind = [("Content-Type", "text/event-stream")]
+        return answer(body, headers=kind, framing="chunked", cut=len(body), end="hold")
+
+    with Upstream(script=script, link=lambda request, number: SILENCE) as upstream:
+        stop_at_once(seedream, upstream, "generate", "a fox", "--stream", "--count", "3", posts=3)
+        upstream._link = None
+        done = seedream("recover", env=ENV)
+        assert (done.code, len(done.paths)) == (0, 3), done.err
+
+
+def test_without_a_ledger_the_answer_of_a_killed_run_is_found(seedream: Command) -> None:
+    """It lies in a part that no ledger knows."""
+    with Upstream(script=lambda request, number: whole_but_open(upstream, 0)) as upstream:
+        process = seedream.popen("generate", "a fox", "-p", "ark", "--base-url", upstream.url, "--no-ledger", env=ENV)
+        while not upstream.posts:
+            time.sleep(0.02)
+        time.sleep(0.4)
+        process.kill()
+        process.communicate()
+        assert len(seedream("recover", env=ENV).paths) == 1
+        assert len(upstream.posts) == 1
+
+
+def test_a_doubt_is_not_settled_by_the_refusal_of_a_repetition(seedream: Command) -> None:
+    """The first attempt may be paid, whatever the second is told: no later command says that nothing was charged."""
+
+    def script(request: Received, number: int) -> Script:
+        return refusal(500, "Oops") if number == 1 else refusal(400, "InputTextSensitiveContentDetected")
+
+    with Upstream(script=script) as upstream:
+        args = ["generate", "a fox", "-p", "ark", "--base-url", upstream.url, "--retry-ambiguous"]
+        assert seedream(*args, env=ENV).code == 7
+        assert "not charged" not in seedream("recover", env=ENV).err
+        assert "unknown" in seedream("history", "--status", "unknown").out
+        assert len(upstream.posts) == 2
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+ACEDATA = {"ACEDATACLOUD_API_TOKEN": ENV["ARK_API_KEY"]}
+
+
+def test_a_cut_poll_does_not_make_a_task_free(seedream: Command) -> None:
+    """The asking failed, though with HTTP 200, and not the task: it is asked after again, and not submitted again."""
+    table(seedream, 1)
+    record = json.dumps({"id": "t-1", "created_at": 1.0, "request": {}}).encode()
+    is_broken = True
+
+    def script(request: Received, number: int) -> Script | None:
+        is_poll = request.target.endswith(b"/tasks")
+        return answer(record, cut=len(record) - 5) if is_poll and is_broken else None
+
+    def reply(body: Any, number: int) -> Any:
+        return (
+            {"id": "t-1", "response": upstream.acedata({}, number)} if body.get("action") else upstream.acedata(body, 1)
+        )
+
+    with Upstream(script=script, reply=reply) as upstream:
+        args = ["batch", "shots.csv", "-p", "acedata", "--base-url", upstream.url, "--async", "--retries", "0"]
+        first = seedream(*args, env=ACEDATA)
+        assert first.code == 7, first.err
+        is_broken = False
+        again = seedream(*args, env=ACEDATA)
+        assert again.code == 0, again.err
+        assert len(pictures(seedream)) == 1
+        assert sum(request.target.endswith(b"/images") for request in upstream.posts) == 1
+
+
+def test_a_task_that_is_gone_can_be_settled_by_hand(seedream: Command) -> None:
+    """Its id came just before the run was stopped at once, and the provider does not know it any more."""
+    ticket = json.dumps({"task_id": "t-1"}).encode()
+
+    def script(request: Received, number: int) -> Script:
+        if request.target.endswith(b"/tasks"):
+            return refusal(404, "not_found", "task not found")
+        return answer(ticket, framing="chunked", cut=len(ticket), end="hold")
+
+    with Upstream(script=script) as upstream:
+        args = ["-p", "acedata", "--base-url", upstream.url]
+        process = seedream.popen("generate", "a fox", *args, "--async", env=ACEDATA)
+        while not upstream.posts:
+            time.sleep(0.02)
+        time.sleep(0.4)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        process.communicate(timeout=20)
+        assert seedream("recover", env=ACEDATA).code == 7
+        [entry] = seedream("history", "--json").json["requests"]
+        assert entry["task_id"] == "t-1"
+        assert seedream("history", "resolve", entry["id"], "--paid").code == 0
 
 
 # --- a provider that is not there -------------------------------------------------------------------------------------
