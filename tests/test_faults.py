@@ -82,8 +82,12 @@ def test_a_long_answer_without_a_file_is_not_called_unpaid(forked: Forked) -> No
 def test_a_disk_that_fails_once_does_not_make_a_paid_row_free(forked: Forked) -> None:
     """The file that the reply was to be moved to is not in its own way when that is tried again."""
     table(forked, 1)
-    with Upstream() as upstream:
-        upstream._reply = lambda body, number: {**upstream.pictures(body, number), "padding": "x" * 70_000}
+
+    def script(request: Received, number: int) -> Script:
+        made = {**upstream.pictures({"model": "m"}, number), "padding": "x" * 70_000}
+        return answer(json.dumps(made).encode(), borders=[1000], drip_s=0.1)
+
+    with Upstream(script=script) as upstream:
         batch(forked, upstream, bug="breaks_at_the_first_write")
         [row] = results(forked)
         assert row["billed"] != "no", row
