@@ -384,6 +384,22 @@ def breaks_at_the_first_write() -> None:
     spool.Spool.write = fail  # type: ignore[method-assign]
 
 
+def cannot_book_what_it_cost() -> None:
+    """The user's ledger takes what a request may cost, and nothing after that."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.ledger import Ledger
+
+    book, held = Ledger.book, set[str]()
+
+    def fail(self: Any, key: str, *args: Any, **more: Any) -> None:
+        if key in held:
+            raise FileError("no space left")
+        held.add(key)
+        book(self, key, *args, **more)
+
+    Ledger.book = fail  # type: ignore[method-assign]
+
+
 def commits_no_links() -> None:
     """The disk of the ledger is full whenever links are to be written down."""
     from seedream_cli.errors import FileError
@@ -441,6 +457,7 @@ BUGS: dict[str, Callable[[], None]] = {
         cannot_write_answers,
         has_no_room_for_replies,
         breaks_at_the_first_write,
+        cannot_book_what_it_cost,
         commits_no_links,
         loses_its_table,
     )

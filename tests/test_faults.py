@@ -17,6 +17,7 @@ import pytest
 
 from seedream_cli.commits import Commits
 from seedream_cli.errors import FileError
+from seedream_cli.journal import Journal, adopt, sweep
 from tests.conftest import Command
 from tests.forked import Forked, Nursery, nursery
 from tests.rawserver import SILENCE, Received, Script, answer
@@ -110,6 +111,30 @@ def test_answers_that_neither_the_ledger_nor_a_file_takes_come_with_the_next_run
         assert len(pictures(forked)) == 4
         assert len(upstream.posts) == 4
         assert not journals(forked)
+
+
+def test_a_day_that_cannot_be_booked_holds_up_no_picture(forked: Forked) -> None:
+    """Fewer pictures came than were held for: the links are safe before the user's ledger is told, and it may fail."""
+    table(forked, 2)
+    with Upstream() as upstream:
+        made = upstream.pictures
+        upstream._reply = lambda body, number: made({"model": "m"}, number)
+        done = batch(forked, upstream, "--sequence", "3", bug="cannot_book_what_it_cost")
+        assert done.code == 0, done.err
+        assert len(pictures(forked)) == 2
+
+
+def test_a_journal_stays_while_one_of_its_answers_is_wanted(tmp_path: Path) -> None:
+    """Another process may be about to adopt what lies in a dead one's journal."""
+    with Journal(tmp_path / "replies") as journal:
+        journal.write(journal.take(), "a-token", b'{"data": []}')
+    sweep(tmp_path / "replies", {"a-token"})
+    assert journal.path.is_file()
+    kept = adopt(tmp_path / "replies", "r-1", "a-token")
+    assert kept is not None
+    assert kept.read_bytes() == b'{"data": []}'
+    sweep(tmp_path / "replies", {"another-token"})
+    assert not journal.path.exists()
 
 
 def test_a_table_that_goes_away_stops_the_batch_and_loses_nothing(forked: Forked) -> None:
