@@ -50,7 +50,7 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
     Raises `FileError` where there can be none.
     """
     from . import journal
-    from .kept import REPLY_MOST
+    from .kept import POLLED, REPLY_MOST
     from .ledger import open_ledger
     from .spool import adopt, forget, list_kept, list_parts, sweep
 
@@ -74,13 +74,13 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
         )
     for name in list_parts(replies):
         # A run without a ledger died, or its disk was full: its answer is nowhere else.
-        if not any(entry.id == name for entry in ledger.find(name)):
+        if not ledger.entries([name.removesuffix(POLLED)]):
             adopt(replies, name, limit=REPLY_MOST)
     sweep(replies)
     journal.sweep(replies, ledger.tokens_out())
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
-        if any(entry.id == kept.id and entry.status in _SETTLED for entry in ledger.find(kept.id)):
+        if any(entry.status in _SETTLED for entry in ledger.entries([kept.id])):
             forget(replies, kept.id)
     return ledger
 

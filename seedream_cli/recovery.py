@@ -89,7 +89,7 @@ def _strays(replies: Path, ledger: Ledger | None) -> dict[str, Path]:
     for kept in spool.list_kept(replies):
         # The answer to a poll lies beside the one that held only the task's id, and has more in it.
         name = kept.id.removesuffix(POLLED)
-        is_known = ledger is not None and any(entry.id == name for entry in ledger.find(name))
+        is_known = ledger is not None and ledger.entries([name])
         if not is_known and (name not in found or kept.id != name):
             found[name] = kept.path
     return found
