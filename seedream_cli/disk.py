@@ -25,8 +25,8 @@ class Disk:
     """Does at once what a quick disk does sooner than a thread: small files are checked and flushed in the loop.
 
     Every deed with a small file is timed, so a disk that is slow, or becomes so, holds nothing else up, and one that is
-    quick again is noticed. Pictures that come in one turn of
-    the loop are flushed together: their bytes go to the disk all at once, and its own journal is written once.
+    quick again is noticed. Pictures that come in one turn of the loop are flushed together: their bytes go to the disk
+    all at once, and its own journal is written once.
     """
 
     def __init__(self) -> None:

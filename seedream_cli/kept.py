@@ -106,8 +106,7 @@ class KeptReply:
     def settle(self, error: SeedreamError) -> None:
         """Keep what may have been paid for; remove what was not."""
         if error.billed == "no":
-            self.spool.drop()
-            spool.forget(self.folder, self.id)
+            self.forget()
         elif self.size:
             self.secure()
 

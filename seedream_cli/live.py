@@ -280,8 +280,7 @@ class LiveSink:
         while not self._closing.is_set() and not self._streams.stderr_closed:
             self._print_lines()
             self._draw()
-            self._cleared.wait(_FRAME_S)
-            if self._cleared.is_set():
+            if self._cleared.wait(_FRAME_S):
                 # Whoever writes many lines would have the display gone most of the time.
                 self._cleared.clear()
                 self._closing.wait(_BEHIND_S)

@@ -357,7 +357,7 @@ class Wire:
 
     def _reason(self, exc: Exception, trail: Trail) -> str:
         """An exception in words that hold no header."""
-        if isinstance(exc, TimeoutError) and exc.errno is None:
+        if _is_deadline(exc):
             seconds = self._policy.timeout_s if trail.sent else self._policy.connect_timeout_s
             return f"no {'whole answer' if trail.sent else 'connection'} after {seconds:g} s"
         return self.mask(_root_cause(exc))
@@ -397,7 +397,7 @@ class Wire:
         try:
             await self._way("links", secure=target.scheme == "https").exchange(outgoing, listener)
         except _BROKEN as exc:
-            if isinstance(exc, TimeoutError) and exc.errno is None:
+            if _is_deadline(exc):
                 # The download's own deadline, which speaks for itself.
                 raise
             usable = exc.usable if isinstance(exc, NoConnectionError) else True
@@ -551,6 +551,11 @@ def _trusted() -> ssl.SSLContext:
 
 
 _NUMBERED = re.compile(r"\[Errno (\d+)\]")
+
+
+def _is_deadline(exc: BaseException) -> bool:
+    """Whether our own deadline passed. What the system calls a timeout, such as that of a connection, has a number."""
+    return isinstance(exc, TimeoutError) and exc.errno is None
 
 
 def _root_cause(exc: BaseException) -> str:

@@ -126,7 +126,6 @@ class Worker:
         self.job = job
         self.dialect = job.route.dialect
         self.task: asyncio.Task[JobResult] | None = None
-        self.in_flight = False
         self.holds_slot = False
         self.begun: Callable[[], None] = lambda: None
         self.objected = False
@@ -150,6 +149,11 @@ class Worker:
         self.left_behind = False
         self.closed = False
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether an attempt is out, or one that may have been billed was: stopping now must not call it unsent."""
+        return self.is_out or self.doubted
+
     @functools.cached_property
     def submission(self) -> Call:
         """The one billable call."""
@@ -169,7 +173,7 @@ class Worker:
         self.attempts = attempt
         self.sent_at = self.sent_at or self.desk.clock.now()
         self.gone_at = time.monotonic()
-        self.in_flight = self.is_out = True
+        self.is_out = True
         self.desk.step("sent")
 
     def raise_objection(self) -> None:
@@ -184,13 +188,11 @@ class Worker:
 
     def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
         """The request was refused unbilled, or is repeated on the user's order; a signal may stop it meanwhile."""
-        # An attempt that may have been billed stays in flight: stopping here must not call it unsent.
         self.doubted = self.doubted or error.billed != "no"
-        self.in_flight = self.doubted
+        was_out, self.is_out = self.is_out, False
         # One that never came as far as the gate is not in the books either.
-        if self.is_out:
+        if was_out:
             self.desk.books.refused(self.job, error, self._put_aside(error))
-            self.is_out = False
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
     def _put_aside(self, error: SeedreamError) -> Path | None:

@@ -416,12 +416,14 @@ def loses_its_table() -> None:
     """The disk that the table is on goes away once the table is checked."""
     from seedream_cli import engine, tables
 
+    running = list[bool]()
+
     class Gone:
         def __init__(self, file: Any) -> None:
             self.file = file
 
         def __getattr__(self, name: str) -> Any:
-            if sys.modules[engine.__name__].__dict__.get("is_running") and name == "readinto":
+            if running and name == "readinto":
                 raise OSError(5, "Input/output error")
             return getattr(self.file, name)
 
@@ -431,7 +433,7 @@ def loses_its_table() -> None:
         made(self, shown, Gone(file), **more)
 
     def conduct(*args: Any) -> Any:
-        vars(engine)["is_running"] = True
+        running.append(True)
         return conducted(*args)
 
     tables._Source.__init__ = make  # type: ignore[method-assign]

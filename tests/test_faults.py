@@ -158,6 +158,28 @@ def whole_but_open(upstream: Upstream, padding: int) -> Script:
     return answer(body, framing="chunked", cut=len(body), end="hold")
 
 
+def announced(upstream: Upstream) -> Script:
+    """A stream that goes on after its first picture."""
+    body, kind = sse(*events(upstream, 1), done=False), [("Content-Type", "text/event-stream")]
+    return answer(body, headers=kind, framing="chunked", cut=len(body), end="hold")
+
+
+def stop_at_once(
+    seedream: Command, upstream: Upstream, *args: str, provider: str = "ark", env: dict[str, str] = ENV, posts: int = 1
+) -> str:
+    """A run with so many requests out, stopped by two signals; what it said."""
+    process = seedream.popen(*args, "-p", provider, "--base-url", upstream.url, env=env)
+    while len(upstream.posts) < posts:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    return err.decode()
+
+
 @pytest.mark.parametrize("padding", [0, 70_000])
 @pytest.mark.parametrize("verb", ["batch", "generate"])
 def test_a_second_ctrl_c_loses_no_answer_that_came(seedream: Command, verb: str, padding: int) -> None:
@@ -165,35 +187,13 @@ def test_a_second_ctrl_c_loses_no_answer_that_came(seedream: Command, verb: str,
     table(seedream, 1)
     with Upstream(script=lambda request, number: whole_but_open(upstream, padding)) as upstream:
         args = ["batch", "shots.csv"] if verb == "batch" else ["generate", "a fox"]
-        process = seedream.popen(*args, "-p", "ark", "--base-url", upstream.url, env=ENV)
-        while not upstream.posts:
-            time.sleep(0.02)
-        time.sleep(0.5)
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-        _, err = process.communicate(timeout=20)
-        assert process.returncode in {7, 130}, err
+        stop_at_once(seedream, upstream, *args)
         assert not list(seedream.folder.glob("**/*.jp*g"))
         args = [*args, "-p", "ark", "--base-url", upstream.url] if verb == "batch" else ["recover"]
         again = seedream(*args, env=ENV)
         assert again.code == 0, again.err
         assert len(list(seedream.folder.glob("**/*.jp*g"))) == 1
         assert len(upstream.posts) == 1
-
-
-def stop_at_once(seedream: Command, upstream: Upstream, *args: str, posts: int = 1) -> str:
-    """A run with so many requests out, stopped by two signals; what it said."""
-    process = seedream.popen(*args, "-p", "ark", "--base-url", upstream.url, env=ENV)
-    while len(upstream.posts) < posts:
-        time.sleep(0.02)
-    time.sleep(0.4)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130, err
-    return err.decode()
 
 
 @pytest.mark.parametrize("first", [429, 500])
@@ -283,14 +283,7 @@ def test_an_answer_that_is_here_is_not_settled_by_hand(seedream: Command) -> Non
 def test_a_stopped_stream_is_fetched_by_the_next_run(seedream: Command) -> None:
     """A picture was announced and its download under way: the same command saves it."""
     table(seedream, 1)
-
-    def script(request: Received, number: int) -> Script:
-        body = sse(*events(upstream, 1), done=False)
-        return answer(
-            body, headers=[("Content-Type", "text/event-stream")], framing="chunked", cut=len(body), end="hold"
-        )
-
-    with Upstream(script=script, link=lambda request, number: SILENCE) as upstream:
+    with Upstream(script=lambda request, number: announced(upstream), link=lambda request, number: SILENCE) as upstream:
         stop_at_once(seedream, upstream, "batch", "shots.csv", "--stream", "--sequence", "3")
         upstream._link = None
         done = run(seedream, upstream, "--stream", "--sequence", "3")
@@ -306,13 +299,7 @@ def test_a_stopped_stream_is_fetched_by_the_next_run(seedream: Command) -> None:
 
 def test_streams_of_one_picture_each_have_nothing_more_to_come(seedream: Command) -> None:
     """Three requests of one picture are not one of three."""
-
-    def script(request: Received, number: int) -> Script:
-        body = sse(*events(upstream, 1), done=False)
-        kind = [("Content-Type", "text/event-stream")]
-        return answer(body, headers=kind, framing="chunked", cut=len(body), end="hold")
-
-    with Upstream(script=script, link=lambda request, number: SILENCE) as upstream:
+    with Upstream(script=lambda request, number: announced(upstream), link=lambda request, number: SILENCE) as upstream:
         stop_at_once(seedream, upstream, "generate", "a fox", "--stream", "--count", "3", posts=3)
         upstream._link = None
         done = seedream("recover", env=ENV)
@@ -387,15 +374,7 @@ def test_a_task_that_is_gone_can_be_settled_by_hand(seedream: Command) -> None:
         return answer(ticket, framing="chunked", cut=len(ticket), end="hold")
 
     with Upstream(script=script) as upstream:
-        args = ["-p", "acedata", "--base-url", upstream.url]
-        process = seedream.popen("generate", "a fox", *args, "--async", env=ACEDATA)
-        while not upstream.posts:
-            time.sleep(0.02)
-        time.sleep(0.4)
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-        process.communicate(timeout=20)
+        stop_at_once(seedream, upstream, "generate", "a fox", "--async", provider="acedata", env=ACEDATA)
         assert seedream("recover", env=ACEDATA).code == 7
         [entry] = seedream("history", "--json").json["requests"]
         assert entry["task_id"] == "t-1"
