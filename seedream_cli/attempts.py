@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from .errors import ApiError, FileError, SeedreamError
-from .pace import PATIENCE, Clock, Pace, Policy, Waiter, back_off, decide, read_retry_after
+from .pace import LONGEST_WAIT_S, PATIENCE, Clock, Pace, Policy, Waiter, back_off, decide, read_retry_after
 from .providers.base import Call
 from .replies import Received
+from .text import span_words
 
 R = TypeVar("R")
 
@@ -214,7 +215,8 @@ class Attempts:
         if trail.received:
             error.request_id = error.request_id or trail.received.request_id
             if error.retry_after_s is None:
-                error.retry_after_s = read_retry_after(trail.received.headers, self._clock.now())
+                error.retry_after_s = read_retry_after(trail.received.headers, self._clock.now(), most=LONGEST_WAIT_S)
+                error.message = _with_wait(error)
             if error.status is None:
                 error.status = trail.received.status
         error.message = self._mask(error.message)
@@ -233,6 +235,15 @@ def _verdict(doubts: Sequence[ApiError], last: ApiError) -> ApiError:
         return last
     doubts[0].__cause__ = last
     return doubts[0]
+
+
+def _with_wait(error: ApiError) -> str:
+    """The message with the time that the provider asks to wait. What may have been paid is nothing to try again."""
+    if error.retry_after_s is None:
+        return error.message
+    span = span_words(error.retry_after_s)
+    wait = f"try again in {span}" if error.billed == "no" else f"the provider asks to wait {span}"
+    return f"{error.message}; {wait}"
 
 
 def _is_limit(error: ApiError) -> bool:

@@ -111,6 +111,8 @@ def error_object(error: SeedreamError) -> JsonObject:
         "hint": error.hint or None,
         "request_id": getattr(error, "request_id", "") or None,
     }
+    if getattr(error, "retry_after_s", None) is not None:
+        shown["retry_after_s"] = getattr(error, "retry_after_s", None)
     if isinstance(error, InputError):
         shown["problems"] = [
             {"field": p.field, "message": p.message, "hint": p.hint or None, "origin": p.origin or None}

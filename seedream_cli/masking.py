@@ -58,8 +58,24 @@ def mask(text: str, forms: tuple[str, ...] = ()) -> str:
     """The text without the key (`forms`), bearer tokens, and the query and user name of every link in it."""
     for form in forms:
         text = text.replace(form, "***")
+    if forms and "…" in text:
+        text = _mask_cut(text, forms)
     text = _URL.sub(_mask_url, text)
     return _SIGNATURE.sub(r"\1=***", _BEARER.sub("Bearer ***", text))
+
+
+def _mask_cut(text: str, forms: tuple[str, ...]) -> str:
+    """The text without the start of a key that was cut off inside it."""
+    pieces = text.split("…")
+    for number, piece in enumerate(pieces[:-1]):
+        shared = max((_overlap(piece, form) for form in forms), default=0)
+        pieces[number] = piece[:-shared] + "***" if shared else piece
+    return "…".join(pieces)
+
+
+def _overlap(text: str, form: str) -> int:
+    """How many characters at the end of `text` are the start of `form`; 0 for what may be chance."""
+    return next((count for count in range(min(len(text), len(form) - 1), 3, -1) if text.endswith(form[:count])), 0)
 
 
 def _mask_url(match: re.Match[str]) -> str:

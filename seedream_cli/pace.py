@@ -22,6 +22,8 @@ from .providers.base import Call
 
 MAX_BACKOFF_S = 30.0
 MAX_RETRY_AFTER_S = 600.0
+LONGEST_WAIT_S = 31_622_400.0
+"""A year: a longer wait that a provider asks for is no answer."""
 MINUTE_S = 60.0
 """What providers count their limits by."""
 PATIENCE = 5
@@ -83,7 +85,8 @@ def decide(
 def back_off(error: ApiError, attempt: int, random: randomness.Random) -> float:
     """1, 2, 4, 8 … 30 s with jitter. Limits get equal jitter: full jitter can use up every try inside one minute."""
     if error.retry_after_s is not None:
-        return error.retry_after_s + random.uniform(0, min(1.0, 0.1 * error.retry_after_s + 0.1))
+        asked_s = min(error.retry_after_s, MAX_RETRY_AFTER_S)
+        return asked_s + random.uniform(0, min(1.0, 0.1 * asked_s + 0.1))
     ceiling = min(MAX_BACKOFF_S, 2.0 ** (attempt - 1))
     if error.kind == "network":
         return random.uniform(0, ceiling)
@@ -306,19 +309,19 @@ class Pace:
         return max(wait, self._sent[0][0] + MINUTE_S - now) if full and self._sent else wait
 
 
-def read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> float | None:
-    """Seconds to wait by `Retry-After`, 0 to 600; None where it is absent, hostile or garbage.
+def read_retry_after(headers: Mapping[str, str], now: dt.datetime, *, most: float = MAX_RETRY_AFTER_S) -> float | None:
+    """Seconds to wait by `Retry-After`, 0 to `most`; None where it is absent, hostile or garbage.
 
     The date form is measured against the server's own `Date`, so that a wrong clock on either side does not matter.
     """
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,9})?", value):
-        return min(float(value), MAX_RETRY_AFTER_S)
+        return min(float(value), most)
     then = _http_date(value)
     if then is None:
         return None
     base = _http_date(headers.get("date", "")) or now
-    return min(max((then - base).total_seconds(), 0.0), MAX_RETRY_AFTER_S)
+    return min(max((then - base).total_seconds(), 0.0), most)
 
 
 def _http_date(value: str) -> dt.datetime | None:

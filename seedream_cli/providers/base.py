@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ..error_text import MOST, code_in, message_in, one_line, plain_code, text_fault
 from ..errors import ApiError, Billed, InputError, Problem
 from ..models import ModelSpec, Rule
 from ..results import Blob, Layer, Picture
+from ..text import clean
 
 if TYPE_CHECKING:
     # The request brings pydantic with it, which `seedream models` has no need to load.
@@ -356,7 +358,9 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture |
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_PICTURES:
             index = -1
         return read_picture(spec, event, index)
-    fault = fault_in(event) or (Fault("", _text(event.get("message"))) if kind == "error" else None)
+    fault = fault_in(event) or (
+        _fault(plain_code(event.get("code")), message_in(event), "") if kind == "error" else None
+    )
     if fault:
         raise api_error(spec, fault)
     if kind == "image_generation.completed":
@@ -465,19 +469,19 @@ _MOST_PICTURES = 1000
 def fault_in(body: Any) -> Fault | None:
     """The error that a body carries, in any of the known envelopes; None where it carries none.
 
-    {"error": {"code", "message", "type"}}, {"error": "text"}, {"success": false, "error": …, "trace_id"}.
+    {"error": {"code", "message", "type"}}, {"error": "text"}, {"success": false, "error": …, "trace_id"}. Of an error
+    that only passes another one on ({"error": {"error": …}}) the inner one counts.
     """
     if not isinstance(body, Mapping):
         return None
     error = body.get("error")
     trace = _text(body.get("trace_id"))
     if isinstance(error, Mapping) and error:
-        code = error.get("code") or error.get("type") or ""
-        return _fault(str(code), _text(error.get("message")), trace)
+        return _fault(code_in(error), message_in(error), trace)
     if isinstance(error, str) and error:
-        return _fault("", error, trace)
+        return _fault("", message_in(body), trace)
     if body.get("success") is False:
-        return _fault(str(body.get("code") or ""), _text(body.get("message")), trace)
+        return _fault(code_in(body), message_in(body), trace)
     return None
 
 
@@ -494,7 +498,11 @@ def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
     if fault:
         fault = Fault(fault.code, fault.message, fault.request_id or name)
         return api_error(spec, fault, status=reply.status)
-    said = Fault("", _bare_message(reply), name)
+    said = _bare_fault(reply, name)
+    # Its code is believed where its status says already that nothing was drawn.
+    known = _by_code(spec.codes, said.code, reply.status) if 400 <= reply.status < 500 and reply.status != 408 else None
+    if known:
+        return _worded(spec, known, said, status=reply.status)
     if reply.status in {404, 405} or 300 <= reply.status < 400:
         return _worded(spec, WRONG_ADDRESS, said, status=reply.status)
     verdict = _STATUSES.get(reply.status, REFUSED if 400 <= reply.status < 500 else UNKNOWN)
@@ -503,6 +511,7 @@ def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
 
 def _fault(code: str, message: str, request_id: str) -> Fault:
     """A fault with the request id taken off the end of its message."""
+    message = message[:MOST]
     found = _REQUEST_ID.search(message)
     if found is None:
         return Fault(code, message, request_id)
@@ -532,8 +541,9 @@ def _worded(
 ) -> ApiError:
     """The error with a message for the user: who, what, and what the provider said."""
     at = f" (HTTP {status})" if status is not None and not 200 <= status < 300 else ""
-    said = " ".join(fault.message.split()).removesuffix(".") or fault.code
-    said = said if len(said) <= _LONGEST else said[:_LONGEST] + "…"
+    code = clean(fault.code, _LONGEST)
+    # Hidden characters become escapes here, so that no file or log gets them either.
+    said = clean(one_line(fault.message).removesuffix("."), _LONGEST) or code
     keys = " or ".join(f"${name}" for name in spec.key_variables)
     return ApiError(
         f"{spec.title} {_SAYS[verdict.kind]}{at}" + (f": {said}" if said else ""),
@@ -543,22 +553,22 @@ def _worded(
         delivered="yes" if delivered else "maybe",
         retryable=verdict.retryable,
         provider=spec.name,
-        code=fault.code,
+        code=code,
         status=status,
-        request_id=fault.request_id,
+        request_id=clean(fault.request_id, 200),
     )
 
 
-def _bare_message(reply: Reply) -> str:
-    """What a reply that is no error of the provider can tell a user."""
-    if isinstance(reply.body, Mapping):
-        return _text(reply.body.get("message")) or _text(reply.body.get("detail")) or "the answer holds no pictures"
-    if reply.body is not None:
-        return "the answer holds no pictures"
-    text = reply.text.strip()
-    if not text:
-        return "the answer is empty"
-    return "the answer is a web page" if text.startswith("<") else f"the answer is no JSON: {text[:80]}"
+def _bare_fault(reply: Reply, name: str) -> Fault:
+    """What a reply that is in none of the known envelopes can tell a user."""
+    if reply.body is None:
+        code, message = text_fault(reply.text)
+        return Fault(code, message, name)
+    code, message = code_in(reply.body), message_in(reply.body)
+    if 200 <= reply.status < 300 or not message:
+        message = "the answer holds no pictures" + (f": {message}" if message else "")
+    fault = _fault(code, message, "")
+    return Fault(fault.code, fault.message, fault.request_id or name)
 
 
 def _member_error(spec: ProviderSpec, fault: Fault) -> ApiError:
