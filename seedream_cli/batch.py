@@ -222,6 +222,8 @@ class Sheet:
     trouble: ConfigError | None = None
     routes: dict[Route, None] = field(default_factory=dict)
     models: dict[str, None] = field(default_factory=dict)
+    pays: bool = True
+    price_note: str = ""
     _keys: dict[tuple[str, str], Key] = field(default_factory=dict)
     _shapes: Shapes[Shape | None] = field(init=False)
 
@@ -247,7 +249,7 @@ class Sheet:
         found, notices = list[Problem](), list[str]()
         make: Callable[..., Any] = plan_draft
         arguments = (draft, self.surroundings, found, notices)
-        more = {"fields": self._fields, "find": self._find_key()}
+        more = {"fields": self._fields, "find": self._find_key(), "pays": self.pays}
         try:
             planned = make(*arguments, sends=self.sends, **more)
         except ConfigError as error:
@@ -265,7 +267,9 @@ class Sheet:
         self.routes[job.route] = None
         self.models[job.request.model_id] = None
         most = job.request.pictures_at_most
-        shape = Shape(job, planned.built.count, job.request.fingerprint, most, job.price(most))
+        worst = job.price(most)
+        self.price_note = self.price_note or (worst.note if worst else "")
+        shape = Shape(job, planned.built.count, job.request.fingerprint, most, worst)
         body = find_pattern(job)
         return shape if body is None else shape._replace(mould=self._mould(shape, body)), found
 

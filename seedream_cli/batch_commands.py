@@ -177,7 +177,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     if (sends or chosen.switches.get("merge")) and order.home.is_dir():
         # Somebody else may be at work: that is said before a large table is read.
         stack.enter_context(_hold(order.home))
-    sheet = Sheet(table, columns, base, order, surroundings, sends)
+    sheet = Sheet(table, columns, base, order, surroundings, sends, pays=not chosen.switches.get("merge", False))
     findings = sheet.check()
     desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
     findings = replace(
@@ -314,8 +314,7 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
             desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
     if desk.is_json:
         print_json(_plan_object(desk, survey), desk.streams)
-    desk.say(_unheld(desk, survey))
-    for line in _plan_lines(desk.sheet.table.name, desk.order, survey):
+    for line in _plan_lines(desk.sheet, survey):
         desk.streams.err(line)
     return 0
 
@@ -328,7 +327,8 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
     from .envelope import SCHEMA
 
     forecast = survey.forecast
-    cost = None if forecast.unpriced else {"amount": round(forecast.micro / 1e6, 6), "currency": "USD"}
+    cost: dict[str, Any] = {"amount": round(forecast.micro / 1e6, 6), "currency": "USD"}
+    cost |= {"note": desk.sheet.price_note} if desk.sheet.price_note else {}
     return {
         "schema": SCHEMA,
         "type": "plan",
@@ -339,28 +339,28 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
         "requests": forecast.requests,
         "images": forecast.pictures,
         "fetched": survey.fetched,
-        "cost": cost,
+        "cost": None if forecast.unpriced else cost,
         "seconds": round(survey.seconds),
         "output": str(desk.order.folder),
     }
 
 
-def _plan_lines(name: str, order: Order, survey: Survey) -> list[str]:
+def _plan_lines(sheet: Sheet, survey: Survey) -> list[str]:
     """Rows, pictures at most, worst cost, and time at the present pace."""
     from .text import count_words, span_words
 
-    forecast, due = survey.forecast, survey.due
+    forecast, due, order = survey.forecast, survey.due, sheet.order
     words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
     told = [f"{due[deed]} {word}" for deed, word in words.items() if due[cast("Any", deed)]]  # type: ignore[index]
     told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
-    what = f"{name}: {count_words(survey.rows, 'row')}"
+    what = f"{sheet.table.name}: {count_words(survey.rows, 'row')}"
     lines = [", ".join([what, *told, f"{survey.running} to run"])]
     if survey.fetched:
         lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
     if forecast.requests:
         many = min(order.concurrency, forecast.requests)
         lines.append(
-            f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(forecast)}, "
+            f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(sheet, forecast)}, "
             f"about {span_words(survey.seconds)} with {many} at once, into {order.folder}/"
         )
     if due["missing"]:
@@ -370,34 +370,17 @@ def _plan_lines(name: str, order: Order, survey: Survey) -> list[str]:
     return lines
 
 
-def _unheld(desk: _Desk, survey: Survey) -> list[str]:
-    """A warning of what no budget can hold, since its price is not known. Raises `InputError` where one is strict."""
-    from .plan import plan_caps
-    from .report import warning_lines
-    from .text import count_words
-
-    caps, many = plan_caps(desk.draft, desk.surroundings, []), survey.forecast.unpriced
-    if not many or (caps.run is None and caps.daily is None):
-        return []
-    message = f"the price of {count_words(many, 'request')} is not known, so no budget holds them"
-    hint = "say what they cost under [prices] in the configuration file"
-    origin = desk.draft.origin("max_cost") if caps.run is not None else "[budget] daily"
-    problem = Problem("max_cost", message, hint, origin=origin, code="price_unknown")
-    if desk.draft.switches.get("strict"):
-        raise InputError([problem])
-    return warning_lines([replace(problem, severity="warning")])
-
-
-def _cost_words(forecast: Forecast) -> str:
-    """The most that the requests may cost, and how many of them have no known price."""
+def _cost_words(sheet: Sheet, forecast: Forecast) -> str:
+    """The most that the requests may cost, how far that is known, and how many of them have no known price."""
     from .results import Cost
     from .text import count_words, money_words
 
-    cost = f"at most {money_words(Cost(forecast.micro / 1e6, 'USD', ''))}"
+    amount = money_words(Cost(forecast.micro / 1e6, "USD", ""))
+    cost = f"about {amount} ({sheet.price_note})" if sheet.price_note else f"at most {amount}"
     if not forecast.unpriced:
         return cost
     unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
-    return f"{cost} and {unknown}" if forecast.micro else unknown
+    return f"{cost} and {unknown}" if forecast.micro else f"cost unknown, {unknown}"
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -426,7 +409,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     with _saying_unsent(desk.surroundings):
         batch.enter()
         survey = batch.survey()
-    desk.say([*_unheld(desk, survey), *_plan_lines(desk.sheet.table.name, desk.order, survey)])
+    desk.say(_plan_lines(desk.sheet, survey))
     if not _agreed(desk, survey):
         desk.streams.err(_UNSENT)
         return 130
@@ -458,10 +441,10 @@ def _agreed(desk: _Desk, survey: Survey) -> bool:
     if not desk.streams.stdin_is_terminal:
         if desk.sheet.table.name != "standard input":
             return True
-        message = f"{_cost_words(forecast)} is above [batch] confirm_above, and standard input is the table"
+        message = f"{_cost_words(desk.sheet, forecast)} is above [batch] confirm_above, and standard input is the table"
         raise InputError([Problem("yes", message, "add --yes, or name a file, so that you can be asked")])
     try:
-        return typer.confirm(f"Go on, for {_cost_words(forecast)}?", err=True)
+        return typer.confirm(f"Go on, for {_cost_words(desk.sheet, forecast)}?", err=True)
     except typer.Abort:
         # Ctrl-C and Ctrl-D leave the cursor behind the question.
         desk.streams.err("")
@@ -585,7 +568,7 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
     notes = []
     if survey.running and any(True for _ in ledger.unlisted(run)):
         notes = ["note: the shards have rows that this table, with these options, does not ask for"]
-    desk.say([*notes, *_plan_lines(desk.sheet.table.name, order, survey)])
+    desk.say([*notes, *_plan_lines(desk.sheet, survey)])
     report = survey_rows(order.folder, ledger, run)
     return _tell_merged(report, order.results, desk.streams, is_quiet=desk.is_quiet, is_json=desk.is_json)
 

@@ -349,12 +349,14 @@ def _curl(planned: PlannedDraft, command: str, streams: Streams | None) -> None:
 def _dry_run(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
     """The exact body, where it would go, what it would write and cost."""
     from . import views
+    from .envelope import add_costs
     from .plan import job_names
 
     job = planned.jobs[0]
     call = planned.route.dialect.submit(job.request)
     body, url = call.json or {}, planned.route.base_url + call.path
-    names, cost = job_names(planned.jobs), job.price(sum(one.request.pictures_at_most for one in planned.jobs))
+    costs = [one.price(one.request.pictures_at_most) for one in planned.jobs]
+    names, cost = job_names(planned.jobs), None if None in costs else add_costs([one for one in costs if one])
     if streams is None:
         return views.plan_object(body, names, cost, url, command=command, provider=planned.route.spec.name)
     views.print_plan(body, names, cost, url, streams)

@@ -285,7 +285,10 @@ def _warning_objects(warnings: Iterable[Problem]) -> list[JsonObject]:
 
 
 def _cost_object(cost: Cost | None) -> JsonObject | None:
-    return {"amount": round(cost.amount, 6), "currency": cost.currency, "as_of": cost.as_of} if cost else None
+    if cost is None:
+        return None
+    shown = {"amount": round(cost.amount, 6), "currency": cost.currency, "as_of": cost.as_of}
+    return shown | ({"note": cost.note} if cost.note else {})
 
 
 def _script_status(job: JobResult) -> str:
@@ -345,4 +348,6 @@ def add_costs(costs: Sequence[Cost]) -> Cost | None:
     """The sum of amounts in one currency, as old as the oldest; None for none and for several currencies."""
     if len({cost.currency for cost in costs}) != 1:
         return None
-    return Cost(math.fsum(cost.amount for cost in costs), costs[0].currency, min(cost.as_of for cost in costs))
+    note = next((cost.note for cost in costs if cost.note), "")
+    amount = math.fsum(cost.amount for cost in costs)
+    return Cost(amount, costs[0].currency, min(cost.as_of for cost in costs), note)

@@ -29,7 +29,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -334,6 +334,13 @@ class Caps:
     run: int | None = None
     daily: int | None = None
     currency: str = "USD"
+
+    def within(self, other: Caps) -> Caps:
+        """Both: the lower of each."""
+        runs, days = (
+            [cap for cap in pair if cap is not None] for pair in ((self.run, other.run), (self.daily, other.daily))
+        )
+        return replace(self, run=min(runs, default=None), daily=min(days, default=None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ class ModelSpec:
 
     References: `reference_ratio`, `reference_pixels` (in all) and `reference_side` (each, at least) in pixels;
     `reference_bytes` is the most that is taken, `reference_bytes_safe` what older pages allow. `layer_sizes` are the
-    sizes a layered answer can be asked in, the default first; `layers_max` is the most layers above the base.
+    sizes a layered answer can be asked in, the default first; `layers_max` is the most layers above the base, and
+    `layers_images` the most images in all, the base among them, where no number is asked for.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ModelSpec:
     reference_pixels: tuple[int, int] = (196, 36_000_000)
     reference_side: int = 15
     layers_max: int = 0
+    layers_images: int = 0
     layer_sizes: tuple[str, ...] = ()
     layer_reference_formats: tuple[str, ...] = ("png", "jpeg")
     layer_reference_pixels: tuple[int, int] = (262_144, 36_000_000)
@@ -194,12 +196,13 @@ MODELS: tuple[ModelSpec, ...] = (
         },
         formats=("jpeg", "png"),
         optimize_modes=("standard",),
-        price={"*": (PriceStep(0.020, 0, ("1K", "1.5K"), 0.008), PriceStep(0.035, None, ("2K",), 0.008))},
+        price={"*": (PriceStep(0.020, 2_601_123, ("1K", "1.5K"), 0.008), PriceStep(0.035, None, ("2K",), 0.008))},
         price_as_of="2026-11",
         as_of="2026-11",
         source=_RESELLERS,
         status="unconfirmed",
         layers_max=99,
+        layers_images=30,
         layer_sizes=("auto", "1K", "1.5K", "2K"),
     ),
     ModelSpec(
@@ -231,6 +234,7 @@ MODELS: tuple[ModelSpec, ...] = (
         as_of="2026-09",
         source=_ARK,
         layers_max=16,
+        layers_images=17,
         layer_sizes=("auto", "1K", "1.5K", "2K"),
     ),
     ModelSpec(
@@ -252,6 +256,7 @@ MODELS: tuple[ModelSpec, ...] = (
         as_of="2026-09",
         source=_MEASURED,
         layers_max=16,
+        layers_images=17,
         layer_sizes=("auto", "1K", "1.5K", "2K"),
     ),
     ModelSpec(
@@ -590,9 +595,3 @@ def price_for(model: ModelSpec, family: str, size: str) -> PriceStep | None:
         return steps[-1]
     most = max(math.prod(_sides(one)) for one in sizes)
     return next((step for step in steps if step.max_pixels is None or most <= step.max_pixels), steps[-1])
-
-
-def cost_at_most(model: ModelSpec, family: str, size: str, *, pictures: int = 1, references: int = 0) -> float | None:
-    """US dollars that one request of up to so many pictures, with so many references, can cost; None where unknown."""
-    step = price_for(model, family, size)
-    return step.amount * pictures + step.per_reference * references if step else None

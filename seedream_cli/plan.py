@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import secrets
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from . import names, providers, store
-from .config import complete, price_for
+from . import names, prices, providers, store
+from .config import complete
 from .credentials import choose_keyed_provider, find_key
 from .errors import ConfigError, InputError, LinkError, Problem
 from .ledger import Caps
-from .models import DEFAULT_MODEL, MODELS, ModelSpec, PriceStep, Rule, cost_at_most, find_model
+from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, find_model
+from .prices import Bill
 from .providers.base import Dialect, ProviderSpec, Ready, full_url, rule_for, wire_model
-from .request import Built, Draft, Form, ImageRef, ImageRequest, Recipient, build, shared_stdin
+from .request import COUNT_MOST, Built, Draft, Form, ImageRef, ImageRequest, Recipient, build, shared_stdin
 from .results import Cost, SavedImage
-from .settings import Key, Surroundings
+from .settings import Key, Settings, Surroundings
 
 MICRO = 1_000_000
 """Micro-units of a currency, in which money is counted."""
@@ -69,7 +72,8 @@ class Job:
     `recovers` marks a job that sends nothing new and only fetches what was paid for: from the reply that was `kept`,
     the links that are `known`, or the task `task_id`; the pictures in `have` are on disk already. `booked` is False
     for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
-    `most` is how many pictures were asked for, 0 where the request itself tells.
+    `most` is how many pictures were asked for, 0 where the request itself tells. `bill` is what its body can cost;
+    without one, as for what was paid before, the request tells.
     """
 
     index: int
@@ -91,22 +95,13 @@ class Job:
     reused: tuple[SavedImage, ...] = ()
     booked: bool = True
     again: bool = False
-    own_price: PriceStep | None = None
+    bill: Bill | None = None
     most: int = 0
 
     def price(self, pictures: int) -> Cost | None:
-        """What so many pictures cost at the dearest price that is known to hold; None where none is known."""
-        spec, model = self.route.spec, self.model
-        if spec.offline:
-            return Cost(0.0, "USD", spec.as_of)
-        references = len(self.request.images)
-        if self.own_price is not None:
-            own = self.own_price.amount * pictures + self.own_price.per_reference * references
-            return Cost(own, "USD", "your settings")
-        if model is None:
-            return None
-        amount = cost_at_most(model, spec.name, self.request.size, pictures=pictures, references=references)
-        return None if amount is None else Cost(amount, "USD", model.price_as_of)
+        """What so many pictures of this request cost; None where that is not known."""
+        bill = self.bill or find_bill(self.route, self.request, Settings())
+        return bill.cost(pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +156,16 @@ def make_plan(
         one = plan_draft(draft, surroundings, found, notices, sends=sends)
         if one is not None:
             planned.append(one)
-    caps = plan_caps(drafts[0], surroundings, found)
-    unknowns = Form(drafts[0], found).integer("max_unknown", 1, 1_000_000)
-    found += unpriced(planned, caps)
+    caps = functools.reduce(Caps.within, (plan_caps(draft, surroundings, found) for draft in drafts))
+    unknowns = [most for draft in drafts if (most := Form(draft, found).integer("max_unknown", 1, 1_000_000))]
     errors = [p for p in found if p.severity == "error"]
     if errors:
         raise InputError(list(dict.fromkeys(errors)))
     ready = _number(planned, run)
     warnings = tuple(dict.fromkeys(p for p in found if p.severity == "warning"))
-    return Plan(command, run, ready, warnings, tuple(dict.fromkeys(notices)), caps, max_unknown=unknowns or 3)
+    return Plan(
+        command, run, ready, warnings, tuple(dict.fromkeys(notices)), caps, max_unknown=min(unknowns, default=3)
+    )
 
 
 def run_id() -> str:
@@ -189,10 +185,12 @@ def plan_draft(
     sends: bool,
     fields: Collection[str] = names.FIELDS,
     find: FindKey | None = None,
+    pays: bool = True,
 ) -> PlannedDraft | None:
     """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first.
 
-    `fields` are what its name template may use; `find` may remember keys that were looked up before.
+    `fields` are what its name template may use; `find` may remember keys that were looked up before. Where nobody
+    `pays`, not even later, no budget need hold it.
     """
     dialect, note = choose_dialect(draft, surroundings, sends=sends)
     spec = dialect.spec
@@ -214,6 +212,12 @@ def plan_draft(
     mine += [*unserved, *built.problems]
     limits = plan_limits(draft, mine)
     base_url = _base_url(draft, spec, mine)
+    bill = None
+    if built.request is not None:
+        bill = find_bill(Route(dialect, base_url, None, limits), built.request, surroundings.settings)
+        built = replace(built, request=built.request.model_copy(update={"most": bill.images}))
+        mine += unheld(draft, surroundings, bill, spec) if pays else []
+        mine += too_many(draft, bill)
     download = not draft.switches.get("no_download", False)
     if not download and built.request and built.request.response_format == "b64_json":
         place = draft.origin("no_download")
@@ -227,8 +231,7 @@ def plan_draft(
     notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
-    own_price = price_for(surroundings.settings, spec.name, model.name if model else "", model_id)
-    job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings, own_price=own_price)
+    job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings, bill=bill)
     return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 
@@ -360,23 +363,44 @@ def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) ->
     )
 
 
-def unpriced(planned: Sequence[PlannedDraft], caps: Caps) -> list[Problem]:
-    """What no budget can hold, since its price is not known: a warning, or an error where the user is strict."""
-    if caps.run is None and caps.daily is None:
+def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:
+    """What the request's body, as the provider's dialect writes it, can cost."""
+    body = route.dialect.submit(request).json or {}
+    return prices.read_bill(request, body, route.spec, route.base_url, settings)
+
+
+def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderSpec) -> list[Problem]:
+    """Why no budget that is set can hold a request: the most that it costs is not known. Nothing without a budget."""
+    daily = surroundings.settings.daily_budget is not None
+    if bill.is_bound or not (daily or "max_cost" in draft.values):
         return []
-    found = {}
-    for one in planned:
-        job = one.jobs[0]
-        if job.price(job.request.pictures_at_most) is None:
-            strict = one.draft.switches.get("strict", False)
-            found[job.request.model_id] = Problem(
-                "max_cost",
-                f"the price of {job.request.model_id} at {job.route.spec.name} is not known, so no budget holds it",
-                "say what it costs under [prices] in the configuration file",
-                severity="error" if strict else "warning",
-                code="price_unknown",
+    cap = draft.origin("max_cost") if "max_cost" in draft.values else "[budget] daily"
+    place = draft.origin("max_cost") if "max_cost" in draft.values else surroundings.settings.origins["budget.daily"]
+    if bill.uncounted:
+        message = f"what {' and '.join(bill.uncounted)} may cost is not known, so {cap} cannot hold it"
+        return [
+            Problem(
+                "extra",
+                message,
+                "leave it out, or go without a budget",
+                "error",
+                draft.origin("extra"),
+                "price_unknown",
             )
-    return list(found.values())
+        ]
+    amount = f"{bill.price.amount:g}" if bill.price else "AMOUNT"
+    known = f"; the vendor's list price is ${amount} an image" if bill.price else ""
+    message = f"what {spec.title} takes for {bill.name} is not known, so {cap} cannot hold it{known}"
+    line = shlex.join(["seedream", "config", "set", f"prices.{spec.name}/{bill.name}", amount])
+    hint = f"say what it takes, in US dollars an image: {line}"
+    return [Problem("max_cost", message, hint, "error", place, "price_unknown")]
+
+
+def too_many(draft: Draft, bill: Bill) -> list[Problem]:
+    """A slip of the finger in what is sent by --force, which no name and no sum could follow."""
+    if bill.images <= COUNT_MOST:
+        return []
+    return [Problem("extra", f"it asks for {bill.images:,} images in one request", origin=draft.origin("extra"))]
 
 
 def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
@@ -423,7 +447,7 @@ def key_for(draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_u
 _ALWAYS = ("model_id", "prompt", "size", "response_format", "watermark")
 _SHOWN_AS = {"model_id": "model", "asynchronous": "async", "images": "image"}
 _TYPED_AS = {"model_id": "model", "images": "image"}
-_UNSHOWN = {"provider", "model", "extra"}
+_UNSHOWN = {"provider", "model", "extra", "most"}
 
 
 def job_names(jobs: Sequence[Job]) -> list[str]:

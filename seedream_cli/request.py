@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from . import extras
 from .errors import Problem
 from .models import ModelSpec, Rule, nearest, parse_size, resolve_aspect, size_problem
 
 GROUP_MOST = 15
 """References and results of one request together (image generation API, `max_images`)."""
-LAYERS_MOST = 17
-"""One base picture and sixteen layers (image generation API, `layer_decomposition`)."""
 STDIN = "standard input"
 """The origin that a prompt has which was read there."""
 COUNT_MOST = 1000
@@ -91,6 +90,8 @@ class ImageRequest(BaseModel):
     asynchronous: bool = False
     callback_url: str | None = None
     extra: Mapping[str, Any] = {}
+    most: int = 0
+    """The most images that the body of this request can bring; 0 while its body has not been looked at."""
 
     @property
     def mode(self) -> Literal["generate", "edit", "layers"]:
@@ -102,8 +103,8 @@ class ImageRequest(BaseModel):
     @property
     def pictures_at_most(self) -> int:
         """The most pictures this one request can return, which is the most it can cost."""
-        if self.layers:
-            return LAYERS_MOST
+        if self.most:
+            return self.most
         if self.sequence == "auto":
             return max(1, GROUP_MOST - len(self.images))
         return self.sequence or 1
@@ -111,7 +112,7 @@ class ImageRequest(BaseModel):
     @property
     def fingerprint(self) -> str:
         """The sha256 of everything that makes the picture, with the contents of references, not their names."""
-        data = self.model_dump(mode="json", exclude={"images"})
+        data = self.model_dump(mode="json", exclude={"images", "most"})
         data["images"] = [ref.sha256 or ref.location for ref in self.images]
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -362,11 +363,25 @@ class _RequestForm(Form):
             if problem:
                 quoted = json.dumps(text, ensure_ascii=False)
                 self.complain("extra", f"the value of {key} is no JSON: {problem}", f"text is written {key}={quoted}")
-            elif key in _OWN_FLAGS and not self.force:
-                self.complain("extra", f"{key} changes how the answer must be read", f"use {_OWN_FLAGS[key]}")
             else:
                 merged[key] = value
+        for one in extras.fields_of(merged):
+            self.judge_extra(one)
         return merged
+
+    def judge_extra(self, found: extras.Field) -> None:
+        """Refuse what an option does, since all sums and the reading of the answer go by the options."""
+        why = {
+            "money": f"{found.path} bears on how many images come or what they cost",
+            "reading": f"{found.path} changes how the answer must be read",
+        }.get(found.bearing)
+        if why and self.force:
+            self.warn("extra", f"{why}; sent because of --force", code="extra_forced")
+        elif why:
+            self.complain("extra", why, f"use {found.option}")
+        elif found.bearing == "unknown":
+            message = f"{found.path} is no field of the API that is known here, so what the request costs is not known"
+            self.warn("extra", message, code="extra_unknown")
 
     def admit(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Hold what was asked for against the rules of the model and provider; drop, warn or refuse."""
@@ -512,9 +527,6 @@ class _RequestForm(Form):
             self.object_to("layers", f"layers are made of exactly one picture, not {len(images)}")
         if fields.get("background"):
             self.object_to("layers", "--layers and --background cannot be combined")
-
-
-_OWN_FLAGS = {"stream": "--stream", "async": "--async or --sync", "callback_url": "--callback-url"}
 
 
 def _is_broken(text: str) -> bool:

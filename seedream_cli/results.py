@@ -70,11 +70,12 @@ class SavedImage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Money. `amount` in `currency`; `as_of` is the month the price was known to hold."""
+    """Money. `amount` in `currency`; `as_of` is the month the price was known to hold, `note` what limits that."""
 
     amount: float
     currency: str
     as_of: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # --- models ---------------------------------------------------------------------------------------------------------
 
-_MODEL_COLUMNS = ("model", "sizes", "references", "sequence", "stream", "formats", "price", "as of")
+_MODEL_COLUMNS = ("model", "sizes", "references", "sequence", "stream", "formats", "list price", "as of")
 
 
 def models_table(rows: Iterable[ModelSpec], width: int) -> list[str]:
@@ -79,7 +79,9 @@ def model_detail(model: ModelSpec, width: int) -> list[str]:
     ids = [(family, ", ".join(spellings)) for family, spellings in model.ids.items()]
     lines += _section("ids", ("provider", "id"), ids, width)
     prices = [(_family(family), price_words(steps)) for family, steps in model.price.items()]
-    return lines + _section(f"price a picture, as of {clean(model.price_as_of)}", ("provider", "price"), prices, width)
+    lines += _section(f"price a picture, as of {clean(model.price_as_of)}", ("provider", "price"), prices, width)
+    said = "the list price is the vendor's (ark, byteplus); that of a provider which is not listed may differ"
+    return lines + (wrap(said, width) if "*" in model.price else [])
 
 
 def _section(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -140,7 +142,10 @@ def _layer_words(model: ModelSpec) -> str:
     if not model.layers_max:
         return ""
     source = f"{', '.join(model.layer_reference_formats)}; {_pixels(model.layer_reference_pixels)}"
-    return f"up to {model.layers_max} above the base; sizes {', '.join(model.layer_sizes)}; from one {source}"
+    usual = f", {model.layers_images} images in all if no number is asked for" * (
+        model.layers_images <= model.layers_max
+    )
+    return f"up to {model.layers_max} above the base{usual}; sizes {', '.join(model.layer_sizes)}; from one {source}"
 
 
 def _pixels(span: tuple[int, int]) -> str:
@@ -229,7 +234,9 @@ def plan_lines(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None,
     references = sum(1 for _ in _references(body))
     with_them = f", with {count_words(references, 'reference picture')}" if references else ""
     worst = "unknown, no price is known"
-    if cost:
+    if cost and cost.note:
+        worst = f"up to about {money_words(cost)} ({cost.note}; as of {clean(cost.as_of)})"
+    elif cost:
         worst = f"at most about {money_words(cost)} (price of {clean(cost.as_of)})"
     return [
         f"nothing was sent; it would go to {clean(url, 2000)}{with_them}",

@@ -18,6 +18,7 @@ FLOORS = [
     {"links", "masking", "models", "pictures"},
     {"names"},
     {"results", "text"},
+    {"extras"},
     {"request"},
     {"providers", "inputs", "references", "sandbox", "tables"},
     {
@@ -37,7 +38,7 @@ FLOORS = [
         "transport",
     },
     {"settings", "config", "credentials"},
-    {"plan", "wire"},
+    {"plan", "prices", "wire"},
     {"books", "commits", "kept"},
     {"recovery", "worker"},
     {"engine"},

@@ -465,15 +465,13 @@ def test_what_a_full_disk_kept_away_comes_with_the_same_command() -> None:
 
 
 def test_what_no_budget_holds_is_told(seedream: Command) -> None:
-    """A model without a known price under --max-cost: a warning, and an error with --strict; nothing without a cap."""
+    """A model without a known price under --max-cost is refused once for all its rows; without a cap it is told."""
     table(seedream, 3)
     args = ("batch", "shots.csv", "-p", "ark", "-m", "own-model", "--dry-run")
-    message = "--max-cost: the price of 3 requests is not known, so no budget holds them"
-    assert f"warning: {message}" in seedream(*args, "--max-cost", "1").err
-    assert message not in seedream(*args).err
-    strict = seedream(*args, "--max-cost", "1", "--strict")
-    assert strict.code == 2
-    assert f"error: {message}" in strict.err
+    held = seedream(*args, "--max-cost", "1")
+    assert held.code == 2
+    assert held.err.count("so --max-cost cannot hold it") == 1
+    assert "cost unknown, 3 requests of unknown price" in seedream(*args).err
 
 
 # --- the workflow of the README ---------------------------------------------------------------------------------------

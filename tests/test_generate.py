@@ -88,14 +88,14 @@ def test_every_option_arrives_under_its_upstream_name(seedream: Command) -> None
         done = ark(
             seedream, upstream, "a fox", "-m", "5.0-lite", "-s", "3k", "-a", "16:9", "--format", "png",
             "--optimize-prompt", "standard", "--web-search", "--watermark", "--sequence", "2",
-            "--extra", "user=\"me\"", "--extra", "size=\"4096x4096\"", "--json",
+            "--extra", "user=\"me\"", "--extra", "output_format=\"jpeg\"", "--json",
         )  # fmt: skip
         assert done.code == 0, done.err
         assert upstream.bodies == [
             {
-                "model": "doubao-seedream-5-0-260128", "prompt": "a fox", "size": "4096x4096", "response_format": "url",
+                "model": "doubao-seedream-5-0-260128", "prompt": "a fox", "size": "4096x2304", "response_format": "url",
                 "watermark": True, "sequential_image_generation": "auto",
-                "sequential_image_generation_options": {"max_images": 2}, "output_format": "png",
+                "sequential_image_generation_options": {"max_images": 2}, "output_format": "jpeg",
                 "optimize_prompt_options": {"mode": "standard"}, "tools": [{"type": "web_search"}], "user": "me",
             }
         ]  # fmt: skip

@@ -14,7 +14,6 @@ from seedream_cli.models import (
     DEFAULT_MODEL,
     MODELS,
     ModelSpec,
-    cost_at_most,
     find_model,
     nearest,
     parse_size,
@@ -370,7 +369,8 @@ def test_an_aspect_without_pixels_is_explained(name: str, tier: str, aspect: str
         ("pro", "ark", "nonsense", 0.09),
         ("flash", "ark", "2K", 0.018),
         ("5.5", "ark", "1K", 0.020),
-        ("5.5", "ark", "1024x1024", 0.035),
+        ("5.5", "ark", "1024x1024", 0.020),
+        ("5.5", "ark", "1700x1600", 0.035),
         ("3.0", "ark", "1024x1024", None),
         ("seededit", "acedata", "adaptive", None),
     ],
@@ -381,10 +381,3 @@ def test_a_picture_is_priced_at_the_worst_that_is_known(
     """The provider's own price, else the list price; unknown is None, never nothing."""
     step = price_for(model(name), family, size)
     assert (step.amount if step else None) == amount
-
-
-def test_references_cost_what_the_list_says() -> None:
-    """The most a request can cost counts every picture and every reference; unknown stays unknown."""
-    assert cost_at_most(model("5.5"), "ark", "2K", references=10) == pytest.approx(0.115)
-    assert cost_at_most(model("4.5"), "ark", "2K", pictures=4, references=3) == pytest.approx(0.16)
-    assert cost_at_most(model("3.0"), "ark", "1024x1024") is None

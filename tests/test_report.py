@@ -1038,7 +1038,7 @@ def test_columns_align_beside_wide_characters() -> None:
 def test_model_views_golden() -> None:
     """The README's table, and the detail of one model with sizes, rules, ids and prices."""
     assert views.models_markdown([model()]).splitlines() == [
-        "| model | sizes | references | sequence | stream | formats | price | as of |",
+        "| model | sizes | references | sequence | stream | formats | list price | as of |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| seedream-4.5 | 2K 4K | 0 to 14 | up to 15 | yes | jpeg | $0.03 to $0.045 | 2026-11 |",
     ]

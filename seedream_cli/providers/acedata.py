@@ -58,6 +58,7 @@ spec = base.ProviderSpec(
     },
     statuses={402: ACCOUNT, 403: MODERATION},
     reference_bytes=10_000_000,
+    hosts=("x402.acedata.cloud",),
     asynchronous=True,
 )
 

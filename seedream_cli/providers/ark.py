@@ -138,6 +138,8 @@ spec = base.ProviderSpec(
     failures_free=True,
     ipm=500,
     link_lifetime_s=86_400,
+    is_vendor=True,
+    hosts=(".volces.com",),
 )
 
 _shape = Shape(spec)

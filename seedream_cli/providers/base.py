@@ -48,6 +48,7 @@ class ProviderSpec:
     `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
     `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
     error whose code is unknown. `failures_free` holds where a source says that only pictures drawn are billed.
+    `is_vendor` holds where the list price is its own; `hosts` are further addresses of its own, ".x.org" any below.
     """
 
     name: str
@@ -77,6 +78,8 @@ class ProviderSpec:
     asynchronous: bool = False
     needs_base_url: bool = False
     offline: bool = False
+    is_vendor: bool = False
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ spec = base.ProviderSpec(
     codes=ark.CODES,
     failures_free=True,
     link_lifetime_s=86_400,
+    is_vendor=True,
+    hosts=(".bytepluses.com",),
 )
 
 _shape = ark.Shape(spec)

@@ -1,0 +1,293 @@
+"""Budgets: what a request can cost is read from the body that leaves, and no budget promises more than is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CANARY, Command, Inside
+from tests.forked import Forked, Nursery
+from tests.upstream import Upstream, picture
+
+KEYS = dict.fromkeys(("ARK_API_KEY", "OPE_API_KEY", "OPENAI_API_KEY", "COMETAPI_KEY", "ACEDATACLOUD_API_TOKEN"), CANARY)
+ENV = {**KEYS, "BYTEPLUS_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
+LIST = "list price; this provider's may differ"
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """The process that forks the runs of this file."""
+    with Nursery() as made:
+        yield made
+
+
+@pytest.fixture
+def forked(nursery: Nursery, tmp_path: Path) -> Forked:
+    """The command in an empty home."""
+    return Forked(tmp_path / "home", nursery)
+
+
+def write_settings(command: Command, text: str) -> None:
+    """The user's file."""
+    place = command.home / ".config/seedream/config.toml"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+
+
+def dry(command: Command, *args: str, provider: str = "ark", code: int = 0, verb: str = "generate") -> Any:
+    """A dry run as JSON."""
+    done = command(verb, *args, "-p", provider, "--dry-run", "--json", env=ENV)
+    assert done.code == code, done.err
+    return done.json
+
+
+# --- the body that leaves -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pair", "option"),
+    [
+        ("n=10", "-n/--count"),
+        ("N=10", "-n/--count"),
+        ("num_images=4", "-n/--count"),
+        ("numOutputs=4", "-n/--count"),
+        ("batch-size=4", "-n/--count"),
+        ("maximages=4", "--sequence"),
+        ('model="doubao-seedream-5-0-pro-260628"', "--model"),
+        ('Size="4K"', "--size"),
+        ("width=4096", "--size"),
+        ('quality="hd"', "--size"),
+        ('aspect_ratio="1:1"', "--aspect"),
+        ('sequential_image_generation="auto"', "--sequence"),
+        ('sequential_image_generation_options={"max_images":15}', "--sequence"),
+        ("sequential_image_generation_options.max_images=15", "--sequence"),
+        ("layer_decomposition=true", "--layers"),
+        ('layers={"max":100}', "--layers"),
+        ('image="https://h.example/x.png"', "--image"),
+        ('image_urls=["https://h.example/x.png"]', "--image"),
+        ('input={"n":10}', "-n/--count"),
+        ('extra_body=[{"a":{"numImages":10}}]', "-n/--count"),
+        ('optimize_prompt_options={"mode":"standard","n":3}', "-n/--count"),
+        ("stream=true", "--stream"),
+        ('prompt="two foxes"', "the prompt itself"),
+        ('response_format="b64_json"', "--response-format"),
+        ('tools=[{"type":"web_search"}]', "--web-search"),
+    ],
+)
+def test_extra_that_bears_on_money_or_reading_is_refused_with_its_option(
+    inside: Inside, pair: str, option: str
+) -> None:
+    """However it is spelled and however deep it lies, before anything is sent; no dry run promises it either."""
+    done = inside("generate", "a fox", "-p", "ope", "--extra", pair, "--dry-run", env=ENV)
+    assert done.code == 2
+    assert "--extra" in done.err
+    assert option in done.err
+
+
+def test_extra_is_refused_from_every_place_at_once_with_file_and_line(forked: Forked) -> None:
+    """Columns of a table, objects of a JSONL row, the settings and a prompt's header are the same option."""
+    folder = forked.folder
+    (folder / "t.csv").write_text('prompt,extra.n,extra,model\nfox,10,,\nowl,,"size=""4K""",\nelk,,,4.5\n')
+    with Upstream() as upstream:
+        to = ["-p", "ope", "--base-url", upstream.url, "--max-cost", "0.05"]
+        done = forked("batch", "t.csv", *to, env=ENV)
+        assert done.code == 2
+        assert "t.csv:2" in done.err
+        assert "t.csv:3" in done.err
+        rows = [{"prompt": "fox", "extra": {"Model": "x", "deep": {"max_images": 9}}}, {"prompt": "owl", "extra.N": 4}]
+        (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        done = forked("batch", "t.jsonl", *to, env=ENV)
+        assert done.code == 2
+        assert all(word in done.err for word in ("t.jsonl:1", "t.jsonl:2", "Model", "deep.max_images"))
+        (folder / "p.txt").write_text("+++\nextra = {num_images = 4}\n+++\na fox\n")
+        done = forked("generate", "-f", "p.txt", *to, env=ENV)
+        assert done.code == 2
+        assert "p.txt:2" in done.err
+        write_settings(forked, "extra = {n = 3}\n")
+        done = forked("generate", "a fox", *to, env=ENV)
+        assert done.code == 2
+        assert "config.toml:1" in done.err
+        assert not upstream.posts
+
+
+def test_extra_of_a_field_nobody_knows_makes_the_cost_unknown(forked: Forked) -> None:
+    """It is sent where no budget is set, with a null cost and a word; a budget of the run or the day refuses it."""
+    with Upstream() as upstream:
+        to = ["a fox", "-p", "ark", "--base-url", upstream.url, "--extra", "draw_more=3"]
+        plan = forked("generate", *to, "--dry-run", "--json", env=ENV)
+        assert plan.json["cost"] is None
+        assert "extra_unknown" in {warning["code"] for warning in plan.json["warnings"]}
+        assert "cost: unknown" in forked("generate", *to, "--dry-run", env=ENV).err
+        for more in (["--max-cost", "1"], ["--max-cost", "1", "--force"]):
+            done = forked("generate", *to, *more, env=ENV)
+            assert done.code == 2
+            assert "draw_more" in done.err
+        assert forked("generate", *to, env={**ENV, "SEEDREAM_MAX_COST": "1"}).code == 2
+        assert not upstream.posts
+        assert forked("generate", *to, env=ENV).code == 0
+        assert upstream.bodies[0]["draw_more"] == 3
+        write_settings(forked, "[budget]\ndaily = 1\n")
+        done = forked("generate", *to, env=ENV)
+        assert done.code == 2
+        assert "[budget] daily" in done.err
+        (forked.folder / "t.csv").write_text("prompt,extra.draw_more\nfox,\nowl,3\n")
+        assert forked("batch", "t.csv", *to[1:5], env=ENV).code == 2
+        assert len(upstream.posts) == 1
+
+
+def test_extra_of_known_fields_is_merged_and_leaves_the_price(inside: Inside) -> None:
+    """What changes neither the money nor the reading of the answer is sent as given, under a budget too."""
+    pairs = (
+        'user="me"',
+        "seed=7",
+        "watermark=true",
+        'optimize_prompt_options={"mode":"standard","thinking":"disabled"}',
+    )
+    plan = dry(inside, "a fox", "--max-cost", "1", *(word for pair in pairs for word in ("--extra", pair)))
+    assert plan["request"]["user"] == "me"
+    assert plan["request"]["optimize_prompt_options"]["thinking"] == "disabled"
+    assert plan["cost"]["amount"] == pytest.approx(0.035)
+
+
+@pytest.mark.parametrize(
+    ("extra", "images", "amount"),
+    [
+        (["n=10"], 10, 0.35),
+        (['model="doubao-seedream-5-0-pro-260628"'], 1, 0.09),
+        (['sequential_image_generation="auto"'], 15, 15 * 0.035),
+        (['sequential_image_generation_options={"max_images":4}', "n=2"], 8, 8 * 0.035),
+        (["N=10"], 1, None),
+        (['input={"n":3}'], 1, None),
+        (['n="10"'], 1, None),
+        (['sequential_image_generation_options={"maxImages":4}'], 15, None),
+    ],
+)
+def test_forced_extra_is_counted_by_the_body(
+    inside: Inside, extra: list[str], images: int, amount: float | None
+) -> None:
+    """`--force` sends it, and the sum is that of the body that leaves; where that cannot be read no budget takes it."""
+    more = [word for pair in extra for word in ("--extra", pair)]
+    plan = dry(inside, "a fox", "--force", *more)
+    assert len(plan["images"]) == images
+    assert (plan["cost"] and plan["cost"]["amount"]) == (pytest.approx(amount) if amount else None)
+    if amount is None:
+        dry(inside, "a fox", "--force", "--max-cost", "9", *more, code=2)
+
+
+def test_forced_count_is_reserved_before_it_is_sent(forked: Forked) -> None:
+    """Ten images by the body do not fit a budget for one: exit 10 and no request; a row of a table neither."""
+    with Upstream() as upstream:
+        to = ["-p", "ark", "--base-url", upstream.url, "--max-cost", "0.1", "--force", "--extra", "n=10"]
+        assert forked("generate", "a fox", *to, env=ENV).code == 10
+        (forked.folder / "t.csv").write_text("prompt\nfox\n")
+        done = forked("batch", "t.csv", *to, env=ENV)
+        assert done.code == 10
+        assert "$0.35" in done.err
+        assert not upstream.posts
+
+
+def test_prompt_files_are_all_held_to_the_lowest_budget(forked: Forked) -> None:
+    """A budget above the second prompt counts as much as one above the first."""
+    (forked.folder / "a.txt").write_text("a fox")
+    (forked.folder / "b.txt").write_text("+++\nmax-cost = 0.04\n+++\nan owl\n")
+    with Upstream() as upstream:
+        done = forked("generate", "-f", "a.txt", "-f", "b.txt", "-p", "ark", "--base-url", upstream.url, env=ENV)
+        assert done.code == 10
+        assert len(upstream.posts) == 1
+
+
+def test_references_are_counted_for_every_request(inside: Inside) -> None:
+    """Three requests with two references each cost three times the references, as they will be billed."""
+    (inside.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    plan = dry(inside, "night", "x.png", "x.png", "-m", "5.5", "-s", "1K", "-n", "3", verb="edit")
+    assert plan["cost"]["amount"] == pytest.approx(3 * (0.020 + 2 * 0.008))
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "amount"), [("5.5", 30, 30 * 0.035 + 0.008), ("pro", 17, 17 * 0.09 + 0.003)]
+)
+def test_layers_are_counted_to_the_ceiling_of_the_model(forked: Forked, model: str, images: int, amount: float) -> None:
+    """In the plan of a request and of a table, in its names, and in what a budget holds."""
+    (forked.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    plan = dry(forked, "--layers", "x.png", "-m", model, verb="edit")
+    assert len(plan["images"]) == images
+    assert plan["cost"]["amount"] == pytest.approx(amount)
+    (forked.folder / "t.csv").write_text("image,layers\nx.png,yes\n")
+    table = forked("batch", "t.csv", "-m", model, "-p", "ark", "--dry-run", "--json", env=ENV)
+    assert (table.json["images"], table.json["cost"]["amount"]) == (images, pytest.approx(amount))
+    with Upstream() as upstream:
+        to = ["-p", "ark", "--base-url", upstream.url, "--max-cost", f"{amount - 0.001:.4f}"]
+        assert forked("edit", "--layers", "x.png", "-m", model, *to, env=ENV).code == 10
+        assert not upstream.posts
+
+
+def test_layers_of_another_ceiling_count_what_the_model_can_make_at_most(inside: Inside) -> None:
+    """Nobody has seen the name of that field: it is refused, and forced it is 100 images of unknown cost."""
+    (inside.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    args = ["--layers", "x.png", "-m", "5.5", "--extra", 'layer_decomposition_options={"max_images":100}']
+    dry(inside, *args, verb="edit", code=2)
+    plan = dry(inside, *args, "--force", verb="edit")
+    assert (len(plan["images"]), plan["cost"]) == (100, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "amount"), [("1K", 0.02), ("1536x1536", 0.02), ("2352x1008", 0.02), ("1700x1600", 0.035), ("2K", 0.035)]
+)
+def test_price_step_of_the_newest_model_goes_by_pixels(inside: Inside, size: str, amount: float) -> None:
+    """Up to 2,601,123 pixels it is the lower one, by the vendor's card."""
+    assert dry(inside, "a fox", "-m", "5.5", "-s", size)["cost"]["amount"] == pytest.approx(amount)
+
+
+# --- whose price ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "args", "is_known"),
+    [
+        ("ark", ["-m", "4.5"], True),
+        ("ark", ["-m", "4.5", "--base-url", "https://ark.ap-southeast-1.volces.com"], True),
+        ("ark", ["-m", "4.5", "--base-url", "https://gateway.example"], False),
+        ("ark", ["-m", "4.5", "--base-url", "https://evilvolces.com"], False),
+        ("byteplus", ["-m", "4.5", "--base-url", "https://ark.eu-west.bytepluses.com/api/v3"], True),
+        ("byteplus", ["-m", "4.5", "--base-url", "https://gateway.example"], False),
+        ("ope", ["-m", "4.5"], False),
+        ("openai", ["-m", "4.5", "--base-url", "http://127.0.0.1:9"], False),
+        ("cometapi", ["-m", "4.5"], True),
+        ("cometapi", ["-m", "4.0"], False),
+        ("acedata", ["-m", "4.5"], True),
+        ("acedata", ["-m", "4.5", "--base-url", "https://gateway.example"], False),
+        ("sandbox", [], True),
+    ],
+)
+def test_list_price_is_a_bound_only_where_the_vendor_is_called(
+    inside: Inside, provider: str, args: list[str], is_known: bool
+) -> None:
+    """Elsewhere the plan says so in text and JSON, `--max-cost` is refused with the line that makes it known, and
+    that line does.
+    """
+    (inside.folder / "t.csv").write_text("prompt\nfox\n")
+    plan = dry(inside, "a fox", *args, provider=provider)
+    assert (plan["cost"].get("note") == LIST) is not is_known
+    table = inside("batch", "t.csv", "-p", provider, *args, "--dry-run", "--json", env=ENV)
+    assert (table.json["cost"].get("note") == LIST) is not is_known
+    assert (LIST in table.err) is not is_known
+    assert ("at most $" in table.err) is is_known
+    text = inside("generate", "a fox", "-p", provider, *args, "--dry-run", env=ENV)
+    assert (LIST in text.err) is not is_known
+    held = inside("generate", "a fox", "-p", provider, *args, "--max-cost", "1", "--dry-run", env=ENV)
+    assert held.code == (0 if is_known else 2)
+    if is_known:
+        return
+    assert inside("batch", "t.csv", "-p", provider, *args, "--max-cost", "1", "--dry-run", env=ENV).code == 2
+    words = held.err.partition("image: seedream ")[2].split()
+    assert words[:2] == ["config", "set"]
+    assert inside(*words[:3], "0.05").code == 0
+    plan = dry(inside, "a fox", *args, "--max-cost", "1", provider=provider)
+    assert (plan["cost"]["amount"], plan["cost"].get("note")) == (0.05, None)
