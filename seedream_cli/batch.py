@@ -33,7 +33,7 @@ from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
 from .request import Draft, Form, ImageRequest
-from .results import BatchReport, Cost, Event, Finished, JobResult, Report, Sink
+from .results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink
 from .settings import Key, Surroundings
 from .store import Target
 from .tables import (
@@ -885,11 +885,18 @@ class Tracker:
         under = self._under.get(result.index // STEP)
         self._count_money(result)
         if under is None:
+            self._tell_lost(result)
             return
         under.came.append(result)
         if len(under.came) == under.expected:
             del self._under[result.index // STEP]
             self._end(under.row, sorted(under.came, key=lambda one: one.index))
+
+    def _tell_lost(self, result: JobResult) -> None:
+        """What was paid for a row that the table has no more, and is still not here: no row of it tells of that."""
+        if result.error is not None and result.error.kind != "interrupted":
+            said = f"{result.id} was paid for earlier, and its row is not in the table: {result.error.message}"
+            self._sink.emit(Notice(f"{said}; {result.error.hint}" if result.error.hint else said))
 
     def _count_money(self, result: JobResult) -> None:
         """What the run has paid; what an earlier one paid is fetched and not paid again."""

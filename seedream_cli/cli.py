@@ -283,6 +283,7 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         what = "is taken by --json" if json else "is a terminal"
         raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
     state = prepare_state(surroundings.state_folder)
+    _remember_addresses(plan, surroundings)
     verbosity = chosen.loudness(draft)
     sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=-1 if quiet else verbosity)
 
@@ -303,6 +304,16 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
     if not plan.jobs[0].download and not streams.stdout_closed:
         release(plan, state)
     return report.exit_code
+
+
+def _remember_addresses(plan: Plan, surroundings: Surroundings) -> None:
+    """Keep in mind which addresses the user named, for tasks that may have to be asked after by a later run."""
+    from .credentials import remember_address
+
+    for one in plan.drafts if plan.command != "recover" else ():
+        is_typed = one.draft.origins.get("base_url", "").startswith(("--", "$"))
+        if is_typed and one.route.key is not None and one.route.spec.asynchronous:
+            remember_address(one.route.spec, one.route.base_url, surroundings)
 
 
 def _show(plan: Plan, draft: Draft) -> int:

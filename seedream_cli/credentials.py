@@ -7,6 +7,7 @@ A stored key, like the answer of a command, goes to the address that it was stor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -22,13 +23,15 @@ from urllib.parse import urlsplit
 
 from . import files
 from .config import write_whole
-from .errors import ConfigError
+from .errors import ConfigError, FileError, InputError
 from .masking import check_key, mask, secret_forms
 from .providers.base import ProviderSpec, full_url
 from .request import Draft
 from .settings import PREFIX, SANDBOX_LINE, Key, ProviderSettings, Surroundings, choose_provider, read_key_file
 
 STORE_FILE = "credentials.json"
+ADDRESS_FILE = "addresses.json"
+_KNOWN_MOST = 100
 SERVICE = "seedream"
 """The name under which the system's keyring files our keys."""
 KEYRING_S = 5.0
@@ -43,22 +46,78 @@ Where = Literal["keyring", "file"]
 # --- which key may go where -------------------------------------------------------------------------------------------
 
 
-def may_send(kind: Kind, *, url: str, own: str, by_user: bool, bound_to: str = "") -> bool:
+def may_send(kind: Kind, *, url: str, own: str, by_user: bool, bound_to: str = "", stated: bool = True) -> bool:
     """Whether a key may go to the address `url` of a provider whose own address is `own` ("": it has none).
 
     `file` is what the user names for this run, `generic` SEEDREAM_API_KEY, `variable` one of the provider's, `bound` a
     stored key or a command's, which belongs to `bound_to` ("": the provider's own). `by_user` tells that the address
     came from the command line, the environment, the user's file or a trusted one: then a variable that is set counts
-    as given for it. An address out of a prompt file or a table gets only what was named for this very run.
+    as given for it. An address out of a prompt file or a table gets only what was named for this very run. One that
+    nothing of this run states (`stated`), such as one out of a ledger, gets no key but one that is bound to it.
     """
     if kind == "bound":
-        return _is_same_place(url, bound_to or own)
-    return _is_same_place(url, own) or kind == "file" or by_user
+        return is_same_place(url, bound_to or own)
+    return is_same_place(url, own) or (stated and (kind == "file" or by_user))
 
 
-def _is_same_place(one: str, other: str) -> bool:
-    """Whether two addresses share scheme, host and port. An empty one is like none."""
-    return bool(other) and place_of(one) == place_of(other)
+def may_ask(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> bool:
+    """Whether anything with a key in it may go to an address that a ledger, or a reply that was kept, gives.
+
+    Such files may be a stranger's. So it must be the provider's own address, one that this run or its settings name,
+    or one that a key is stored for.
+    """
+    stated = _stated_url(draft, spec, surroundings)
+    if spec.offline or is_same_place(base_url, spec.base_url) or is_same_place(base_url, stated):
+        return True
+    return any(one.provider == spec.name and is_same_place(base_url, one.base_url) for one in load_store(surroundings))
+
+
+def remember_address(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> None:
+    """Write down that the user named an address for a provider, so that `recover` may ask there for what was begun."""
+    known = _known_addresses(surroundings)
+    place = [spec.name, place_of(base_url)]
+    if spec.offline or place in known or is_same_place(base_url, spec.base_url):
+        return
+    text = json.dumps({"schema": 1, "addresses": [*known, place][-_KNOWN_MOST:]}, indent=1) + "\n"
+    # Where it cannot be written, the address has to be named again.
+    with contextlib.suppress(FileError):
+        write_whole(surroundings.config_folder / ADDRESS_FILE, text.encode())
+
+
+def is_known_address(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> bool:
+    """Whether the user named an address for a provider before, on this machine."""
+    return any(name == spec.name and is_same_place(base_url, place) for name, place in _known_addresses(surroundings))
+
+
+def _known_addresses(surroundings: Surroundings) -> list[list[str]]:
+    try:
+        found = json.loads((surroundings.config_folder / ADDRESS_FILE).read_bytes())["addresses"]
+        return [[str(name), str(place)] for name, place in found]
+    except (OSError, ValueError, LookupError, TypeError):
+        # Without a list that can be read nothing is known, and the address has to be named again.
+        return []
+
+
+def _is_for_other(draft: Draft, spec: ProviderSpec) -> bool:
+    """Whether the run is for another provider, and its options too: it came upon what this one is owed."""
+    return draft.values.get("provider", spec.name).strip().lower() != spec.name
+
+
+def _stated_url(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> str:
+    """The address that a run, or its settings, state for a provider; "" where it cannot be one."""
+    values = surroundings.settings.provider(spec.name).values if _is_for_other(draft, spec) else draft.values
+    try:
+        return full_url(spec, values.get("base_url"))
+    except InputError:
+        return ""
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two addresses share scheme, host and port. An empty one is like none, and so is what is no address."""
+    try:
+        return bool(other) and place_of(one) == place_of(other)
+    except ValueError:
+        return False
 
 
 def place_of(url: str) -> str:
@@ -92,22 +151,30 @@ class _Errand:
     url: str
     url_origin: str
     url_by_user: bool
+    url_stated: bool
     provider_by_other: bool
     key_file: str | None
     key_file_kind: Kind
 
 
-def find_key(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> Key:
-    """The first key that may go to `base_url` (whole, with its version).
+def find_key(
+    draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings, *, is_known: bool = False
+) -> Key:
+    """The first key that may go to `base_url` (whole, with its version), which the user named before if it `is_known`.
 
     Raises `ConfigError` where there is none, with the places looked at and the keys that may not go there.
     """
-    errand = _errand(draft, spec, base_url, surroundings)
+    errand = _errand(draft, spec, base_url, surroundings, is_known=is_known)
     refused: list[str] = []
     troubles: list[str] = []
     for candidate in _candidates(errand, surroundings, troubles):
         allowed = may_send(
-            candidate.kind, url=errand.url, own=spec.base_url, by_user=errand.url_by_user, bound_to=candidate.bound_to
+            candidate.kind,
+            url=errand.url,
+            own=spec.base_url,
+            by_user=errand.url_by_user,
+            bound_to=candidate.bound_to,
+            stated=errand.url_stated,
         )
         if not allowed or (errand.provider_by_other and candidate.kind == "generic"):
             refused.append(candidate.source)
@@ -121,14 +188,14 @@ def find_key(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surr
 def _with_note(key: Key, candidate: _Candidate, errand: _Errand) -> Key:
     """The key, with a note where it goes to another host than the provider's because the user said so."""
     own = errand.spec.base_url
-    if candidate.kind == "bound" or not own or _is_same_place(errand.url, own):
+    if candidate.kind == "bound" or not own or is_same_place(errand.url, own):
         return key
     origin = f" (from {errand.url_origin})" if errand.url_origin else ""
     note = f"the key of {key.source} goes to {place_of(errand.url)}{origin}, not to {place_of(own)}"
     return replace(key, note="; ".join(part for part in (note, key.note) if part))
 
 
-def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> _Errand:
+def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings, *, is_known: bool) -> _Errand:
     settings = surroundings.settings
 
     def by_user(key: str) -> bool:
@@ -138,15 +205,20 @@ def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surro
 
     overruled = bool(settings.own_provider)
     overruled &= draft.origins.get("provider") == settings.layer.origins.get("provider", "-")
+    is_for_other = _is_for_other(draft, spec)
+    is_stated = is_same_place(base_url, _stated_url(draft, spec, surroundings))
     kind: Kind = "file" if by_user("api_key_file") else "variable"
     if overruled and draft.origins.get("api_key_file") != "--api-key-file":
         kind = "generic"
+    kind = "generic" if is_for_other else kind
     return _Errand(
         spec,
         base_url,
         draft.origins.get("base_url", "") if "base_url" in draft.values else "",
-        by_user("base_url"),
-        overruled,
+        is_known or (by_user("base_url") and is_stated),
+        is_known or is_stated,
+        # The key without a provider's name is that of the one which the user chose.
+        overruled or is_for_other,
         draft.values.get("api_key_file"),
         kind,
     )
@@ -361,7 +433,7 @@ def store_key(
     keyring was asked for by name and fails.
     """
     key = check_key(raw)
-    bound = "" if _is_same_place(base_url, spec.base_url) else base_url
+    bound = "" if is_same_place(base_url, spec.base_url) else base_url
     others = [item for item in load_store(surroundings) if not _is_for(item, spec.name, bound)]
     entry, trouble = Stored(spec.name, bound, "keyring"), ""
     if where != "file":
@@ -376,7 +448,7 @@ def store_key(
 
 def forget_key(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> tuple[list[Stored], str]:
     """Forget the keys stored for an address; returns them, and what went wrong in the keyring."""
-    bound = "" if _is_same_place(base_url, spec.base_url) else base_url
+    bound = "" if is_same_place(base_url, spec.base_url) else base_url
     known = load_store(surroundings)
     gone = [item for item in known if _is_for(item, spec.name, bound)]
     if gone:
@@ -386,7 +458,7 @@ def forget_key(spec: ProviderSpec, base_url: str, surroundings: Surroundings) ->
 
 
 def _is_for(stored: Stored, provider: str, base_url: str) -> bool:
-    same = _is_same_place(stored.base_url, base_url) if base_url else not stored.base_url
+    same = is_same_place(stored.base_url, base_url) if base_url else not stored.base_url
     return stored.provider == provider and same
 
 

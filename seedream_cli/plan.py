@@ -73,7 +73,8 @@ class Job:
     the links that are `known`, or the task `task_id`; the pictures in `have` are on disk already. `booked` is False
     for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
     `most` is how many pictures were asked for, 0 where the request itself tells. `bill` is what its body can cost;
-    without one, as for what was paid before, the request tells.
+    without one, as for what was paid before, the request tells. `barred` is an address out of a ledger or a kept reply
+    that nothing of this run names: its task stays open, since no key goes there.
     """
 
     index: int
@@ -97,6 +98,7 @@ class Job:
     again: bool = False
     bill: Bill | None = None
     most: int = 0
+    barred: str = ""
 
     def price(self, pictures: int) -> Cost | None:
         """What so many pictures of this request cost; None where that is not known."""
@@ -436,10 +438,13 @@ def plan_output(
         return None
 
 
-def key_for(draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "") -> Key:
+def key_for(
+    draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "", *, is_known: bool = False
+) -> Key:
     """The key for this provider at this address (whole), or at the draft's."""
     stated = complete(draft, spec.name, surroundings.settings)
-    return find_key(stated, spec, base_url or full_url(spec, stated.values.get("base_url")), surroundings)
+    url = base_url or full_url(spec, stated.values.get("base_url"))
+    return find_key(stated, spec, url, surroundings, is_known=is_known)
 
 
 # --- what becomes of every option -----------------------------------------------------------------------------------

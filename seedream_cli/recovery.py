@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import names, providers, spool, store
 from .config import complete
+from .credentials import is_known_address, is_same_place, may_ask
 from .errors import ApiError, ConfigError, InputError, Problem
 from .inputs import read_chunks
 from .kept import POLLED, read_kept
@@ -31,7 +32,7 @@ from .plan import (
     plan_output,
     run_id,
 )
-from .providers.base import ProviderSpec, Ready, full_url
+from .providers.base import Dialect, ProviderSpec, Ready, full_url
 from .request import GROUP_MOST, Built, Draft, ImageRequest
 from .results import Picture, SavedImage
 from .settings import Key, Surroundings
@@ -106,7 +107,9 @@ def _stray_jobs(
         found.append(Problem("id", said, "look at the provider's usage page", origin="ID"))
         return []
     dialect = providers.load(provider)
-    base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, draft.values.get("base_url"))
+    stated = complete(draft, dialect.spec.name, surroundings.settings)
+    base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, stated.values.get("base_url"))
+    route, barred = _old_route(dialect, base_url, stated, surroundings, limits, is_own=True)
     request = _bare_request(dialect.spec.name, str(meta.get("model") or ""), str(meta.get("size") or ""))
     own = meta.get("fields")
     fields = {str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {"slug": "recovered"}
@@ -114,7 +117,7 @@ def _stray_jobs(
         Job(
             0,
             path.stem,
-            Route(dialect, base_url, _key_if_any(draft, dialect.spec, surroundings, base_url), limits),
+            route,
             find_model(request.model_id, dialect.spec.spelling),
             request,
             store.Target(Path(), "rename", 1),
@@ -126,6 +129,7 @@ def _stray_jobs(
             booked=False,
             # Of an adopted one nobody knows how many were asked for.
             most=_number(meta.get("most", GROUP_MOST)),
+            barred=barred,
         )
     ]
 
@@ -257,22 +261,42 @@ def _entry_job(
     replies: Path | None = None,
 ) -> Job | None:
     """The job that finishes a request of the ledger: from its kept reply, its links, or its task."""
+    if entry.provider not in providers.PROVIDERS:
+        found.append(Problem("id", f"{entry.id}: its provider, {entry.provider}, is none that is known", origin="ID"))
+        return None
     dialect = providers.load(entry.provider)
-    key = _key_if_any(draft, dialect.spec, surroundings, entry.base_url or full_url(dialect.spec))
+    stated = complete(draft, dialect.spec.name, surroundings.settings)
+    base_url = entry.base_url or full_url(dialect.spec, stated.values.get("base_url"))
+    route, barred = _old_route(dialect, base_url, stated, surroundings, limits, is_own=replies is None)
     request = _bare_request(entry.provider, entry.model, entry.fields.get("size", ""))
     job = Job(
         0,
         entry.id,
-        Route(dialect, entry.base_url or full_url(dialect.spec), key, limits),
+        route,
         find_model(entry.model, dialect.spec.spelling),
         request,
         _old_output(entry),
         name_fields(request, entry.id, 0),
+        barred=barred,
     )
     resumed = resume(entry, job, replies or surroundings.state_folder / "replies")
     if resumed is None:
         found.append(Problem("id", f"{entry.id}: neither its reply nor a link of it is left", origin="ID"))
     return resumed
+
+
+def _old_route(
+    dialect: Dialect, base_url: str, draft: Draft, surroundings: Surroundings, limits: Limits, *, is_own: bool
+) -> tuple[Route, str]:
+    """The way to an address out of a ledger or a kept reply, and that address where no key may go to it.
+
+    `is_own` tells that it is the user's ledger, which may speak of what the user named before.
+    """
+    spec = dialect.spec
+    is_known = is_own and is_known_address(spec, base_url, surroundings)
+    if is_known or may_ask(draft, spec, base_url, surroundings):
+        return Route(dialect, base_url, _key_if_any(draft, spec, surroundings, base_url, is_known=is_known), limits), ""
+    return Route(dialect, base_url, None, limits), base_url
 
 
 def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
@@ -283,9 +307,12 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
     if kept is None and known is None and not entry.task_id:
         return None
     done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed", "expired"})
+    here = job.route.base_url
+    elsewhere = entry.base_url if entry.base_url and not is_same_place(entry.base_url, here) else ""
     return replace(
         job,
         id=entry.id,
+        barred=job.barred or elsewhere,
         fields={**job.fields, **entry.fields},
         first=_number(entry.output.get("first")),
         of=_number(entry.output.get("of")),
@@ -301,10 +328,17 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
 def lost_job(entry: Entry, draft: Draft, surroundings: Surroundings, replies: Path, output: store.Target) -> Job | None:
     """The job that fetches what was paid for a row which its table has no more, into the batch's folder."""
     job = _entry_job(entry, draft, surroundings, plan_limits(draft, []), [], replies=replies)
+    if job and job.barred:
+        # Nor does it say where links may lead: to this machine, say.
+        job = replace(job, route=replace(job.route, base_url=job.route.spec.base_url or _NOWHERE))
     template = entry.output.get("template")
     output = replace(output, template=str(template) if template else None)
     fields = {"slug": names.slug(entry.prompt or entry.id)}
     return replace(job, output=output, fields={**fields, **job.fields}) if job else None
+
+
+_NOWHERE = "https://address.invalid"
+"""The address of a provider that has none of its own, where nothing may be asked. No host is ever called so."""
 
 
 def _kept(entry: Entry, replies: Path) -> Path | None:
@@ -419,9 +453,11 @@ def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:
     return ImageRequest(provider=provider, model="", model_id=model_id, prompt=None, size=size)
 
 
-def _key_if_any(draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "") -> Key | None:
+def _key_if_any(
+    draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "", *, is_known: bool = False
+) -> Key | None:
     """Links need no key, but an open task does: one that is there is taken along."""
     try:
-        return None if spec.offline else key_for(draft, spec, surroundings, base_url)
+        return None if spec.offline else key_for(draft, spec, surroundings, base_url, is_known=is_known)
     except ConfigError:
         return None

@@ -36,7 +36,7 @@ from .journal import Journal
 from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
 from .links import expiry
 from .plan import Job
-from .providers.base import Call, Completed, Ready, Ticket
+from .providers.base import Call, Completed, Ready, Ticket, full_url
 from .request import COUNT_MOST
 from .results import (
     Cost,
@@ -53,7 +53,7 @@ from .results import (
     Status,
     Timing,
 )
-from .text import span_words
+from .text import clean, span_words
 from .wire import DOWNLOAD_S, Clock, Wire
 
 
@@ -306,10 +306,14 @@ class Worker:
 
     def _way_back(self) -> str:
         """The commands that lead out of an unknown outcome."""
+        if self.task_id and self.job.barred:
+            name, place = self.job.route.spec.name, shlex.quote(clean(self.job.barred, 200))
+            give = f"--provider {name} --base-url {place}, or set base_url under [providers.{name}]"
+            return f"if that address is yours, name it yourself: {give}"
         if self.left_behind or (self.task_id and self.desk.goes_on):
             return self._rescue()
         if self.task_id:
-            return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self.job.route.spec.name}"
+            return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self._address_options()}"
         look = f"look at the provider's usage page for {self.sent_at or self.desk.clock.now():%Y-%m-%d %H:%M} UTC"
         if not self.desk.books.knows(self.job):
             return f"{look}; the same command sends it once more, and pays once more"
@@ -319,6 +323,12 @@ class Worker:
             resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
         again = " with --only unknown --retry-ambiguous" if self.desk.goes_on else ""
         return f"{resolve}; the same command{again} sends it once more, and pays once more"
+
+    def _address_options(self) -> str:
+        """The provider, and its address where it is not its own: what is written down of that counts for nothing."""
+        route = self.job.route
+        is_own = route.base_url == full_url(route.spec) if route.spec.base_url else False
+        return route.spec.name + ("" if is_own else f" --base-url {shlex.quote(route.base_url)}")
 
     @property
     def most_s(self) -> float:
@@ -528,6 +538,8 @@ class Worker:
 
     async def _poll(self, ticket: Ticket, started: float) -> Ready | Ticket:
         """Wait, and ask after the task once. Its id is on disk since the submission, so a lost poll loses nothing."""
+        if self.job.barred:
+            raise self._task_barred(ticket)
         if time.monotonic() - started > self.job.route.limits.timeout_s:
             raise self._task_left(f"task {ticket.task_id} was not ready in time")
         self.desk.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
@@ -568,6 +580,14 @@ class Worker:
             billed="unknown",
             delivered="yes",
             hint=self._way_back(),
+        )
+
+    def _task_barred(self, ticket: Ticket) -> ApiError:
+        """A task at an address that only a ledger or a kept reply names, and such files may be a stranger's."""
+        place, spec = clean(self.job.barred, 200), self.job.route.spec
+        return self._task_left(
+            f"task {ticket.task_id} was not asked after: its record names {place} as {spec.name}'s address, and a key "
+            "goes only where this run, its settings or a stored key say"
         )
 
     async def _stream(self) -> ApiError | None:

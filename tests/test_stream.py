@@ -452,7 +452,7 @@ def test_a_task_that_cannot_be_waited_for_is_unknown_and_names_the_way_back(
             "unknown",
         )
         assert words in done.err
-        assert "seedream recover --task t-1 -p acedata" in done.err
+        assert f"seedream recover --task t-1 -p acedata --base-url {upstream.url}" in done.err
         assert sum(post.target == b"/seedream/images" for post in upstream.posts) == 1
         upstream._script = None
         env = {"ACEDATACLOUD_API_TOKEN": CANARY}

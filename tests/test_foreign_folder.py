@@ -1,0 +1,190 @@
+"""A folder that came from somebody else: nothing that is read out of it is believed, followed or paid for."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CANARY, Command, Done
+from tests.rawserver import answer
+from tests.upstream import Upstream
+
+KEYS = {"ACEDATACLOUD_API_TOKEN": CANARY, "SEEDREAM_API_KEY": CANARY}
+
+
+def write_table(seedream: Command, rows: int = 2, name: str = "shots.csv") -> None:
+    """A table of so many rows."""
+    (seedream.folder / name).write_text("id,prompt\n" + "".join(f"r{row},fox {row}\n" for row in range(1, rows + 1)))
+
+
+def draw(seedream: Command, *more: str, provider: str = "sandbox", **options: Any) -> Done:
+    """The plain command."""
+    return seedream("batch", "shots.csv", "-p", provider, *more, **options)
+
+
+def home_of(seedream: Command, folder: str = "shots") -> Path:
+    """Where the batch's own files lie."""
+    return seedream.folder / folder / ".seedream"
+
+
+def change(ledger: Path, *statements: str, values: tuple[Any, ...] = ()) -> None:
+    """Write into a ledger as a stranger would."""
+    with closing(sqlite3.connect(ledger)) as db:
+        db.execute("PRAGMA foreign_keys = OFF")
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        for statement in statements:
+            db.execute(statement, values if "?" in statement else ())
+        db.commit()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def plant_task(ledger: Path, url: str, **more: Any) -> None:
+    """A copy of the first row, that no table has, as one which awaits a task at an address; its reply is kept."""
+    row = {
+        "id": "lost-1",
+        "identity": "planted",
+        "state": "ready",
+        "billed": "unknown",
+        "provider": "acedata",
+        "base_url": url,
+        "listed": None,
+        "owner": None,
+        "reply": None,
+        **more,
+    }
+    with closing(sqlite3.connect(ledger)) as db:
+        db.row_factory = sqlite3.Row
+        old = dict(db.execute("SELECT * FROM requests ORDER BY number LIMIT 1").fetchone())
+        new = {**old, **row, "number": None}
+        db.execute(f"INSERT INTO requests VALUES ({','.join('?' * len(new))})", tuple(new.values()))
+        db.commit()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    replies = ledger.parent / "replies"
+    replies.mkdir(exist_ok=True)
+    (replies / "lost-1.reply").write_text('{"task_id":"t-1"}')
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["batch", "dry run", "merge", "recover", "recover --task", "kept reply"])
+def test_key_never_goes_to_an_address_out_of_a_ledger(seedream: Command, way: str) -> None:
+    """A planted task, with every key in the environment: nobody is asked, and the address and the way on are told."""
+    write_table(seedream)
+    assert draw(seedream).code == 0
+    with Upstream() as stranger:
+        stranger._reply = stranger.acedata
+        state = seedream.home / "state"
+        if way.startswith("recover"):
+            assert seedream("generate", "x", "-p", "sandbox").code == 0
+            plant_task(state / "ledger.db", stranger.url, identity=None, task_id="t-1")
+        else:
+            plant_task(home_of(seedream) / "ledger.db", stranger.url)
+        if way == "kept reply":
+            replies = state / "replies"
+            replies.mkdir()
+            (replies / "stray-1.reply").write_text('{"task_id":"t-1"}')
+            meta = {"provider": "acedata", "base_url": stranger.url}
+            (replies / "stray-1.meta.json").write_text(json.dumps(meta))
+        done = {
+            "batch": lambda: draw(seedream, env=KEYS),
+            "dry run": lambda: draw(seedream, "--dry-run", env=KEYS),
+            "merge": lambda: seedream("batch", "--merge", "shots", "-o", "all", env=KEYS),
+            "recover": lambda: seedream("recover", env=KEYS),
+            "recover --task": lambda: seedream("recover", "--task", "t-1", "-p", "acedata", env=KEYS),
+            "kept reply": lambda: seedream("recover", env=KEYS),
+        }[way]()
+        assert stranger.server.connections == 0
+        if way in {"dry run", "merge"}:
+            assert done.code == 0, done.err
+            again = seedream("batch", "shots.csv", "-p", "sandbox", "-o", "all", env=KEYS) if way == "merge" else done
+            assert (stranger.server.connections, again.code) == (0, 0), again.err
+            return
+        assert stranger.url in done.err
+        assert "--base-url" in done.err
+        assert done.code == (0 if way == "batch" else 7), done.err
+        # It stays open: named by the user, the same address is asked.
+        if way != "batch":
+            named = ["recover", "-p", "acedata", "--base-url", stranger.url]
+            done = seedream(*named, *(["--task", "t-1"] if way == "recover --task" else []), env=KEYS)
+            assert done.code == 0, done.err
+            assert {request.target for request in stranger.posts} == {b"/seedream/tasks"}
+
+
+@pytest.mark.parametrize("named", [("-p", "ark"), ("-p", "ark", "--api-key-file", "key")])
+def test_key_of_the_chosen_provider_never_goes_for_another_one_s_task(
+    seedream: Command, named: tuple[str, ...]
+) -> None:
+    """The run is for one provider, at an address of the user's; a record speaks of another there, and of its task."""
+    with Upstream() as own:
+        own._reply = own.acedata
+        assert seedream("generate", "x", "-p", "sandbox").code == 0
+        plant_task(seedream.home / "state" / "ledger.db", own.url, identity=None, task_id="t-1")
+        (seedream.folder / "key").write_text(CANARY)
+        (seedream.folder / "key").chmod(0o600)
+        done = seedream("recover", "lost-1", *named, "--base-url", own.url, env={"SEEDREAM_API_KEY": CANARY})
+        (seedream.folder / "key").unlink()
+        assert (done.code, own.server.connections) == (7, 0), done.err
+        assert "[providers.acedata]" in done.err
+
+
+def test_links_of_a_task_asked_at_the_named_address_are_saved(seedream: Command) -> None:
+    """The setting of the user's own file names the address as well as an option does."""
+    config = seedream.home / ".config" / "seedream"
+    config.mkdir(parents=True)
+    with Upstream() as own:
+        own._reply = own.acedata
+        (config / "config.toml").write_text(f'[providers.acedata]\nbase_url = "{own.url}"\n')
+        write_table(seedream)
+        assert draw(seedream).code == 0
+        plant_task(home_of(seedream) / "ledger.db", own.url)
+        done = draw(seedream, env=KEYS)
+        assert done.code == 0, done.err
+        assert [request.target for request in own.posts] == [b"/seedream/tasks"]
+        assert len(own.gets) == 1
+
+
+def test_task_of_a_listed_row_is_not_asked_after_elsewhere(seedream: Command) -> None:
+    """A row of the table, whose record says that its task is at a stranger's: neither is asked, and nothing is paid."""
+    write_table(seedream, 1)
+    with Upstream() as own, Upstream() as stranger:
+        own._reply = own.acedata
+        first = draw(seedream, "--base-url", own.url, "--timeout", "1", provider="acedata", env=KEYS)
+        assert first.code == 0, first.err
+        posts = len(own.posts)
+        change(
+            home_of(seedream) / "ledger.db",
+            "DELETE FROM pictures",
+            "UPDATE requests SET state = 'waiting', task_id = '../t-1', base_url = ?",
+            values=(stranger.url,),
+        )
+        done = draw(seedream, "--base-url", own.url, provider="acedata", env=KEYS)
+        assert (done.code, stranger.server.connections, len(own.posts)) == (7, 0, posts), done.err
+        assert stranger.url in done.err
+
+
+def test_address_named_before_is_asked_for_what_this_user_began_and_for_no_folder(seedream: Command) -> None:
+    """What `--base-url` named once is known for the user's own tasks, and for no folder's."""
+    pending = answer(b'{"id":"t-1","created_at":1.5,"request":{"model":"m"}}')
+    with Upstream() as own:
+        own._reply = own.acedata
+        own._script = lambda request, number: pending if request.target == b"/seedream/tasks" else None
+        args = ["generate", "x", "-p", "acedata", "--base-url", own.url, "--timeout", "1"]
+        left = seedream(*args, env={**KEYS, "SEEDREAM_FAULT": "no-wait"})
+        assert left.code == 7, left.err
+        own._script = None
+        write_table(seedream)
+        assert draw(seedream).code == 0
+        plant_task(home_of(seedream) / "ledger.db", own.url)
+        posts = len(own.posts)
+        done = draw(seedream, env=KEYS)
+        assert (done.code, len(own.posts)) == (0, posts), done.err
+        elsewhere = seedream("recover", env={**KEYS, "HOME": str(seedream.home / "other")})
+        assert (elsewhere.code, len(own.posts)) == (7, posts), elsewhere.err
+        done = seedream("recover", env=KEYS)
+        assert (done.code, len(own.posts)) == (0, posts + 1), done.err
