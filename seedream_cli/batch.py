@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from . import names
 from .books import to_micro
 from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, Problem
-from .ledger import Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
+from .ledger import Caps, Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
@@ -105,6 +105,13 @@ class Order:
     def home(self) -> Path:
         """Where the batch's own files lie."""
         return self.folder / HOME
+
+    def caps(self, caps: Caps) -> Caps:
+        """What may be spent: `--max-cost` holds for all runs of the folder together, and each shard has its part."""
+        if caps.run is None:
+            return caps
+        part = caps.run // self.shard.count if self.shard.count > 1 else None
+        return Caps(None, caps.daily, caps.currency, caps.run, part, self.shard.has)
 
 
 def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: list[Problem]) -> Order:

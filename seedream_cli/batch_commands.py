@@ -314,7 +314,7 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
             desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
     if desk.is_json:
         print_json(_plan_object(desk, survey), desk.streams)
-    for line in _plan_lines(desk.sheet, survey):
+    for line in (*_plan_lines(desk.sheet, survey), *_left_lines(desk, ledger)):
         desk.streams.err(line)
     return 0
 
@@ -370,6 +370,24 @@ def _plan_lines(sheet: Sheet, survey: Survey) -> list[str]:
     return lines
 
 
+def _left_lines(desk: _Desk, ledger: Ledger) -> list[str]:
+    """What earlier runs of this folder have spent of `--max-cost`."""
+    from .plan import plan_caps
+    from .results import Cost
+    from .text import count_words, money_words
+
+    caps = desk.order.caps(plan_caps(desk.draft, desk.surroundings, []))
+    if caps.batch is None:
+        return []
+    cap, whose = (caps.batch, "") if caps.part is None else (caps.part, "this shard's part of ")
+    spent = ledger.spent(has_row=caps.has_row if caps.part is not None else None)
+    if not spent.total and not spent.unpriced:
+        return []
+    used, left = (money_words(Cost(micro / 1e6, "USD", "")) for micro in (spent.total, max(0, cap - spent.total)))
+    rest = f"; {count_words(spent.unpriced, 'request')} of unknown price is not counted" if spent.unpriced else ""
+    return [f"{whose}--max-cost: earlier runs of this batch spent, or may have spent, {used}, {left} is left{rest}"]
+
+
 def _cost_words(sheet: Sheet, forecast: Forecast) -> str:
     """The most that the requests may cost, how far that is known, and how many of them have no known price."""
     from .results import Cost
@@ -409,7 +427,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     with _saying_unsent(desk.surroundings):
         batch.enter()
         survey = batch.survey()
-    desk.say(_plan_lines(desk.sheet, survey))
+    desk.say([*_plan_lines(desk.sheet, survey), *_left_lines(desk, ledger)])
     if not _agreed(desk, survey):
         desk.streams.err(_UNSENT)
         return 130
@@ -478,7 +496,8 @@ def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tupl
     outlets = Outlets(tracker, order.home, batch.ledger, None, log, step=crash_step(fault))
     if fault == "no-wait":
         outlets = replace(outlets, clock=HurriedClock())
-    books = Books(batch.ledger, batch.run, plan_caps(draft, desk.surroundings, []), home=order.folder, day=day)
+    caps = order.caps(plan_caps(draft, desk.surroundings, []))
+    books = Books(batch.ledger, batch.run, caps, home=order.folder, day=day)
     try:
         ending = conduct(flow, outlets, books)
     finally:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import store
@@ -98,7 +99,7 @@ class Books:
         if ledger is None or self._commits is None:
             return token
         # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
-        caps = self._caps if self._day is None else Caps(self._caps.run, None, self._caps.currency)
+        caps = self._caps if self._day is None else replace(self._caps, daily=None)
         is_written = False
 
         def write() -> None:

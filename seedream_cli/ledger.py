@@ -329,14 +329,26 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """The most a run, and a local day over all processes, may cost, in micro-units; None for no limit."""
+    """The most a run, and a local day over all processes, may cost, in micro-units; None for no limit.
+
+    `batch` is the most that all runs of this ledger may cost together, and `part` of that the share of those rows
+    for whose identity `has_row` says yes, as of a shard.
+    """
 
     run: int | None = None
     daily: int | None = None
     currency: str = "USD"
+    batch: int | None = None
+    part: int | None = None
+    has_row: Callable[[str], bool] | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return any(cap is not None for cap in (self.run, self.daily, self.batch, self.part))
 
     def within(self, other: Caps) -> Caps:
-        """Both: the lower of each."""
+        """Both, of a run: the lower of each."""
         runs, days = (
             [cap for cap in pair if cap is not None] for pair in ((self.run, other.run), (self.daily, other.daily))
         )
@@ -485,6 +497,7 @@ _POSSIBLE = (
     "coalesce(worst_micro, 0) * "
     "(doubts + CASE WHEN billed = 'unknown' AND state NOT IN ('sent', 'waiting') THEN 1 ELSE 0 END)"
 )
+_OUTLAY = f"({_PAID} + {_RESERVED} + {_POSSIBLE})"
 _COSTS = "(reserved OR doubts OR billed <> 'no')"
 _MONEY = f"""SELECT
     coalesce(sum(({_PAID}) * (currency = :currency)), 0),
@@ -794,7 +807,7 @@ class Ledger:
         self._held: dict[str, _Lock] = {}
         self._turn = threading.RLock()
         self._is_grouped = False
-        self._sums: dict[tuple[str | None, str | None, str], tuple[int, int]] = {}
+        self._sums: dict[_Scope, tuple[int, int]] = {}
         try:
             self._db = _connect(path)
             self._bring_up_to_date()
@@ -1330,10 +1343,15 @@ class Ledger:
     def _hold(self, db: sqlite3.Connection, row: sqlite3.Row, hold: Hold) -> dict[str, Any]:
         """Look at the budgets; what changes when the cost is held.
 
-        Counted are what was paid, what others hold and what may have been paid. No price known passes every cap and
-        counts in `Spent.unpriced`. Raises `BudgetError` that names the sums; nothing is held then.
+        Counted are what was paid, what others hold and what may have been paid. No price known passes no cap. Raises
+        `BudgetError` that names the sums; nothing is held then.
         """
-        if row["reserved"] and (hold.caps.run is not None or hold.caps.daily is not None):
+        if hold.micro is None and hold.caps.any:
+            raise BudgetError(
+                "the price of the next request is not known, so no budget holds it",
+                hint="say what it costs under [prices] in the configuration file",
+            )
+        if row["reserved"] and hold.caps.any:
             # Its own earlier reservation must not count twice.
             _update(db, row["id"], {"reserved": 0})
         foreign = row["currency"] != hold.caps.currency
@@ -1362,10 +1380,17 @@ class Ledger:
                 row = (key, _stamp(self._now()), micro, caps.currency)
                 db.execute("INSERT OR REPLACE INTO outlays VALUES (?, ?, ?, ?)", row)
 
-    def spent(self, *, run: str | None = None, since: dt.datetime | None = None, currency: str = "USD") -> Spent:
-        """What was paid, is held, and may have been paid: by one run, since a moment, or at all."""
+    def spent(
+        self,
+        *,
+        run: str | None = None,
+        since: dt.datetime | None = None,
+        currency: str = "USD",
+        has_row: Callable[[str], bool] | None = None,
+    ) -> Spent:
+        """What was paid, is held, and may have been paid: by one run, since a moment, for some rows, or at all."""
         with self._read() as db:
-            return _spent(db, run, None if since is None else _stamp(since), currency)
+            return _spent(db, _Scope(currency, run, None if since is None else _stamp(since), has_row))
 
     def today(self) -> dt.datetime:
         """When the local day began, which the daily budget counts from."""
@@ -1373,21 +1398,28 @@ class Ledger:
 
     def _check_caps(self, db: sqlite3.Connection, run_id: str | None, micro: int, caps: Caps) -> None:
         if caps.run is not None and run_id is not None:
-            told = ("this run's budget", "raise --max-cost")
-            self._check_cap(db, (run_id, None, caps.currency), micro, caps.run, told)
+            told = ("this run's budget", "only a higher --max-cost draws the rest; the same command starts anew")
+            self._check_cap(db, _Scope(caps.currency, run=run_id), micro, caps.run, told)
+        more = "the same command goes on only with a higher --max-cost"
+        if caps.batch is not None:
+            told = ("the budget of this batch, over all its runs,", more)
+            self._check_cap(db, _Scope(caps.currency), micro, caps.batch, told)
+        if caps.part is not None:
+            told = ("this shard's part of the batch's budget", more)
+            self._check_cap(db, _Scope(caps.currency, has_row=caps.has_row), micro, caps.part, told)
         if caps.daily is not None:
             told = ("today's budget", "raise `daily` under [budget], or go on tomorrow")
-            self._check_cap(db, (None, _stamp(self.today()), caps.currency), micro, caps.daily, told)
+            self._check_cap(db, _Scope(caps.currency, since=_stamp(self.today())), micro, caps.daily, told)
 
     def _check_cap(
         self,
         db: sqlite3.Connection,
-        of: tuple[str | None, str | None, str],
+        of: _Scope,
         micro: int,
         cap: int,
         told: tuple[str, str],
     ) -> None:
-        """Hold what is spent `of` a run, or since a moment, against a cap.
+        """Hold what is spent `of` a run, since a moment, of some rows or at all, against a cap.
 
         All rows are summed up only where the last sum, and all that was held since, may not leave room: what happens to
         a request that is held only makes it cost less. What may make the sum larger forgets it, and another process's
@@ -1396,7 +1428,7 @@ class Ledger:
         version = db.execute("PRAGMA data_version").fetchone()[0]
         known, most = self._sums.get(of, (None, 0))
         if known != version or most + micro > cap:
-            spent = _spent(db, *of)
+            spent = _spent(db, of)
             _hold_cap(spent, micro, cap, *told)
             most = spent.total
         self._sums[of] = version, most + micro
@@ -1821,6 +1853,14 @@ def _absorb(db: sqlite3.Connection) -> int:
         names = [name for name in names if name != "number"]
         return ", ".join(names), ", ".join("NULL" if name in blank else name for name in names)
 
+    # What gives way, or is not taken over, was paid all the same: the money of both folders adds up.
+    outlay = f"INSERT OR REPLACE INTO main.outlays SELECT 'merged ' || id, charged_at, {_OUTLAY}, currency FROM"
+    db.execute("INSERT OR IGNORE INTO main.outlays SELECT * FROM other.outlays")
+    db.execute(
+        f"{outlay} main.requests AS mine WHERE state = 'queued' AND charged_at IS NOT NULL AND {_OUTLAY} > 0 AND "  # noqa: S608
+        "EXISTS(SELECT 1 FROM other.requests AS theirs WHERE theirs.identity = mine.identity "
+        "AND theirs.occurrence = mine.occurrence AND theirs.state <> 'queued' AND theirs.id <> mine.id)"
+    )
     # Rows refer to each other, so the order is that of the references.
     names, taken = copied("runs")
     db.execute(f"INSERT OR IGNORE INTO main.runs({names}) SELECT {taken} FROM other.runs")  # noqa: S608
@@ -1838,6 +1878,10 @@ def _absorb(db: sqlite3.Connection) -> int:
     names, taken = copied("requests", "owner", "listed")
     before = int(db.execute("SELECT count(*) FROM main.requests").fetchone()[0])
     db.execute(f"INSERT OR IGNORE INTO main.requests({names}) SELECT {taken} FROM other.requests ORDER BY number")  # noqa: S608
+    db.execute(
+        f"{outlay} other.requests AS theirs WHERE charged_at IS NOT NULL AND {_OUTLAY} > 0 "  # noqa: S608
+        "AND id NOT IN (SELECT id FROM main.requests)"
+    )
     for table in ("pictures", "notes"):
         names, taken = copied(table)
         db.execute(
@@ -1864,14 +1908,27 @@ def _resolved(row: sqlite3.Row, paid: Resolution) -> dict[str, Any]:
     return {**changes, "state": state, "billed": "yes" if paid == "paid" else "no", "reserved": 0, "owner": None}
 
 
-def _spent(db: sqlite3.Connection, run_id: str | None, since: str | None, currency: str) -> Spent:
-    where, values = "", {"currency": currency, "run": run_id, "since": since}
-    if run_id is not None:
-        where = " WHERE payer = :run" + (" AND charged_at >= :since" if since else "")
-    elif since is not None:
-        where = " WHERE charged_at >= :since"
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """Whose money is summed up: that of a run, since a moment, of rows by their identity, or all."""
+
+    currency: str
+    run: str | None = None
+    since: str | None = None
+    has_row: Callable[[str], bool] | None = None
+
+
+def _spent(db: sqlite3.Connection, of: _Scope) -> Spent:
+    currency = of.currency
+    values = {"currency": currency, "run": of.run, "since": of.since}
+    parts = ["payer = :run"] if of.run is not None else []
+    parts += ["charged_at >= :since"] if of.since is not None else []
+    if of.has_row is not None:
+        db.create_function("in_part", 1, of.has_row, deterministic=True)
+        parts += ["charged_at IS NOT NULL AND identity IS NOT NULL AND in_part(identity)"]
+    where = f" WHERE {' AND '.join(parts)}" if parts else ""
     paid, reserved, possible, unpriced = db.execute(_MONEY + where, values).fetchone()
-    if run_id is None:
+    if of.run is None and of.has_row is None:
         booked, unknown = db.execute(_BOOKED, values).fetchone()
         paid, unpriced = paid + booked, unpriced + unknown
     return Spent(paid, reserved, possible, unpriced, currency)

@@ -370,7 +370,7 @@ def batch_lines(report: BatchReport, labels: Mapping[int, str]) -> list[str]:
         lines.append(_settle_words(worst, report.unknown))
     if report.signal_number is not None:
         lines.append(f"stopped by {signal.Signals(report.signal_number).name}")
-    if report.unsent:
+    if report.unsent and not (report.halt and report.halt.kind == "budget"):
         errors = [report.halt, *(job.error for job in report.worst)]
         mend = report.signal_number is None and any(error and error.kind in _UNMENDED for error in errors)
         lines.append(f"{'set that right, then ' if mend else ''}run the same command again to go on")

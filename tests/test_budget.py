@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import CANARY, Command, Inside
 from tests.forked import Forked, Nursery
+from tests.rawserver import RESET
 from tests.upstream import Upstream, picture
 
 KEYS = dict.fromkeys(("ARK_API_KEY", "OPE_API_KEY", "OPENAI_API_KEY", "COMETAPI_KEY", "ACEDATACLOUD_API_TOKEN"), CANARY)
@@ -291,3 +292,93 @@ def test_list_price_is_a_bound_only_where_the_vendor_is_called(
     assert inside(*words[:3], "0.05").code == 0
     plan = dry(inside, "a fox", *args, "--max-cost", "1", provider=provider)
     assert (plan["cost"]["amount"], plan["cost"].get("note")) == (0.05, None)
+
+
+# --- over all runs of a batch -----------------------------------------------------------------------------------------
+
+
+def rows(command: Command, count: int, name: str = "t.csv") -> None:
+    """A table of so many rows."""
+    (command.folder / name).write_text("prompt\n" + "".join(f"fox {number}\n" for number in range(count)))
+
+
+def batch(command: Command, upstream: Upstream, *args: str, table: str = "t.csv") -> Any:
+    """One run at 0.04 an image, one request after the other."""
+    to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, "--concurrency", "1"]
+    return command("batch", table, *to, *args, env=ENV)
+
+
+def test_max_cost_of_a_batch_holds_over_all_its_runs(forked: Forked) -> None:
+    """The same command spends nothing anew, an edited row neither; a higher one goes on; the words say so."""
+    rows(forked, 6)
+    with Upstream() as upstream:
+        first = batch(forked, upstream, "--max-cost", "0.1")
+        assert (first.code, len(upstream.posts)) == (10, 2)
+        assert "the same command goes on only with a higher --max-cost" in first.err
+        assert "run the same command again" not in first.err
+        again = batch(forked, upstream, "--max-cost", "0.10", "--json")
+        assert (again.code, len(upstream.posts)) == (10, 2)
+        summary = json.loads(again.out.splitlines()[-1])
+        assert (summary["exit_code"], summary["error"]["code"], summary["unsent"]) == (10, "budget", 4)
+        assert "$0.08, $0.02 is left" in again.err
+        assert "$0.08, $0.02 is left" in batch(forked, upstream, "--max-cost", "0.10", "--dry-run").err
+        (forked.folder / "t.csv").write_text("prompt\nwolf\nfox 1\nfox 2\nfox 3\nfox 4\nfox 5\n")
+        assert batch(forked, upstream, "--max-cost", "0.10").code == 10
+        assert batch(forked, upstream, "--max-cost", "0.10", "--only", "missing").code == 0
+        assert len(upstream.posts) == 2
+        assert batch(forked, upstream, "--max-cost", "0.17").code == 10
+        assert len(upstream.posts) == 4
+        assert batch(forked, upstream, "--max-cost", "1").code == 0
+        assert len(upstream.posts) == 7
+        assert batch(forked, upstream, "--max-cost", "0.01").code == 0, "nothing is left to pay for"
+
+
+def test_max_cost_of_a_batch_counts_unknown_outcomes_as_paid(forked: Forked) -> None:
+    """Two lost replies fill the budget for two: no run of this folder sends a third, by whatever option."""
+    rows(forked, 4)
+    with Upstream(script=lambda request, number: RESET) as upstream:
+        assert batch(forked, upstream, "--max-cost", "0.08").code == 10
+        assert len(upstream.posts) == 2
+        for more in ([], ["--only", "unknown", "--retry-ambiguous"]):
+            done = batch(forked, upstream, "--max-cost", "0.08", *more)
+            assert done.code == 10
+            assert "possibly" in done.err
+        assert len(upstream.posts) == 2
+
+
+@pytest.mark.parametrize("folder", [None, "all"])
+def test_max_cost_is_shared_by_the_shards_and_adds_up_when_merged(forked: Forked, folder: str | None) -> None:
+    """Four shards spend no more than one run would, run once or twice, in folders of their own or in one; what is
+    merged counts as spent.
+    """
+    rows(forked, 40)
+    into = ["-o", folder] if folder else []
+    with Upstream() as upstream:
+        for number in (1, 2, 3, 4, 1, 2, 3, 4):
+            done = batch(forked, upstream, "--max-cost", "0.35", "--shard", f"{number}/4", *into)
+            assert done.code == 10
+        # Of 0.0875 each two fit, and so does the whole.
+        assert len(upstream.posts) == 8
+        if folder:
+            assert batch(forked, upstream, "--max-cost", "0.35", *into).code == 10
+        else:
+            shards = [f"t-{number}-of-4" for number in (1, 2, 3, 4)]
+            assert forked("batch", "--merge", "t.csv", *shards, "-p", "ark", "-m", "4.5", env=ENV).code == 9
+            assert batch(forked, upstream, "--max-cost", "0.35").code == 10
+        assert len(upstream.posts) == 8
+        assert batch(forked, upstream, "--max-cost", "0.36", *into).code == 10
+        assert len(upstream.posts) == 9
+
+
+def test_what_two_merged_folders_both_paid_is_counted_twice(forked: Forked) -> None:
+    """Of a row that was made in both only one is kept; the money of the other stays spent, however often one merges."""
+    rows(forked, 2)
+    with Upstream() as upstream:
+        for folder in ("a", "b"):
+            assert batch(forked, upstream, "-o", folder).code == 0
+        for _ in range(2):
+            done = forked("batch", "--merge", "t.csv", "a", "b", "-o", "c", "-p", "ark", "-m", "4.5", env=ENV)
+            assert done.code == 0, done.err
+        rows(forked, 4)
+        assert batch(forked, upstream, "-o", "c", "--max-cost", "0.2").code == 10
+        assert len(upstream.posts) == 5

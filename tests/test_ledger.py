@@ -711,7 +711,9 @@ def test_money_follows_the_request(book: Ledger) -> None:
         for name in names:
             send(book, name, hold=room.Hold(40_000, caps))
             book.mark_queued(name, REFUSED)
-        send(book, "dear", hold=room.Hold(None, caps))
+        with pytest.raises(BudgetError, match="not known"):
+            send(book, "dear", hold=room.Hold(None, caps))
+        send(book, "dear", hold=room.Hold(None, Caps()))
         # One that is tried again holds what it held.
         assert book.spent(run="r") == room.Spent(0, 160_000, 0, 1, "USD")
         for name in (*names, "yen"):
