@@ -126,7 +126,14 @@ REQUEST_FLAGS = _flags(
         _words("standard", "fast"),
     ),
     ("web_search", "--web-search/--no-web-search", "Let the model search the web (5.0 lite).", "", "switch"),
-    ("background", "--background", "transparent or opaque (5.0 Pro and Flash, one PNG).", "HOW", "value", _BACKGROUNDS),
+    (
+        "background",
+        "--background",
+        "transparent or opaque (5.5; 5.0 Pro and Flash from one PNG).",
+        "HOW",
+        "value",
+        _BACKGROUNDS,
+    ),
     ("stream", "--stream/--no-stream", "Save each picture the moment it is made.", "", "switch"),
     ("watermark", "--watermark/--no-watermark", "Ask for the provider's watermark. Default: none.", "", "switch"),
     ("asynchronous", "--async/--sync", "Submit a task and poll it (AceData; default there).", "", "switch"),
@@ -138,7 +145,7 @@ REQUEST_FLAGS = _flags(
 EDIT_FLAGS = _flags(
     REQUEST,
     ("each", "--each", "One request for each picture.", "", "switch"),
-    ("layers", "--layers", "Split one picture into layers (5.0 Pro and Flash); needs no prompt.", "", "switch"),
+    ("layers", "--layers", "Split one picture into layers (5.5, 5.0 Pro and Flash); needs no prompt.", "", "switch"),
 )
 OUTPUT_FLAGS = _flags(
     OUTPUT,

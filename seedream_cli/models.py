@@ -53,6 +53,11 @@ class ModelSpec:
     `sequence_max` is 0 where one request draws one picture. `price` steps go from cheap to dear, in US dollars a
     picture, by provider family with "*" for the list price; no entry means that no price is known.
 
+    `…_formats_at` are the formats of references that one provider takes, where it differs: for layers with a warning.
+    `default_format` is what the model makes where no format is asked for; with `transparent_from_text` a transparent
+    background needs no reference. `thinking` says that the prompt's rewriting can be told to think or not.
+    `not_served_at` are hosts of a provider that do not serve the model, with the day since when.
+
     References: `reference_ratio`, `reference_pixels` (in all) and `reference_side` (each, at least) in pixels;
     `reference_bytes` is the most that is taken, `reference_bytes_safe` what older pages allow. `layer_sizes` are the
     sizes a layered answer can be asked in, the default first; `layers_max` is the most layers above the base, and
@@ -85,11 +90,18 @@ class ModelSpec:
     reference_bytes_safe: int = 10_000_000
     reference_pixels: tuple[int, int] = (196, 36_000_000)
     reference_side: int = 15
+    reference_formats_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layers_max: int = 0
     layers_images: int = 0
     layer_sizes: tuple[str, ...] = ()
     layer_reference_formats: tuple[str, ...] = ("png", "jpeg")
+    layer_reference_formats_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layer_reference_pixels: tuple[int, int] = (262_144, 36_000_000)
+    default_format: str = "jpeg"
+    backgrounds: tuple[str, ...] = ("transparent", "opaque")
+    transparent_from_text: bool = False
+    thinking: bool = False
+    not_served_at: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- where the facts come from --------------------------------------------------------------------------------------
@@ -97,8 +109,9 @@ class ModelSpec:
 _ARK = "Volcengine image generation API, 2026-09"
 _MEASURED = "measured calls to Volcengine Ark, 2026-09"
 _BYTEPLUS = "BytePlus image generation API, the edition of Seedream 4.5"
-_RESELLERS = "resellers' pages, 2026-11"
-_DISAGREE = "Volcengine, CometAPI and AceData Cloud pages disagree, 2026-11"
+_RESELLERS = "BytePlus's own nodes, Comfy Router's and resellers' pages, which agree, 2026-11"
+_DISAGREE = "Volcengine, BytePlus, CometAPI and AceData Cloud pages, 2026-11"
+_ROUTER = "BytePlus's field texts as Comfy Router reprints them, 2026-11"
 
 # --- legal sizes: width x height of each tier by aspect ratio (the API's recommended pixels, recomputed by a test) ----
 
@@ -127,13 +140,13 @@ _LARGE = (3_686_400, 16_777_216)
 # --- rules that several rows share ------------------------------------------------------------------------------------
 
 _SEED = Rule("unconfirmed", "documented for 3.0 only; later models may ignore or refuse it", _DISAGREE)
-_GUIDANCE = Rule("unconfirmed", "documented for 3.0 only; later models may ignore or refuse it", _DISAGREE)
+_GUIDANCE = Rule("unconfirmed", "for 3.0 only; the model's own pages call it not supported", _DISAGREE)
 _JPEG_ONLY = Rule("refused", "always jpeg; measured calls with the field were refused", _MEASURED)
 _NO_SEARCH = Rule("refused", "only 5.0 lite searches the web", _ARK)
 _NO_SEQUENCE = Rule("refused", "one request draws one picture; use --count for more", _ARK)
 _NO_STREAM = Rule("refused", "the model does not stream", _ARK)
-_NO_BACKGROUND = Rule("refused", "only 5.0 Pro and Flash make transparent pictures", _ARK)
-_NO_LAYERS = Rule("refused", "only 5.0 Pro and Flash split a picture into layers", _ARK)
+_NO_BACKGROUND = Rule("refused", "only 5.5, 5.0 Pro and 5.0 Flash make transparent pictures", _ARK)
+_NO_LAYERS = Rule("refused", "only 5.5, 5.0 Pro and 5.0 Flash split a picture into layers", _ARK)
 _BACKGROUND = Rule("taken", "needs exactly one PNG reference with a transparent pixel, and --format png", _ARK)
 _LAYERS = Rule("taken", "needs exactly one PNG or JPEG reference of at least 512x512 pixels", _ARK)
 _NEWER = Rule("refused", "the parameter came with a later model", _BYTEPLUS)
@@ -164,6 +177,8 @@ _OLD_RULES = {
 }
 _RESOLD = Rule("unconfirmed", "no official page describes this model yet", _RESELLERS)
 _RESOLD_REFUSED = Rule("unconfirmed", "resellers say it is refused; no official page yet", _RESELLERS)
+_NO_HEIC = ("jpeg", "png", "webp", "bmp", "tiff", "gif")
+"""References at BytePlus, except for 5.0 Pro; and what its layers are made of, where Volcengine takes PNG and JPEG."""
 
 DEFAULT_MODEL = "5.0-lite"
 """The model of a request that names none."""
@@ -173,7 +188,10 @@ MODELS: tuple[ModelSpec, ...] = (
         name="5.5",
         title="Seedream 5.5",
         aliases=("5.5",),
-        ids={"ark": ("doubao-seedream-5-5-261028",), "byteplus": ("seedream-5-5-261028",)},
+        ids={
+            "ark": ("doubao-seedream-5-5-261028",),
+            "byteplus": ("dola-seedream-5-5-261028", "seedream-5-5-261028"),
+        },
         default_size="2K",
         tiers=_PRO,
         pixels=_SMALL,
@@ -183,16 +201,12 @@ MODELS: tuple[ModelSpec, ...] = (
         rules={
             "seed": _RESOLD,
             "guidance_scale": _RESOLD,
-            "format": _RESOLD,
-            "response_format": _RESOLD,
             "stream": _RESOLD_REFUSED,
             "optimize_prompt": _RESOLD,
             "web_search": _RESOLD_REFUSED,
-            "background": _RESOLD,
-            "layers": _RESOLD,
-            "sequence": _RESOLD_REFUSED,
-            "images": _RESOLD,
-            "watermark": _RESOLD,
+            "background": Rule("taken", "from text or references; not with --format jpeg, nor with layers", _RESELLERS),
+            "layers": Rule("taken", "2 to 100 images, the base among them; 30 unless told otherwise", _RESELLERS),
+            "sequence": Rule("refused", "one request draws one picture; use --count for more", _RESELLERS),
         },
         formats=("jpeg", "png"),
         optimize_modes=("standard",),
@@ -204,6 +218,12 @@ MODELS: tuple[ModelSpec, ...] = (
         layers_max=99,
         layers_images=30,
         layer_sizes=("auto", "1K", "1.5K", "2K"),
+        reference_formats_at={"byteplus": _NO_HEIC},
+        layer_reference_formats_at={"byteplus": _NO_HEIC},
+        default_format="png",
+        backgrounds=("transparent", "opaque", "auto"),
+        transparent_from_text=True,
+        thinking=True,
     ),
     ModelSpec(
         name="5.0-pro",
@@ -236,12 +256,18 @@ MODELS: tuple[ModelSpec, ...] = (
         layers_max=16,
         layers_images=17,
         layer_sizes=("auto", "1K", "1.5K", "2K"),
+        reference_bytes_safe=30_000_000,
+        layer_reference_formats_at={"byteplus": _NO_HEIC},
+        thinking=True,
     ),
     ModelSpec(
         name="5.0-flash",
         title="Seedream 5.0 Flash",
         aliases=("flash", "5-flash"),
-        ids={"ark": ("doubao-seedream-5-0-flash-260915",), "byteplus": ("seedream-5-0-flash-260915",)},
+        ids={
+            "ark": ("doubao-seedream-5-0-flash-260915",),
+            "byteplus": ("dola-seedream-5-0-flash-260915", "seedream-5-0-flash-260915"),
+        },
         default_size="2K",
         tiers=_PRO,
         pixels=_SMALL,
@@ -258,6 +284,8 @@ MODELS: tuple[ModelSpec, ...] = (
         layers_max=16,
         layers_images=17,
         layer_sizes=("auto", "1K", "1.5K", "2K"),
+        reference_formats_at={"byteplus": _NO_HEIC},
+        layer_reference_formats_at={"byteplus": _NO_HEIC},
     ),
     ModelSpec(
         name="5.0-lite",
@@ -282,6 +310,9 @@ MODELS: tuple[ModelSpec, ...] = (
         price_as_of="2026-11",
         as_of="2026-09",
         source=_ARK,
+        reference_formats_at={"byteplus": _NO_HEIC},
+        thinking=True,
+        not_served_at={"ark.eu-west.bytepluses.com": "2026-09-10"},
     ),
     ModelSpec(
         name="4.5",
@@ -306,6 +337,8 @@ MODELS: tuple[ModelSpec, ...] = (
         price_as_of="2026-11",
         as_of="2026-09",
         source=_ARK,
+        reference_formats_at={"byteplus": _NO_HEIC},
+        thinking=True,
     ),
     ModelSpec(
         name="4.0",
@@ -330,6 +363,8 @@ MODELS: tuple[ModelSpec, ...] = (
         price_as_of="2026-11",
         as_of="2026-09",
         source=_ARK,
+        reference_formats_at={"byteplus": _NO_HEIC},
+        thinking=True,
     ),
     ModelSpec(
         name="3.0-t2i",
@@ -405,11 +440,66 @@ MODELS: tuple[ModelSpec, ...] = (
 def find_model(name: str, family: str = "") -> ModelSpec | None:
     """The row that a name, an alias or any provider's id means; None for what the table does not know.
 
-    Ids count with and without their date, names with and without "seedream-". `family` has its spellings tried first.
+    Ids count with and without their date, names with and without "seedream-", and the spellings of other services
+    ("doubao-seedream-4.5", "fal-ai/bytedance/seedream/v4.5/edit"). `family` has its spellings tried first.
     """
     wanted = _plain(name)
     own = (row for row in MODELS if wanted in {_plain(spelling) for spelling in row.ids.get(family, ())})
-    return next(own, None) or next((row for row in MODELS if wanted in _spellings(row)), None)
+    found = next(own, None) or next((row for row in MODELS if wanted in _spellings(row)), None)
+    return found or _find_foreign(name)
+
+
+def is_name(typed: str) -> bool:
+    """Whether a text is one of our names for a model ("4.5", "pro", "Seedream 4.5"), which no service has for an id."""
+    text = " ".join(typed.lower().split())
+    return any(text in {row.name, *row.aliases, row.title.lower()} for row in MODELS)
+
+
+_VENDORS = frozenset(("fal", "ai", "bytedance", "byteplus", "doubao", "dola", "seed", "volcengine", "volces"))
+_KINDS = frozenset(("text", "to", "image", "t2i", "i2i", "edit", "layerize"))
+"""Words at the end of a service's id that say what it does with the model, and so leave the model what it is."""
+
+_OTHER_DEEDS: Mapping[str, frozenset[str]] = {
+    # The one only draws and the other only edits, so that such an id would mean neither.
+    "seedream-3.0": frozenset(("i2i", "edit", "layerize")),
+    "seededit-3.0": frozenset(("t2i", "text", "layerize")),
+}
+
+
+def _find_foreign(name: str) -> ModelSpec | None:
+    """The row that an id of some service means by its words: vendor, "seedream", version, flavour, deed, date.
+
+    None where a word is left that is none of these, or where the date is another model's.
+    """
+    words = [word for word in re.split(r"[\s/:@._-]+", name[:200].strip().lower()) if word]
+    while words and words[0] in _VENDORS:
+        words.pop(0)
+    if not words or words[0] not in {"seedream", "seededit"}:
+        return None
+    stem, words = words[0], words[1:]
+    version = re.fullmatch(r"v?([1-9])", words[0]) if words else None
+    if version is None:
+        return None
+    minor = words.pop(1) if len(words) > 1 and re.fullmatch("[0-9]", words[1]) else "0"
+    words.pop(0)
+    date = words.pop() if words and re.fullmatch("[0-9]{6}", words[-1]) else ""
+    plain = f"{version[1]}.{minor}"
+    named = [row for row in MODELS if _version_of(row) == (stem, plain)]
+    flavour = words.pop(0) if words and f"{plain}-{words[0]}" in {row.name for row in named} else ""
+    if not set(words) <= _KINDS - _OTHER_DEEDS.get(f"{stem}-{plain}", frozenset()):
+        return None
+    # A version alone is the one that has it for a name.
+    label = f"{plain}-{flavour}" if flavour else plain
+    row = next((row for row in named if label in {row.name, *row.aliases} or stem == "seededit"), None)
+    if row is None or (date and not any(spelling.endswith(date) for ids in row.ids.values() for spelling in ids)):
+        return None
+    return row
+
+
+def _version_of(row: ModelSpec) -> tuple[str, str]:
+    """The stem of a row's ids and its version: ("seedream", "4.5")."""
+    version = re.search("[0-9][.][0-9]", row.name)
+    return "seededit" if row.name.startswith("seededit") else "seedream", version[0] if version else ""
 
 
 def nearest(name: str) -> list[str]:
@@ -463,6 +553,8 @@ def size_problem(model: ModelSpec, size: str, *, layers: bool = False) -> str | 
     known = parse_size(size)
     if known is None and _parse_aspect(size):
         return f"{size!r} is a ratio, not a size: use --aspect {size} with --size {_legal(model, pixels=False)}"
+    if shape := shape_meant(size):
+        return f"{size!r} is a shape, not a size: use --aspect {shape} with --size {_legal(model, pixels=False)}"
     if known is None:
         return f"{size!r} is no size; {model.title} takes {_legal(model)}"
     if layers and model.layer_sizes:
@@ -496,6 +588,41 @@ def resolve_aspect(model: ModelSpec, size_tier: str, aspect: str) -> str | Probl
     near = _shape(model, table["1:1"], ratio)
     hint = f"known ratios: {', '.join(table)}" + (f"; or --size {near}" if near else "")
     return Problem("aspect", f"{model.title} has no {aspect} in {size_tier}", hint)
+
+
+_SHAPES = {"square": "1:1", "square_hd": "1:1", "landscape": "16:9", "portrait": "9:16"}
+
+
+def shape_meant(text: str) -> str | None:
+    """The ratio that a size of other services means: "1:1", "16x9", "square" or "landscape_16_9"; None for others."""
+    plain = re.sub(r"[\s-]+", "_", text[:40].strip().lower())
+    if plain in _SHAPES:
+        return _SHAPES[plain]
+    named = re.fullmatch(r"(landscape|portrait)_([0-9]{1,2})_([0-9]{1,2})", plain)
+    sides = re.fullmatch(r"([0-9]{1,2})_?[x×*:/]_?([0-9]{1,2})", plain)
+    if not named and not sides:
+        return None
+    one, other = (int(named[2]), int(named[3])) if named else (int(sides[1]), int(sides[2])) if sides else (0, 0)
+    if not one or not other:
+        return None
+    if named:
+        one, other = (
+            (max(one, other), min(one, other)) if named[1] == "landscape" else (min(one, other), max(one, other))
+        )
+    return f"{one}:{other}"
+
+
+def size_hint(text: str) -> str:
+    """What to write instead of what is no size."""
+    plain = text[:40].strip().lower()
+    if shape := shape_meant(text):
+        return f"--aspect {shape} gives that shape; a size is a tier such as 2K, or WIDTHxHEIGHT"
+    if re.fullmatch(r"[0-9]{2,5}(px)?", plain):
+        side = plain.removesuffix("px")
+        return f"write {side}x{side} for a square, a tier such as 2K, or WIDTHxHEIGHT such as 2048x1152"
+    if tier := re.fullmatch(r"auto[_-]([1-9](?:\.[0-9])?)k", plain):
+        return f"write {tier[1]}K"
+    return "give a tier such as 2K, or WIDTHxHEIGHT such as 2048x1152"
 
 
 def _parse_aspect(text: str) -> Fraction | None:

@@ -207,6 +207,10 @@ def plan_draft(
         asynchronous=spec.asynchronous,
         reference_bytes=spec.reference_bytes,
         reference_formats=spec.reference_formats,
+        idle_fields=spec.idle_fields,
+        doubtful_sizes=spec.doubtful_sizes,
+        prompt_characters=spec.prompt_characters,
+        able=lambda option: _able(spec, option),
     )
     images, mine = _references(draft, recipient)
     mine += shared_stdin(draft)
@@ -220,6 +224,7 @@ def plan_draft(
         built = replace(built, request=built.request.model_copy(update={"most": bill.images}))
         mine += unheld(draft, surroundings, bill, spec) if pays else []
         mine += too_many(draft, bill)
+    mine += _unserved_there(draft, spec, model, base_url)
     download = not draft.switches.get("no_download", False)
     if not download and built.request and built.request.response_format == "b64_json":
         place = draft.origin("no_download")
@@ -251,7 +256,7 @@ def _references(draft: Draft, recipient: Recipient) -> tuple[list[ImageRef], lis
     layers = draft.switches.get("layers", False)
     formats = model.layer_reference_formats if layers else recipient.taken_formats
     pixels = model.layer_reference_pixels if layers else model.reference_pixels
-    fit = Fit(min(recipient.taken_bytes, model.reference_bytes_safe), pixels[1], formats)
+    fit = Fit(recipient.safe_bytes, pixels[1], formats)
     fitted = []
     for image in images:
         try:
@@ -338,6 +343,29 @@ def _spell_model(draft: Draft, spec: ProviderSpec) -> tuple[ModelSpec | None, st
     hint = f"it serves {', '.join(served)}; --force sends {typed} as it is"
     problem = Problem("model", f"{spec.name} does not serve {model.title}", hint, origin=draft.origin("model"))
     return model, typed, [problem]
+
+
+def _able(spec: ProviderSpec, option: str) -> list[str]:
+    """The models that this provider serves and that take an option, the newest first."""
+    served = [row for row in MODELS if row.status != "retired" and wire_model(spec, row, row.name)]
+    return [row.name for row in served if rule_for(spec, row, option).state in {"taken", "unconfirmed"}]
+
+
+def _unserved_there(draft: Draft, spec: ProviderSpec, model: ModelSpec | None, base_url: str) -> list[Problem]:
+    """That a provider does not serve the model at this very address, although it does elsewhere."""
+    from urllib.parse import urlsplit
+
+    host = urlsplit(base_url).hostname or ""
+    since = model.not_served_at.get(host) if model else None
+    if model is None or since is None:
+        return []
+    message = f"{host} has not served {model.title} since {since}"
+    if draft.switches.get("force"):
+        return [Problem("model", f"{message}; sent because of --force", "", "warning", draft.origin("model"))]
+    rows = (row for row in MODELS if row.status != "retired" and wire_model(spec, row, row.name))
+    others = ", ".join(row.name for row in rows if host not in row.not_served_at)
+    hint = f"name another with -m ({others}), or another region's --base-url; --force sends it all the same"
+    return [Problem("model", message, hint, origin=draft.origin("model"))]
 
 
 def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
@@ -472,7 +500,10 @@ def explain(planned: PlannedDraft) -> list[tuple[str, str, str, str]]:
         return []
     options = [name for name in type(request).model_fields if name not in _UNSHOWN]
     rows = [_explain_option(planned, request, name) for name in options]
-    rows += [("extra", _words(value), key, "merged last") for key, value in request.extra.items()]
+    idle, idly = planned.route.spec.idle_fields, f"ignored: no effect at {planned.route.spec.name}"
+    rows += [
+        ("extra", _words(value), key, idly if key in idle else "merged last") for key, value in request.extra.items()
+    ]
     values, origins = planned.draft.values, planned.draft.origins
     if "aspect" in values:
         note = f"from {origins.get('aspect', '--aspect')}: the exact pixels of that shape"
@@ -502,9 +533,17 @@ def _explain_option(planned: PlannedDraft, request: ImageRequest, name: str) -> 
     typed = _TYPED_AS.get(name, name)
     origin = planned.draft.origins.get(typed, "")
     given = typed in {**planned.draft.values, **planned.draft.switches, **planned.draft.lists}
-    note = f"from {origin}" if given else "this tool's default"
+    note = f"from {origin}" if given else _whose_default(spec, option)
     sent = ", ".join(_sent_as(planned, request, name)) or "not sent"
     return shown, _words(value), sent, "; ".join(part for part in (note, _unless_taken(rule, why)) if part)
+
+
+def _whose_default(spec: ProviderSpec, option: str) -> str:
+    """For an option that nobody gave: that this tool decided, and what the provider would have done by itself."""
+    if option == "format":
+        return "from the suffix of --output, or the background"
+    theirs = spec.defaults.get(option)
+    return "this tool's default, always sent" + (f"; {spec.name}'s own is {theirs}" if theirs else "")
 
 
 def _unless_taken(rule: Rule, why: str) -> str:

@@ -17,7 +17,7 @@ from .extras import uncounted
 from .links import is_loopback
 from .models import MODELS, ModelSpec, PriceStep, find_model
 from .providers.base import ProviderSpec
-from .request import COUNT_MOST, GROUP_MOST, ImageRequest
+from .request import COUNT_MOST, GROUP_MOST, ImageRequest, without_idle
 from .results import Cost
 from .settings import Settings
 
@@ -64,7 +64,7 @@ def read_bill(
     references = _count_references(body.get("image"))
     size = body.get("size")
     images, is_counted = _count_images(body, row, references)
-    strange = uncounted(request.extra)
+    strange = uncounted(without_idle(request.extra, spec.idle_fields))
     if row is not None and body.get("layer_decomposition") and any("layer" in one.lower() for one in strange):
         # A field that sets the ceiling by another name: the model itself has one.
         images = row.layers_max + 1

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import extras
 from .errors import Problem
-from .models import ModelSpec, Rule, nearest, parse_size, resolve_aspect, size_problem
+from .models import MODELS, ModelSpec, Rule, nearest, parse_size, resolve_aspect, shape_meant, size_hint, size_problem
 
 GROUP_MOST = 15
 """References and results of one request together (image generation API, `max_images`)."""
@@ -123,6 +123,8 @@ class Recipient:
 
     `rule` says how an option fares there; `asynchronous` whether tasks are its way unless told otherwise.
     `reference_bytes` and `reference_formats` are the provider's own limits for a reference, where it has any.
+    `idle_fields`, `doubtful_sizes` and `prompt_characters` are as in the provider's data; `able` names the models that
+    this provider serves and that take an option.
     """
 
     provider: str
@@ -132,12 +134,16 @@ class Recipient:
     asynchronous: bool = False
     reference_bytes: int | None = None
     reference_formats: tuple[str, ...] = ()
+    idle_fields: tuple[str, ...] = ()
+    doubtful_sizes: tuple[str, ...] = ()
+    prompt_characters: int | None = None
+    able: Callable[[str], Sequence[str]] = lambda _: ()
 
     @property
     def taken_formats(self) -> tuple[str, ...]:
         """The formats of references that both the model and the provider take."""
-        formats = self.model.reference_formats if self.model else ()
-        own = self.reference_formats
+        model, own = self.model, self.reference_formats
+        formats = model.reference_formats_at.get(self.provider, model.reference_formats) if model else ()
         return tuple(name for name in formats if not own or name in own)
 
     @property
@@ -145,6 +151,13 @@ class Recipient:
         """The most bytes of a reference that both take."""
         most = self.model.reference_bytes if self.model else 30_000_000
         return min(most, self.reference_bytes or most)
+
+    @property
+    def safe_bytes(self) -> int:
+        """The bytes of a reference that every page allows: the provider's own word, else the least of others."""
+        if self.model is None or self.reference_bytes is not None:
+            return self.taken_bytes
+        return min(self.taken_bytes, self.model.reference_bytes_safe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +179,7 @@ def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -
     wanted: dict[str, Any] = {
         "seed": form.integer("seed", -1, 2**31 - 1),
         "guidance_scale": form.number("guidance_scale", 1.0, 10.0),
-        "format": form.choice("format", ("jpeg", "png"), {"jpg": "jpeg"}),
+        "format": form.choice("format", ("jpeg", "png"), {"jpg": "jpeg"}) or form.wished_format(),
         "optimize_prompt": form.choice("optimize_prompt", ("standard", "fast")),
         "background": form.choice("background", ("transparent", "opaque", "auto")),
         "stream": form.switch("stream"),
@@ -265,7 +278,7 @@ class Form:
 
 
 # What the user is charged for or gets hangs on these, so a request without them is not the one that was asked for.
-_ESSENTIAL = {"sequence", "layers", "images", "callback_url"}
+_ESSENTIAL = {"sequence", "layers", "images", "callback_url", "background"}
 _RULED = {"asynchronous": "async"}
 
 
@@ -331,15 +344,29 @@ class _RequestForm(Form):
         asked = self.text("size")
         size = parse_size(asked) if asked is not None else default
         if size is None:
-            self.complain("size", f"{asked!r} is no size", "give a tier such as 2K, or WIDTHxHEIGHT such as 2048x1152")
+            self.complain("size", f"{asked!r} is no size", size_hint(asked or ""))
             return default
         aspect = self.text("aspect")
         if aspect is not None:
             size = self.shaped(size, aspect)
         problem = size_problem(model, size, layers=layers) if model else None
-        if problem:
+        if model is None and shape_meant(size):
+            problem = f"{size!r} is a shape, not a size: {size_hint(size)}"
+        if problem and size in self.recipient.doubtful_sizes and not self.strict and not layers:
+            where = f"{self.recipient.provider} lists {size} as a size"
+            self.warn("size", f"{where}, the model's own pages do not; sent as it is", code="size_unconfirmed")
+        elif problem:
             self.object_to("size", problem)
         return size
+
+    def wished_format(self) -> str | None:
+        """What the suffix of a named output file asks of the model, where that makes it and makes another by itself."""
+        model, output = self.recipient.model, self.text("output") or ""
+        wish = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg"}.get(output.rpartition(".")[2].lower())
+        if model is None or wish is None or self.text("background") or self.switch("layers"):
+            return None
+        is_made = self.recipient.rule("format").state == "taken" and wish in model.formats
+        return wish if is_made and wish != model.default_format else None
 
     def shaped(self, size: str, aspect: str) -> str:
         """The exact pixels of a tier for an aspect ratio."""
@@ -365,7 +392,7 @@ class _RequestForm(Form):
                 self.complain("extra", f"the value of {key} is no JSON: {problem}", f"text is written {key}={quoted}")
             else:
                 merged[key] = value
-        for one in extras.fields_of(merged):
+        for one in extras.fields_of(without_idle(merged, self.recipient.idle_fields)):
             self.judge_extra(one)
         return merged
 
@@ -393,7 +420,7 @@ class _RequestForm(Form):
             if rule.state == "taken" or (rule.state == "unconfirmed" and name == "asynchronous"):
                 admitted[name] = value
                 continue
-            if self.keep(name, rule):
+            if self.keep(name, rule, essential=name in _ESSENTIAL and value != "opaque"):
                 admitted[name] = value
             else:
                 self.dropped[name] = rule
@@ -409,9 +436,11 @@ class _RequestForm(Form):
             return Rule("refused", f"{model.title} knows only {', '.join(model.optimize_modes)}", model.source)
         if name == "format" and model.formats and value not in model.formats:
             return Rule("refused", f"{model.title} makes only {', '.join(model.formats)}", model.source)
+        if name == "background" and value not in model.backgrounds:
+            return Rule("refused", f"{model.title} knows only {', '.join(model.backgrounds)}", model.source)
         return rule
 
-    def keep(self, name: str, rule: Rule) -> bool:
+    def keep(self, name: str, rule: Rule, *, essential: bool) -> bool:
         """Whether an option under a rule other than "taken" is sent; says so either way."""
         where = f"{self.recipient.provider} {self.recipient.model_id}"
         why = f" ({rule.note})" if rule.note else ""
@@ -424,8 +453,10 @@ class _RequestForm(Form):
         if self.force:
             self.warn(name, f"{message}; sent because of --force", code=f"option_{rule.state}")
             return True
-        if self.strict or (name in _ESSENTIAL and rule.state != "unconfirmed"):
-            hint = "leave it out" + (" or drop --strict" if name not in _ESSENTIAL else ", or send it with --force")
+        if self.strict or (essential and rule.state != "unconfirmed"):
+            able = self.recipient.able(_RULED.get(name, name)) if essential else ()
+            others = f"-m {' or '.join(able)} takes it; " if able else ""
+            hint = f"{others}leave it out" + (", or send it with --force" if essential else " or drop --strict")
             self.complain(name, message, hint)
             return False
         sent = rule.state == "unconfirmed"
@@ -436,6 +467,8 @@ class _RequestForm(Form):
         """What holds between options, and between the request and the model's row."""
         images, sequence = fields["images"], fields.get("sequence")
         model = self.recipient.model
+        self.check_prompt(fields["prompt"] or "")
+        self.check_extra(fields["extra"])
         if isinstance(sequence, int) and sequence + len(images) > GROUP_MOST:
             self.object_to(
                 "sequence",
@@ -452,9 +485,48 @@ class _RequestForm(Form):
         if model.status == "retired":
             self.warn("model", f"{model.title} is retired and may be gone", code="model_retired")
         if model.status == "unconfirmed":
-            self.warn("model", f"what is known of {model.title} is not confirmed", code="model_unconfirmed")
+            words = f"no official page describes {model.title} yet: what is known of it is {model.source}"
+            self.warn("model", words, code="model_unconfirmed")
         self.check_references(model, fields)
         self.check_look(fields)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Prompts that are longer than is advised are sent; what they say late may have no effect."""
+        most = self.recipient.prompt_characters
+        if len(prompt) <= _ADVISED_CJK or not _is_long(prompt, most):
+            return
+        advice = f"{_ADVISED_CJK} Chinese characters or " + (f"{most} others" if most else f"{_ADVISED_WORDS} words")
+        self.warn("prompt", f"the prompt is longer than the {advice} that are advised", code="prompt_long")
+
+    def check_extra(self, extra: Mapping[str, Any]) -> None:
+        """Fields given as they are: those that do nothing here, and what is known of the others."""
+        for key in (key for key in extra if key in self.recipient.idle_fields):
+            message = f"{self.recipient.provider} lists {key} as without effect"
+            if self.strict:
+                self.complain("extra", message, "leave it out or drop --strict")
+            else:
+                self.warn("extra", f"{message}; sent as it is", code="option_ignored")
+        if "optimize_prompt_options" in extra:
+            self.check_rewriting(extra["optimize_prompt_options"])
+
+    def check_rewriting(self, options: Any) -> None:
+        """How the prompt is rewritten, given as the API's own object."""
+        model = self.recipient.model
+        if not isinstance(options, Mapping):
+            hint = """write --extra 'optimize_prompt_options={"thinking":"disabled"}'"""
+            self.object_to("extra", "optimize_prompt_options is an object", hint)
+            return
+        mode, thinking = options.get("mode"), options.get("thinking")
+        modes = model.optimize_modes if model else ("standard", "fast")
+        if model and self.recipient.rule("optimize_prompt").state == "refused":
+            self.object_to("extra", f"{model.title} takes no optimize_prompt_options", "leave it out")
+            return
+        if mode is not None and mode not in modes:
+            self.object_to("extra", f"the mode {json.dumps(mode)} is not known", f"give {' or '.join(modes)}")
+        if thinking is not None and thinking not in _THINKING:
+            self.object_to("extra", f"thinking {json.dumps(thinking)} is not known", f"give {' or '.join(_THINKING)}")
+        elif thinking is not None and model and not model.thinking:
+            self.warn("extra", f"whether {model.title} takes thinking is not confirmed", code="option_unconfirmed")
 
     def check_references(self, model: ModelSpec, fields: Mapping[str, Any]) -> None:
         """The references against the model's row: how many, and each one's format, bytes, pixels and shape."""
@@ -482,15 +554,18 @@ class _RequestForm(Form):
         formats = model.layer_reference_formats if layers else self.recipient.taken_formats
         least, most = model.layer_reference_pixels if layers else model.reference_pixels
         shrink = "--fit-images sends it smaller"
-        if kind not in formats:
+        if layers and kind not in formats and kind in model.layer_reference_formats_at.get(self.recipient.provider, ()):
+            words = f"{ref.location} is {kind}; {self.recipient.provider} is said to take it for layers, others do not"
+            self.warn("image", words, "--fit-images converts it", "reference_unconfirmed")
+        elif kind not in formats:
             self.object_to(
                 "image", f"{ref.location} is {kind}; {', '.join(formats)} are taken", "--fit-images converts it"
             )
         if ref.size > self.recipient.taken_bytes:
             limit = self.recipient.taken_bytes / 1e6
             self.object_to("image", f"{ref.location} has {ref.size / 1e6:.1f} MB, over the {limit:g} MB taken", shrink)
-        elif ref.size > model.reference_bytes_safe:
-            safe = model.reference_bytes_safe / 1e6
+        elif ref.size > self.recipient.safe_bytes:
+            safe = self.recipient.safe_bytes / 1e6
             words = f"{ref.location} has {ref.size / 1e6:.1f} MB; some pages allow {safe:g} MB only"
             self.warn("image", words, shrink, "reference_large")
         if pixels > most:
@@ -511,10 +586,14 @@ class _RequestForm(Form):
 
     def check_look(self, fields: dict[str, Any]) -> None:
         """Transparent backgrounds and layers, which start from exactly one picture."""
-        images = fields["images"]
+        images, model = fields["images"], self.recipient.model
         if fields.get("background") == "transparent":
-            if len(images) != 1:
-                self.object_to("background", "a transparent background needs exactly one reference picture", "give one")
+            if model and model.transparent_from_text:
+                pass
+            elif len(images) != 1:
+                others = " or ".join(_from_text(self.recipient.able("background")))
+                hint = "give one" + (f", or draw from text alone with -m {others}" if others else "")
+                self.object_to("background", "a transparent background needs exactly one reference picture", hint)
             elif images[0].kind != "url" and images[0].mime != "image/png":
                 self.object_to("background", "a transparent background needs a PNG with transparent pixels")
             if fields.get("format") == "jpeg":
@@ -527,6 +606,29 @@ class _RequestForm(Form):
             self.object_to("layers", f"layers are made of exactly one picture, not {len(images)}")
         if fields.get("background"):
             self.object_to("layers", "--layers and --background cannot be combined")
+
+
+_ADVISED_CJK, _ADVISED_WORDS = 300, 600
+"""How long a prompt may be by the API's own advice: so many Chinese characters, or so many English words."""
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+_THINKING = ("auto", "enabled", "disabled")
+
+
+def without_idle(extra: Mapping[str, Any], idle_fields: Sequence[str]) -> dict[str, Any]:
+    """The fields given as they are, but for plain values of those that have no effect at the provider."""
+    return {key: value for key, value in extra.items() if key not in idle_fields or isinstance(value, Mapping | list)}
+
+
+def _is_long(prompt: str, characters: int | None) -> bool:
+    """Whether a prompt is over the advice, its Chinese and its other part together. `characters` bounds the other."""
+    chinese = 0 if prompt.isascii() else len(_CJK.findall(prompt))
+    rest = len(prompt) - chinese if characters else len(_CJK.sub(" ", prompt).split())
+    return chinese / _ADVISED_CJK + rest / (characters or _ADVISED_WORDS) > 1
+
+
+def _from_text(names: Sequence[str]) -> list[str]:
+    """Those of the models that make a transparent picture from text alone."""
+    return [row.name for row in MODELS if row.name in names and row.transparent_from_text]
 
 
 def _is_broken(text: str) -> bool:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from seedream_cli.error_text import code_in, message_in, text_fault
-from seedream_cli.errors import ApiError
+from seedream_cli.errors import ApiError, Problem
 from seedream_cli.masking import mask, secret_forms
+from seedream_cli.plan import plan_draft
 from seedream_cli.providers import base, load
-from tests.conftest import CANARY, Command
+from seedream_cli.request import Draft, ImageRef
+from seedream_cli.settings import Surroundings
+from tests.conftest import CANARY, Command, Inside
 from tests.rawserver import answer
 from tests.test_batch import table
-from tests.upstream import Upstream
+from tests.upstream import Upstream, picture
 
 ENV = {"OPENAI_API_KEY": CANARY, "ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY}
 
@@ -150,3 +156,356 @@ def test_retry_after_of_a_doubt_is_no_invitation(seedream: Command) -> None:
     assert done.code == 7, done.err
     assert "asks to wait 30 s" in done.err
     assert "try again" not in done.err
+
+
+# --- models, as the pages of November 2026 have them ------------------------------------------------------------------
+
+# Words of this table are the pages', not the program's: tiers, references, most in a group, and what each option meets.
+# "+" is sent, "?" sent with a warning, "-" not sent with a warning, "!" refused before payment.
+OPTIONS = {
+    "seed": ("--seed", "7"),
+    "guidance": ("--guidance-scale", "2"),
+    "sequence": ("--sequence", "3"),
+    "stream": ("--stream",),
+    "search": ("--web-search",),
+    "png": ("--format", "png"),
+    "fast": ("--optimize-prompt", "fast"),
+    "standard": ("--optimize-prompt", "standard"),
+    "b64": ("--response-format", "b64_json"),
+    "clear": ("--background", "transparent"),
+    "auto": ("--background", "auto"),
+    "1K": ("-s", "1K"),
+    "1.5K": ("-s", "1.5K"),
+    "3K": ("-s", "3K"),
+    "4K": ("-s", "4K"),
+    "16K px": ("-s", "4096x4096"),
+    "adaptive": ("-s", "adaptive"),
+}
+# fmt: off
+FATES = {
+    #                    seed guid seq  strm srch png  fast std  b64  clr  auto 1K   1.5K 3K   4K   px   adaptive
+    ("ark", "5.5"):      "?    -    !    ?    ?    +    -    ?    +    +    +    +    +    !    !    !    !",
+    ("ark", "5.0-pro"):  "?    -    !    -    -    +    +    +    +    !    !    +    +    !    !    !    !",
+    ("ark", "5.0-flash"): "?   -    !    -    -    +    -    +    +    !    !    +    +    !    !    !    !",
+    ("ark", "5.0-lite"): "?    -    +    +    +    +    -    +    +    !    !    !    !    +    +    +    !",
+    ("ark", "4.5"):      "?    -    +    +    -    -    -    +    +    !    !    !    !    !    +    +    !",
+    ("ark", "4.0"):      "?    -    +    +    -    -    +    +    +    !    !    +    !    !    +    +    !",
+    ("ark", "3.0-t2i"):  "+    +    !    -    -    -    -    -    +    !    !    !    !    !    !    !    !",
+    ("byteplus", "5.5"): "?    -    !    ?    -    +    -    ?    +    +    +    +    +    !    !    !    !",
+    ("byteplus", "5.0-lite"): "? -  +    +    -    +    -    +    +    !    !    !    !    +    +    +    !",
+    ("cometapi", "5.0-lite"): "- -  +    ?    ?    +    -    ?    +    !    !    !    !    +    +    +    !",
+    ("cometapi", "4.5"): "-    ?    +    ?    -    -    -    ?    +    !    !    !    !    !    +    +    !",
+    ("acedata", "5.0-pro"): "- -    !    -    -    +    +    +    +    !    !    +    +    !    !    !    ?",
+    ("acedata", "4.5"):  "-    -    +    +    -    -    -    +    +    !    !    !    !    !    +    +    ?",
+    ("ope", "5.0-lite"): "?    ?    +    +    ?    -    -    ?    +    !    !    !    !    +    +    +    !",
+}
+SENT_AS = {
+    "seed": "seed", "guidance": "guidance_scale", "sequence": "sequential_image_generation", "stream": "stream",
+    "search": "tools", "png": "output_format", "fast": "optimize_prompt_options", "standard": "optimize_prompt_options",
+    "b64": "response_format", "clear": "background", "auto": "background",
+}
+# fmt: on
+
+
+@pytest.mark.parametrize(("provider", "model"), FATES)
+def test_facts_of_options_by_model_and_provider(inside: Inside, provider: str, model: str) -> None:
+    """Each option of the pages' table is sent, sent with a warning, left out with one, or refused before payment."""
+    fates = dict(zip(OPTIONS, FATES[provider, model].split(), strict=True))
+    wrong = {}
+    for option, fate in fates.items():
+        sync = ["--sync"] if provider == "acedata" else []
+        done = inside("generate", "x", "-p", provider, "-m", model, "--dry-run", "--json", *sync, *OPTIONS[option])
+        told = json.loads(done.out)
+        warned = [one for one in told["warnings"] if not one["code"].startswith("model_")]
+        body = told["request"] or {}
+        is_sent = SENT_AS.get(option, "size") in body and (option != "b64" or body["response_format"] == "b64_json")
+        seen = "!" if done.code == 2 else "-" if not is_sent else "?" if warned else "+"
+        if seen != fate or (seen == "-" and not warned):
+            wrong[option] = (fate, seen, done.err)
+    assert not wrong
+
+
+def dry(inside: Inside, *args: str, code: int = 0, command: str = "generate") -> dict[str, Any]:
+    """The object of a run that sends nothing."""
+    done = inside(command, "x", *args, "--dry-run", "--json")
+    assert done.code == code, done.err
+    told: dict[str, Any] = json.loads(done.out)
+    return told
+
+
+def codes(told: dict[str, Any]) -> list[str]:
+    """The codes of its warnings, without what is said of the model as a whole."""
+    return [one["code"] for one in told["warnings"] if one["code"] not in {"model_unconfirmed", "model_retired"}]
+
+
+def test_facts_of_5_5(inside: Inside) -> None:
+    """A clear background needs no reference; PNG by itself; layers and JPEG go with no clear background."""
+    assert dry(inside, "-p", "ark", "-m", "5.5", "--background", "transparent")["request"]["output_format"] == "png"
+    plain = dry(inside, "-p", "ark", "-m", "5.5", "-o", "cat.png")
+    assert "output_format" not in plain["request"]
+    assert dry(inside, "-p", "ark", "-m", "5.5", "-o", "cat.jpg")["request"]["output_format"] == "jpeg"
+    assert dry(inside, "-p", "ark", "-m", "lite", "-o", "cat.png")["request"]["output_format"] == "png"
+    assert "output_format" not in dry(inside, "-p", "ark", "-m", "4.5", "-o", "cat.png")["request"]
+    for clash in (["--format", "jpeg"], ["-i", "a.png", "--layers"]):
+        (inside.folder / "a.png").write_bytes(picture("PNG", (600, 600)))
+        command = "edit" if "--layers" in clash else "generate"
+        args = ["-p", "ark", "-m", "5.5", "--background", "transparent", *clash]
+        assert dry(inside, *args, code=2, command=command)["error"]["code"] == "validation"
+
+
+def test_facts_of_layers_at_5_5(inside: Inside) -> None:
+    """`seedream models` says how many layers may come, with and without being asked for."""
+    said = " ".join(inside("models", "5.5").out.split())
+    assert "2 to 100" in said
+    assert "30" in said
+
+
+@pytest.mark.parametrize(
+    "spelled", ["doubao-seedream-5-5-261028", "5.5", "seedream-5-5", "bytedance/seedream/v5.5/edit"]
+)
+def test_facts_of_byteplus_ids(inside: Inside, spelled: str) -> None:
+    """`dola-` stands in front from 5.0 Pro on; the spelling without is known and sent as it is typed."""
+    assert dry(inside, "-p", "byteplus", "-m", spelled)["request"]["model"] == "dola-seedream-5-5-261028"
+    for name in ("seedream-5-5-261028", "seedream-5-0-flash-260915", "seedream-5-0-pro-260628"):
+        assert dry(inside, "-p", "byteplus", "-m", name)["request"]["model"] == name
+        assert dry(inside, "-p", "ark", "-m", f"dola-{name}")["request"]["model"] == f"doubao-{name}"
+    assert dry(inside, "-p", "byteplus", "-m", "flash")["request"]["model"] == "dola-seedream-5-0-flash-260915"
+
+
+@pytest.mark.parametrize("url", ["https://ark.eu-west.bytepluses.com", "https://ARK.eu-west.bytepluses.com/api/v3/"])
+def test_facts_of_byteplus_in_europe(inside: Inside, url: str) -> None:
+    """The default model is not served there any more: refused before payment, with those that may be."""
+    told = dry(inside, "-p", "byteplus", "--base-url", url, code=2)
+    [problem] = told["error"]["problems"]
+    assert "2026-09-10" in problem["message"]
+    assert "5.0-pro" in problem["hint"]
+    assert "5.0-lite" not in problem["hint"]
+    assert dry(inside, "-p", "byteplus", "--base-url", url, "--force")["request"]["model"] == "seedream-5-0-260128"
+    assert codes(dry(inside, "-p", "byteplus", "--base-url", url, "-m", "4.5")) == []
+    assert dry(inside, "-p", "byteplus")["request"]["model"] == "seedream-5-0-260128"
+    shots = "id,prompt,model\na,x,4.5\nb,y,\n"
+    (inside.folder / "shots.csv").write_text(shots)
+    done = inside("batch", "shots.csv", "-p", "byteplus", "--base-url", url, "--dry-run")
+    assert done.code == 2
+    assert "shots.csv:3" in done.err
+    assert "2026-09-10" in done.err
+
+
+def test_facts_of_thinking(inside: Inside) -> None:
+    """It is sent beside the mode, held against the model, and refused where the model rewrites no prompts."""
+    extra = ["--extra", 'optimize_prompt_options={"thinking":"disabled"}']
+    told = dry(inside, "-p", "ark", "-m", "pro", "--optimize-prompt", "fast", *extra)
+    assert told["request"]["optimize_prompt_options"] == {"mode": "fast", "thinking": "disabled"}
+    assert codes(told) == []
+    assert codes(dry(inside, "-p", "ark", "-m", "flash", *extra)) == ["option_unconfirmed"]
+    for model, value in (
+        ("pro", '{"thinking":"never"}'),
+        ("lite", '{"mode":"fast"}'),
+        ("3.0", '{"mode":"fast"}'),
+        ("4.0", "1"),
+    ):
+        dry(inside, "-p", "ark", "-m", model, "--extra", f"optimize_prompt_options={value}", code=2)
+    assert dry(inside, "-p", "ark", "-m", "lite")["request"].keys() == {
+        "model", "prompt", "size", "response_format", "watermark",
+    }  # fmt: skip
+
+
+REFERENCES = [
+    # provider, model, kind, megabytes, layers, what is right
+    ("ark", "lite", "jpeg", 25, False, "+"),
+    ("ark", "lite", "jpeg", 31, False, "!"),
+    ("byteplus", "lite", "jpeg", 9, False, "+"),
+    ("byteplus", "4.5", "jpeg", 25, False, "reference_large"),
+    ("byteplus", "pro", "jpeg", 25, False, "+"),
+    ("byteplus", "lite", "jpeg", 31, False, "!"),
+    ("acedata", "lite", "jpeg", 11, False, "!"),
+    ("cometapi", "lite", "jpeg", 11, False, "reference_large"),
+    ("ark", "lite", "heic", 1, False, "+"),
+    ("byteplus", "pro", "heic", 1, False, "+"),
+    ("byteplus", "lite", "heic", 1, False, "!"),
+    ("cometapi", "lite", "heic", 1, False, "!"),
+    ("ark", "pro", "webp", 1, True, "!"),
+    ("byteplus", "pro", "webp", 1, True, "reference_unconfirmed"),
+    ("byteplus", "5.5", "gif", 1, True, "reference_unconfirmed"),
+    ("byteplus", "pro", "heic", 1, True, "!"),
+    ("ark", "pro", "png", 1, True, "+"),
+]
+
+
+@pytest.mark.parametrize(("provider", "model", "kind", "megabytes", "layers", "right"), REFERENCES)
+def test_facts_of_references(provider: str, model: str, kind: str, megabytes: int, *, layers: bool, right: str) -> None:
+    """Bytes and formats by provider and model, also for a picture that is split into layers."""
+    seen = judged(provider, model, kind, megabytes, (1000, 1000), layers=layers)
+    assert seen == (right if right in "+!" else f"?{right}")
+
+
+@pytest.mark.parametrize(("model", "sides", "right"), [("lite", (1600, 100), "+"), ("lite", (1700, 100), "!")])
+def test_facts_of_reference_shapes(model: str, sides: tuple[int, int], right: str) -> None:
+    """A side may be sixteen times the other, at SeedEdit three times."""
+    assert judged("ark", model, "png", 1, sides) == right
+    assert judged("ark", "seededit", "png", 1, (300, 100)) == "+"
+    assert judged("ark", "seededit", "png", 1, (310, 100)) == "!"
+
+
+def judged(
+    provider: str, model: str, kind: str, megabytes: int, sides: tuple[int, int], *, layers: bool = False
+) -> str:
+    """What becomes of a reference of these facts: "+" sent, "!" refused, "?code" warned of."""
+    draft = Draft({"prompt": "x", "model": model, "provider": provider}, {"layers": layers})
+    with replaced_reader(
+        ImageRef("file", "a", mime=f"image/{kind}", width=sides[0], height=sides[1], size=megabytes * 10**6)
+    ):
+        found: list[Problem] = []
+        plan_draft(replace(draft, lists={"image": ("a",)}), Surroundings({}), found, [], sends=False)
+    found = [one for one in found if not one.code.startswith("model_")]
+    if any(one.severity == "error" for one in found):
+        return "!"
+    return f"?{found[0].code}" if found else "+"
+
+
+@contextlib.contextmanager
+def replaced_reader(reference: ImageRef) -> Iterator[None]:
+    """Facts of a picture without its bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seedream_cli.references.read_references", lambda *_, **__: ([reference], []))
+        yield
+
+
+# --- what users and other services call things ------------------------------------------------------------------------
+
+NAMES = {
+    "doubao-seedream-3.0-t2i": "doubao-seedream-3-0-t2i-250415",
+    "doubao-seedream-4.5": "doubao-seedream-4-5-251128",
+    "doubao-seedream-4.0": "doubao-seedream-4-0-250828",
+    "doubao-seedream-5.0-lite": "doubao-seedream-5-0-lite-260128",
+    "doubao-seedream-5-0-lite": "doubao-seedream-5-0-lite-260128",
+    "doubao-seedream-5.0-pro": "doubao-seedream-5-0-pro-260628",
+    "doubao-seededit-3.0-i2i": "doubao-seededit-3-0-i2i-250628",
+    "doubao-seedream-5-0-260128": "doubao-seedream-5-0-260128",
+    "fal-ai/bytedance/seedream/v4.5/text-to-image": "doubao-seedream-4-5-251128",
+    "fal-ai/bytedance/seedream/v4/edit": "doubao-seedream-4-0-250828",
+    "bytedance/seedream/v5/pro/text-to-image": "doubao-seedream-5-0-pro-260628",
+    "bytedance/seedream/v5/lite/edit": "doubao-seedream-5-0-lite-260128",
+    "bytedance-seed/seedream-4.5": "doubao-seedream-4-5-251128",
+    "bytedance-seed/seedream-5-0-lite": "doubao-seedream-5-0-lite-260128",
+    "ByteDance-Seed/Seedream-4.0": "doubao-seedream-4-0-250828",
+    "bytedance/seedream-4": "doubao-seedream-4-0-250828",
+    "bytedance/seedream-5-pro": "doubao-seedream-5-0-pro-260628",
+    "bytedance:seedream@4.5": "doubao-seedream-4-5-251128",
+    "bytedance:seedream@5.0-lite": "doubao-seedream-5-0-lite-260128",
+    "seedream/4.5-edit": "doubao-seedream-4-5-251128",
+    "bytedance/dola-seedream-5-0-pro": "doubao-seedream-5-0-pro-260628",
+}
+UNKNOWN = [
+    "doubao-seedream-5-0-260628", "doubao-seedream-4-5-270101", "bytedance/seedream-4:5f2a", "seedream-4.5-turbo",
+    "bytedance/seedream", "seedream/v9/text-to-image", "doubao-seedream-4-5-lite", "seedream-3-0-i2i", "ep-20260101-x",
+    "bytedance/seedance-1.0", "seedream-4.5.1", "fal-ai/flux/v4.5", "v4.5", "seedream-55",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", [*NAMES, *UNKNOWN])
+def test_names_of_models_are_read(inside: Inside, typed: str) -> None:
+    """Other services' spellings become the provider's id; what could be another model stays as it is typed."""
+    images = ["-i", "https://x.invalid/a.png"] if "seededit" in typed else []
+    told = dry(inside, "-p", "acedata", "-m", typed, *images)
+    assert told["request"]["model"] == NAMES.get(typed, typed)
+    known = [one["code"] for one in told["warnings"]].count("model_unknown") == 0
+    assert known == (typed in NAMES)
+    gateway = dry(inside, "-p", "openai", "--base-url", "https://h.invalid", "-m", typed, *images)
+    assert gateway["request"]["model"] == typed, "a gateway calls models as it likes"
+
+
+def test_names_of_ours_are_spelled_for_a_gateway(inside: Inside) -> None:
+    """A name that no service has for an id is spelled as the upstream has it."""
+    for name in ("4.5", "Seedream 4.5"):
+        told = dry(inside, "-p", "openai", "--base-url", "https://h.invalid", "-m", name)
+        assert told["request"]["model"] == "doubao-seedream-4-5-251128"
+    told = dry(inside, "-p", "ope", "-m", "doubao-seedream-4.5")
+    assert told["request"]["model"] == "doubao-seedream-4.5"
+
+
+SIZES = {
+    "1:1": "--aspect 1:1", "16x9": "--aspect 16:9", "16/9": "--aspect 16/9", "square": "--aspect 1:1",
+    "square_hd": "--aspect 1:1", "landscape_16_9": "--aspect 16:9", "portrait_4_3": "--aspect 3:4",
+    "1024": "1024x1024", "auto_2K": "2K", "huge": "WIDTHxHEIGHT",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("model", ["4.5", "ep-1", "seededit"])
+def test_sizes_of_other_services_are_explained(inside: Inside, size: str, model: str) -> None:
+    """What is a ratio or another service's word is refused with the option that does it, in tables with its place."""
+    images = ["-i", "https://x.invalid/a.png"] if model == "seededit" else []
+    told = dry(inside, "-p", "acedata", "-m", model, "-s", size, *images, code=2)
+    problem = told["error"]["problems"][0]
+    assert SIZES[size].replace("16/9", "16") in f"{problem['message']} {problem['hint']}"
+    if model == "4.5":
+        (inside.folder / "shots.csv").write_text(f"id,prompt,size\na,x,2k\nb,y,{size}\n")
+        done = inside("batch", "shots.csv", "-p", "ark", "-m", model, "--dry-run")
+        assert done.code == 2
+        assert "shots.csv:3, column size" in done.err
+        assert SIZES[size].replace("16/9", "16") in " ".join(done.err.split())
+
+
+def test_sizes_that_only_acedata_lists(inside: Inside) -> None:
+    """`adaptive` is sent with a warning there; with --strict, or elsewhere, it is refused."""
+    told = dry(inside, "-p", "acedata", "-m", "4.5", "-s", "adaptive")
+    assert (told["request"]["size"], codes(told)) == ("adaptive", ["size_unconfirmed"])
+    dry(inside, "-p", "acedata", "-m", "4.5", "-s", "adaptive", "--strict", code=2)
+    dry(inside, "-p", "ark", "-m", "4.5", "-s", "adaptive", code=2)
+
+
+# --- what a provider ignores, advises and does by itself --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quality", "style", "user", "output_format", "output_compression", "background", "moderation"])
+def test_facts_of_ope_without_effect(inside: Inside, name: str) -> None:
+    """Each field that OPE lists as without effect is said, refused with --strict and explained."""
+    extra = ["-p", "ope", "--extra", f'{name}="png"']
+    told = dry(inside, *extra)
+    assert "option_ignored" in codes(told)
+    assert any(name in one["message"] for one in told["warnings"])
+    dry(inside, *extra, "--strict", code=2)
+    shown = " ".join(inside("generate", "x", *extra, "--explain").out.split())
+    assert "no effect at ope" in shown
+    assert "option_ignored" not in codes(dry(inside, "-p", "ark", "--extra", f'{name}="png"'))
+
+
+def test_facts_of_a_background_that_would_be_dropped(inside: Inside) -> None:
+    """A clear background is refused where it would be left out, with a model that can; an opaque one is not."""
+    told = dry(inside, "-p", "ark", "-m", "4.5", "--background", "transparent", code=2)
+    assert "5.5" in told["error"]["problems"][0]["hint"]
+    assert dry(inside, "-p", "ope", "--background", "transparent", code=2)
+    assert codes(dry(inside, "-p", "ark", "-m", "4.5", "--background", "opaque")) == ["option_refused"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "prompt", "long"),
+    [
+        ("ark", "猫" * 300, False),
+        ("ark", "猫" * 301, True),
+        ("ark", "cat " * 600, False),
+        ("ark", "cat " * 601, True),
+        ("ark", "猫" * 200 + " cat" * 300, True),
+        ("cometapi", "c" * 1000, False),
+        ("cometapi", "c" * 1001, True),
+        ("openai", "c" * 5000, False),
+    ],
+)
+def test_facts_of_prompt_length(inside: Inside, provider: str, prompt: str, *, long: bool) -> None:
+    """A prompt longer than is advised is warned of and sent whole."""
+    where = ["--base-url", "https://h.invalid"] if provider == "openai" else []
+    done = inside("generate", prompt, "-p", provider, *where, "--dry-run", "--json", "--strict")
+    told = json.loads(done.out)
+    assert done.code == 0, done.err
+    assert ("prompt_long" in codes(told)) == long
+    assert told["request"]["prompt"] == prompt
+
+
+@pytest.mark.parametrize(("provider", "own"), [("ark", "on"), ("ope", "off"), ("acedata", "on"), ("cometapi", "on")])
+def test_facts_of_the_watermark_are_explained(inside: Inside, provider: str, own: str) -> None:
+    """Whose default it is: this tool's, which is always sent, and what the provider would have done."""
+    said = " ".join(inside("generate", "x", "-p", provider, "--explain", env={"COLUMNS": "300"}).out.split())
+    row = said.partition(" watermark ")[2].partition(" images ")[0]
+    assert row.startswith("off watermark this tool's default, always sent")
+    assert f"{provider}'s own is {own}" in row

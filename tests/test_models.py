@@ -109,18 +109,18 @@ def test_a_row_is_whole(row: ModelSpec) -> None:
     ("option", "states"),
     [
         # 5.5, Pro, Flash, lite, 4.5, 4.0, 3.0, SeedEdit: taken, refused, unconfirmed
-        ("images", "uttttt" + "rt"),
+        ("images", "tttttt" + "rt"),
         ("seed", "uuuuuu" + "tt"),
         ("guidance_scale", "uuuuuu" + "tt"),
-        ("sequence", "urrttt" + "rr"),
+        ("sequence", "rrrttt" + "rr"),
         ("stream", "urrttt" + "rr"),
         ("web_search", "urrtrr" + "rr"),
-        ("format", "utttrr" + "rr"),
+        ("format", "ttttrr" + "rr"),
         ("optimize_prompt", "uttttt" + "rr"),
-        ("response_format", "uttttt" + "tt"),
-        ("watermark", "uttttt" + "tt"),
-        ("background", "uttrrr" + "rr"),
-        ("layers", "uttrrr" + "rr"),
+        ("response_format", "tttttt" + "tt"),
+        ("watermark", "tttttt" + "tt"),
+        ("background", "tttrrr" + "rr"),
+        ("layers", "tttrrr" + "rr"),
         ("async", "tttttt" + "tt"),
     ],
 )
@@ -134,13 +134,19 @@ def test_ids_are_exact_and_belong_to_one_model() -> None:
     """Every spelling of every provider family, none of them shared by two models."""
     ids = {row.name: {family: list(spellings) for family, spellings in row.ids.items()} for row in MODELS}
     assert ids == {
-        "5.5": {"ark": ["doubao-seedream-5-5-261028"], "byteplus": ["seedream-5-5-261028"]},
+        "5.5": {
+            "ark": ["doubao-seedream-5-5-261028"],
+            "byteplus": ["dola-seedream-5-5-261028", "seedream-5-5-261028"],
+        },
         "5.0-pro": {
             "ark": ["doubao-seedream-5-0-pro-260628"],
             "byteplus": ["dola-seedream-5-0-pro-260628", "seedream-5-0-pro-260628"],
             "acedata": ["doubao-seedream-5-0-pro-260628"],
         },
-        "5.0-flash": {"ark": ["doubao-seedream-5-0-flash-260915"], "byteplus": ["seedream-5-0-flash-260915"]},
+        "5.0-flash": {
+            "ark": ["doubao-seedream-5-0-flash-260915"],
+            "byteplus": ["dola-seedream-5-0-flash-260915", "seedream-5-0-flash-260915"],
+        },
         "5.0-lite": {
             "ark": ["doubao-seedream-5-0-260128", "doubao-seedream-5-0-lite-260128"],
             "byteplus": ["seedream-5-0-260128", "seedream-5-0-lite-260128"],

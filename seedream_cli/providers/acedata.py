@@ -59,6 +59,7 @@ spec = base.ProviderSpec(
     statuses={402: ACCOUNT, 403: MODERATION},
     reference_bytes=10_000_000,
     hosts=("x402.acedata.cloud",),
+    doubtful_sizes=("adaptive",),
     asynchronous=True,
 )
 

@@ -110,6 +110,9 @@ RESOLD: Mapping[str, Verdict] = {
 }
 """The same codes passed on by a gateway that bills on its own account."""
 
+_PAGE = "Volcengine image generation API, 2026-09"
+NOT_NEWER = Rule("refused", "for 3.0 models only: later ones do not support it", _PAGE)
+
 NO_TASKS: Mapping[str, Rule] = {
     "async": Rule("refused", "the provider answers at once and has no tasks"),
     "callback_url": Rule("refused", "the provider answers at once and calls nobody back"),
@@ -125,13 +128,15 @@ spec = base.ProviderSpec(
     key_variables=("ARK_API_KEY",),
     spelling="ark",
     as_of="2026-09",
-    source="Volcengine image generation API, 2026-09",
+    source=_PAGE,
     rules=NO_TASKS,
+    doubtful={"guidance_scale": NOT_NEWER},
+    reference_bytes=30_000_000,
     defaults={
         "watermark": "on",
         "size": "2048x2048 (2K for 5.0 Pro)",
         "response_format": "url",
-        "format": "jpeg",
+        "format": "jpeg (png for 5.5)",
     },
     notes=("endpoint ids (ep-…) are sent as they are", "only pictures that were drawn are billed"),
     codes=CODES,

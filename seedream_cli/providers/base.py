@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..error_text import MOST, code_in, message_in, one_line, plain_code, text_fault
 from ..errors import ApiError, Billed, InputError, Problem
-from ..models import ModelSpec, Rule
+from ..models import ModelSpec, Rule, is_name
 from ..results import Blob, Layer, Picture
 from ..text import clean
 
@@ -44,7 +44,10 @@ class ProviderSpec:
     `base_url` ends with `version`, the path prefix of the API ("/v1"), which `--base-url` may hold or omit. `spelling`
     names the family of model ids in `ModelSpec.ids`; a model without an id there is not served unless
     `passes_unlisted`. Prices go by `name`. `parent` is the one dialect whose functions this one may use.
-    `rules` overrule the model's row where they are stricter; `doubtful` rules replace what the row calls unconfirmed.
+    `rules` overrule the model's row where they are stricter; `doubtful` rules replace what the row calls unconfirmed,
+    for an option or for one version's ("5.0:seed"). `idle_fields` are fields of a body that have no effect here.
+    `reference_bytes` is its own word on a reference; `prompt_characters` the most that it advises for a prompt.
+    `doubtful_sizes` are sizes that it lists though the model's own pages do not.
     `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
     `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
     error whose code is unknown. `failures_free` holds where a source says that only pictures drawn are billed.
@@ -72,6 +75,9 @@ class ProviderSpec:
     failures_free: bool = False
     reference_bytes: int | None = None
     reference_formats: tuple[str, ...] = ()
+    idle_fields: tuple[str, ...] = ()
+    doubtful_sizes: tuple[str, ...] = ()
+    prompt_characters: int | None = None
     ipm: int | None = None
     rpm: int | None = None
     link_lifetime_s: int | None = None
@@ -175,16 +181,18 @@ def rule_for(spec: ProviderSpec, model: ModelSpec | None, option: str) -> Rule:
         return own or spec.doubtful.get(option, Rule("unconfirmed", "the model is not in the table"))
     rule = model.rules.get(option, Rule("taken"))
     if rule.state == "unconfirmed":
-        return spec.doubtful.get(option, rule)
+        version = model.name.partition("-")[0]
+        return spec.doubtful.get(f"{version}:{option}") or spec.doubtful.get(option, rule)
     return own if own is not None and rule.state == "taken" else rule
 
 
 def wire_model(spec: ProviderSpec, model: ModelSpec | None, typed: str) -> str | None:
     """The model's id as this provider spells it; None where it does not serve the model.
 
-    An id goes as it was typed where it is one of the provider's own, or any provider's where the list is open.
+    An id goes as it was typed where it is one of the provider's own, or any provider's where the list is open. A
+    gateway whose address is the user's calls models as it likes: there only our own names are spelled.
     """
-    if model is None:
+    if model is None or (spec.needs_base_url and not is_name(typed)):
         return typed
     own = model.ids.get(spec.spelling, ())
     known = {spelling for family in model.ids.values() for spelling in family} if spec.passes_unlisted else own
@@ -299,7 +307,12 @@ def body_of(request: ImageRequest, *, image_list: bool) -> dict[str, Any]:
         "callback_url": request.callback_url,
     }
     body.update((name, value) for name, value in asked.items() if value is not None)
-    body.update(request.extra)
+    merged = dict(request.extra)
+    rewriting = merged.get("optimize_prompt_options")
+    if isinstance(rewriting, Mapping) and "optimize_prompt_options" in body:
+        # One object with two options of ours in it: what else it holds is not to undo the mode.
+        merged["optimize_prompt_options"] = {**body["optimize_prompt_options"], **rewriting}
+    body.update(merged)
     return body
 
 

@@ -6,6 +6,7 @@ from ..models import Rule
 from . import ark, base
 
 _PAGE = "BytePlus image generation API, 2026-06"
+_NODES = "BytePlus's own nodes for ModelArk, 2026-11"
 
 spec = base.ProviderSpec(
     name="byteplus",
@@ -16,18 +17,26 @@ spec = base.ProviderSpec(
     models_path="/models",
     key_variables=("BYTEPLUS_API_KEY", "ARK_API_KEY"),
     spelling="byteplus",
-    as_of="2026-06",
+    as_of="2026-11",
     source=_PAGE,
     parent="ark",
     rules={
         **ark.NO_TASKS,
         "web_search": Rule("refused", "absent from its page, and refused when it was tried", _PAGE),
-        "background": Rule("unconfirmed", "known from Volcengine's page only", _PAGE),
     },
-    defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "format": "jpeg"},
+    doubtful={
+        "seed": Rule("unconfirmed", "BytePlus takes it; whether it has an effect is not shown", _NODES),
+        "guidance_scale": ark.NOT_NEWER,
+    },
+    defaults={
+        "watermark": "on",
+        "size": "2048x2048 (2K for 5.0 Pro)",
+        "response_format": "url",
+        "format": "jpeg (png for 5.5)",
+    },
     notes=(
-        "5.0 lite above 10,404,496 pixels (4K): an older page refuses it, so the server decides",
-        "Europe: --base-url https://ark.eu-west.bytepluses.com/api/v3, said to serve 5.0 lite only",
+        "Europe: --base-url https://ark.eu-west.bytepluses.com/api/v3, with keys of its own and without 5.0 lite",
+        "references above 10 MB: its page allows 10 MB except for 5.0 Pro, its own nodes send up to 30",
         "only pictures that were drawn are billed",
     ),
     codes=ark.CODES,

@@ -13,6 +13,8 @@ from .base import ACCOUNT, Verdict
 _PAGE = "CometAPI Seedream page, 2026-11"
 _SILENT = Rule("unconfirmed", "CometAPI's page does not mention it", _PAGE)
 _LEGACY = Rule("ignored", "CometAPI's page calls it ignored by newer models", _PAGE)
+_NOT_5 = Rule("ignored", "CometAPI's page calls it ignored by 5.0", _PAGE)
+_NOT_4 = Rule("unconfirmed", "CometAPI's page lists it; the model's own pages call it not supported", _PAGE)
 
 spec = base.ProviderSpec(
     name="cometapi",
@@ -35,7 +37,7 @@ spec = base.ProviderSpec(
         "background": _SILENT,
         "layers": _SILENT,
     },
-    doubtful={"seed": _LEGACY, "guidance_scale": _LEGACY},
+    doubtful={"seed": _LEGACY, "5.0:guidance_scale": _NOT_5, "guidance_scale": _NOT_4},
     defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "format": "jpeg"},
     notes=("which models are served changes: see cometapi.com/models",),
     codes={
@@ -48,6 +50,7 @@ spec = base.ProviderSpec(
     },
     statuses={403: ACCOUNT},
     reference_formats=("jpeg", "png", "webp", "bmp", "tiff", "gif"),
+    prompt_characters=1000,
     link_lifetime_s=86_400,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "21:9")
 
@@ -47,6 +47,7 @@ class Family:
     reference_ratio: float = 16.0
     grouped: bool = False
     formats: tuple[str, ...] = ()
+    format: Literal["jpeg", "png"] = "jpeg"
     modes: tuple[str, ...] = ()
     searching: bool = False
     backgrounds: tuple[str, ...] = ()
@@ -73,7 +74,8 @@ FAMILIES = (
     Family(
         "5.5",
         ("doubao-seedream-5-5-261028",),
-        ("seedream-5-5-261028",),
+        ("dola-seedream-5-5-261028", "seedream-5-5-261028"),
+        format="png",
         modes=("standard",),
         backgrounds=("opaque", "transparent", "auto"),
         **_NEW,
@@ -81,7 +83,7 @@ FAMILIES = (
     Family(
         "5.0-flash",
         ("doubao-seedream-5-0-flash-260915",),
-        ("seedream-5-0-flash-260915",),
+        ("dola-seedream-5-0-flash-260915", "seedream-5-0-flash-260915"),
         modes=("standard",),
         backgrounds=("opaque", "transparent"),
         **_NEW,
@@ -89,7 +91,7 @@ FAMILIES = (
     Family(
         "5.0-pro",
         ("doubao-seedream-5-0-pro-260628",),
-        ("dola-seedream-5-0-pro-260628",),
+        ("dola-seedream-5-0-pro-260628", "seedream-5-0-pro-260628"),
         acedata=("doubao-seedream-5-0-pro-260628",),
         modes=("standard", "fast"),
         backgrounds=("opaque", "transparent"),

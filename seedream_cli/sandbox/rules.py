@@ -307,7 +307,8 @@ def _check_mode(body: Body, family: Family) -> None:
 def _read_format(body: Body, family: Family) -> Literal["jpeg", "png"]:
     if "output_format" in body and not family.formats:
         raise _unsupported("output_format")
-    return "png" if _choice(body, "output_format", family.formats) == "png" else "jpeg"
+    chosen = _choice(body, "output_format", family.formats)
+    return family.format if chosen is None else "png" if chosen == "png" else "jpeg"
 
 
 def _read_background(body: Body, family: Family, references: tuple[Reference, ...], *, layered: bool) -> bool:
@@ -320,7 +321,7 @@ def _read_background(body: Body, family: Family, references: tuple[Reference, ..
         raise _invalid("background", "cannot be combined with layer_decomposition")
     if body.get("output_format", "png") != "png":
         raise _invalid("output_format", "must be png when background is transparent")
-    if "auto" in family.backgrounds and not references:
+    if "auto" in family.backgrounds:
         return True
     if len(references) != 1:
         raise _invalid("background", "transparent background requires exactly one input image")
