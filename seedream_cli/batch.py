@@ -249,7 +249,7 @@ class Sheet:
         checker = Checker(self._shapes)
         yield from checker.check(self.table, self.columns)
         if not checker.rows:
-            yield Problem("", "the table has a header and no rows", origin=self.table.name)
+            yield Problem("", self.table.no_rows, origin=self.table.name)
 
     def _judge(self, draft: Draft) -> tuple[Shape | None, Sequence[Problem]]:
         """One shape: a plan of its request, whose prompt, seed and name are stand-ins."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from .tables import Columns, Findings, Row, Table
 
 HELP = (
-    "Make the pictures of a table: CSV, TSV or JSON Lines, a row a request. The same command goes on where it stopped."
+    "Make the pictures of a table: CSV, TSV or JSON Lines, a row a request, or plain text, a prompt a line. The same "
+    "command goes on where it stopped."
     "\n\nExamples:\n\n\b\n"
     "  seedream batch shots.csv --provider sandbox\n"
     '  seedream batch shots.csv --prompt "{animal} in {place}, watercolour" -p ark -o shots/\n'
@@ -149,7 +151,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     from .report import warning_lines
     from .tables import check_results, open_table, plan_columns
 
-    table = stack.enter_context(open_table(name))
+    table = stack.enter_context(open_table(name, is_lines=chosen.switches.get("lines", False)))
     problems = list(chosen.ignored(surroundings))
     prompt = _read_template(chosen, problems)
     variables, wrong = chosen.variables()
@@ -185,12 +187,16 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
         errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
         warnings=tuple(_in_users_words(problem, table, columns) for problem in findings.warnings),
     )
+    taken = _taken(columns)
+    if findings.errors:
+        # Which columns count as options is what somebody wants to know whose data they are.
+        desk.say([f"note: {note}" for note in taken])
     _refuse(findings)
     if sheet.trouble:
         raise sheet.trouble
     more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
     warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
-    notes = (*sheet.notices, *_unused(columns, base, chosen))
+    notes = (*sheet.notices, *taken, *_unused(columns, base, chosen))
     desk.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
     if (sends or chosen.switches.get("merge")) and not order.home.is_dir():
         stack.enter_context(_new_home(order))
@@ -238,7 +244,33 @@ def _in_users_words(problem: Problem, table: Table, columns: Columns) -> Problem
     name = named[0] if len(named) == 1 else problem.field
     unit = "key" if table.format.kind == "jsonl" else "column"
     is_told = not name or Path(table.name).suffix.lower() in _NAMED
-    return replace(problem, field=name, origin=problem.origin if is_told else f"{problem.origin}, {unit} {name}")
+    origin = problem.origin if is_told else f"{problem.origin}, {unit} {name}"
+    return replace(problem, field=name, origin=origin, hint=_with_way_out(problem, name, columns))
+
+
+def _with_way_out(problem: Problem, name: str, columns: Columns) -> str:
+    """The hint of an error in a column that is an option by its name alone: perhaps it was meant as data."""
+    if problem.severity != "error" or name not in columns.taken:
+        return problem.hint
+    others = [other for other in columns.taken if other != name][:_IDLE_MOST]
+    more = f" (taken as options too: {', '.join(_map_words(other) for other in others)})"
+    way_out = f"{_map_words(name)} makes a plain variable of the column{more if others else ''}"
+    return f"{problem.hint}; {way_out}" if problem.hint else way_out
+
+
+def _map_words(column: str) -> str:
+    """What makes a plain variable of a column."""
+    return f"--map {shlex.quote(f'{column}=')}"
+
+
+def _taken(columns: Columns) -> list[str]:
+    """A note on columns that set an option because they are called like one."""
+    if not columns.taken:
+        return []
+    shown = ", ".join(columns.taken[:_IDLE_MOST])
+    shown += f" and {len(columns.taken) - _IDLE_MOST} more" if len(columns.taken) > _IDLE_MOST else ""
+    what = "columns taken as options" if len(columns.taken) > 1 else "column taken as an option"
+    return [f"{what}: {shown} ({_map_words(columns.taken[0])} makes a plain variable of it)"]
 
 
 def _unused(columns: Columns, base: Draft, chosen: Chosen) -> list[str]:
@@ -341,6 +373,7 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
         "fetched": survey.fetched,
         "cost": None if forecast.unpriced else cost,
         "seconds": round(survey.seconds),
+        "options": list(desk.sheet.columns.taken),
         "output": str(desk.order.folder),
     }
 

@@ -202,6 +202,13 @@ GENERATE_FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + MONEY_FLAGS 
 BATCH_TYPED_FLAGS = _flags(
     BATCH,
     ("prompt_template", "--prompt", "The prompt of every row, columns in it as {column}.", "TEMPLATE"),
+    (
+        "lines",
+        "--lines",
+        "The table is one prompt a line, as a .txt file is.",
+        "",
+        "switch",
+    ),
     ("map", "--map", "Take COLUMN for OPTION; without OPTION it is a variable. Repeatable.", "COLUMN=OPTION", "list"),
     (
         "only",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from .errors import InputError, Problem
+from .kinds import HEAD, TAIL, FileKind, find_absent, find_kind, find_stand_in
 
 PROMPT_MOST = 1024 * 1024
 """Bytes of a prompt file that are still believed to be a prompt."""
@@ -76,17 +77,29 @@ def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
         text = raw.decode("utf-8-sig")
     except (OSError, RuntimeError) as error:
         # A RuntimeError: the "~name" of a user that is not there.
+        if name != "-" and isinstance(error, FileNotFoundError) and (absent := find_absent(Path(name))):
+            return None, [_other(field, origin, absent)]
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         return None, [Problem(field, f"cannot read {origin}: {reason.lower()}", origin=origin)]
     except ValueError as error:
+        if isinstance(error, UnicodeDecodeError) and (found := find_kind(raw[:HEAD], tail=raw[-TAIL:], name=origin)):
+            return None, [_other(field, origin, found)]
         line = raw.count(b"\n", 0, error.start) + 1 if isinstance(error, UnicodeDecodeError) else 0
         where = f"{origin}:{line}" if line else origin
         return None, [Problem(field, f"{origin} is not UTF-8", "save it as UTF-8", origin=where)]
     if len(raw) > PROMPT_MOST:
         return None, [Problem(field, f"{origin} is too long for a prompt (over {PROMPT_MOST} bytes)", origin=origin)]
+    # A pointer is text, and would be paid for as a prompt.
+    if found := find_stand_in(raw[:HEAD]) or (find_kind(raw[:HEAD], name=origin) if "\x00" in text else None):
+        return None, [_other(field, origin, found)]
     if "\x00" in text:
         return None, [Problem(field, f"{origin} holds zero bytes, so it is no text", origin=origin)]
     return text.removesuffix("\n").removesuffix("\r"), []
+
+
+def _other(field: str, origin: str, kind: FileKind) -> Problem:
+    """A file that is no text of the user's, but what it is."""
+    return Problem(field, f"{origin} is {kind.what}", kind.hint, origin=origin)
 
 
 def read_chunks(name: str) -> Iterator[bytes]:

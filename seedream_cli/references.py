@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import FileError, LinkError, Problem
-from .pictures import MAX_PIXELS, Facts, inspect, inspect_bytes
+from .kinds import HEAD, TAIL, find_absent, find_kind
+from .pictures import MAX_PIXELS, Facts, inspect, inspect_bytes, sniff
 from .request import ImageRef
 
 if TYPE_CHECKING:
@@ -97,10 +98,35 @@ def _read_file(text: str, origin: str) -> ImageRef | Problem:
             return _from_bytes(_read_all(path), text, "file", origin)
         facts = inspect(path)
     except FileError as error:
+        if absent := find_absent(path):
+            return Problem("image", f"{text} is {absent.what}", absent.hint, origin=origin)
         return Problem("image", error.message, origin=origin)
     except LinkError as error:
-        return Problem("image", f"{text} cannot be used: {error.message}", origin=origin)
+        return _unusable(text, error, *_ends_of(path), origin=origin)
     return _with_facts(ImageRef("file", text, path), facts)
+
+
+def _unusable(name: str, error: LinkError, head: bytes, tail: bytes, *, origin: str) -> Problem:
+    """What is wrong with bytes that should be a picture: what they are instead, where that can be told."""
+    found = None if sniff(head) else find_kind(head, tail=tail, name=name)
+    if found is not None:
+        return Problem("image", f"{name} is {found.what}; no picture can be read from it", found.hint, origin=origin)
+    if not head:
+        return Problem(
+            "image", f"{name} cannot be used: it is empty", "take the picture from its source again", origin=origin
+        )
+    return Problem("image", f"{name} cannot be used: {error.message}", origin=origin)
+
+
+def _ends_of(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return head, file.read(TAIL)
+    except OSError:
+        return b"", b""
 
 
 def _find_file(text: str, origin: str) -> Path | Problem:
@@ -145,7 +171,7 @@ def _from_bytes(raw: bytes, name: str, kind: str, origin: str) -> ImageRef | Pro
     try:
         facts = inspect_bytes(raw)
     except LinkError as error:
-        return Problem("image", f"{name} cannot be used: {error.message}", origin=origin)
+        return _unusable(name, error, raw[:HEAD], raw[-TAIL:], origin=origin)
     return _with_facts(ImageRef("data" if kind == "data" else "file", name, content=raw), facts)
 
 

@@ -233,14 +233,15 @@ class Form:
 
     def integer(self, name: str, low: int, high: int) -> int | None:
         """A whole number within the range."""
-        text = self.text(name)
-        if text is None:
+        typed = self.text(name)
+        if typed is None:
             return None
-        if not re.fullmatch(r"[+-]?[0-9]{1,12}", text):
-            self.complain(name, f"{text!r} is no whole number", f"give {low} to {high}")
+        text = whole_number(typed)
+        if not text:
+            self.complain(name, f"{typed!r} is no whole number", f"give {low} to {high}")
             return None
         if not low <= int(text) <= high:
-            self.complain(name, f"{text} is out of range", f"give {low} to {high}")
+            self.complain(name, f"{typed} is out of range", f"give {low} to {high}")
             return None
         return int(text)
 
@@ -275,6 +276,18 @@ class Form:
             return text
         self.complain(name, f"{text!r} is no http(s) address")
         return None
+
+
+_WHOLE = re.compile(r"([+-]?[0-9]{1,12})|(\+?[0-9]{1,12}|-0*[1-9][0-9]{0,11})\.0*", re.ASCII)
+
+
+def whole_number(text: str) -> str:
+    """The digits of a whole number, also of one that a program wrote as 42.0; "" for any other text.
+
+    Programs write so where a column of numbers has an empty cell. -0.0 is a mistake that nobody typed.
+    """
+    found = _WHOLE.fullmatch(text)
+    return (found[1] or found[2]) if found else ""
 
 
 # What the user is charged for or gets hangs on these, so a request without them is not the one that was asked for.

@@ -1,4 +1,4 @@
-"""Tables of requests: CSV, TSV and JSON Lines in, read row by row and never held; the same table with results out.
+"""Tables of requests: CSV, TSV, JSON Lines and plain lines in, read row by row, never held; the same with results out.
 
 A table is opened (`open_table`), its columns are understood (`plan_columns`), its rows are read (`Table.rows`) as often
 as needed, judged (`Checker`), named by what they ask for (`Identities`) and written with what became of them
@@ -33,7 +33,8 @@ from typing import Any, Generic, Literal, NamedTuple, Self, TextIO, TypeVar
 from . import files, names
 from .errors import FileError, InputError, Problem
 from .inputs import Option
-from .request import Draft
+from .kinds import HEAD, TAIL, find_absent, find_kind
+from .request import Draft, whole_number
 
 CELL_MOST = 1024 * 1024
 """Characters of one cell. A quote that is never closed is found out here instead of taking all memory."""
@@ -58,9 +59,12 @@ class Json(str):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a table is written. `encoding` is Python's name for it; `header_lines` are the lines above the first row."""
+    """How a table is written. `encoding` is Python's name for it; `header_lines` are the lines above the first row.
 
-    kind: Literal["csv", "jsonl"]
+    `lines` is one prompt a line, without a header.
+    """
+
+    kind: Literal["csv", "jsonl", "lines"]
     encoding: str = "utf-8"
     delimiter: str = ","
     line_end: str = "\n"
@@ -112,6 +116,16 @@ class _Source:
             raise InputError([Problem("table", f"{self.shown} was changed while it was in use", again)])
         return count
 
+    def piece(self, offset: int, length: int) -> bytes:
+        """So many bytes from the offset on, or as many as there are."""
+        buffer = bytearray(length)
+        return bytes(buffer[: self.read(offset, buffer)])
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
     def is_same(self, path: Path) -> bool:
         """Whether the path leads to this very file."""
         try:
@@ -157,6 +171,9 @@ def _open_source(name: str) -> _Source:
         # ValueError: a NUL in the name; RuntimeError: the "~name" of a user that is not there.
         reason = files.reason(error) if isinstance(error, OSError) else str(error).lower()
         shown = "standard input" if name == "-" else name
+        absent = find_absent(Path(name)) if isinstance(error, FileNotFoundError) and name != "-" else None
+        if absent is not None:
+            raise InputError([Problem("table", f"{shown} is {absent.what}", absent.hint)]) from error
         raise InputError([Problem("table", f"cannot read {shown}: {reason}")]) from error
 
 
@@ -177,35 +194,65 @@ def _copy(stream: Any) -> Any:
     return copy
 
 
-_OTHERS = {
-    b"PK\x03\x04": ("an Excel or zip file", "save it as CSV UTF-8"),
-    b"\xd0\xcf\x11\xe0": ("an old Excel file", "save it as CSV UTF-8"),
-    b"\x1f\x8b": ("compressed", "unpack it: gzip -dc FILE | seedream batch -"),
-    b"\xff\xfe\0\0": ("UTF-32", "save it as UTF-8"),
-    b"\0\0\xfe\xff": ("UTF-32", "save it as UTF-8"),
+_KINDS: Mapping[str, Literal["csv", "jsonl", "lines"]] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "lines",
 }
-_KINDS: Mapping[str, Literal["csv", "jsonl"]] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
-def _recognise(source: _Source) -> Format:
-    """Encoding and kind, by the first bytes and the suffix."""
-    head = bytearray(4096)
-    del head[source.read(0, head) :]
-    for magic, (what, hint) in _OTHERS.items():
-        if head.startswith(magic):
-            raise InputError([Problem("table", f"{source.shown} is {what}, no table in plain text", hint)])
+def _recognise(source: _Source, *, is_lines: bool) -> Format:
+    """Encoding and kind, by the first bytes and the suffix; `is_lines` says that it is one prompt a line."""
+    head = source.piece(0, HEAD)
+    _refuse_others(source, head)
     encoding = "utf-8-sig" if head.startswith(b"\xef\xbb\xbf") else "utf-8"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     start = head.decode(encoding, "replace").lstrip()
-    if not start:
-        raise InputError([Problem("table", f"{source.shown} is empty", "its first line names the columns")])
     suffix = Path(source.shown).suffix.lower()
-    kind = _KINDS.get(suffix, "jsonl" if start[0] in "{[" else "csv")
-    if kind == "jsonl" and start[0] == "[":
+    kind = "lines" if is_lines else _KINDS.get(suffix, "jsonl" if start[:1] in {"{", "["} else "csv")
+    if not start and source.size <= len(head):
+        hint = "write one prompt on each line" if kind == "lines" else "its first line names the columns"
+        raise InputError([Problem("table", f"{source.shown} is empty", hint)])
+    if kind == "jsonl" and start[:1] == "[":
         hint = "make lines of it: jq -c '.[]' FILE | seedream batch -"
         raise InputError([Problem("table", f"{source.shown} holds a JSON list, not one object a line", hint)])
+    if kind == "lines" and not is_lines:
+        _refuse_table(source, start)
     return Format(kind, encoding, "\t" if suffix == ".tsv" else ",")
+
+
+def _refuse_others(source: _Source, head: bytes) -> None:
+    """Refuse what is no plain text, by what it is."""
+    is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise InputError([Problem("table", f"{source.shown} is UTF-32, no table in plain text", "save it as UTF-8")])
+    if is_utf16:
+        return
+    tail = source.piece(max(0, source.size - TAIL), TAIL) if head.startswith(b"PK") else b""
+    if found := find_kind(head, tail=tail, name=source.shown):
+        raise InputError([Problem("table", f"{source.shown} is {found.what}, no table in plain text", found.hint)])
+    odd, even = (head[start::2].count(b"\0") for start in (1, 0))
+    if len(head) > 3 and max(odd, even) > len(head) // 4 > 8 * min(odd, even):
+        hint = f"save it as UTF-8: iconv -f UTF-16{'LE' if odd > even else 'BE'} -t UTF-8 FILE"
+        message = f"{source.shown} is UTF-16 without a mark that says so"
+        raise InputError([Problem("table", message, hint)])
+
+
+def _refuse_table(source: _Source, start: str) -> None:
+    """Refuse a table that is called .txt: every line of it, its header too, would be taken for a prompt and paid."""
+    first = start.split("\n", 1)[0].strip()
+    cells = {cell.strip().strip('"').casefold() for cell in re.split(r"[,;\t]", first)}
+    what = ""
+    if first.startswith("{") and isinstance(_parse_object(first), dict):
+        what = "holds a JSON object on its first line: call it .jsonl"
+    elif len(cells) > 1 and "prompt" in cells:
+        what = "names columns on its first line: call it .csv (or .tsv)"
+    if what:
+        message = f"{source.shown} is read as one prompt a line, but {what}"
+        raise InputError([Problem("table", message, "or add --lines where each line is a prompt all the same")])
 
 
 class _TooLongError(Exception):
@@ -410,6 +457,11 @@ def _read_json_header(source: _Source, form: Format) -> tuple[Format, list[Headi
     return form, list(found.values())
 
 
+def _lines_header(source: _Source, form: Format) -> tuple[Format, list[Heading]]:
+    """Plain lines have no header: each is a prompt."""
+    return form, [Heading("prompt", source.shown)]
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, none of whose keys may stand twice: the last one would win in silence."""
     found = dict(pairs)
@@ -455,6 +507,7 @@ class Column:
     """What a column sets: the option `key`, by its kind; `pair` one key of the body, `part`; `variable` nothing.
 
     `number` orders image_1, image_2, …; it is 0 for `image`, whose cells may hold several, joined by "|".
+    `is_mapped`: the user said what it sets.
     """
 
     name: str
@@ -463,6 +516,7 @@ class Column:
     part: str = ""
     negative: bool = False
     number: int = 0
+    is_mapped: bool = False
 
     @property
     def is_free(self) -> bool:
@@ -470,6 +524,7 @@ class Column:
         return self.key in _STAND_INS
 
 
+_NO_OPTION: Collection[Role] = {"variable", "id", "prompt"}
 _STAND_INS = {"prompt": "…", "seed": "0", "name": "name"}
 """What stands for a prompt, a seed and a name while the other options of a row are judged."""
 
@@ -510,13 +565,18 @@ class Columns:
     @functools.cached_property
     def options_at(self) -> tuple[int, ...]:
         """Where the columns that set something stand; pictures in the order of their numbers."""
-        setting = [at for at, column in enumerate(self.columns) if column.role not in {"variable", "id", "prompt"}]
+        setting = [at for at, column in enumerate(self.columns) if column.role not in _NO_OPTION]
         return tuple(sorted(setting, key=lambda at: self.columns[at].number))
 
     @functools.cached_property
     def keys(self) -> tuple[str, ...]:
         """The options that columns set."""
         return tuple({column.key: None for column in self.columns if column.key})
+
+    @functools.cached_property
+    def taken(self) -> tuple[str, ...]:
+        """Columns that are options by their own name alone, which may have been meant as data."""
+        return tuple(column.name for column in self.columns if column.role not in _NO_OPTION and not column.is_mapped)
 
     @functools.cached_property
     def places(self) -> Mapping[str, str]:
@@ -616,7 +676,10 @@ class _Planner:
             if not equals:
                 self.complain("map", f"{pair!r} is not COLUMN=OPTION", "write --map 'Text=prompt'", "--map")
             elif name not in known:
-                self.complain("map", f"there is no column {name}", _guess(name, known, "the columns are"), "--map")
+                hint = _guess(name, known, "the columns are")
+                if self.headings and not re.search(r":\d+$", self.headings[0].origin):
+                    hint = f"{self.headings[0].origin} is read as one prompt a line; a table is called .csv or .tsv"
+                self.complain("map", f"there is no column {name}", hint, "--map")
             elif option and self.understand(option).role == "variable":
                 hint = _guess(option, self.known(), "")
                 self.complain("map", f"there is no option {option}", hint or "see seedream batch --help", "--map")
@@ -654,7 +717,7 @@ class _Planner:
         columns, first = list[Column](), dict[tuple[str, ...], str]()
         for number, heading in enumerate(self.headings, 1):
             name = heading.name.strip()
-            column = replace(self.understand(mapped.get(name, name)), name=name)
+            column = replace(self.understand(mapped.get(name, name)), name=name, is_mapped=name in mapped)
             if mapped.get(name) == "":
                 column = Column(name)
             columns.append(column)
@@ -771,6 +834,13 @@ class Table:
         """Let go of the file."""
         self._source.close()
 
+    @property
+    def no_rows(self) -> str:
+        """What is said of a table without a row."""
+        if self.format.kind == "lines":
+            return "the file holds no prompt: every line is blank or begins with #"
+        return "the table has a header and no rows"
+
     def is_file(self, path: Path) -> bool:
         """Whether the path is the table itself."""
         return self._source.is_same(path)
@@ -785,7 +855,26 @@ class Table:
 
     def records(self, columns: Columns) -> Iterator[Record]:
         """What rows are made of, in their order: the line, the cells, and what is wrong with the reading."""
+        if self.format.kind == "lines":
+            return self._line_records()
         return self._json_records(columns) if self.format.kind == "jsonl" else self._csv_records()
+
+    def _line_records(self) -> Iterator[Record]:
+        """One prompt a line; blank lines and those that begin with `#` are left out."""
+        with self._source.open_text(self.format.encoding) as file:
+            lines = _Lines(self._source, file)
+            texts = iter(lines)
+            while (text := _read_next(texts, lines)) is not None:
+                problems = lines.take_problems()
+                if isinstance(text, Problem):
+                    yield lines.number, [""], (*problems, text)
+                    return
+                prompt = text.strip()
+                if len(prompt) > CELL_MOST:
+                    message = f"the line has more than {CELL_MOST:,} characters"
+                    problems = (*problems, Problem("", message, origin=f"{self.name}:{lines.number}"))
+                if prompt and (problems or not prompt.startswith("#")):
+                    yield lines.number, [prompt], problems
 
     def _csv_records(self) -> Iterator[Record]:
         form, width = self.format, len(self.headings)
@@ -858,17 +947,20 @@ def _number_records(reader: Any, before: int, shown: str) -> Iterator[tuple[int,
         line = before + reader.line_num
 
 
-def open_table(name: str) -> Table:
+_HEADERS = {"csv": _read_csv_header, "jsonl": _read_json_header, "lines": _lines_header}
+
+
+def open_table(name: str, *, is_lines: bool = False) -> Table:
     """A table by its file's name, or standard input for `-`. Raises `InputError` where it is none.
 
-    The kind is told by the suffix (.csv .tsv .jsonl .ndjson), else by the first bytes.
+    The kind is told by the suffix (.csv .tsv .jsonl .ndjson .txt), else by the first bytes; `is_lines` says that it is
+    one prompt a line, whatever it is called.
     """
     source = _open_source(name)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        form = _recognise(source)
-        read = _read_json_header if form.kind == "jsonl" else _read_csv_header
-        form, headings = read(source, form)
+        form = _recognise(source, is_lines=is_lines)
+        form, headings = _HEADERS[form.kind](source, form)
         if len(headings) > COLUMNS_MOST:
             message = f"{source.shown} has more than {COLUMNS_MOST:,} columns"
             raise InputError([Problem("table", message, "leave out those that set nothing")])
@@ -1062,7 +1154,11 @@ class _OptionReader:
     def take(self, column: Column, cell: Cell) -> None:
         """One cell that is not empty, by what its column sets."""
         text = _text(cell)
-        if column.role == "value":
+        if column.key in _NUMBERED:
+            # An empty number is written in many ways; so is a whole one, where a column has empty cells.
+            if text := _plain_number(text):
+                self.values[column.key] = text
+        elif column.role == "value":
             self.values[column.key] = text
         elif column.role == "switch":
             self.take_switch(column, text)
@@ -1197,7 +1293,7 @@ class Shapes(Generic[T]):
         if columns is not self._columns:
             self._place(columns)
         prompt = self._prompt_of(cells) or self._prompt
-        seed = ("" if self._seed_at is None else _text(cells[self._seed_at]).strip()) or self._seed
+        seed = ("" if self._seed_at is None else _plain_number(_text(cells[self._seed_at]))) or self._seed
         name = ("" if self._name_at is None else _text(cells[self._name_at]).strip()) or self._name
         number = _plain_seed(seed) if seed else ""
         key = (
@@ -1229,13 +1325,22 @@ _PLAIN_NAME = re.compile(r"\w[\w -]*(/\w[\w -]*)*")
 
 
 _SEED = re.compile(r"\s*[+-]?[0-9]{1,12}\s*", re.ASCII)
+_NUMBERED = frozenset({"seed", "count", "sequence", "guidance_scale"})
+_UNSET = frozenset({"nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>"})
+"""What programs write into a cell of numbers that holds none."""
+
+
+def _plain_number(text: str) -> str:
+    """A cell of numbers as an option takes it: "" where it is a program's word for nothing."""
+    text = text.strip()
+    return "" if text in _UNSET else text
 
 
 def _plain_seed(text: str) -> str:
     """A seed that every model can take, in one spelling; "" for any other text, which is judged as it stands."""
     if len(text) < 10 and text.isdecimal() and text.isascii() and text[0] != "0":
         return text
-    if not _SEED.fullmatch(text):
+    if not _SEED.fullmatch(text := whole_number(text.strip()) or text):
         return ""
     number = int(text)
     return str(number) if -1 <= number < 2**31 else ""
@@ -1360,7 +1465,7 @@ def check_table(
     checker = Checker(Shapes(base, lambda draft: (None, judge(draft))))
     yield from checker.check(table, columns)
     if not checker.rows:
-        yield Problem("", "the table has a header and no rows", severity="warning", origin=table.name, code="no_rows")
+        yield Problem("", table.no_rows, severity="warning", origin=table.name, code="no_rows")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"error_text", "errors", "files", "framing"},
     {"links", "masking", "models", "pictures"},
-    {"names"},
+    {"kinds", "names"},
     {"results", "text"},
     {"extras"},
     {"request"},

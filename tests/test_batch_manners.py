@@ -188,7 +188,7 @@ HEADER = "Nr;Text;Größe;n\r\n1;x;9K;2\r\n2;;2K;zwei\r\n"
 MAPS = ("--map", "Nr=id", "--map", "Text=prompt", "--map", "Größe=size")
 
 
-@pytest.mark.parametrize(("name", "place"), [("shots.csv", "shots.csv"), ("shots.txt", "shots.txt")])
+@pytest.mark.parametrize(("name", "place"), [("shots.csv", "shots.csv"), ("shots.dat", "shots.dat")])
 def test_columns_are_named_as_in_the_table(inside: Inside, name: str, place: str) -> None:
     """Not by the option that they set, whatever the table's suffix is."""
     write(inside, HEADER, name)

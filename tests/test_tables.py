@@ -198,7 +198,7 @@ REFUSED = [
     ("", "shots.csv", "is empty"),
     ("\ufeff \n", "shots.csv", "is empty"),
     (";;;\n\n", "shots.csv", "no header"),
-    ("PK\x03\x04 and so on", "shots.csv", "an Excel or zip file"),
+    ("PK\x03\x04 and so on", "shots.xlsx", "an Excel workbook"),
     (b"\x1f\x8b\x08", "shots.csv.gz", "compressed"),
     ('[{"prompt": "x"}]', "shots.json", "a JSON list"),
     ('{"prompt": x}\n', "shots.jsonl", "no JSON at character 12"),
