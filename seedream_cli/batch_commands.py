@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import re
 import shlex
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from .errors import PARTIAL, FileError, InputError, Problem, SeedreamError
+from .files import ForeignError
 from .flags import BATCH_FLAGS, RUN_KEYS, Chosen, options, takes
 from .process import BATCH_HOME, crash_step, open_ledger_here, process_streams
 
@@ -305,7 +307,8 @@ def _hold(home: Path) -> Iterator[None]:
         try:
             stack.enter_context(hold_batch(home))
         except FileError as error:
-            error.hint = "make the place writable, or choose another folder with -o"
+            if not isinstance(error.__cause__, ForeignError):
+                error.hint = "make the place writable, or choose another folder with -o"
             raise
         yield
 
@@ -331,8 +334,8 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     now = _now
     real = desk.order.home / "ledger.db"
-    if real.is_file():
-        with open_ledger(real, now=now) as ledger:
+    if os.path.lexists(real):
+        with open_ledger(real, now=now, is_shared=True) as ledger:
             ledger.copy_to(scratch / "ledger.db")
     ledger = stack.enter_context(open_ledger(scratch / "ledger.db", now=now))
     run = stack.enter_context(ledger.run("preview", "batch"))
@@ -681,7 +684,7 @@ def _check_folders(folders: Sequence[Path]) -> None:
     found = [
         Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge")
         for folder in folders
-        if not (folder / BATCH_HOME / "ledger.db").is_file()
+        if not os.path.lexists(folder / BATCH_HOME / "ledger.db")
     ]
     if found or not folders:
         raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -20,6 +21,104 @@ if sys.platform != "win32":
 def create(path: Path, mode: int = 0o600) -> int:
     """A descriptor of a new file, to read and write. Never opens what exists, not even through a link."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+
+
+class ForeignError(OSError):
+    """A name of ours that holds what we did not make: a link, a pipe, a folder of somebody else's. It is left alone."""
+
+    way_out = "a folder from elsewhere may hold such a thing: remove it, or choose another folder"
+
+
+def _foreign(path: Path, what: str) -> ForeignError:
+    return ForeignError(errno.ELOOP, f"it is {what}", str(path))
+
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link, and none is followed here"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_it, name in _KINDS if is_it(mode)), "no file")
+
+
+def check_file(path: Path, *, lone: bool = True) -> bool:
+    """Whether there is such a file. Raises `ForeignError` for a link, for what is no file, and, where it must be
+    `lone`, for one that has a second name: to write in it would write in that.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        raise _foreign(path, _kind(found.st_mode))
+    if lone and found.st_nlink > 1:
+        raise _foreign(path, "a file with a second name elsewhere (a hard link)")
+    return True
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a file, and no link to one."""
+    try:
+        return check_file(path, lone=False)
+    except OSError:
+        return False
+
+
+def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
+    """A descriptor of a file of ours. Raises `ForeignError`, before anything of it is changed, for what `check_file`
+    refuses.
+    """
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), mode)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        check_file(path)
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise _foreign(path, _kind(found.st_mode))
+        if found.st_nlink > 1:
+            check_file(path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_folder(folder: Path) -> bool:
+    """Whether there is such a folder. Raises `ForeignError` for a link, for what is none, and for somebody else's."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(found.st_mode):
+        raise _foreign(folder, "no folder" if stat.S_ISREG(found.st_mode) else _kind(found.st_mode))
+    if sys.platform != "win32" and os.geteuid() not in {0, found.st_uid}:
+        raise _foreign(folder, "another user's folder")
+    return True
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Whether it is a folder of ours, and no link to one."""
+    try:
+        return check_folder(folder)
+    except OSError:
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of ours, for its owner alone, where there is none. Raises what `check_folder` does."""
+    if not check_folder(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(folder)
 
 
 def create_locked(path: Path, mode: int = 0o600) -> int:

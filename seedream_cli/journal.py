@@ -95,7 +95,7 @@ def is_possible() -> bool:
 
 def adopt(folder: Path, request_id: str, token: str) -> Path | None:
     """The reply to an attempt of a dead process, in a file of its own; None where none of its journals has it."""
-    for path in folder.glob("*.journal") if token and folder.is_dir() else ():
+    for path in folder.glob("*.journal") if token and files.is_own_folder(folder) else ():
         with _dead(path) as descriptor:
             for body in _find(descriptor, token) if descriptor is not None else ():
                 kept = spool.open_spool(folder, request_id, 0)
@@ -108,7 +108,7 @@ def sweep(folder: Path, wanted: Collection[str]) -> None:
     """Remove the journals of dead processes, but those that hold a reply to an attempt whose token is `wanted`: another
     process may be about to adopt it.
     """
-    for path in folder.glob("*.journal") if folder.is_dir() else ():
+    for path in folder.glob("*.journal") if files.is_own_folder(folder) else ():
         with _dead(path) as descriptor:
             if descriptor is not None and not any(any(_find(descriptor, token)) for token in wanted):
                 path.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ def _dead(path: Path) -> Iterator[int | None]:
     descriptor = -1
     try:
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            descriptor = files.open_own(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         yield descriptor if descriptor >= 0 and files.lock(descriptor) else None
     finally:
         if descriptor >= 0:

@@ -34,7 +34,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import __version__
+from . import __version__, files
 from .errors import Billed, BudgetError, BusyError, FileError, InputError, InternalError, Problem, SeedreamError
 
 if sys.platform == "win32":
@@ -598,15 +598,18 @@ _ANNOUNCE_PICTURE = _KEEP_PICTURE + " WHERE pictures.state NOT IN ('saved', 'han
 # --- opening --------------------------------------------------------------------------------------------------------
 
 
-def open_ledger(path: Path, *, now: Callable[[], dt.datetime], secrets: Sequence[str] = ()) -> Ledger:
+def open_ledger(
+    path: Path, *, now: Callable[[], dt.datetime], secrets: Sequence[str] = (), is_shared: bool = False
+) -> Ledger:
     """Open the ledger at `path`, or make one; older files are brought up to date.
 
     The folder is made 0700 where it is not there, the file is 0600. `now` gives aware times. `secrets` are strings
-    (keys) that are masked in whatever is written. Raises `FileError` where the place cannot be written, and for a file
+    (keys) that are masked in whatever is written. One that `is_shared` lies in a batch's folder, which may have come
+    from somebody else. Raises `FileError` where the place cannot be written, and for a file
     that is damaged, no ledger, or of a newer version; such a file is left as it is.
     """
-    _make_folder(path.parent)
-    if not path.exists():
+    _make_folder(path.parent, is_named=not is_shared)
+    if not _is_there(path):
         _create(path, now)
     return Ledger(path, now=now, secrets=secrets)
 
@@ -631,11 +634,25 @@ def hold_batch(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, *, is_named: bool = False) -> None:
+    """Make a folder of ours. One that the user named may lie behind a link that the user made."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_named:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            files.make_folder(folder)
     except OSError as error:
         raise _no_place(folder, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a ledger. Neither it nor a log of it may be a link: SQLite follows them."""
+    try:
+        for log in _logs(path):
+            files.check_file(log)
+        return files.check_file(path)
+    except OSError as error:
+        raise _no_place(path, error) from error
 
 
 def _create(path: Path, now: Callable[[], dt.datetime]) -> None:
@@ -645,7 +662,7 @@ def _create(path: Path, now: Callable[[], dt.datetime]) -> None:
     """
     lock = _Lock.take(path.with_name(f"{path.name}.lock"), wait=True)
     try:
-        if path.exists():
+        if _is_there(path):
             return
         _put_aside_logs(path)
         _build(path.with_name(f"{path.name}.new"), now).replace(path)
@@ -976,7 +993,7 @@ class Ledger:
             ).fetchall()
         for request_id, token in out:
             kept = replies / f"{request_id}.reply"
-            reply = kept if kept.is_file() else adopt(request_id, token)
+            reply = kept if files.is_plain(kept) else adopt(request_id, token)
             with self._write("unknown") as db:
                 self._settle_one(db, request_id, reply)
             (unknown if reply is None else ready).append(request_id)
@@ -2170,7 +2187,7 @@ class _Lock:
         """The lock, or None where another process holds it. Raises `FileError` where the disk has no locks."""
         descriptor = -1
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = files.open_own(path, os.O_RDWR | os.O_CREAT)
             if _try_lock(descriptor, wait=wait):
                 return _Lock(path, descriptor)
         except OSError as error:
@@ -2182,7 +2199,7 @@ class _Lock:
     def is_free(path: Path) -> bool:
         """Whether nobody holds it: whoever did is dead. A lock that cannot be looked at counts as held."""
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = files.open_own(path, os.O_RDWR)
         except FileNotFoundError:
             return True
         except OSError:
@@ -2246,6 +2263,9 @@ def _flush_folder(folder: Path) -> None:
 def _no_place(path: Path, error: OSError | sqlite3.Error) -> FileError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     hint = "make the place writable, or go on without a record of what is paid: --no-ledger"
+    if isinstance(error, files.ForeignError):
+        # The name that is meant is the error's own: a log's, say.
+        return FileError(f"cannot keep the ledger {error.filename}: {files.reason(error)}", hint=error.way_out)
     return FileError(f"cannot keep the ledger {path}: {reason.lower()}", hint=hint)
 
 

@@ -55,11 +55,12 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
     from .spool import adopt, forget, list_kept, list_parts, sweep
 
     around = surroundings or read_surroundings()
-    state = prepare_state(home or around.state_folder)
+    # A batch's folder may hold anything under that name; the ledger looks before it makes it.
+    state = home or prepare_state(around.state_folder)
     try:
-        ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC))
+        ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC), is_shared=home is not None)
     except FileError as error:
-        way_out = "" if home else "--no-ledger goes on without one"
+        way_out = "" if home or "--no-ledger" in error.hint else "--no-ledger goes on without one"
         error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"

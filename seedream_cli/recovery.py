@@ -15,6 +15,7 @@ from . import names, providers, spool, store
 from .config import complete
 from .credentials import is_known_address, is_same_place, may_ask
 from .errors import ApiError, ConfigError, InputError, Problem
+from .files import is_own_folder, is_plain
 from .inputs import read_chunks
 from .kept import POLLED, read_kept
 from .ledger import Caps, Entry, Ledger, PictureRow
@@ -343,8 +344,10 @@ _NOWHERE = "https://address.invalid"
 
 def _kept(entry: Entry, replies: Path) -> Path | None:
     """The reply of a request that still lies on disk."""
-    paths = [entry.reply, replies / f"{entry.id}.reply"]
-    return next((path for path in paths if path is not None and path.is_file()), None)
+    # Only there: a path out of a ledger may lead anywhere, and the folder may have been moved since.
+    names = [entry.reply.name] if entry.reply and entry.reply.name.startswith(f"{entry.id}.") else []
+    paths = [replies / name for name in dict.fromkeys((*names, f"{entry.id}.reply"))]
+    return next((path for path in paths if is_plain(path)), None) if is_own_folder(replies) else None
 
 
 def _picture(row: PictureRow) -> Picture:

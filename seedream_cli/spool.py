@@ -24,6 +24,7 @@ from .framing import parse_json
 from .results import Blob
 
 _WINDOW = 1 << 18
+_META_MOST = 1 << 20
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
@@ -158,13 +159,15 @@ def _create(path: Path) -> int:
 
 def sweep(folder: Path) -> None:
     """Put aside what dead processes left: empty parts go, a cut reply stays as `<id>.<n>.cut`. After `adopt`."""
-    for path in folder.glob("*.part") if folder.is_dir() else ():
+    for path in folder.glob("*.part") if files.is_own_folder(folder) else ():
         with contextlib.suppress(BusyError, OSError):
             _put_aside(path)
 
 
 def forget(folder: Path, job_id: str) -> None:
     """Removes a reply, its meta and the remains of its attempts, once all its pictures are saved."""
+    if not files.is_own_folder(folder):
+        return
     # The reply goes first: a reply without its meta would look like one that nobody knows anything about.
     for path in (_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json")):
         _remove(path)
@@ -184,21 +187,27 @@ def _remove(path: Path) -> bool:
 
 def list_kept(folder: Path) -> list[Kept]:
     """All kept replies, oldest first."""
-    found = [(path.stat(), path) for path in folder.glob("*.reply")] if folder.is_dir() else []
+    if not files.is_own_folder(folder):
+        return []
+    found = [
+        (path.lstat(), path) for path in folder.glob("*.reply") if _ID.fullmatch(path.stem) and files.is_plain(path)
+    ]
     found.sort(key=lambda pair: (pair[0].st_mtime_ns, pair[1].name))
     return [Kept(path.stem, path, stat.st_size) for stat, path in found]
 
 
 def list_parts(folder: Path) -> list[str]:
     """The ids of replies that are on their way, or were when their process died."""
-    return sorted(path.stem for path in folder.glob("*.part") if _ID.fullmatch(path.stem))
+    found = folder.glob("*.part") if files.is_own_folder(folder) else ()
+    return sorted(path.stem for path in found if _ID.fullmatch(path.stem))
 
 
 def load_meta(folder: Path, job_id: str) -> dict[str, Any]:
     """What `keep` was told of a reply; empty where there is none, as for an adopted one."""
+    path = _file(folder, job_id, "meta.json")
     try:
-        meta = json.loads(_file(folder, job_id, "meta.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        meta = json.loads(path.read_bytes()) if files.is_plain(path) and path.lstat().st_size <= _META_MOST else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return meta if isinstance(meta, dict) else {}
 
@@ -209,9 +218,11 @@ def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
     None for anything else, and while a living process writes it. `limit` as for `load`; reserved room is cut off.
     """
     path = _file(folder, job_id, "part")
-    if path.is_symlink() or not path.is_file():
+    try:
+        descriptor = files.open_own(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    except OSError:
         return None
-    with path.open("r+b") as file:
+    with os.fdopen(descriptor, "r+b") as file:
         if not files.lock(file.fileno()):
             return None
         size = _end_of_text(file)
@@ -234,12 +245,8 @@ def _file(folder: Path, job_id: str, suffix: str) -> Path:
 def make_private(folder: Path) -> None:
     """The folder of replies, for its owner alone, made where it is not there. Raises `FileError`."""
     try:
-        try:
-            mode = folder.stat().st_mode
-        except FileNotFoundError:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mode = folder.stat().st_mode
-        if mode & 0o077 and sys.platform != "win32":
+        files.make_folder(folder)
+        if sys.platform != "win32" and folder.lstat().st_mode & 0o077:
             folder.chmod(0o700)
     except OSError as error:
         raise _disk_error("make the folder", folder, error) from error
@@ -247,9 +254,9 @@ def make_private(folder: Path) -> None:
 
 def _put_aside(path: Path) -> None:
     """Frees the name that an earlier attempt left; an empty file is simply removed."""
-    if path.is_symlink() or not path.is_file():
+    if not files.is_plain(path):
         return
-    with path.open("r+b") as file:
+    with os.fdopen(files.open_own(path, os.O_RDWR | getattr(os, "O_BINARY", 0)), "r+b") as file:
         if sys.platform != "win32" and not files.lock(file.fileno()):
             raise BusyError(f"another run is writing {path}")
         size = _end_of_text(file)
@@ -313,6 +320,7 @@ def _flush_folder(folder: Path) -> None:
 
 def _disk_error(doing: str, path: Path, error: OSError, *, billed: bool = False) -> FileError:
     hint = "the reply is paid for: set that right before the next request" if billed else "nothing was sent"
+    hint = f"{hint}; {error.way_out}" if isinstance(error, files.ForeignError) else hint
     return FileError(f"cannot {doing} {path}: {files.reason(error)}", hint=hint, billed="yes" if billed else "no")
 
 

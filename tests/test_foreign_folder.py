@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -188,3 +190,110 @@ def test_address_named_before_is_asked_for_what_this_user_began_and_for_no_folde
         assert (elsewhere.code, len(own.posts)) == (7, posts), elsewhere.err
         done = seedream("recover", env=KEYS)
         assert (done.code, len(own.posts)) == (0, posts + 1), done.err
+
+
+# --- links, pipes and devices ---------------------------------------------------------------------------------------
+
+
+def plant(place: Path, kind: str, victim: Path) -> None:
+    """Put something else under a name of ours."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "link":
+        place.symlink_to(victim)
+    elif kind == "dangling link":
+        place.symlink_to(victim.with_name("not-there"))
+    elif kind == "hard link":
+        place.hardlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All that is in a folder, with its modes."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        stat = path.lstat()
+        found[str(path)] = (stat.st_mode, path.read_bytes() if path.is_file() and not path.is_symlink() else b"")
+    return found
+
+
+PLACES = [
+    ("batch.lock", "link", "new"),
+    ("batch.lock", "hard link", "old"),
+    ("batch.lock", "pipe", "new"),
+    ("batch.lock", "dangling link", "new"),
+    ("ledger.db", "link", "new"),
+    ("ledger.db", "hard link", "new"),
+    ("ledger.db", "pipe", "new"),
+    ("ledger.db", "folder", "new"),
+    ("ledger.db", "dangling link", "old"),
+    ("ledger.db.lock", "link", "new"),
+    ("ledger.db-wal", "link", "old"),
+    ("ledger.db-shm", "pipe", "old"),
+    ("ledger.db-journal", "link", "new"),
+    ("runs", "link", "old"),
+    ("replies", "link", "old"),
+    ("replies", "link", "new"),
+    ("", "link", "new"),
+    ("", "pipe", "new"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "age"), PLACES)
+def test_folder_with_a_planted_link_pipe_or_device_is_refused_unharmed(
+    seedream: Command, name: str, kind: str, age: str
+) -> None:
+    """Nothing behind the name is emptied, renamed, removed or given another mode, nothing is paid, nothing hangs."""
+    outside = seedream.home / "precious"
+    outside.mkdir(mode=0o755)
+    for one in ("file", "0123456789ab.journal", "x-1.part", "x-2.part", "x-1.reply", "r.lock"):
+        (outside / one).write_bytes(b"precious\0\0" if one != "x-1.part" else b"")
+    victim = outside if name in {"runs", "replies", ""} else outside / "file"
+    write_table(seedream, 1)
+    if age == "old":
+        assert draw(seedream).code == 0
+        write_table(seedream, 2)
+    place = home_of(seedream) / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    plant(place, kind, victim)
+    before = fingerprint(outside)
+    done = draw(seedream, timeout=30)
+    assert fingerprint(outside) == before
+    assert (done.code, done.paths) == (74, []), done.err
+    assert str(place.relative_to(seedream.folder)) in done.err
+    assert "remove it" in done.err
+    place.unlink() if kind != "folder" else place.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_remains_of_replies_that_are_links_or_pipes_are_left(seedream: Command, kind: str) -> None:
+    """Parts, replies, journals and what is known of them: swept, adopted and read only where they are files."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    outside = seedream.home / "precious"
+    outside.mkdir()
+    for name in ("a-1.part", "a-2.reply", "a-2.meta.json", "a-3.journal", "a-4.meta.part"):
+        (outside / name).write_bytes(b'{"task_id":"t"}\0\0')
+        plant(home_of(seedream) / "replies" / name, kind, outside / name)
+    before = {name: path[1] for name, path in fingerprint(outside).items()}
+    done = draw(seedream, timeout=30)
+    assert done.code == 0, done.err
+    assert {name: path[1] for name, path in fingerprint(outside).items()} == before
+    shutil.rmtree(home_of(seedream) / "replies")
+
+
+def test_state_folder_may_be_a_link_of_the_user_s(seedream: Command) -> None:
+    """Where the user's own records lie is the user's to say; what is in it is not to be a link."""
+    (seedream.home / "disk").mkdir()
+    (seedream.home / "state").symlink_to(seedream.home / "disk")
+    assert seedream("generate", "x", "-p", "sandbox").code == 0
+    assert (seedream.home / "disk" / "ledger.db").is_file()
+    shutil.rmtree(seedream.home / "disk" / "replies", ignore_errors=True)
+    (seedream.home / "disk" / "replies").symlink_to(seedream.home)
+    done = seedream("generate", "x", "-p", "sandbox")
+    assert done.code == 74, done.err
+    (seedream.home / "disk" / "replies").unlink()
