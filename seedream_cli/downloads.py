@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .attempts import Watch
+from .codings import Unwrapper
 from .errors import LinkError
 from .links import Target, next_hop, split_link
 from .pace import MAX_BACKOFF_S, Clock
@@ -83,8 +84,8 @@ class Downloads:
         while True:
             attempt += 1
             try:
-                size, kind, host = await self._download(order)
-                return Fetched(await check(size), size, kind, host, attempt)
+                came = await self._download(order)
+                return Fetched(await _judge(came, check), came.size, came.content_type, came.host, attempt)
             except LinkError as error:
                 failure = self._masked(error)
             self._say(f"* download, attempt {attempt}: {failure.message}")
@@ -96,30 +97,34 @@ class Downloads:
             await self._clock.sleep(wait)
             restart()
 
-    async def _download(self, order: Order) -> tuple[int, str, str]:
-        """One attempt: the link, its redirects, the body. Returns its size, its claimed type and its host."""
+    async def _download(self, order: Order) -> _Came:
+        """One attempt: the link, its redirects, the body."""
         origin = target = self._first_target(order.link)
+        arrival = _Arrival(target.host, order, self._clock)
         try:
             async with asyncio.timeout(order.deadline_s):
                 for _ in range(MAX_REDIRECTS + 1):
                     arrival = _Arrival(target.host, order, self._clock)
                     await self._arrive(target, arrival, order.stall_s)
-                    if arrival.location is not None:
-                        target = next_hop(origin, target, arrival.location)
-                        continue
-                    return arrival.finish(), arrival.kind, target.host
+                    if arrival.location is None:
+                        return arrival.finish()
+                    target = next_hop(origin, target, arrival.location)
         except TimeoutError as exc:
             message = f"{target.host} did not send the whole picture in {order.deadline_s:g} s"
-            raise LinkError(message, retryable=True) from exc
+            arrival.broken = LinkError(message, retryable=True)
+            if not arrival.has_picture:
+                raise arrival.broken from exc
+            return arrival.finish()
         raise LinkError(f"the picture's link redirects more than {MAX_REDIRECTS} times (last to {target.host})")
 
     async def _arrive(self, target: Target, arrival: _Arrival, stall_s: float) -> None:
-        """Ask for a link. A connection that breaks in the words of a refusal does not hide the refusal."""
+        """Ask for a link. A connection that breaks hides neither a refusal nor a picture that came before it did."""
         try:
             await self._get(target, arrival, stall_s)
-        except LinkError:
-            if not arrival.is_refusal:
+        except LinkError as error:
+            if not (arrival.is_refusal or arrival.has_picture):
                 raise
+            arrival.broken = error
 
     def _first_target(self, link: str) -> Target:
         target = split_link(link)
@@ -136,6 +141,24 @@ class Downloads:
         return error
 
 
+@dataclass(frozen=True, slots=True)
+class _Came:
+    """What one attempt brought. `broken` is what speaks against it, should its check find that something is missing."""
+
+    size: int
+    content_type: str
+    host: str
+    broken: LinkError | None
+
+
+async def _judge(came: _Came, check: Callable[[int], Awaitable[T]]) -> T:
+    """What the check makes of it. A whole picture is one, however its transfer ended."""
+    try:
+        return await check(came.size)
+    except LinkError as error:
+        raise came.broken or error from error
+
+
 class _Arrival:
     """A picture as it comes, or what comes in its place: the ear of one exchange."""
 
@@ -144,6 +167,7 @@ class _Arrival:
         self.kind = ""
         self.location: str | None = None
         self.is_refusal = False
+        self.broken: LinkError | None = None
         self._order = order
         self._clock = clock
         self._status = 0
@@ -151,6 +175,7 @@ class _Arrival:
         self._size = 0
         self._said = bytearray()
         self._mark, self._mark_size = clock.monotonic(), 0
+        self._body = Unwrapper(order.write, order.max_bytes)
 
     async def leave(self) -> None:
         """Nothing to say before: a picture may be asked for as often as one likes."""
@@ -163,16 +188,15 @@ class _Arrival:
         if status in _REDIRECTS and "location" in headers:
             self.location = headers["location"]
             return True
-        self._status, self.is_refusal = status, status != 200
-        if self.is_refusal:
-            return False
-        self.kind, self._total = headers.get("content-type", ""), _content_length(headers)
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in {"", "identity"}:
-            raise LinkError(f"{self.host} sent the picture encoded as {encoding[:40]!r}, which was not asked for")
-        if self._total is not None and self._total > self._order.max_bytes:
-            raise LinkError(f"the picture has {self._total} bytes, more than the limit of {self._order.max_bytes}")
+        self._status, self.is_refusal = status, not _may_be_picture(status, headers)
+        if not self.is_refusal:
+            self.kind, self._total = headers.get("content-type", ""), _content_length(headers)
         return False
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether bytes came that may be one."""
+        return bool(self._size) and not self.is_refusal
 
     def data(self, chunk: bytes | memoryview) -> bool:
         """Write what comes; of a refusal only its first words count."""
@@ -183,7 +207,7 @@ class _Arrival:
         self._size += len(chunk)
         if self._size > order.max_bytes:
             raise LinkError(f"the picture has more than {order.max_bytes} bytes")
-        order.write(chunk)
+        self._body.take(chunk)
         if order.on_progress:
             order.on_progress(self._size, self._total)
         now = self._clock.monotonic()
@@ -193,14 +217,16 @@ class _Arrival:
             self._mark, self._mark_size = now, self._size
         return False
 
-    def finish(self) -> int:
-        """The picture's size; everything that is no whole picture raises."""
+    def finish(self) -> _Came:
+        """What came; whether it is whole is for the check to see, and no length that a server tells is proof."""
         if self.is_refusal:
             raise self._refusal()
-        if not self._size or (self._total is not None and self._size != self._total):
-            told = f" instead of {self._total}" if self._total else ""
-            raise LinkError(f"{self.host} sent {self._size} bytes of the picture{told}", retryable=True)
-        return self._size
+        if not self._size:
+            raise LinkError(f"{self.host} sent 0 bytes of the picture", retryable=True)
+        if self._total is not None and self._size < self._total and self.broken is None:
+            message = f"{self.host} sent {self._size} bytes of the picture instead of {self._total}"
+            self.broken = LinkError(message, retryable=True)
+        return _Came(self._body.close(), self.kind, self.host, self.broken)
 
     def _refusal(self) -> LinkError:
         """The error for an answer that is no picture, in the store's own words where the caller can read them."""
@@ -211,6 +237,19 @@ class _Arrival:
         # A 2xx that is no 200 (empty, a part) is a slip of the store, which a second try may not repeat.
         retryable = kind == "download" and (status >= 500 or status in {408, 429} or 200 < status < 300)
         return LinkError(message, kind=kind, retryable=retryable)
+
+
+_RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
+
+
+def _may_be_picture(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether a picture may come with this head. Every kind of success may bring one, but an empty one or a part."""
+    if status in {204, 205} or not 200 <= status < 300:
+        return False
+    if status == 206 and (told := _RANGE.fullmatch(headers.get("content-range", "").strip())):
+        # A range nobody asked for; its end is not looked at, which some servers tell wrongly by one.
+        return int(told[1]) == 0 and (told[3] == "*" or int(told[2]) + 1 >= int(told[3]))
+    return True
 
 
 def _content_length(headers: Mapping[str, str]) -> int | None:

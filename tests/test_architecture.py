@@ -24,6 +24,7 @@ FLOORS = [
     {
         "attempts",
         "body",
+        "codings",
         "direct",
         "disk",
         "downloads",
