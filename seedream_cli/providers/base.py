@@ -246,20 +246,57 @@ def _address_problem(spec: ProviderSpec, typed: str) -> Problem | None:
     if not host:
         return Problem("base_url", f"{typed!r} has no host", "write https://HOST")
     if "?" in typed or "#" in typed:
-        bare = re.split(r"[?#]", typed, maxsplit=1)[0]
-        return Problem("base_url", "the base URL holds a query or a fragment", f"write {bare}")
+        bare = urlsplit(re.split(r"[?#]", typed, maxsplit=1)[0])
+        path = "".join(f"/{part}" for part in _without_endpoint([part for part in bare.path.split("/") if part], spec))
+        whole = f"write {bare.scheme.lower()}://{bare.netloc}{path}"
+        return Problem("base_url", "the base URL holds a query or a fragment", whole)
     return None
+
+
+_ENDPOINTS = tuple(
+    tuple(text.split("/"))
+    for text in (
+        *("images/generations", "images/edits", "images/variations", "chat/completions", "contents/generations/tasks"),
+        *("audio/speech", "audio/transcriptions", "messages/count_tokens", "seedream/images", "seedream/tasks"),
+    )
+)
+"""Endpoints of this and of other APIs: an address that ends in one was copied from an example."""
+_PLAIN_ENDPOINTS = frozenset(
+    (
+        *("completions", "responses", "embeddings", "models", "tasks", "images", "messages", "moderations"),
+        *("files", "batches", "rerank"),
+    )
+)
+"""Endpoints of one word, which are that only behind a version: some gateway may well be called /images."""
+_VERSION = re.compile(r"v[0-9]+[a-z0-9]*")
+
+
+def _without_endpoint(path: list[str], spec: ProviderSpec) -> list[str]:
+    """A path without an endpoint at its end, whosever it is, and without what it names (`models/NAME`)."""
+    own = [tuple(part for part in whole.split("/") if part) for whole in (spec.path, spec.models_path)]
+    tail = next((tail for tail in (*own, *_ENDPOINTS) if tail and tuple(path[-len(tail) :]) == tail), ())
+    if tail:
+        return _without_endpoint(path[: -len(tail)], spec)
+    is_versioned = any(_VERSION.fullmatch(part) for part in path[:-1])
+    if is_versioned and path[-1].lower() in _PLAIN_ENDPOINTS:
+        return _without_endpoint(path[:-1], spec)
+    if len(path) > 2 and _VERSION.fullmatch(path[-3]) and path[-2] in {"models", "tasks"}:
+        return path[:-2]
+    if len(path) == 1 and path[0] in {"completions", "responses", "embeddings"}:
+        return []
+    return path
 
 
 def _versioned(path: list[str], spec: ProviderSpec) -> list[str]:
     """A base path, without a pasted endpoint at its end and with the API's version unless it names one."""
-    version, endpoint, listing = (
-        [part for part in whole.split("/") if part] for whole in (spec.version, spec.path, spec.models_path)
-    )
-    for tail in (endpoint, listing):
-        if tail and path[-len(tail) :] == tail:
-            path = path[: -len(tail)]
-    if any(re.fullmatch(r"v[0-9]+[a-z0-9]*", part) for part in path):
+    version, endpoint = ([part for part in whole.split("/") if part] for whole in (spec.version, spec.path))
+    bare = _without_endpoint(path, spec)
+    if len(bare) < len(path) and not version:
+        # Another API's address at the same provider: this one lies beside it, without a version.
+        while bare and (_VERSION.fullmatch(bare[-1]) or bare[-1] == "openai"):
+            bare = bare[:-1]
+    path = bare
+    if any(_VERSION.fullmatch(part) for part in path):
         return path
     # A path may already hold the first half of "/api/v3", or of the endpoint where the API has no version.
     if not version:
