@@ -844,6 +844,9 @@ def _mend_hints(results: Sequence[JobResult]) -> None:
     for image in (image for result in results for image in result.images):
         if image.error and "`seedream recover`" in image.error.hint:
             image.error.hint = "it is paid for: set that right, and the same command fetches it, free of charge"
+    for error in (result.error for result in results):
+        if error and error.kind == "rate_limited" and "--" not in error.hint:
+            error.hint = "; ".join(part for part in (error.hint, "lower --concurrency, --ipm or --rpm") if part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -451,7 +451,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     _prepare_results(order.results)
     store.sweep(order.folder)
     wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
-    day = stack.enter_context(open_ledger_here(desk.surroundings)) if wants_ledger else None
+    day = stack.enter_context(open_ledger_here(desk.surroundings, goes_without=True)) if wants_ledger else None
     ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
     name = run_id()
     run = stack.enter_context(ledger.run(name, "batch", folder=str(order.folder.absolute())))

@@ -264,7 +264,7 @@ def _ledger(draft: Draft, surroundings: Surroundings) -> Iterator[Ledger | None]
     if not draft.switches.get("ledger", surroundings.settings.ledger_enabled):
         yield None
         return
-    with open_ledger_here(surroundings) as ledger:
+    with open_ledger_here(surroundings, goes_without=True) as ledger:
         yield ledger
 
 

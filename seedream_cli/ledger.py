@@ -2262,7 +2262,7 @@ def _flush_folder(folder: Path) -> None:
 
 def _no_place(path: Path, error: OSError | sqlite3.Error) -> FileError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    hint = "make the place writable, or go on without a record of what is paid: --no-ledger"
+    hint = "make the place writable"
     if isinstance(error, files.ForeignError):
         # The name that is meant is the error's own: a log's, say.
         return FileError(f"cannot keep the ledger {error.filename}: {files.reason(error)}", hint=error.way_out)

@@ -44,10 +44,12 @@ def _is_terminal(stream: Any) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
-def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | None = None) -> Ledger:
+def open_ledger_here(
+    surroundings: Surroundings | None = None, *, home: Path | None = None, goes_without: bool = False
+) -> Ledger:
     """The user's ledger, or a batch's in its folder `home`, what dead processes left in it settled.
 
-    Raises `FileError` where there can be none.
+    Raises `FileError` where there can be none, with the option for a command that `goes_without`.
     """
     from . import journal
     from .kept import POLLED, REPLY_MOST
@@ -60,7 +62,7 @@ def open_ledger_here(surroundings: Surroundings | None = None, *, home: Path | N
     try:
         ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC), is_shared=home is not None)
     except FileError as error:
-        way_out = "" if home or "--no-ledger" in error.hint else "--no-ledger goes on without one"
+        way_out = "--no-ledger goes on without a record of what is paid" if goes_without else ""
         error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"

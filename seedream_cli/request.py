@@ -418,7 +418,8 @@ class _RequestForm(Form):
         if why and self.force:
             self.warn("extra", f"{why}; sent because of --force", code="extra_forced")
         elif why:
-            self.complain("extra", why, f"use {found.option}")
+            option = "`seedream edit --layers`, or a column layers" if found.option == "--layers" else found.option
+            self.complain("extra", why, f"use {option}")
         elif found.bearing == "unknown":
             message = f"{found.path} is no field of the API that is known here, so what the request costs is not known"
             self.warn("extra", message, code="extra_unknown")

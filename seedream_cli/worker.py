@@ -316,11 +316,14 @@ class Worker:
             return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self._address_options()}"
         look = f"look at the provider's usage page for {self.sent_at or self.desk.clock.now():%Y-%m-%d %H:%M} UTC"
         if not self.desk.books.knows(self.job):
-            return f"{look}; the same command sends it once more, and pays once more"
+            return look if self.job.recovers else f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
         came = self.ready is not None or self.reply is not None
         if came and not (self.desk.goes_on or self.job.recovers):
             resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
+        if self.job.recovers and not self.desk.goes_on:
+            # Saving what was paid for sends nothing anew, and so does no command that only does that.
+            return resolve
         again = " with --only unknown --retry-ambiguous" if self.desk.goes_on else ""
         return f"{resolve}; the same command{again} sends it once more, and pays once more"
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import seedream_cli
+from seedream_cli.cli import app
 from seedream_cli.error_text import code_in, message_in, text_fault
-from seedream_cli.errors import ApiError, Problem
+from seedream_cli.errors import ApiError, InputError, Problem
 from seedream_cli.masking import mask, secret_forms
 from seedream_cli.plan import plan_draft
-from seedream_cli.providers import base, load
+from seedream_cli.providers import base, load, specs
 from seedream_cli.request import Draft, ImageRef
 from seedream_cli.settings import Surroundings
 from tests.conftest import CANARY, Command, Inside
 from tests.rawserver import answer
 from tests.test_batch import table
-from tests.upstream import Upstream, picture
+from tests.upstream import Upstream, picture, refusal
 
 ENV = {"OPENAI_API_KEY": CANARY, "ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY}
 
@@ -512,3 +518,188 @@ def test_facts_of_the_watermark_are_explained(inside: Inside, provider: str, own
     row = said.partition(" watermark ")[2].partition(" images ")[0]
     assert row.startswith("off watermark this tool's default, always sent")
     assert f"{provider}'s own is {own}" in row
+
+
+# --- an endpoint that was pasted as the address -----------------------------------------------------------------------
+
+ENDPOINTS = [
+    "chat/completions", "completions", "images/generations", "images/edits", "images/variations", "responses",
+    "embeddings", "models", "tasks", "models/some-id", "contents/generations/tasks", "images", "messages",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("provider", ["openai", "ark", "byteplus", "cometapi", "ope", "acedata", "sandbox"])
+def test_address_that_ends_in_an_endpoint(provider: str, endpoint: str) -> None:
+    """Whatever endpoint of an API was pasted, the API's own address is meant, also behind a proxy's path."""
+    spec = load(provider).spec
+    for host in ("https://h.invalid", "https://h.invalid/proxy"):
+        right = base.full_url(spec, host)
+        for end in ("", "/", "//"):
+            pasted = f"{host}{spec.version or '/v1'}/{endpoint}{end}"
+            assert base.full_url(spec, pasted) == right
+            assert base.full_url(spec, base.full_url(spec, pasted)) == right
+        if "/" in endpoint and not endpoint.startswith("models"):
+            assert base.full_url(spec, f"{host}/{endpoint.title()}") == right
+        with pytest.raises(InputError) as caught:
+            base.full_url(spec, f"{host}{spec.version or '/v1'}/{endpoint}?key={CANARY}#x")
+        problem = caught.value.problems[0]
+        assert CANARY not in f"{problem.message} {problem.hint}"
+        assert problem.hint.startswith(f"write {host}")
+        assert endpoint not in problem.hint
+        assert base.full_url(spec, problem.hint.removeprefix("write ")) in {right, f"{right}/v1"}
+
+
+@pytest.mark.parametrize("path", ["/images", "/tasks", "/models-proxy", "/v1/my-models", "/chat", "/edits"])
+def test_address_that_only_looks_like_an_endpoint(path: str) -> None:
+    """A gateway may lie under a word that is an endpoint elsewhere: it is not taken away."""
+    assert path in base.full_url(load("openai").spec, f"https://h.invalid{path}")
+
+
+def test_address_that_was_pasted_is_asked_where_the_api_is(seedream: Command) -> None:
+    """One request, at the path of this API, with generate, batch and doctor."""
+    table(seedream, 1)
+    listing = answer(b'{"data": []}')
+    with Upstream(link=lambda request, _: listing if request.target == b"/v1/models" else None) as upstream:
+        pasted = f"{upstream.url}/v1/chat/completions"
+        for args in (["generate", "x"], ["batch", "shots.csv"], ["doctor"]):
+            done = seedream(*args, "-p", "openai", "--base-url", pasted, env=ENV)
+            assert done.code == 0 or args == ["doctor"], done.err
+        asked = [request.target for request in upstream.server.requests if b"/store/" not in request.target]
+    assert asked == [b"/v1/images/generations"] * 2 + [b"/v1/models"]
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+def offered(command: str) -> set[str]:
+    """The options of a command, by its own help."""
+    runner = CliRunner().invoke(app, [command, "--help"])
+    return set(re.findall(r"--[a-z][a-z-]+", runner.output))
+
+
+def named(text: str, command: str) -> set[str]:
+    """Options that a text names for the command that prints it: those of a command named before them are its own."""
+    found: set[str] = set()
+    for clause in re.split(r"[;,`]|, then ", text):
+        other = re.search(r"seedream ([a-z]+)", clause)
+        if other is None or other[1] == command:
+            found |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", clause))
+    return found
+
+
+def test_hints_of_verdicts_name_no_option() -> None:
+    """What a provider answers comes through every command, also through those that have few options."""
+    common = offered("generate") & offered("batch") & offered("recover") & offered("doctor")
+    for spec in specs():
+        for verdict in (*spec.codes.values(), *spec.statuses.values(), *base._STATUSES.values()):
+            assert named(verdict.hint, "recover") <= common, verdict.hint
+            assert not PAYS.search(verdict.hint)
+
+
+PAYS = re.compile(r"--retry-ambiguous|pays once more|sends it once more|send(s)? it again|--only")
+# Texts of these rooms are printed by `recover` too. The exceptions say which commands alone print them.
+REACHED = (
+    *(
+        "attempts",
+        "wire",
+        "downloads",
+        "pace",
+        "links",
+        "store",
+        "recovery",
+        "credentials",
+        "settings",
+        "kept",
+        "spool",
+    ),
+    *(
+        "worker",
+        "replies",
+        "proxies",
+        "relay",
+        "direct",
+        "process",
+        "pictures",
+        "disk",
+        "body",
+        "error_text",
+        "masking",
+    ),
+)
+ALONE = {
+    ("wire", "--retry-ambiguous"): "a billable request, which recover has none of",
+    ("worker", "--max-unknown"): "requests that were not sent",
+    ("worker", "--retry-ambiguous"): "a batch",
+    ("worker", "--only"): "a batch",
+    ("worker", "--no-download"): "a docstring's word",
+    ("recovery", "--reuse"): "generate and edit",
+    ("recovery", "--unpaid"): "history resolve, named right before",
+    ("credentials", "--store"): "config key set",
+}
+
+
+def test_hints_of_what_recover_prints_name_its_own_options() -> None:
+    """Every text in the rooms that recover goes through names options that it has, or the command that has them."""
+    own, wrong = offered("recover"), []
+    for room in REACHED:
+        tree = ast.parse((Path(seedream_cli.__file__).parent / f"{room}.py").read_text())
+        nodes = list(ast.walk(tree))
+        documented = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        inside_f = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes:
+            if id(node) in documented | inside_f:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            wrong += [(room, one, text) for one in named(text, "recover") - own if (room, one) not in ALONE]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"success": False, "error": {"code": "token_mismatched", "message": "no such task"}}),
+        (429, {"success": False, "error": {"code": "too_many_requests", "message": "slow down"}}),
+        (500, {"success": False, "error": {"code": "api_error", "message": "fetch failed"}}),
+        (200, {"success": False, "error": {"code": "api_error", "message": "fetch failed"}}),
+        (200, {"success": True, "task_id": "t-1", "data": [{"prompt": "x"}]}),
+        (200, {"success": True, "task_id": "t-1", "data": [{"image_url": "http://h.example/x.jpg"}]}),
+        (403, {"success": False, "error": {"code": "used_up", "message": "nothing left"}}),
+    ],
+)
+def test_hints_of_recover_are_its_own_and_none_pays(seedream: Command, status: int, body: dict[str, Any]) -> None:
+    """However asking after a task fails, nothing that recover prints lies outside its help, nor sends anything anew."""
+    reply = answer(json.dumps(body).encode(), status=status)
+    own = offered("recover")
+    with Upstream(script=lambda *_: reply) as upstream:
+        args = ["-p", "acedata", "--base-url", upstream.url, "--retries", "0"]
+        done = seedream("recover", "--task", "t-1", *args, env={**ENV, "SEEDREAM_FAULT": "no-wait"})
+    assert done.code != 0
+    assert named(done.err, "recover") <= own, done.err
+    assert not PAYS.search(done.err), done.err
+
+
+def test_hints_of_a_batch_that_was_too_fast_name_its_options(seedream: Command) -> None:
+    """There they are of use; a single request has none of them."""
+    table(seedream, 1)
+    with Upstream(script=lambda *_: refusal(429, "TooManyRequests")) as upstream:
+        args = ["-p", "ark", "--base-url", upstream.url, "--retries", "0"]
+        assert "--concurrency" in seedream("batch", "shots.csv", *args, env=ENV).err
+        lone = seedream("generate", "x", *args, env=ENV).err
+    assert named(lone, "generate") <= offered("generate")
+
+
+@pytest.mark.parametrize("command", [["history"], ["doctor", "-p", "sandbox"]])
+def test_hints_about_a_ledger_that_cannot_be_opened(seedream: Command, command: list[str]) -> None:
+    """Only a command that goes on without a ledger says how."""
+    blocked = seedream.home / "state" / "ledger.db"
+    blocked.mkdir(parents=True)
+    done = seedream(*command)
+    assert done.code != 0
+    assert "--no-ledger" not in done.out + done.err
+    assert "--no-ledger" in seedream("generate", "x", "-p", "sandbox").err

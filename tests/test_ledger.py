@@ -275,7 +275,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, now: Now) -> Non
         assert caught.value.exit_code == 74
     with pytest.raises(FileError, match="cannot keep the ledger") as caught:
         open_ledger(tmp_path / "file" / "ledger.db", now=now)
-    assert "--no-ledger" in caught.value.hint
+    assert "writable" in caught.value.hint
 
 
 # --- transitions ----------------------------------------------------------------------------------------------------

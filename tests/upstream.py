@@ -111,8 +111,10 @@ class Upstream:
             number = self._numbers[request.method]
         if request.method == "GET":
             made = self._link(request, number) if self._link else None
+            if made:
+                return made
             seed = int(request.target.decode().split("/")[-1].split(".")[0] or 0)
-            return made or answer(picture(seed=seed), headers=[("Content-Type", "image/jpeg")])
+            return answer(picture(seed=seed), headers=[("Content-Type", "image/jpeg")])
         if not _is_whole(request):
             return RESET
         made = self._script(request, number) if self._script else None

@@ -41,7 +41,7 @@ spec = base.ProviderSpec(
     codes={
         **base.CONTENT,
         # The same code names a bad parameter under 400 and a bad key under 401.
-        "token_mismatched": Verdict("refused", hint="a parameter is missing or wrong: see --dry-run"),
+        "token_mismatched": Verdict("refused", hint="a parameter is missing or wrong: a dry run shows what is sent"),
         "401:token_mismatched": AUTH,
         "api_not_implemented": REFUSED,
         "bad_request": Verdict("refused", hint="`seedream models` shows what each model takes"),

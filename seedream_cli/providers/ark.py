@@ -86,7 +86,7 @@ CODES: Mapping[str, Verdict] = {
     "UnsupportedModel": Verdict("refused", hint="this key's plan does not hold the model; use a pay-as-you-go key"),
     # 429: too fast, or used up.
     "TooManyRequests": RATE_LIMITED,
-    "ModelAccountIpmRateLimitExceeded": Verdict("rate_limited", retryable=True, hint="lower --ipm (images a minute)"),
+    "ModelAccountIpmRateLimitExceeded": Verdict("rate_limited", retryable=True, hint="ask for fewer images a minute"),
     "ModelAccountRpmRateLimitExceeded": RATE_LIMITED,
     "ModelAccountTpmRateLimitExceeded": RATE_LIMITED,
     "APIAccountRpmRateLimitExceeded": RATE_LIMITED,

@@ -268,22 +268,26 @@ _PLAIN_ENDPOINTS = frozenset(
     )
 )
 """Endpoints of one word, which are that only behind a version: some gateway may well be called /images."""
-_VERSION = re.compile(r"v[0-9]+[a-z0-9]*")
+_NO_MOUNTS = frozenset(("completions", "responses", "embeddings"))
+"""Those that are it even where nothing stands before them."""
+_VERSION = re.compile(r"v[0-9]+[a-z0-9]*", re.IGNORECASE)
 
 
 def _without_endpoint(path: list[str], spec: ProviderSpec) -> list[str]:
     """A path without an endpoint at its end, whosever it is, and without what it names (`models/NAME`)."""
     own = [tuple(part for part in whole.split("/") if part) for whole in (spec.path, spec.models_path)]
-    tail = next((tail for tail in (*own, *_ENDPOINTS) if tail and tuple(path[-len(tail) :]) == tail), ())
+    lower = [part.lower() for part in path]
+    tail = next((tail for tail in (*own, *_ENDPOINTS) if tail and tuple(lower[-len(tail) :]) == tail), ())
     if tail:
         return _without_endpoint(path[: -len(tail)], spec)
-    is_versioned = any(_VERSION.fullmatch(part) for part in path[:-1])
-    if is_versioned and path[-1].lower() in _PLAIN_ENDPOINTS:
+    if not path:
+        return path
+    last, *before = reversed([part.lower() for part in path])
+    is_beside = any(_VERSION.fullmatch(part) or part == "openai" for part in before)
+    if last in _PLAIN_ENDPOINTS and (is_beside or (not before and last in _NO_MOUNTS)):
         return _without_endpoint(path[:-1], spec)
-    if len(path) > 2 and _VERSION.fullmatch(path[-3]) and path[-2] in {"models", "tasks"}:
+    if before[:1] in (["models"], ["tasks"]) and before[1:] and _VERSION.fullmatch(before[1]):
         return path[:-2]
-    if len(path) == 1 and path[0] in {"completions", "responses", "embeddings"}:
-        return []
     return path
 
 
@@ -465,13 +469,13 @@ class Fault:
     request_id: str = ""
 
 
-REFUSED = Verdict("refused", hint="--dry-run shows what is sent, `seedream models` what each model takes")
+REFUSED = Verdict("refused", hint="a dry run shows what is sent, `seedream models` what each model takes")
 UNKNOWN = Verdict(
     "unknown_outcome",
     billed="unknown",
     hint="it may have been billed: look at the provider's usage page, then `seedream history resolve`",
 )
-RATE_LIMITED = Verdict("rate_limited", retryable=True, hint="lower --concurrency, --ipm or --rpm")
+RATE_LIMITED = Verdict("rate_limited", retryable=True, hint="send fewer at once, or fewer a minute")
 QUOTA = Verdict("quota", hint="raise the limit or wait for it to renew, in the provider's console")
 ACCOUNT = Verdict("account", hint="look at the account's state and balance in the provider's console")
 AUTH = Verdict("auth", hint="check the key{keys}")

@@ -42,7 +42,7 @@ spec = base.ProviderSpec(
     notes=("which models are served changes: see cometapi.com/models",),
     codes={
         **ark.RESOLD,
-        "invalid_request": Verdict("refused", hint="a field is missing or malformed: see --dry-run"),
+        "invalid_request": Verdict("refused", hint="a field is missing or malformed: a dry run shows what is sent"),
         "model_not_found": Verdict(
             "refused", hint="CometAPI serves no such model to this key: `seedream models` lists the known ids"
         ),
