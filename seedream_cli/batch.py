@@ -747,7 +747,8 @@ class Batch:
 
 
 def _cost_of(entry: Entry) -> int:
-    own = entry.worst_micro if entry.settled_micro is None else entry.settled_micro
+    is_settled = entry.settled_micro is not None and entry.billed != "unknown"
+    own = entry.settled_micro if is_settled else entry.worst_micro
     return entry.earlier_micro + (0 if entry.billed == "no" else own or 0)
 
 
@@ -870,7 +871,7 @@ class Tracker:
         self.images = 0
         self.unpriced = 0
         self.costs: Counter[str] = Counter()
-        self.currency = ("USD", "")
+        self.currency = ("USD", "", "")
         self.worst: list[JobResult] = []
         self._reasons: Counter[str] = Counter()
         self.short: list[JobResult] = []
@@ -914,10 +915,11 @@ class Tracker:
         if not result.attempts:
             return
         doubtful = result.status == "unknown" or (result.error is not None and result.error.billed == "unknown")
-        if result.cost:
-            self.costs["possible" if doubtful else "paid"] += round(result.cost.amount * MICRO)
-            self.currency = (result.cost.currency, result.cost.as_of)
-        elif any(image.error is None for image in result.images):
+        if result.cost and result.certain:
+            self.costs["paid"] += round(result.certain.amount * MICRO)
+            self.costs["possible"] += round(result.possible.amount * MICRO) if result.possible else 0
+            self.currency = (result.cost.currency, result.cost.as_of, result.cost.note)
+        elif doubtful or any(image.error is None for image in result.images):
             self.unpriced += 1
 
     def _end(self, row: Row, results: Sequence[JobResult]) -> None:
@@ -962,7 +964,6 @@ class Tracker:
         failed = self.counts["failed"] + standing["failed"] + standing["missing"]
         unknown = self.counts["unknown"] + standing["unknown"]
         codes = self.codes | survey.codes | ({0} if survey.due["done"] else set())
-        currency, as_of = self.currency
         return BatchReport(
             rows=survey.rows,
             succeeded=self.counts["succeeded"],
@@ -971,8 +972,8 @@ class Tracker:
             skipped=survey.rows - self.counts["succeeded"] - failed - unknown - unsent,
             unsent=unsent,
             images=self.images,
-            cost=None if self.unpriced else Cost(self.costs["paid"] / MICRO, currency, as_of),
-            possible=Cost(self.costs["possible"] / MICRO, currency, as_of) if self.costs["possible"] else None,
+            cost=None if self.unpriced else Cost(self.costs["paid"] / MICRO, *self.currency),
+            possible=Cost(self.costs["possible"] / MICRO, *self.currency) if self.costs["possible"] else None,
             unpriced=self.unpriced,
             elapsed_s=ending.elapsed_s,
             codes=frozenset(codes),

@@ -22,6 +22,7 @@ from .links import expiry
 from .plan import Job
 from .providers.base import Ready
 from .results import Cost, Picture, SavedImage
+from .text import money_words
 
 MICRO = 1_000_000
 
@@ -54,6 +55,9 @@ class Books:
         self._day = day
         self._commits = Commits(ledger, day) if ledger is not None else None
         self._elsewhere: frozenset[str] = frozenset()
+        # Without a ledger the run's own budget is kept here: what each request holds, doubtful attempts added up.
+        self._held: dict[str, int] = {}
+        self._doubted = 0
 
     def _of(self, job: Job) -> Ledger | None:
         """The ledger, for a job that it knows and that is in this run's hands."""
@@ -97,6 +101,7 @@ class Books:
         ledger = self._of(job)
         worst, token = to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
         if ledger is None or self._commits is None:
+            self._hold(job, worst)
             return token
         # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
         caps = self._caps if self._day is None else replace(self._caps, daily=None)
@@ -123,9 +128,26 @@ class Books:
             raise
         return token
 
+    def _hold(self, job: Job, worst: int | None) -> None:
+        """Hold the worst cost against the run's budget, where no ledger does. Raises `BudgetError`."""
+        cap = self._caps.run
+        if cap is None or worst == 0:
+            return
+        spent = sum(self._held.values()) - self._held.get(job.id, 0) + self._doubted
+        if worst is None or spent + worst > cap:
+            raise BudgetError(
+                f"the next request may cost up to {_dollars(worst)}, and this run's budget of {_dollars(cap)} has "
+                f"{_dollars(spent)} spent or held",
+                hint="only a higher --max-cost draws the rest; the same command starts anew",
+            )
+        self._held[job.id] = worst
+
     def refused(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt, with what came of it."""
         ledger = self._of(job)
+        if ledger is None:
+            held = self._held.pop(job.id, 0)
+            self._doubted += held if error.billed != "no" else 0
         if ledger and error.billed == "no":
             ledger.mark_queued(job.id, error)
         elif ledger:
@@ -145,9 +167,11 @@ class Books:
     async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
         """The answer is read: every link is written down before any download starts."""
         ledger = self._of(job)
-        if ledger is None or self._commits is None:
-            return
         settled = None if made is None else to_micro(job.price(made))
+        if ledger is None or self._commits is None:
+            if settled is not None and job.id in self._held:
+                self._held[job.id] = settled
+            return
         pictures = [_row(picture) for picture in ready.pictures]
 
         def write() -> None:
@@ -217,6 +241,8 @@ class Books:
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """It ended without a picture: refused, never sent, or nobody knows."""
         ledger = self._of(job)
+        if ledger is None and error.billed == "no":
+            self._held.pop(job.id, None)
         # Where the disk refused an answer, the next run settles by what reached it: a failure would be the end.
         if ledger is None or (isinstance(error, FileError) and error.billed == "yes"):
             return
@@ -236,6 +262,10 @@ class Books:
         """The run is over."""
         if self._run is not None:
             self._run.finish(exit_code)
+
+
+def _dollars(micro: int | None) -> str:
+    return "an unknown amount" if micro is None else money_words(Cost(micro / MICRO, "USD", ""))
 
 
 def _new(job: Job) -> NewRequest:

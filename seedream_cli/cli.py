@@ -13,7 +13,7 @@ import typer
 from . import __version__, batch_commands
 from .config_commands import config_app
 from .doctor_commands import DOCTOR_HELP, doctor
-from .errors import FileError, InputError, InternalError, Problem, SeedreamError
+from .errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
 from .flags import (
     EDIT_FLAGS,
     GENERATE_FLAGS,
@@ -437,8 +437,10 @@ def _is_json_set() -> bool:
     stated = read_switch(surroundings.option("json") or "")
     if stated is not None:
         return stated
-    reading = read(surroundings, options(), find_places(surroundings), deep=False)
-    return reading.settings.layer.switches.get("json", False)
+    with contextlib.suppress(ConfigError):
+        reading = read(surroundings, options(), find_places(surroundings), deep=False)
+        return reading.settings.layer.switches.get("json", False)
+    return False
 
 
 def _usage_problem(error: typer.TyperException) -> Problem:

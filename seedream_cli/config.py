@@ -253,13 +253,25 @@ def _parts(dotted: str) -> tuple[str, ...]:
 # --- trust ------------------------------------------------------------------------------------------------------------
 
 
-def load_trusted(surroundings: Surroundings) -> dict[str, str]:
-    """The sha256 of each trusted project file by its absolute path; nothing where the list cannot be read."""
+def load_trusted(surroundings: Surroundings, problems: list[Problem] | None = None) -> dict[str, str]:
+    """The sha256 of each trusted project file by its absolute path; nothing where the list cannot be read.
+
+    Then nothing is trusted, which is mended by trusting again; but a budget in a file that was trusted would be passed
+    by, so that it is added to `problems`.
+    """
+    place = surroundings.config_folder / TRUST_FILE
     try:
-        known = json.loads((surroundings.config_folder / TRUST_FILE).read_bytes())["files"]
+        known = json.loads(place.read_bytes())["files"]
         return {str(path): str(digest) for path, digest in known.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # Without a list that can be read nothing is trusted, which is safe and mended by trusting again.
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = files.reason(error) if isinstance(error, OSError) else "it is damaged"
+        message = f"the list of trusted project files cannot be read: {why}"
+        hint = f"move it away, then run `{TRUST_LINE}`"
+        origin = shown_path(place, surroundings.home)
+        if problems is not None:
+            problems.append(Problem("", message, hint, origin=origin, code="config"))
         return {}
 
 
@@ -625,17 +637,40 @@ def read_documents(surroundings: Surroundings, places: Places, problems: list[Pr
     """The files that are there: the user's, then the project's."""
     documents = []
     home = surroundings.home
-    if places.named or os.path.lexists(places.user):
+    if places.named or _is_there(places.user, surroundings, problems):
         shown = "standard input" if str(places.user) == "-" else shown_path(places.user, home)
         documents.append(read_document(places.user, shown, problems))
     if places.project is not None:
         document = read_document(places.project, shown_path(places.project, home), problems, is_project=True)
-        documents.append(_with_trust(surroundings, document) if document else None)
+        documents.append(_with_trust(surroundings, document, problems) if document else None)
     return [document for document in documents if document is not None]
 
 
-def _with_trust(surroundings: Surroundings, document: Document) -> Document:
-    known = load_trusted(surroundings).get(str(document.path.resolve()))
+def _is_there(path: Path, surroundings: Surroundings, problems: list[Problem]) -> bool:
+    """Whether the user's file is there. Where that cannot be seen, a budget in it would be passed by: a problem."""
+    hint = "set that right, or name a file with --config or $SEEDREAM_CONFIG, such as /dev/null for none"
+    try:
+        return _looks_there(path)
+    except OSError as error:
+        message = f"the settings cannot be looked at, which may hold a budget: {files.reason(error)}"
+        problems.append(Problem("", message, hint, origin=shown_path(path, surroundings.home), code="config"))
+        return False
+
+
+def _looks_there(path: Path) -> bool:
+    """Whether a file or a link is there. Raises `OSError` where a folder above cannot be entered or leads nowhere."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        above = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
+        # It is there itself; as a link it must lead somewhere.
+        above.stat()
+        return False
+    return True
+
+
+def _with_trust(surroundings: Surroundings, document: Document, problems: list[Problem]) -> Document:
+    known = load_trusted(surroundings, problems).get(str(document.path.resolve()))
     return replace(document, trusted=known == document.sha256)
 
 

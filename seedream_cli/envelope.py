@@ -149,6 +149,9 @@ def job_object(result: JobResult, command: str, *, row: Row | None = None) -> Js
         "attempts": result.attempts,
         "timing": {name: round(seconds, 3) for name, seconds in plain_value(result.timing).items()},
     }
+    if result.possible:
+        # The part of the cost that may not have been charged at all.
+        shown["possible_cost"] = _cost_object(result.possible)
     if result.task_id:
         shown["task_id"] = result.task_id
     return shown | (plain_value(row) if row else {})
@@ -163,7 +166,8 @@ def report_object(report: Report) -> JsonObject:
     jobs = [job_object(job, report.command) for job in report.jobs]
     pictures = [image for job in report.jobs for image in job.images]
     error = most_urgent_error(report)
-    return {
+    possible = add_costs([job.possible for job in report.jobs if job.possible])
+    shown = {
         "schema": SCHEMA,
         "command": report.command,
         "status": _overall_status([job["status"] for job in jobs]),
@@ -184,6 +188,7 @@ def report_object(report: Report) -> JsonObject:
         },
         "requests": jobs,
     }
+    return shown | ({"possible_cost": _cost_object(possible)} if possible else {})
 
 
 def summary_object(report: Report, *, skipped: int = 0) -> JsonObject:

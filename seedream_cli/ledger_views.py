@@ -53,15 +53,24 @@ def entry_cost(entry: Entry) -> Cost | None:
     """What a request cost, or where that is not known may have cost at the most; None where no price is known."""
     if entry.billed == "no" and not entry.doubts:
         return Cost(entry.earlier_micro / MICRO, entry.currency, entry.as_of)
-    micro = entry.settled_micro if entry.settled_micro is not None else entry.worst_micro
-    return None if micro is None else Cost((micro + entry.earlier_micro) / MICRO, entry.currency, entry.as_of)
+    is_settled = entry.settled_micro is not None and entry.billed != "unknown"
+    micro = 0 if entry.billed == "no" else entry.settled_micro if is_settled else entry.worst_micro
+    doubted = entry.doubts * (entry.worst_micro or 0)
+    return None if micro is None else Cost((micro + doubted + entry.earlier_micro) / MICRO, entry.currency, entry.as_of)
+
+
+def possible_cost(entry: Entry) -> Cost | None:
+    """The part of `entry_cost` that may not have been charged at all; None for nothing."""
+    times = entry.doubts + (entry.billed == "unknown" and entry.state != "queued")
+    micro = times * (entry.worst_micro or 0)
+    return Cost(micro / MICRO, entry.currency, entry.as_of) if micro else None
 
 
 def _cost_words(entry: Entry, cost: Cost | None) -> str:
     if entry.state == "queued":
         return "-"
     words = "unknown price" if cost is None else money_words(cost)
-    return f"up to {words}?" if entry.billed == "unknown" else words
+    return f"possibly {words}" if entry.billed == "unknown" else words
 
 
 def _when(moment: dt.datetime | None) -> str:
@@ -92,7 +101,7 @@ def history_object(entries: Iterable[Entry], *, links: bool = False) -> JsonObje
 
 def entry_object(entry: Entry, *, links: bool = False) -> JsonObject:
     """One request for scripts."""
-    cost = entry_cost(entry)
+    cost, possible = entry_cost(entry), possible_cost(entry)
     return {
         "id": entry.id,
         "run": entry.run,
@@ -111,9 +120,13 @@ def entry_object(entry: Entry, *, links: bool = False) -> JsonObject:
         "request_id": entry.trace or None,
         "images": [_picture_object(picture, links=links) for picture in entry.pictures],
         "usage": plain_value(entry.usage) if entry.usage else None,
-        "cost": {"amount": cost.amount, "currency": cost.currency, "as_of": cost.as_of} if cost else None,
+        "cost": _money_object(cost),
         "error": _failure_object(entry.error),
-    }
+    } | ({"possible_cost": _money_object(possible)} if possible else {})
+
+
+def _money_object(cost: Cost | None) -> JsonObject | None:
+    return {"amount": cost.amount, "currency": cost.currency, "as_of": cost.as_of} if cost else None
 
 
 def _picture_object(picture: PictureRow, *, links: bool) -> JsonObject:

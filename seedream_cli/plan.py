@@ -401,11 +401,16 @@ def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:
 
 def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderSpec) -> list[Problem]:
     """Why no budget that is set can hold a request: the most that it costs is not known. Nothing without a budget."""
-    daily = surroundings.settings.daily_budget is not None
+    settings = surroundings.settings
+    daily = settings.daily_budget is not None
+    if daily and not spec.offline and not draft.switches.get("ledger", settings.ledger_enabled):
+        named = draft.origins.get("ledger") or settings.origins.get("ledger.enabled", "[ledger] enabled")
+        message = "the day's budget is kept in the ledger, and without one nothing holds [budget] daily"
+        return [Problem("ledger", message, "go on with the ledger, or take `daily` out", "error", named)]
     if bill.is_bound or not (daily or "max_cost" in draft.values):
         return []
     cap = draft.origin("max_cost") if "max_cost" in draft.values else "[budget] daily"
-    place = draft.origin("max_cost") if "max_cost" in draft.values else surroundings.settings.origins["budget.daily"]
+    place = draft.origin("max_cost") if "max_cost" in draft.values else settings.origins.get("budget.daily", "")
     if bill.uncounted:
         message = f"what {' and '.join(bill.uncounted)} may cost is not known, so {cap} cannot hold it"
         return [

@@ -62,7 +62,9 @@ def open_ledger_here(
     try:
         ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC), is_shared=home is not None)
     except FileError as error:
-        way_out = "--no-ledger goes on without a record of what is paid" if goes_without else ""
+        # A day's budget is kept in the ledger, so there is no way around it.
+        is_free = goes_without and around.settings.daily_budget is None
+        way_out = "--no-ledger goes on without a record of what is paid" if is_free else ""
         error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"

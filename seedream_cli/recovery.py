@@ -19,8 +19,9 @@ from .files import is_own_folder, is_plain
 from .inputs import read_chunks
 from .kept import POLLED, read_kept
 from .ledger import Caps, Entry, Ledger, PictureRow
-from .models import find_model
+from .models import PriceStep, find_model
 from .plan import (
+    MICRO,
     Job,
     Limits,
     Plan,
@@ -33,6 +34,7 @@ from .plan import (
     plan_output,
     run_id,
 )
+from .prices import Bill
 from .providers.base import Dialect, ProviderSpec, Ready, full_url
 from .request import GROUP_MOST, Built, Draft, ImageRequest
 from .results import Picture, SavedImage
@@ -279,6 +281,7 @@ def _entry_job(
         _old_output(entry),
         name_fields(request, entry.id, 0),
         barred=barred,
+        bill=_old_bill(entry),
     )
     resumed = resume(entry, job, replies or surroundings.state_folder / "replies")
     if resumed is None:
@@ -298,6 +301,14 @@ def _old_route(
     if is_known or may_ask(draft, spec, base_url, surroundings):
         return Route(dialect, base_url, _key_if_any(draft, spec, surroundings, base_url, is_known=is_known), limits), ""
     return Route(dialect, base_url, None, limits), base_url
+
+
+def _old_bill(entry: Entry) -> Bill | None:
+    """What was held for a request when it was sent, which its body and the prices of that day decided."""
+    if entry.worst_micro is None or not entry.pictures_at_most:
+        return None
+    price = PriceStep(entry.worst_micro / MICRO / entry.pictures_at_most)
+    return Bill(entry.model, entry.pictures_at_most, 0, price, entry.as_of)
 
 
 def resume(entry: Entry, job: Job, replies: Path) -> Job | None:

@@ -105,7 +105,7 @@ def _detail(error: SeedreamError, cost: Cost | None = None, *, with_code: bool =
     """Who said it and what the money did; "" where there is nothing to add to the message."""
     billed = _BILLED[error.billed]
     if error.billed == "unknown" and cost:
-        billed += f", about {money_words(cost)}"
+        billed += f", possibly {money_words(cost)}"
     if not isinstance(error, ApiError):
         return "" if error.billed == "no" else billed
     known = {
@@ -328,7 +328,7 @@ def failure_lines(report: Report, *, labels: Mapping[int, str] | None = None) ->
         entries += [_picture_entry(image, job, subject) for image in job.images if image.error]
         loose = _loose_error(job)
         if loose:
-            entries += _error_entries(loose, subject, job.cost)
+            entries += _error_entries(loose, subject, job.possible or job.cost)
     return _join_entries(entries)
 
 
@@ -397,11 +397,11 @@ def _batch_money(report: BatchReport) -> list[str]:
     """What the run has cost for sure, and may have cost beside."""
     money = []
     if report.cost and report.cost.amount:
-        money.append(f"about {money_words(report.cost)}")
+        money.append(f"about {_noted(report.cost)}")
     if report.unpriced:
         money.append(f"{count_words(report.unpriced, 'request')} of unknown price")
     if report.possible:
-        money.append(f"possibly {money_words(report.possible)} more")
+        money.append(f"possibly {money_words(report.possible)}{' more' if money else ''}")
     return money
 
 
@@ -487,9 +487,9 @@ def _is_paid(image: SavedImage) -> bool:
 
 def _spent_words(report: Report, *, doubtful: bool) -> list[str]:
     """The money. "Nothing" is never said while a request may have been billed unseen."""
-    certain = [job for job in report.jobs if not _is_doubtful(job) and any(_is_paid(image) for image in job.images)]
-    known = add_costs([job.cost for job in certain if job.cost])
-    amount = f"about {money_words(known)}" if known and known.amount else ""
+    certain = [job for job in report.jobs if any(_is_paid(image) for image in job.images)]
+    known = add_costs([job.certain for job in certain if job.certain])
+    amount = f"about {_noted(known)}" if known and known.amount else ""
     unpriced = sum(1 for job in certain if not job.cost)
     if unpriced:
         # An unknown price is no price of nothing.
@@ -497,10 +497,15 @@ def _spent_words(report: Report, *, doubtful: bool) -> list[str]:
         amount = f"{amount} and {unknown}" if amount else unknown
     if not doubtful:
         return [amount] if amount else []
-    possible = add_costs([job.cost for job in report.jobs if _is_doubtful(job) and job.cost])
+    possible = add_costs([job.possible or job.cost for job in report.jobs if _is_doubtful(job) and job.cost])
     if not amount:
-        return [f"may have been charged, about {money_words(possible)}" if possible else "may have been charged"]
+        return [f"may have been charged, possibly {_noted(possible)}" if possible else "may have been charged"]
     return [f"charged {amount}", f"possibly {money_words(possible)} more" if possible else "possibly more"]
+
+
+def _noted(cost: Cost) -> str:
+    """Money, and what limits that."""
+    return f"{money_words(cost)} ({cost.note})" if cost.note else money_words(cost)
 
 
 def _settle_words(report: Report, number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -89,7 +89,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """One request at its end. `request` is the body as sent, references shown as name, sha256 and bytes."""
+    """One request at its end. `request` is the body as sent, references shown as name, sha256 and bytes.
+
+    `cost` is the most that it was charged for, `possible` the part of that which may not have been charged at all.
+    """
 
     index: int
     id: str
@@ -100,12 +103,20 @@ class JobResult:
     images: tuple[SavedImage, ...] = ()
     usage: Mapping[str, Any] | None = None
     cost: Cost | None = None
+    possible: Cost | None = None
     warnings: tuple[Problem, ...] = ()
     error: SeedreamError | None = None
     attempts: int = 0
     timing: Timing = field(default_factory=Timing)
     asked_up_to: int | None = None
     task_id: str = ""
+
+    @property
+    def certain(self) -> Cost | None:
+        """What it was charged for sure; None where its price is not known."""
+        if self.cost is None or self.possible is None:
+            return self.cost
+        return replace(self.cost, amount=self.cost.amount - self.possible.amount)
 
     @property
     def exit_code(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,11 +144,14 @@ class Surroundings:
     def state_folder(self) -> Path:
         """Where paid replies are kept until their pictures are saved."""
         moved = self.environ.get(PREFIX + "STATE_DIR")
-        if moved:
-            return Path(moved).expanduser()
+        if moved and not moved.startswith("~"):
+            return Path(moved)
         import platformdirs
 
-        return Path(platformdirs.user_state_dir("seedream", appauthor=False))
+        def find() -> Path:
+            return Path(moved).expanduser() if moved else Path(platformdirs.user_state_dir("seedream", appauthor=False))
+
+        return _below_home(find, f"paid replies and the account would be kept; set HOME, or ${PREFIX}STATE_DIR")
 
     @property
     def config_folder(self) -> Path:
@@ -158,7 +162,10 @@ class Surroundings:
         """
         import platformdirs
 
-        return Path(platformdirs.user_config_dir("seedream", appauthor=False))
+        def find() -> Path:
+            return Path(platformdirs.user_config_dir("seedream", appauthor=False))
+
+        return _below_home(find, f"the settings are, which may hold a budget; set HOME, or ${PREFIX}CONFIG to a file")
 
     @property
     def home(self) -> Path | None:
@@ -172,6 +179,16 @@ class Surroundings:
     def fault(self) -> str:
         """Where the tests ask the process to die; empty outside them."""
         return self.environ.get(PREFIX + "FAULT", "")
+
+
+def _below_home(find: Callable[[], Path], use: str) -> Path:
+    """A folder below the user's home. Raises `ConfigError` where the system knows none."""
+    with contextlib.suppress(RuntimeError):
+        place = find()
+        if place.parts[:1] != ("~",):
+            return place
+    what, _, way_out = use.partition("; ")
+    raise ConfigError(f"there is no home, so nobody knows where {what}", hint=way_out)
 
 
 def read_surroundings() -> Surroundings:

@@ -274,8 +274,10 @@ def survey_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
         counts[_WORDS.get(status, "failed")] += 1
         for entry in entries:
             counts["images"] += sum(picture.state in {"saved", "handed"} for picture in entry.pictures)
-            cost = entry.worst_micro if entry.settled_micro is None else entry.settled_micro
+            is_settled = entry.settled_micro is not None and entry.billed != "unknown"
+            cost = entry.settled_micro if is_settled else entry.worst_micro
             money["yes"] += entry.earlier_micro
+            money["unknown"] += entry.doubts * (entry.worst_micro or 0)
             money[entry.billed] += cost or 0
             unpriced += entry.billed != "no" and cost is None
             currency = (entry.currency, entry.as_of)

@@ -776,9 +776,7 @@ class Worker:
         """What is to be said of this job."""
         images = tuple(self.saved[index] for index in sorted(self.saved))
         request, job = self.job.request, self.job
-        made = self._made()
-        doubtful = error is not None and error.kind == "unknown_outcome" and made is None
-        billed = request.pictures_at_most if doubtful else made
+        cost, possible = self._cost(error)
         return JobResult(
             index=job.index,
             id=job.id,
@@ -788,7 +786,8 @@ class Worker:
             request={} if job.recovers else self.submission.json or {},
             images=images,
             usage=dict(self.ready.usage) if self.ready and self.ready.usage else None,
-            cost=Cost(0.0, "USD", "") if job.reused else job.price(billed) if billed is not None else None,
+            cost=Cost(0.0, "USD", "") if job.reused else cost,
+            possible=possible,
             error=error,
             attempts=self.attempts,
             timing=self._timing(),
@@ -811,9 +810,28 @@ class Worker:
         if self.ready is None:
             return None
         counted = (self.ready.usage or {}).get("generated_images")
-        if isinstance(counted, int) and 0 <= counted <= COUNT_MOST:
+        doubts = any(picture.error and picture.error.billed == "unknown" for picture in self.ready.pictures)
+        if isinstance(counted, int) and 0 <= counted <= COUNT_MOST and (counted or not doubts):
             return counted
-        return sum(1 for picture in self.ready.pictures if picture.error is None)
+        # Where nobody can say of a picture whether it was billed, nobody can say how many were.
+        return None if doubts else self._came()
+
+    def _came(self) -> int:
+        """How many pictures came."""
+        return sum(1 for picture in self.ready.pictures if picture.error is None) if self.ready else 0
+
+    def _cost(self, error: SeedreamError | None) -> tuple[Cost | None, Cost | None]:
+        """What the request cost at the most, and how much of that is possible only; None where it cost nothing."""
+        job, made = self.job, self._made()
+        doubtful = error is not None and error.billed == "unknown"
+        if not doubtful:
+            return (None if made is None else job.price(made)), None
+        most = job.price(max(job.most or job.request.pictures_at_most, made or 0))
+        sure = made if made is not None else self._came()
+        certain = job.price(sure) if sure else None
+        if most is None:
+            return None, None
+        return most, replace(most, amount=most.amount - (certain.amount if certain else 0.0))
 
     def _timing(self) -> Timing:
         total = time.monotonic() - self.started

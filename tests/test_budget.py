@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ import pytest
 
 from tests.conftest import CANARY, Command, Inside
 from tests.forked import Forked, Nursery
-from tests.rawserver import RESET
-from tests.upstream import Upstream, picture
+from tests.rawserver import RESET, answer
+from tests.upstream import Upstream, picture, refusal
 
 KEYS = dict.fromkeys(("ARK_API_KEY", "OPE_API_KEY", "OPENAI_API_KEY", "COMETAPI_KEY", "ACEDATACLOUD_API_TOKEN"), CANARY)
 ENV = {**KEYS, "BYTEPLUS_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
@@ -385,3 +387,155 @@ def test_what_two_merged_folders_both_paid_is_counted_twice(forked: Forked) -> N
         rows(forked, 4)
         assert batch(forked, upstream, "-o", "c", "--max-cost", "0.2").code == 10
         assert len(upstream.posts) == 5
+
+
+# --- what nobody knows ----------------------------------------------------------------------------------------------
+
+EMPTY = answer(json.dumps({"created": 1, "data": [{"url": ""}]}).encode())
+NO_USAGE = answer(json.dumps({"data": [{"url": ""}], "usage": {"generated_images": 0}}).encode())
+
+
+@pytest.mark.parametrize("reply", [RESET, EMPTY, NO_USAGE], ids=["lost", "empty", "counted-none"])
+def test_unknown_outcome_shows_its_price_as_possible_cost(forked: Forked, reply: Any) -> None:
+    """In text, JSON, the history, the results and the summary: never nothing, and never as certain."""
+    rows(forked, 1)
+    with Upstream(script=lambda request, number: reply) as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url]
+        done = forked("generate", "a fox", *to, "--json", env=ENV)
+        assert (done.code, done.json["status"]) == (7, "unknown")
+        assert done.json["cost"]["amount"] == done.json["possible_cost"]["amount"] == pytest.approx(0.04)
+        assert "possibly $0.04" in done.err
+        assert "$0.00" not in done.err
+        [entry] = forked("history", "--json").json["requests"]
+        assert (entry["billed"], entry["cost"]["amount"], entry["possible_cost"]["amount"]) == ("unknown", 0.04, 0.04)
+        for shown in (forked("history"), forked("history", "show", entry["id"])):
+            assert "possibly $0.04" in shown.out
+        done = batch(forked, upstream, "--json")
+        assert done.code == 7
+        assert "possibly $0.04" in done.err
+        assert "$0.00" not in done.err
+        row, summary = map(json.loads, done.out.splitlines()[-2:])
+        assert row["possible_cost"]["amount"] == pytest.approx(0.04)
+        assert (summary["cost"]["amount"], summary["possible_cost"]["amount"]) == (0, pytest.approx(0.04))
+        [told] = csv.DictReader((forked.folder / "t/results.csv").read_text().splitlines())
+        assert (told["billed"], told["cost"]) == ("unknown", "0.04")
+
+
+def test_doubt_about_one_of_several_images_is_told_beside_what_is_certain(forked: Forked) -> None:
+    """One image came and of the other nobody knows: one price is certain, the other possible, in text and JSON."""
+    with Upstream() as upstream:
+        upstream._reply = lambda body, number: {"data": [{"url": upstream.link(1)}, {"url": ""}]}
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, "--sequence", "2"]
+        done = forked("generate", "two foxes", *to, "--json", env=ENV)
+        assert (done.code, len(list(forked.folder.glob("*.jpg")))) == (9, 1)
+        assert (done.json["cost"]["amount"], done.json["possible_cost"]["amount"]) == (0.08, 0.04)
+        assert "charged about $0.04 · possibly $0.04 more" in done.err
+
+
+def test_unknown_outcome_at_an_unknown_price_is_no_price_of_nothing(forked: Forked) -> None:
+    """Of a batch whose prices nobody knows the sum stays unknown."""
+    rows(forked, 1)
+    with Upstream(script=lambda request, number: RESET) as upstream:
+        done = batch(forked, upstream, "-m", "ep-20261121-abc", "--json")
+        assert json.loads(done.out.splitlines()[-1])["cost"] is None
+        assert "1 request of unknown price" in done.err
+        assert "$0.00" not in done.err
+
+
+# --- a budget that cannot be looked at --------------------------------------------------------------------------------
+
+
+def plant_settings(command: Forked, how: str) -> None:
+    """Settings with a day's budget, behind something that cannot be passed."""
+    folder = command.home / ".config/seedream"
+    if how == "a file":
+        (command.home / ".config").write_text("[budget]\ndaily = 0.01\n")
+        return
+    write_settings(command, "[budget]\ndaily = 0.01\n")
+    if how == "damaged":
+        write_settings(command, "[budget\ndaily = 0.01\n")
+    elif how == "no entry":
+        folder.chmod(0)
+    elif how == "trust":
+        (folder / "config.toml").unlink()
+        (command.folder / "seedream.toml").write_text("[budget]\ndaily = 0.01\n")
+        assert command("config", "trust").code == 0
+        (folder / "trusted.json").write_text("{")
+    else:
+        folder.rename(command.home / "moved")
+        folder.symlink_to(folder if how == "a loop" else command.home / "gone")
+
+
+@pytest.mark.parametrize("how", ["a file", "a loop", "a dead link", "no entry", "damaged", "trust"])
+def test_settings_that_cannot_be_looked_at_stop_before_payment(forked: Forked, how: str) -> None:
+    """A day's budget may stand there: exit 3 with the place and the way out, for one request and for a table."""
+    if how == "no entry" and os.geteuid() == 0:
+        pytest.skip("nothing is closed to root")
+    rows(forked, 1)
+    plant_settings(forked, how)
+    with Upstream() as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url]
+        for args in (["generate", "a fox", *to], ["batch", "t.csv", *to]):
+            done = forked(*args, env=ENV)
+            assert done.code == 3, done.err
+            assert "hint" in done.err or how == "damaged"
+        assert not upstream.posts
+        if how not in {"damaged", "trust"}:
+            assert forked("generate", "a fox", *to, "--config", "/dev/null", env=ENV).code == 0
+
+
+def test_settings_of_somebody_without_a_home_stop_before_payment(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user whom the system does not know: exit 3 with the variables that help, and no folder called `~`."""
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    del inside.env["HOME"]
+    done = inside("generate", "a fox", "-p", "ark", env=ENV)
+    assert done.code == 3
+    assert "$SEEDREAM_CONFIG" in done.err
+    del inside.env["SEEDREAM_STATE_DIR"]
+    done = inside("generate", "a fox", "-p", "ark", env={**ENV, "SEEDREAM_CONFIG": "/dev/null"})
+    assert done.code == 3
+    assert "$SEEDREAM_STATE_DIR" in done.err
+    assert not list(inside.folder.iterdir())
+
+
+def test_budget_of_the_day_is_not_passed_by_without_a_ledger(forked: Forked) -> None:
+    """--no-ledger, a ledger that is switched off or cannot be read: nothing is sent, and no hint leads around it."""
+    rows(forked, 1)
+    write_settings(forked, "[budget]\ndaily = 1\n")
+    with Upstream() as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url]
+        for verb in (["generate", "a fox"], ["batch", "t.csv"]):
+            done = forked(*verb, *to, "--no-ledger", env=ENV)
+            assert done.code == 2
+            assert "[budget] daily" in done.err
+        assert forked("generate", "a fox", "-p", "sandbox", "--no-ledger").code == 0
+        assert forked("recover", "--no-ledger", env=ENV).code == 0
+        write_settings(forked, "[budget]\ndaily = 1\n[ledger]\nenabled = false\n")
+        done = forked("generate", "a fox", *to, env=ENV)
+        assert done.code == 2
+        assert "config.toml:4" in done.err
+        write_settings(forked, "[budget]\ndaily = 1\n")
+        (forked.home / "state/ledger.db").unlink(missing_ok=True)
+        (forked.home / "state/ledger.db").write_bytes(b"no ledger at all" * 300)
+        for verb in (["generate", "a fox"], ["batch", "t.csv"]):
+            done = forked(*verb, *to, env=ENV)
+            assert done.code == 74
+            assert "--no-ledger" not in done.err
+        assert not upstream.posts
+
+
+def test_max_cost_holds_without_a_ledger(forked: Forked) -> None:
+    """The run's own budget is kept in memory then: what is refused gives its share back, what is in doubt does not."""
+    with Upstream() as upstream:
+        to = ["a fox", "-p", "ark", "-m", "4.5", "--base-url", upstream.url, "--no-ledger", "--max-cost", "0.09"]
+        assert forked("generate", *to, "-n", "4", env=ENV).code == 10
+        assert len(upstream.posts) == 2
+        upstream._script = lambda request, number: refusal(429, "RequestBurstTooFast") if number == 3 else None
+        assert forked("generate", *to, "-n", "2", env=ENV).code == 0
+        assert len(upstream.posts) == 5
+        upstream._script = lambda request, number: RESET
+        assert forked("generate", *to, "--retry-ambiguous", env=ENV).code == 7
+        assert len(upstream.posts) == 7

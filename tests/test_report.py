@@ -359,7 +359,7 @@ GOLDEN_ERRORS: list[tuple[SeedreamError | Problem, list[str]]] = [
     ),
     (
         lost(),
-        ["error: no answer after 300 s (ReadTimeout)", "  provider ark; unknown, may have been billed, about $0.03"],
+        ["error: no answer after 300 s (ReadTimeout)", "  provider ark; unknown, may have been billed, possibly $0.03"],
     ),
     (
         LinkError("the link answered HTTP 503", hint="seedream recover X"),
@@ -442,7 +442,7 @@ GOLDEN_REPORTS: dict[str, tuple[Report, list[str]]] = {
             "error: request 2 of 3: the output may be sensitive",
             "  provider ark, code OutputImageSensitiveContentDetected, HTTP 400, request id 0217; not billed",
             "error: request 3 of 3: no answer after 300 s (ReadTimeout)",
-            "  provider ark; unknown, may have been billed, about $0.04",
+            "  provider ark; unknown, may have been billed, possibly $0.04",
             "1 saved, 1 failed (not charged), 1 unknown · charged about $0.04 · possibly $0.04 more",
             SETTLE + "  seedream history resolve 261121-abc-3 --paid | --unpaid",
         ],
