@@ -705,9 +705,9 @@ class Batch:
 
     # Results.
 
-    def write_results(self) -> None:
+    def write_results(self, stream: int | None = None) -> None:
         """The table of results, from the ledger alone, so that it is true whenever it is written."""
-        write_results(self.order.results, self.sheet.table, self._results())
+        write_results(self.order.results, self.sheet.table, self._results(), stream=stream)
 
     def _results(self) -> Iterator[tuple[Row, RowResult]]:
         rows = self.sheet.table.rows(self.sheet.columns)

@@ -171,7 +171,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     problems += found + _lone_braces(chosen)
     order = read_order(base, table, surroundings, problems)
     plan_caps(base, surroundings, problems)
-    problems += check_results(order.results, table)
+    problems += check_results(order.results, table, None if "results" in base.values else order.folder)
     problems = [_in_users_words(problem, table, columns) for problem in problems]
     if any(problem.severity == "error" for problem in problems):
         raise InputError([problem for problem in problems if problem.severity == "error"])
@@ -448,7 +448,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
 
     order = desk.order
     store.Target(order.folder, "rename", 1).prepare()
-    _prepare_results(order.results)
+    stream = _prepare_results(order.results)
     store.sweep(order.folder)
     wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
     day = stack.enter_context(open_ledger_here(desk.surroundings, goes_without=True)) if wants_ledger else None
@@ -468,12 +468,21 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
         desk.streams.err(_UNSENT)
         return 130
     tracker, report = _work(desk, batch, survey, day)
-    return _close(desk, batch, tracker, report)
+    return _close(desk, batch, tracker, report, stream)
 
 
-def _prepare_results(results: Path) -> None:
-    """The results are written when all is paid: that they can be is found out before."""
-    _prepare_folder(results.parent, "--results")
+def _prepare_results(results: Path) -> int | None:
+    """The results are written when all is paid: that they can be is found out before.
+
+    Where they go to no file, such as a pipe, a descriptor to write them to.
+    """
+    from .files import final_target
+    from .tables import open_results
+
+    stream = open_results(results)
+    if stream is None:
+        _prepare_folder((final_target(results) or results).parent, "--results")
+    return stream
 
 
 def _prepare_folder(folder: Path, option: str) -> None:
@@ -562,14 +571,14 @@ def _teller(desk: _Desk) -> Any:
     return tell
 
 
-def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport) -> int:
+def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport, stream: int | None) -> int:
     """Write the results, and say what became of the table."""
     from .envelope import batch_object, print_json
     from .report import batch_lines, error_lines
 
     code, trouble = report.exit_code, None
     try:
-        batch.write_results()
+        batch.write_results(stream)
     except (FileError, InputError) as error:
         trouble = error
     batch.run.finish(code)
@@ -610,7 +619,7 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
 
     order = desk.order
     _check_folders(folders)
-    _prepare_results(order.results)
+    stream = _prepare_results(order.results)
     ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
     for folder, other in _shard_ledgers(stack, folders, order.folder, desk.surroundings):
         desk.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
@@ -618,7 +627,7 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
-    batch.write_results()
+    batch.write_results(stream)
     run.finish(0)
     notes = []
     if survey.running and any(True for _ in ledger.unlisted(run)):
@@ -643,7 +652,7 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     parts = [shards.open_part(stack, path, other) for path, other in others]
     headings = shards.check_parts(parts)
     _prepare_folder(folder, "--output")
-    _prepare_results(results)
+    stream = _prepare_results(results)
     stack.enter_context(_hold(folder / BATCH_HOME))
     ledger = stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
     # What was merged before is a part too, as it was before the others come.
@@ -659,7 +668,7 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
             streams.err(absorbed)
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
     shards.list_rows(ledger, run, parts, headings)
-    shards.join_results(results, folder, ledger, run, parts=parts, headings=headings)
+    shards.join_results(results, folder, ledger, run, parts=parts, headings=headings, stream=stream)
     run.finish(0)
     for part in parts:
         if part.run is not None and not part.is_current and not is_quiet:

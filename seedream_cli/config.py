@@ -908,11 +908,16 @@ def _request_problems(layer: Layer) -> list[Problem]:
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file as one step, so that a reader sees the old or the new one. A new one is for its owner alone.
 
-    A link stays a link: what it points to is replaced. Raises `FileError`.
+    A link stays a link: what it points to is replaced. What is no file is written to as it is. Raises `FileError`.
     """
     part: Path | None = None
     try:
-        target = path.resolve()
+        target = files.final_target(path)
+        if target is None:
+            with os.fdopen(files.open_stream(path), "wb") as stream:
+                stream.write(data)
+            return
+        target = target.resolve()
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
@@ -204,6 +205,56 @@ def take_room(descriptor: int, offset: int, size: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_RESERVATION:
             raise
+
+
+_STREAM = re.compile(r"/dev/(?:std(?P<name>in|out|err)|fd/(?P<dev>[0-9]{1,9}))|/proc/[^/]+/fd/(?P<proc>[0-9]{1,9})")
+_LINKS_MOST = 40
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a path such as /dev/stdout, or a link to it, means."""
+    here = os.path.abspath(path)  # noqa: PTH100 - links are followed one by one
+    for _ in range(_LINKS_MOST):
+        if found := _STREAM.fullmatch(here):
+            number = {"in": 0, "out": 1, "err": 2}.get(found["name"])
+            return int(found["dev"] or found["proc"]) if number is None else number
+        try:
+            here = os.path.abspath(os.path.join(os.path.dirname(here), os.readlink(here)))  # noqa: PTH100, PTH115, PTH118, PTH120
+        except OSError:
+            return None
+    return None
+
+
+def final_target(path: Path) -> Path | None:
+    """The file that a whole new one for `path` takes the place of: what a link leads to, so that the link stays.
+
+    None for what is no file, such as a device, a pipe, or this process's standard output: that is written to, since a
+    name put over it would destroy it. Raises `OSError`.
+    """
+    if sys.platform != "win32" and _own_descriptor(path) is not None:
+        return None
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return path.resolve() if path.is_symlink() else path
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return None
+    return path.resolve() if path.is_symlink() else path
+
+
+def open_stream(path: Path) -> int:
+    """A descriptor to write to what is no file. Raises `OSError`, also at once for a pipe that nobody reads."""
+    own = _own_descriptor(path)
+    if own is not None:
+        return os.dup(own)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "nobody reads it", str(path)) from error
+        raise
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 # EACCES: a folder that may be written but not listed.

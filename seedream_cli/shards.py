@@ -234,7 +234,14 @@ class _Joined(Batch):
 
 
 def join_results(
-    path: Path, folder: Path, ledger: Ledger, run: Run, *, parts: Sequence[Part], headings: Sequence[str]
+    path: Path,
+    folder: Path,
+    ledger: Ledger,
+    run: Run,
+    *,
+    parts: Sequence[Part],
+    headings: Sequence[str],
+    stream: int | None = None,
 ) -> None:
     """Write one table of results: the columns of the parts' own, and what the ledger says now. Raises `FileError`."""
     joined = _Joined(folder, ledger, run)
@@ -242,7 +249,7 @@ def join_results(
     with contextlib.ExitStack() as stack:
         table = copy.copy(pattern) if pattern else stack.enter_context(_bare_table(folder, headings))
         table.headings = table.headings[: len(headings)]
-        write_results(path, table, _told(joined, table, parts, headings))
+        write_results(path, table, _told(joined, table, parts, headings), stream=stream)
 
 
 @contextlib.contextmanager

@@ -303,15 +303,20 @@ class Part:
         Raises `FileError` (billed), also where the name is taken and `if_exists` is "error".
         """
         asked = folder / f"{stem}{suffix}" if suffix and SPELLINGS.get(suffix.lower()) != facts.format else None
+        is_named = bool(suffix)
         suffix = SUFFIXES[facts.format] if asked or not suffix else suffix
+        first = folder / f"{stem}{suffix}"
+        if not is_named and if_exists == "overwrite" and not (first.is_symlink() or files.is_plain(first)):
+            # A pipe, say, that lies under a name which nobody typed: it is left, as is whatever is behind a link.
+            if_exists = "rename"
         with self._turn:
-            return self._publish(folder / f"{stem}{suffix}", "rename" if asked else if_exists, asked)
+            return self._publish(first, "rename" if asked else if_exists, asked, is_named=is_named)
 
-    def _publish(self, first: Path, rule: IfExists, asked: Path | None) -> Published:
+    def _publish(self, first: Path, rule: IfExists, asked: Path | None, *, is_named: bool) -> Published:
         if sys.platform == "win32":
             self._close()  # an open file can be neither renamed nor removed there
         if rule == "overwrite":
-            _replace(self.path, first)
+            _replace(self.path, first, is_named=is_named)
             return self._published(Published(first))
         if _claim(self.path, first):
             return self._published(Published(first, None, asked))
@@ -377,11 +382,31 @@ def flush_folder(folder: Path) -> None:
         raise _paid_error("flush", folder, error) from error
 
 
-def _replace(part: Path, final: Path) -> None:
+def _replace(part: Path, final: Path, *, is_named: bool) -> None:
+    """The part in the place of a file. A link that the user named stays one, and what is no file is written to."""
     try:
-        part.replace(final)
-    except OSError as error:
-        raise _paid_error("write", final, error) from error
+        target = files.final_target(final) if is_named else final
+        if target is None:
+            with part.open("rb") as source, os.fdopen(files.open_stream(final), "wb") as stream:
+                shutil.copyfileobj(source, stream)
+            part.unlink()
+        elif target == final:
+            part.replace(final)
+        else:
+            # The file behind a link may lie on another disk.
+            beside = target.with_name(_part_name())
+            try:
+                with part.open("rb") as source, os.fdopen(files.create(beside, 0o666), "wb") as copy:
+                    shutil.copyfileobj(source, copy)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+                beside.replace(target)
+            finally:
+                beside.unlink(missing_ok=True)
+            part.unlink()
+    except (OSError, RuntimeError) as error:
+        known = error if isinstance(error, OSError) else OSError("a loop of links")
+        raise _paid_error("write", final, known) from error
 
 
 def _numbered(first: Path) -> Iterator[Path]:

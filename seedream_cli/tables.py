@@ -1617,44 +1617,89 @@ _CSV_NUMBER = re.compile(r"\s*[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)([eE][+-]?[0-
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def check_results(path: Path, table: Table) -> list[Problem]:
-    """What speaks against writing the results there, before anything is paid."""
+def check_results(path: Path, table: Table, folder: Path | None = None) -> list[Problem]:
+    """What speaks against writing the results there, before anything is paid.
+
+    `folder` is the batch's, where the user did not name the file: one that lies there may be a stranger's, and what is
+    a link out of it, or no file, is not what anybody asked for.
+    """
     if table.is_file(path):
         return [Problem("results", f"the results would replace the table {path}", "name another file with --results")]
     if path.is_dir():
         return [Problem("results", f"{path} is a folder", "name a file with --results")]
+    if folder is not None and os.path.lexists(path) and not _is_within(path, folder):
+        message = f"{path} is a link that leads out of its folder, or no file"
+        return [Problem("results", message, "remove it, or name it with --results where it is meant")]
     return []
 
 
-def write_results(path: Path, table: Table, rows: Iterable[tuple[Row, RowResult]]) -> None:
+def _is_within(path: Path, folder: Path) -> bool:
+    try:
+        target = files.final_target(path)
+        return target is not None and target.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return False
+
+
+_RESULTS_HINT = "close it where it is open; no picture is lost, and the same command writes it again"
+
+
+def open_results(path: Path) -> int | None:
+    """A descriptor to write the results to, where they go to no file: a pipe is opened before anything is paid, so that
+    its reader waits for them. Raises `FileError`.
+    """
+    try:
+        return files.open_stream(path) if files.final_target(path) is None else None
+    except (OSError, RuntimeError) as error:
+        raise _results_error(path, error, "name another place with --results") from error
+
+
+def _results_error(path: Path, error: OSError | RuntimeError, hint: str = _RESULTS_HINT) -> FileError:
+    reason = files.reason(error) if isinstance(error, OSError) else "a loop of links"
+    return FileError(f"cannot write {path}: {reason}", hint=hint)
+
+
+def write_results(
+    path: Path, table: Table, rows: Iterable[tuple[Row, RowResult]], *, stream: int | None = None
+) -> None:
     """Write the table with what became of its rows, whole or not at all: the earlier results stand until then.
 
-    Columns, order and delimiter are the table's (commas for JSON). Raises `FileError`, and `InputError` where the
-    path is the table itself.
+    What is no file is written to as it is (`stream` is what `open_results` gave, if that was asked before); a link
+    stays one. Columns, order and delimiter are the table's (commas for JSON). Raises `FileError`, and `InputError`
+    where the path is the table itself.
     """
     if problems := check_results(path, table):
         raise InputError(problems)
-    # The name is that of pictures' parts, so that what a killed run leaves is swept away with those.
-    part = path.with_name(f".seedream-{os.urandom(6).hex()}.part")
+    stream = open_results(path) if stream is None else stream
+    if stream is not None:
+        try:
+            _write_rows(stream, table, rows)
+        except OSError as error:
+            raise _results_error(path, error, "no picture is lost, and the same command writes it again") from error
+        return
+    part: Path | None = None
     try:
-        _write_part(part, table, rows)
-        part.replace(path)
-        files.flush_folder(path.parent)
-    except OSError as error:
-        hint = "close it where it is open; no picture is lost, and the same command writes it again"
-        raise FileError(f"cannot write {path}: {files.reason(error)}", hint=hint) from error
+        final = files.final_target(path) or path
+        # The name is that of pictures' parts, so that what a killed run leaves is swept away with those.
+        part = final.with_name(f".seedream-{os.urandom(6).hex()}.part")
+        _write_rows(files.create(part, 0o666), table, rows, is_file=True)
+        part.replace(final)
+        files.flush_folder(final.parent)
+    except (OSError, RuntimeError) as error:
+        raise _results_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            if part is not None:
+                part.unlink(missing_ok=True)
 
 
-def _write_part(part: Path, table: Table, rows: Iterable[tuple[Row, RowResult]]) -> None:
+def _write_rows(descriptor: int, table: Table, rows: Iterable[tuple[Row, RowResult]], *, is_file: bool = False) -> None:
     form = table.format
     encoding = "utf-8-sig" if form.has_bom else "utf-8"
-    descriptor = files.create(part, 0o666)
     # A broken character in a provider's message must not cost the file.
     with os.fdopen(descriptor, "w", encoding=encoding, errors="backslashreplace", newline="") as file:
-        files.lock(descriptor)
+        if is_file:
+            files.lock(descriptor)
         if form.names_delimiter:
             file.write(f"sep={form.delimiter}{form.line_end}")
         writer = csv.writer(_LineEnds(file, form.line_end), delimiter=form.delimiter)
@@ -1664,7 +1709,8 @@ def _write_part(part: Path, table: Table, rows: Iterable[tuple[Row, RowResult]])
             texts = (*map(_text, row.cells), *(getattr(result, name) for name in _RESULTS))
             writer.writerow(map(_defuse, texts))
         file.flush()
-        os.fsync(descriptor)
+        if is_file:
+            os.fsync(descriptor)
 
 
 class _LineEnds:
