@@ -488,12 +488,17 @@ class _Reader:
             stated = dict(value) if isinstance(value, dict) else {"amount": value}
             amount, extra = stated.pop("amount", None), stated.pop("per_reference", 0)
             provider = stated.pop("provider", provider)
+            currency = stated.pop("currency", "USD")
             if not (_is_amount(amount) and _is_amount(extra)):
                 self.complain(keys, "a price is a number of US dollars a picture", '"4.5" = 0.04')
             elif provider and provider not in PROVIDERS:
                 self.complain_of_unknown((*keys[:-1], str(provider)), PROVIDERS, "provider")
             elif stated:
                 self.complain_of_unknown((*keys, next(iter(stated))), ("amount", "per_reference", "provider"))
+            elif str(currency).upper() != "USD":
+                self.complain(keys, f"prices are in US dollars, not in {str(currency)[:20]}", "give it in US dollars")
+            elif idle := _idle_price(provider, model):
+                self.complain(keys, *idle)
             elif self.allows(keys, "prices", value):
                 place = self.document.place(keys)
                 self.content.prices.append(Price(model, float(amount), provider, float(extra), place))
@@ -586,6 +591,32 @@ def _flat_prices(table: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[t
             yield from _flat_prices({f"{name}.{key}": item for key, item in value.items()}, above)
         else:
             yield (*above, name), value
+
+
+def _idle_price(provider: str, model: str) -> tuple[str, str] | None:
+    """Why a price for this would have no effect, and what may have been meant; None where it has one."""
+    from .models import MODELS, find_model, nearest
+    from .providers import PROVIDERS, load
+
+    if provider and load(provider).spec.offline:
+        return f"{provider} costs nothing, so a price has no effect there", ""
+    if find_model(model) is not None or re.match(r"ep-.", model):
+        return None
+    near = nearest(model) if model.strip() else []
+    is_id = "/" in model or re.search(r"seed(ream|edit)", model, re.IGNORECASE) is not None
+    if provider and model.strip() and (is_id or not near):
+        # Any id is sent as it is typed; only what looks like one of our names and is none is a slip.
+        return None
+    first, border, rest = model.partition("/") if "/" in model else model.partition(".")
+    if border and first in PROVIDERS:
+        return f"no model is called {model[:60]}", f"write {first}/{rest}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(row.name for row in MODELS)}"
+    if border == "/" and find_model(rest) is not None:
+        return f"unknown provider {first[:40]}", nearest_hint(first, PROVIDERS)
+    return (
+        f"no model is called {model[:60]}",
+        hint if provider else f"{hint}; a provider's own id is written PROVIDER/ID",
+    )
 
 
 # --- all files together -----------------------------------------------------------------------------------------------

@@ -539,3 +539,67 @@ def test_max_cost_holds_without_a_ledger(forked: Forked) -> None:
         upstream._script = lambda request, number: RESET
         assert forked("generate", *to, "--retry-ambiguous", env=ENV).code == 7
         assert len(upstream.posts) == 7
+
+
+# --- prices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prices.4.55", "0.04", "did you mean 4.5"),
+        ("prices.5.0-lit", "0.04", "5.0-lite"),
+        ("prices.openai/5.0-lit", "0.04", "5.0-lite"),
+        ("prices.dall-e", "0.04", "PROVIDER/ID"),
+        ("prices.arkk/4.5", "0.04", "did you mean ark?"),
+        ("prices.ope.4.5", "0.04", "write ope/4.5"),
+        ("prices.sandbox/4.5", "0.04", "costs nothing"),
+        ("prices.4.5", "-0.04", "US dollars"),
+        ("prices.4.5", "nan", "US dollars"),
+        ("prices.4.5", "inf", "US dollars"),
+        ("prices.4.5", "0.25 CNY", "US dollars"),
+        ("prices.4.5", "¥0.25", "US dollars"),
+    ],
+)
+def test_prices_take_only_what_has_an_effect(inside: Inside, key: str, value: str, words: str) -> None:
+    """What would change nothing, or is no price, is refused with what may have been meant; a file is held to it too."""
+    done = inside("config", "set", key, value)
+    assert done.code == 2
+    assert words in done.err
+    assert not (inside.home / ".config/seedream/config.toml").exists()
+    number = value if value in {"nan", "inf"} or value.lstrip("-").replace(".", "").isdecimal() else f'"{value}"'
+    write_settings(inside, f'[prices]\n"{key.removeprefix("prices.")}" = {number}\n')
+    told = inside("generate", "a fox", "-p", "ark", "--dry-run", env=ENV)
+    assert told.code == 3
+    assert "config.toml:2" in told.err
+    assert words in told.err
+
+
+@pytest.mark.parametrize(
+    ("key", "args"),
+    [
+        ("prices.5.0", ["-p", "ope"]),
+        ("prices.doubao-seedream-4-5-251128", ["-p", "ope", "-m", "4.5"]),
+        ("prices.ep-20261121-abc", ["-p", "ark", "-m", "ep-20261121-abc"]),
+        (
+            "prices.openai/acme/seedream-x",
+            ["-p", "openai", "--base-url", "https://gw.example", "-m", "acme/seedream-x"],
+        ),
+        ("prices.openai/own-model", ["-p", "openai", "--base-url", "https://gw.example", "-m", "own-model"]),
+    ],
+)
+def test_prices_that_are_stated_make_a_budget_possible(inside: Inside, key: str, args: list[str]) -> None:
+    """By name, by id, for one provider or any: what was refused under a budget is planned at this price."""
+    plan = ("generate", "a fox", *args, "--max-cost", "1", "--dry-run", "--json")
+    assert inside(*plan, env=ENV).code == 2
+    assert inside("config", "set", key, "0.07").code == 0
+    done = inside(*plan, env=ENV)
+    assert done.json["cost"] == {"amount": 0.07, "currency": "USD", "as_of": "your settings"}
+
+
+def test_prices_in_another_currency_are_refused(inside: Inside) -> None:
+    """A table with a currency of its own is no price in dollars."""
+    write_settings(inside, '[prices]\n"4.5" = {amount = 0.25, currency = "CNY"}\n')
+    done = inside("generate", "a fox", "-p", "ark", "--dry-run", env=ENV)
+    assert done.code == 3
+    assert "prices are in US dollars, not in CNY" in done.err
