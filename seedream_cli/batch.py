@@ -32,7 +32,7 @@ from .ledger import Caps, Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queue
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import lost_job, resume
-from .request import Draft, Form, ImageRequest
+from .request import Draft, Form, ImageRequest, prompt_advice
 from .results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink
 from .settings import Key, Surroundings
 from .store import Target
@@ -246,7 +246,7 @@ class Sheet:
         return gather(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
-        checker = Checker(self._shapes)
+        checker = Checker(self._shapes, _advise)
         yield from checker.check(self.table, self.columns)
         if not checker.rows:
             yield Problem("", self.table.no_rows, origin=self.table.name)
@@ -406,6 +406,12 @@ class Sheet:
             first=entry.occurrence * shape.most + 1,
             of=shape.times * shape.most,
         )
+
+
+def _advise(judged: Judged[Shape | None]) -> Problem | None:
+    """What is to be said of a row's own prompt, whose shape was judged with a short one."""
+    spec = judged.value.job.route.spec if judged.value else None
+    return prompt_advice(judged.prompt, spec.prompt_characters) if spec else None
 
 
 _PROMPT_ALONE = ("prompt",)

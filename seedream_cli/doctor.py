@@ -27,6 +27,7 @@ from typing import Literal
 from . import __version__, files
 from .config import Reading, complete
 from .engine import ask, make_wire
+from .error_text import message_in, text_fault
 from .errors import ApiError, ConfigError, InputError, Problem, SeedreamError
 from .ledger import open_ledger
 from .models import DEFAULT_MODEL, find_model
@@ -34,6 +35,7 @@ from .plan import Limits, Route, choose_dialect, key_for, plan_output
 from .providers.base import Call, Dialect, ProviderSpec, Reply, full_url, refusal, wire_model
 from .request import Draft
 from .settings import Key, Surroundings
+from .text import clean
 from .wire import Clock, Wire
 
 State = Literal["ok", "warn", "fail"]
@@ -241,7 +243,9 @@ def check_models(spec: ProviderSpec, reply: Reply, typed: str, wire: Wire) -> Fi
         return Finding("models", "fail", wire.mask(error.message), error.hint or "check the key")
     listed = listed_models(reply)
     if listed is None:
-        return Finding("models", "warn", f"{spec.name} gave no list of models (HTTP {reply.status})")
+        said = message_in(reply.body) if reply.body is not None else text_fault(reply.text)[1]
+        words = f"{spec.name} gave no list of models (HTTP {reply.status})" + (f": {said}" if said else "")
+        return Finding("models", "warn", wire.mask(clean(words)))
     typed = typed.strip() or DEFAULT_MODEL
     spelled = wire_model(spec, find_model(typed, spec.spelling), typed) or typed
     if spelled in listed:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -506,11 +506,9 @@ class _RequestForm(Form):
 
     def check_prompt(self, prompt: str) -> None:
         """Prompts that are longer than is advised are sent; what they say late may have no effect."""
-        most = self.recipient.prompt_characters
-        if len(prompt) <= _ADVISED_CJK or not _is_long(prompt, most):
-            return
-        advice = f"{_ADVISED_CJK} Chinese characters or " + (f"{most} others" if most else f"{_ADVISED_WORDS} words")
-        self.warn("prompt", f"the prompt is longer than the {advice} that are advised", code="prompt_long")
+        advice = prompt_advice(prompt, self.recipient.prompt_characters)
+        if advice:
+            self.problems.append(replace(advice, origin=self.draft.origin("prompt")))
 
     def check_extra(self, extra: Mapping[str, Any]) -> None:
         """Fields given as they are: those that do nothing here, and what is known of the others."""
@@ -622,7 +620,7 @@ class _RequestForm(Form):
             self.object_to("layers", "--layers and --background cannot be combined")
 
 
-_ADVISED_CJK, _ADVISED_WORDS = 300, 600
+ADVISED_CJK, _ADVISED_WORDS = 300, 600
 """How long a prompt may be by the API's own advice: so many Chinese characters, or so many English words."""
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 _THINKING = ("auto", "enabled", "disabled")
@@ -633,11 +631,20 @@ def without_idle(extra: Mapping[str, Any], idle_fields: Sequence[str]) -> dict[s
     return {key: value for key, value in extra.items() if key not in idle_fields or isinstance(value, Mapping | list)}
 
 
+def prompt_advice(prompt: str, characters: int | None) -> Problem | None:
+    """The warning for a prompt over the API's advice; `characters` is the provider's own for what is not Chinese."""
+    if len(prompt) <= ADVISED_CJK or not _is_long(prompt, characters):
+        return None
+    others = f"{characters} others" if characters else f"{_ADVISED_WORDS} words"
+    message = f"the prompt is longer than the {ADVISED_CJK} Chinese characters or {others} that are advised"
+    return Problem("prompt", message, "what it says late may have no effect", "warning", code="prompt_long")
+
+
 def _is_long(prompt: str, characters: int | None) -> bool:
     """Whether a prompt is over the advice, its Chinese and its other part together. `characters` bounds the other."""
     chinese = 0 if prompt.isascii() else len(_CJK.findall(prompt))
     rest = len(prompt) - chinese if characters else len(_CJK.sub(" ", prompt).split())
-    return chinese / _ADVISED_CJK + rest / (characters or _ADVISED_WORDS) > 1
+    return chinese / ADVISED_CJK + rest / (characters or _ADVISED_WORDS) > 1
 
 
 def _from_text(names: Sequence[str]) -> list[str]:

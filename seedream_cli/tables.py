@@ -34,7 +34,7 @@ from . import files, names
 from .errors import FileError, InputError, Problem
 from .inputs import Option
 from .kinds import HEAD, TAIL, find_absent, find_kind
-from .request import Draft, whole_number
+from .request import ADVISED_CJK, Draft, whole_number
 
 CELL_MOST = 1024 * 1024
 """Characters of one cell. A quote that is never closed is found out here instead of taking all memory."""
@@ -1271,6 +1271,8 @@ class Shapes(Generic[T]):
         self._kept: dict[_Key, _Shaped[T]] = {}
         self._prompt, self._seed, self._name = (base.values.get(key, "") for key in _STAND_INS)
         self._columns: Columns | None = None
+        self.glanced = 0
+        """How long the prompt is that was glanced at last."""
 
     def _place(self, columns: Columns) -> None:
         """Look once where the cells stand that are looked at in every row."""
@@ -1286,7 +1288,9 @@ class Shapes(Generic[T]):
 
     def glance(self, columns: Columns, cells: Sequence[Cell]) -> _Shaped[T] | None:
         """The judgment of the cells' shape, where it is known already."""
-        return self._kept.get(self._find(columns, cells)[0])
+        key, prompt, _ = self._find(columns, cells)
+        self.glanced = len(prompt)
+        return self._kept.get(key)
 
     def _find(self, columns: Columns, cells: Sequence[Cell]) -> tuple[_Key, str, str]:
         """The shape of a row, and its prompt and seed, which the shape leaves out."""
@@ -1355,8 +1359,10 @@ def _unplace(problem: Problem) -> Problem:
 class Checker(Generic[T]):
     """Checks the rows of one pass: each on its own, and what only the whole table shows."""
 
-    def __init__(self, shapes: Shapes[T]) -> None:
+    def __init__(self, shapes: Shapes[T], advise: Callable[[Judged[T]], Problem | None] | None = None) -> None:
+        """`advise` may warn of one row's own prompt, where that is long enough to be looked at."""
         self._shapes = shapes
+        self._advise = advise
         self._ids = _Numbers()
         self._told: set[Problem] = set()
         self._warned: dict[Problem, tuple[str, int]] = {}
@@ -1387,6 +1393,8 @@ class Checker(Generic[T]):
         name = "" if columns.id_at is None else _text(cells[columns.id_at]).strip()
         if name and self._keep_id(name, line) != line:
             return False
+        if self._advise and self._shapes.glanced > ADVISED_CJK:
+            return False
         if shaped.found:
             self._passed[shaped] += 1
         return True
@@ -1402,6 +1410,9 @@ class Checker(Generic[T]):
             if slot.at in row.columns.needed_at and not row.cells[slot.at]:
                 self._warn(_empty(slot), row)
         judged = self._shapes.judge(row)
+        advice = self._advise(judged) if self._advise else None
+        if advice:
+            self._warn(replace(advice, origin=_HERE), row)
         name = row.id
         if not (judged.found or name):
             return judged

@@ -703,3 +703,23 @@ def test_hints_about_a_ledger_that_cannot_be_opened(seedream: Command, command: 
     assert done.code != 0
     assert "--no-ledger" not in done.out + done.err
     assert "--no-ledger" in seedream("generate", "x", "-p", "sandbox").err
+
+
+@pytest.mark.parametrize("more", [[], ["--prompt", "{prompt} in {place}"]])
+def test_facts_of_prompt_length_in_a_table(inside: Inside, more: list[str]) -> None:
+    """The first long prompt is named with its line, the others are counted; short ones are not."""
+    rows = [("a", "short"), ("b", "cat " * 700), ("c", "cat " * 700), ("d", "short")]
+    (inside.folder / "shots.csv").write_text("id,prompt,place\n" + "".join(f"{i},{p},x\n" for i, p in rows))
+    done = inside("batch", "shots.csv", "-p", "ark", "--dry-run", *more)
+    assert done.code == 0, done.err
+    assert done.err.count("longer than the 300 Chinese characters or 600 words") == 1
+    assert "shots.csv:3" in done.err
+    assert "1 more row" in done.err
+
+
+def test_words_of_a_catalog_that_is_none_are_in_doctor(seedream: Command) -> None:
+    """What the server says instead of its list of models is passed on."""
+    reply = answer(json.dumps({"detail": [{"loc": ["header"], "msg": "no tenant"}]}).encode(), status=422)
+    with Upstream(link=lambda *_: reply) as upstream:
+        done = seedream("doctor", "-p", "openai", "--base-url", upstream.url, env=ENV)
+    assert "header: no tenant" in " ".join(done.out.split())
