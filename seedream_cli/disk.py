@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from .decoding import is_checked
 from .errors import FileError
+from .pictures import Facts
 from .store import Part
 
 T = TypeVar("T")
@@ -15,6 +18,9 @@ T = TypeVar("T")
 _SMALL = 1 << 20
 _QUICK_S = 0.003
 """A thread costs a few tenths of a millisecond, and as much of everything else that goes on."""
+_FEW_BYTES = 1 << 16
+_FEW_PIXELS = 1 << 16
+"""So small an image is decoded in less time than a thread takes."""
 _PATIENCE_S = 0.01
 _WEIGHT = 0.1
 
@@ -35,6 +41,7 @@ class Disk:
         self._waiting: list[_Waiting] = []
         self._is_busy = False
         self._tasks = set[asyncio.Task[None]]()
+        self._decoders = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def do(self, deed: Callable[[], T], size: int) -> T:
         """Do something with a file of so many bytes; raises what it raises."""
@@ -50,6 +57,16 @@ class Disk:
             return deed()
         finally:
             self._usual_s += _WEIGHT * (time.perf_counter() - started - self._usual_s)
+
+    async def decode(self, part: Part, facts: Facts) -> None:
+        """Look at a part's pixels, as many parts at once as there are processors. Raises `LinkError`."""
+        if not is_checked(facts):
+            return
+        if facts.bytes <= _FEW_BYTES and facts.width * facts.height <= _FEW_PIXELS:
+            part.check_pixels(facts)
+            return
+        async with self._decoders:
+            await asyncio.to_thread(part.check_pixels, facts)
 
     async def flush(self, part: Part) -> None:
         """Return when a part's bytes survive a power cut. Raises `FileError` (billed)."""

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Literal, Self, get_args
 
 from . import files
+from .decoding import check_pixels
 from .errors import FileError, InputError, LinkError, Problem
 from .names import render_name
 from .pictures import SPELLINGS, SUFFIXES, Facts, inspect, inspect_file
@@ -272,6 +273,13 @@ class Part:
         """Checks the whole picture. Raises `LinkError` where it is no whole one."""
         with self._turn, self._open() as file:
             return inspect_file(file, self._hash.hexdigest())
+
+    def check_pixels(self, facts: Facts) -> None:
+        """Checks what the container cannot tell. Raises `LinkError` where pixels are missing."""
+        with self._turn, self._open() as file:
+            file.seek(0)
+            data = file.read()
+        check_pixels(data, facts)
 
     def _open(self) -> io.BufferedReader | io.BytesIO:
         """What was written, to read; a small picture in memory, where its many short reads cost nothing."""

@@ -749,12 +749,13 @@ class Worker:
 
     async def _fill(self, part: store.Part, picture: Picture) -> pictures.Facts:
         """The picture's bytes, from its link or from the reply, checked and flushed."""
-        if picture.blob is not None:
-            await asyncio.to_thread(store.write_blob, picture.blob, part)
-            return await asyncio.to_thread(part.finish)
-        if picture.base64:
-            await asyncio.to_thread(store.write_base64, picture.base64, part)
-            return await asyncio.to_thread(part.finish)
+        if picture.blob is not None or picture.base64:
+            return await self._decode_base64(part, picture)
+
+        async def check(size: int) -> pictures.Facts:
+            facts = await self.desk.disk.do(part.check, size)
+            await self.desk.disk.decode(part, facts)
+            return facts
 
         def progress(received: int, total: int | None) -> None:
             self.desk.sink.emit(Downloading(self.job.index, picture.index, received, total))
@@ -762,13 +763,28 @@ class Worker:
         fetched = await self.wire.fetch(
             picture.link,
             part.write,
-            check=lambda size: self.desk.disk.do(part.check, size),
+            check=check,
             restart=part.reset,
             explain=pictures.explain_store_error,
             on_progress=progress,
         )
         await self.desk.disk.flush(part)
         return fetched.checked
+
+    async def _decode_base64(self, part: store.Part, picture: Picture) -> pictures.Facts:
+        """A picture out of the reply, which is all that there is of it: it stays until the picture is saved."""
+        try:
+            if picture.blob is not None:
+                await asyncio.to_thread(store.write_blob, picture.blob, part)
+            else:
+                await asyncio.to_thread(store.write_base64, picture.base64, part)
+            facts = await asyncio.to_thread(part.finish)
+            await self.desk.disk.decode(part, facts)
+        except LinkError as error:
+            kept = self.reply or (self.incoming.kept if self.incoming else None)
+            error.hint = f"what came is kept{f' in {kept}' if kept else ''}; {self._rescue()} reads it again"
+            raise
+        return facts
 
     # What came of it.
 

@@ -25,6 +25,7 @@ FLOORS = [
         "attempts",
         "body",
         "codings",
+        "decoding",
         "direct",
         "disk",
         "downloads",
@@ -103,7 +104,7 @@ ONLY = {
     "rich": {"live"},
     "sqlite3": {"ledger"},
     "platformdirs": {"settings"},
-    "PIL": {"sandbox/drawing", "references"},
+    "PIL": {"sandbox/drawing", "references", "decoding"},
     "requests": set(),
     "openai": set(),
 }

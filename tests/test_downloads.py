@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
+import random
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from seedream_cli.decoding import check_pixels
+from seedream_cli.errors import LinkError
+from seedream_cli.pictures import inspect_bytes
 from tests.forked import Forked, Nursery, nursery
 from tests.rawserver import Script, answer
 from tests.test_batch import ENV
 from tests.upstream import Upstream, noise, picture
 
 JPEG = picture()
+"""Flat, as no photograph is."""
 PNG = noise((60, 60))
 
 
@@ -130,3 +139,152 @@ def test_image_that_is_not_whole_stays_in_reach(forked: Forked, name: str) -> No
         upstream._link = None
         assert forked("recover", env=ENV).code == 0
         assert len(upstream.posts) == 1
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def photo(
+    size: tuple[int, int] = (330, 250), *, grey_from: int | None = None, kind: str = "JPEG", **options: Any
+) -> bytes:
+    """An image with something everywhere; below a line it may be of the very grey that decoders fill up with."""
+    from PIL import Image
+
+    mode = options.pop("mode", "RGB")
+    data = random.Random(1).randbytes(40 * 30 * 3)
+    image = Image.frombytes("RGB", (40, 30), data).resize(size)
+    if grey_from is not None:
+        image.paste((128, 128, 128), (0, grey_from, *size))
+    file = io.BytesIO()
+    image.convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def closed_again(jpeg: bytes, share: float) -> bytes:
+    """A JPEG of which only a share of the compressed data is left, behind which its end marker stands."""
+    start = jpeg.index(b"\xff\xda") + 14
+    return jpeg[: start + int((len(jpeg) - start) * share)].rstrip(b"\xff") + b"\xff\xd9"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG, its checksum right."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(idat: bytes, size: tuple[int, int] = (8, 8)) -> bytes:
+    """A PNG in RGB around compressed data."""
+    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", idat) + chunk(b"IEND", b"")
+
+
+def webp(share: float) -> bytes:
+    """A WEBP with a share of its only frame, in a container that is whole."""
+    made = photo(kind="WEBP")
+    body = made[20 : 20 + int((len(made) - 20) * share) // 2 * 2]
+    inner = b"WEBP" + made[12:16] + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(inner)) + inner
+
+
+def gif(blocks: int) -> bytes:
+    """A GIF with the first blocks of its only frame, in a container that is whole."""
+    made = photo(kind="GIF")
+    at = made.index(b",\0\0\0\0") + 10
+    at += (3 << ((made[at - 1] & 7) + 1) if made[at - 1] & 0x80 else 0) + 1
+    for _ in range(blocks):
+        at += 1 + made[at] if made[at] else 0
+    return made[:at] + b"\0\x3b"
+
+
+ROWS = zlib.compress(bytes(8 * 25))
+KINDS: list[dict[str, Any]] = [
+    {"progressive": progressive, "restart_marker_blocks": restart, **more}
+    for progressive in (False, True)
+    for restart in (0, 7)
+    for more in ({"subsampling": "4:4:4"}, {"subsampling": "4:2:0", "optimize": True}, {"mode": "L"}, {"mode": "CMYK"})
+]
+
+
+def is_whole(data: bytes) -> bool:
+    """What the check says of an image whose container is whole."""
+    facts = inspect_bytes(data)
+    try:
+        check_pixels(data, facts)
+    except LinkError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_pixels_of_a_jpeg_that_was_closed_again_are_missed(options: dict[str, Any]) -> None:
+    """Cut anywhere it is not whole; a whole one is, be its lower half or all of it the grey that stands for nothing."""
+    for grey_from in (None, 120, 0):
+        whole = photo(grey_from=grey_from, **options)
+        assert is_whole(whole)
+        assert is_whole(whole[:-2] + bytes(16) + whole[-2:]), "bytes behind the last pixel are no damage"
+        for share in (0.1, 0.5, 0.9) if grey_from is None else ():
+            assert not is_whole(closed_again(whole, share)), share
+
+
+SOUND = {
+    **{f"png {mode}": picture("PNG", mode=mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")},
+    "png of 16 bits": picture("PNG", mode="I;16"),
+    "png in one piece": png(ROWS),
+    "webp": webp(1),
+    "webp without loss": photo(kind="WEBP", lossless=True),
+    "gif": gif(1000),
+    "one pixel": picture(size=(1, 1)),
+}
+DAMAGED = {
+    "png of garbage": png(b"no compressed data"),
+    "png of too few rows": png(zlib.compress(bytes(7 * 25))),
+    "png, cut and closed": png(ROWS[:-6]),
+    "png, its checksum wrong": png(ROWS[:-4] + b"abcd"),
+    "png of nothing": png(b""),
+    "webp, half": webp(0.5),
+    "gif, half": gif(2),
+}
+
+
+@pytest.mark.parametrize("name", [*SOUND, *DAMAGED])
+def test_pixels_that_are_no_pixels_are_found(name: str) -> None:
+    """A container that is whole around data that is not is no image; no whole image is refused."""
+    assert is_whole((SOUND | DAMAGED)[name]) == (name in SOUND)
+
+
+def test_pixels_of_a_bomb_are_never_decoded(forked: Forked) -> None:
+    """A header of 60,000 by 60,000 is refused by the header."""
+    bomb = png(ROWS, (60_000, 60_000))
+    with Upstream(link=lambda request, number: answer(bomb)) as upstream:
+        done = forked(*ark(upstream, "--retries", "0"), env=ENV)
+        assert done.code == 8
+        assert "60000x60000" in done.err
+
+
+@pytest.mark.parametrize("size", [(64, 48), (700, 500)])
+def test_image_without_its_lower_half_is_fetched_again(forked: Forked, size: tuple[int, int]) -> None:
+    """Half an image with an end marker is no image: the next attempt brings the whole one."""
+    whole = photo(size)
+    halves = answer(closed_again(whole, 0.5))
+    with Upstream(link=lambda request, number: halves if number == 1 else answer(whole)) as upstream:
+        done = forked(*ark(upstream), env=ENV)
+        assert done.code == 0, done.err
+        assert (forked.folder / done.paths[0]).read_bytes() == whole
+        assert (len(upstream.gets), len(upstream.posts)) == (2, 1)
+
+
+@pytest.mark.parametrize("verb", ["generate", "batch"])
+def test_image_in_a_reply_that_is_damaged_stays_on_disk(forked: Forked, verb: str) -> None:
+    """Its base64 is all that was paid for: it is kept, and the error says where, and how it is read again."""
+    half = base64.b64encode(closed_again(photo(), 0.5)).decode()
+    (forked.folder / "shots.csv").write_text("prompt\na fox\n")
+    source = ["shots.csv"] if verb == "batch" else ["a fox"]
+    with Upstream(reply=lambda body, number: {"data": [{"b64_json": half}]}) as upstream:
+        first = [verb, *source, "-p", "ark", "--base-url", upstream.url, "--response-format", "b64_json"]
+        for args in (first, first if verb == "batch" else ["recover"]):
+            done = forked(*args, env=ENV)
+            assert done.code == 8, done.err
+            assert "reads it again" in done.err + done.out
+            [kept] = forked.home.rglob("*.reply")
+            assert half.encode() in kept.read_bytes()
+        assert len(upstream.posts) == 1
+        assert not list(forked.folder.rglob("*.jpg"))
