@@ -66,6 +66,8 @@ def model_detail(model: ModelSpec, width: int) -> list[str]:
         "sequence": f"up to {model.sequence_max} pictures in one request" if model.sequence_max else "no",
         "layers": _layer_words(model),
         "formats": ", ".join(model.formats),
+        "default format": model.default_format if len(model.formats) > 1 else "",
+        "not served at": "; ".join(f"{host} since {day}" for host, day in model.not_served_at.items()),
         "optimize-prompt": ", ".join(model.optimize_modes),
         "as of": model.as_of,
         "source": model.source,
@@ -135,7 +137,8 @@ def _reference_words(model: ModelSpec) -> str:
         f"{_pixels(model.reference_pixels)}, sides of {model.reference_side} or more",
         f"width / height {_ratio(model.reference_ratio)}",
     ]
-    return f"{_span(*model.references)} ({'; '.join(facts)})"
+    elsewhere = (f"{name}: {', '.join(taken)}" for name, taken in model.reference_formats_at.items())
+    return f"{_span(*model.references)} ({'; '.join([*facts, *elsewhere])})"
 
 
 def _layer_words(model: ModelSpec) -> str:

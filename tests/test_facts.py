@@ -168,24 +168,24 @@ def test_retry_after_of_a_doubt_is_no_invitation(seedream: Command) -> None:
 
 # Words of this table are the pages', not the program's: tiers, references, most in a group, and what each option meets.
 # "+" is sent, "?" sent with a warning, "-" not sent with a warning, "!" refused before payment.
-OPTIONS = {
-    "seed": ("--seed", "7"),
-    "guidance": ("--guidance-scale", "2"),
-    "sequence": ("--sequence", "3"),
-    "stream": ("--stream",),
-    "search": ("--web-search",),
-    "png": ("--format", "png"),
-    "fast": ("--optimize-prompt", "fast"),
-    "standard": ("--optimize-prompt", "standard"),
-    "b64": ("--response-format", "b64_json"),
-    "clear": ("--background", "transparent"),
-    "auto": ("--background", "auto"),
-    "1K": ("-s", "1K"),
-    "1.5K": ("-s", "1.5K"),
-    "3K": ("-s", "3K"),
-    "4K": ("-s", "4K"),
-    "16K px": ("-s", "4096x4096"),
-    "adaptive": ("-s", "adaptive"),
+OPTIONS: dict[str, tuple[str, str | bool]] = {
+    "seed": ("seed", "7"),
+    "guidance": ("guidance_scale", "2"),
+    "sequence": ("sequence", "3"),
+    "stream": ("stream", True),
+    "search": ("web_search", True),
+    "png": ("format", "png"),
+    "fast": ("optimize_prompt", "fast"),
+    "standard": ("optimize_prompt", "standard"),
+    "b64": ("response_format", "b64_json"),
+    "clear": ("background", "transparent"),
+    "auto": ("background", "auto"),
+    "1K": ("size", "1K"),
+    "1.5K": ("size", "1.5K"),
+    "3K": ("size", "3K"),
+    "4K": ("size", "4K"),
+    "16K px": ("size", "4096x4096"),
+    "adaptive": ("size", "adaptive"),
 }
 # fmt: off
 FATES = {
@@ -213,21 +213,33 @@ SENT_AS = {
 # fmt: on
 
 
+def planned(provider: str, model: str, *given: tuple[str, str | bool]) -> tuple[dict[str, Any], list[Problem]]:
+    """The body that would be sent ({} for none) and all that is said, but for what is said of the model as a whole."""
+    values = {"prompt": "x", "model": model, "provider": provider}
+    switches = {name: value for name, value in given if isinstance(value, bool)}
+    values |= {name: value for name, value in given if isinstance(value, str)}
+    images = tuple([values.pop("image")] if "image" in values else [])
+    found: list[Problem] = []
+    draft = Draft(values, switches, {"image": images})
+    one = plan_draft(draft, Surroundings({}), found, [], sends=False)
+    found = [problem for problem in found if problem.code not in {"model_unconfirmed", "model_retired"}]
+    if one is None or one.built.request is None:
+        return {}, found
+    return dict(one.route.dialect.submit(one.built.request).json or {}), found
+
+
 @pytest.mark.parametrize(("provider", "model"), FATES)
-def test_facts_of_options_by_model_and_provider(inside: Inside, provider: str, model: str) -> None:
+def test_facts_of_options_by_model_and_provider(provider: str, model: str) -> None:
     """Each option of the pages' table is sent, sent with a warning, left out with one, or refused before payment."""
-    fates = dict(zip(OPTIONS, FATES[provider, model].split(), strict=True))
     wrong = {}
-    for option, fate in fates.items():
-        sync = ["--sync"] if provider == "acedata" else []
-        done = inside("generate", "x", "-p", provider, "-m", model, "--dry-run", "--json", *sync, *OPTIONS[option])
-        told = json.loads(done.out)
-        warned = [one for one in told["warnings"] if not one["code"].startswith("model_")]
-        body = told["request"] or {}
+    for (option, given), fate in zip(OPTIONS.items(), FATES[provider, model].split(), strict=True):
+        sync = [("asynchronous", False)] if provider == "acedata" else []
+        body, found = planned(provider, model, given, *sync)
         is_sent = SENT_AS.get(option, "size") in body and (option != "b64" or body["response_format"] == "b64_json")
-        seen = "!" if done.code == 2 else "-" if not is_sent else "?" if warned else "+"
-        if seen != fate or (seen == "-" and not warned):
-            wrong[option] = (fate, seen, done.err)
+        refused = any(problem.severity == "error" for problem in found)
+        seen = "!" if refused else "-" if not is_sent else "?" if found else "+"
+        if seen != fate or (seen == "-" and not found):
+            wrong[option] = (fate, seen, found)
     assert not wrong
 
 
@@ -410,15 +422,25 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("typed", [*NAMES, *UNKNOWN])
-def test_names_of_models_are_read(inside: Inside, typed: str) -> None:
+def test_names_of_models_are_read(typed: str) -> None:
     """Other services' spellings become the provider's id; what could be another model stays as it is typed."""
-    images = ["-i", "https://x.invalid/a.png"] if "seededit" in typed else []
-    told = dry(inside, "-p", "acedata", "-m", typed, *images)
-    assert told["request"]["model"] == NAMES.get(typed, typed)
-    known = [one["code"] for one in told["warnings"]].count("model_unknown") == 0
-    assert known == (typed in NAMES)
-    gateway = dry(inside, "-p", "openai", "--base-url", "https://h.invalid", "-m", typed, *images)
-    assert gateway["request"]["model"] == typed, "a gateway calls models as it likes"
+    image = [("image", "https://x.invalid/a.png")] if "seededit" in typed else []
+    body, found = planned("acedata", typed, *image)
+    assert body["model"] == NAMES.get(typed, typed)
+    assert ("model_unknown" in [problem.code for problem in found]) == (typed not in NAMES)
+    gateway, _ = planned("openai", typed, ("base_url", "https://h.invalid"), *image)
+    assert gateway["model"] == typed, "a gateway calls models as it likes"
+
+
+@pytest.mark.parametrize(
+    "typed", ["bytedance-seed/seedream-4.5", "doubao-seedream-4.5", "fal-ai/bytedance/seedream/v4.5/edit"]
+)
+def test_names_of_models_are_read_by_every_command(inside: Inside, typed: str) -> None:
+    """With the flag, in a table and in `seedream models`."""
+    assert dry(inside, "-p", "ark", "-m", typed)["request"]["model"] == "doubao-seedream-4-5-251128"
+    (inside.folder / "shots.csv").write_text(f"id,prompt,model\na,x,{typed}\n")
+    assert inside("batch", "shots.csv", "-p", "ark", "--dry-run").code == 0
+    assert inside("models", typed).out.startswith("Seedream 4.5")
 
 
 def test_names_of_ours_are_spelled_for_a_gateway(inside: Inside) -> None:
