@@ -330,7 +330,9 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     from .envelope import Row as Place
     from .envelope import print_json, stale_object
     from .ledger import open_ledger
+    from .remains import refuse_remains
 
+    refuse_remains(desk.sheet)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     now = _now
     real = desk.order.home / "ledger.db"
@@ -445,8 +447,10 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     from . import store
     from .batch import Batch
     from .plan import run_id
+    from .remains import refuse_remains
 
     order = desk.order
+    refuse_remains(desk.sheet)
     store.Target(order.folder, "rename", 1).prepare()
     stream = _prepare_results(order.results)
     store.sweep(order.folder)

@@ -1623,7 +1623,18 @@ class RowResult:
     request_id: str = ""
 
 
-_RESULTS = ("status", "path", "error", "provider_code", "billed", "cost", "request_id")
+RESULTS = ("status", "path", "error", "provider_code", "billed", "cost", "request_id")
+_RESULT_NAME = [re.compile(rf"(seedream_)?{name}(_[0-9]+)?") for name in RESULTS]
+
+
+def find_results(headings: Sequence[str]) -> int | None:
+    """Where the columns of results begin in a table that has them behind its own; None where it has none."""
+    starts = range(len(headings) - len(RESULTS), -1, -1)
+    names = [heading.strip() for heading in headings]
+    fits = (at for at in starts if all(p.fullmatch(n) for p, n in zip(_RESULT_NAME, names[at:], strict=False)))
+    return next(fits, None)
+
+
 _CSV_NUMBER = re.compile(r"\s*[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)([eE][+-]?[0-9]+)?%?\s*", re.ASCII)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -1717,7 +1728,7 @@ def _write_rows(descriptor: int, table: Table, rows: Iterable[tuple[Row, RowResu
         headings = [heading.name.strip() for heading in table.headings]
         writer.writerow(map(_defuse, (*headings, *_result_names(headings))))
         for row, result in rows:
-            texts = (*map(_text, row.cells), *(getattr(result, name) for name in _RESULTS))
+            texts = (*map(_text, row.cells), *(getattr(result, name) for name in RESULTS))
             writer.writerow(map(_defuse, texts))
         file.flush()
         if is_file:
@@ -1738,7 +1749,7 @@ class _LineEnds:
 def _result_names(headings: Collection[str]) -> list[str]:
     """The names of the result columns; one that the table has already, as earlier results do, gets a prefix."""
     found = []
-    for name in _RESULTS:
+    for name in RESULTS:
         numbers = (f"seedream_{name}_{number}" for number in itertools.count(2))
         found.append(next(n for n in itertools.chain((name, f"seedream_{name}"), numbers) if n not in headings))
     return found

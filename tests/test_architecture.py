@@ -45,7 +45,7 @@ FLOORS = [
     {"recovery", "worker"},
     {"engine"},
     {"batch"},
-    {"shards", "streams"},
+    {"remains", "shards", "streams"},
     {"envelope"},
     {"ledger_views", "report", "views"},
     {"live"},

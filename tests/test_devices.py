@@ -93,7 +93,7 @@ def test_results_to_standard_output_come_behind_the_paths(seedream: Command, nam
     write_table(seedream)
     if name == "link":
         (seedream.folder / "link").symlink_to("/dev/stdout")
-    before = os.lstat("/dev/stdout")
+    before = os.readlink("/dev/stdout")
     if goes_to == "pipe":
         done = draw(seedream, "--results", name)
         out = done.out
@@ -102,7 +102,7 @@ def test_results_to_standard_output_come_behind_the_paths(seedream: Command, nam
             done = draw(seedream, "--results", name, stdout=file)
         out = (seedream.folder / "out.txt").read_text()
     assert done.code == 0, done.err
-    assert os.lstat("/dev/stdout") == before
+    assert os.readlink("/dev/stdout") == before
     lines = out.splitlines()
     assert sum(line.endswith((".jpg", ".png")) for line in lines[:2]) == 2
     assert lines[2].startswith("id,prompt,status,")

@@ -297,3 +297,79 @@ def test_state_folder_may_be_a_link_of_the_user_s(seedream: Command) -> None:
     done = seedream("generate", "x", "-p", "sandbox")
     assert done.code == 74, done.err
     (seedream.home / "disk" / "replies").unlink()
+
+
+# --- a folder whose ledger is gone ----------------------------------------------------------------------------------
+
+
+def count_images(seedream: Command) -> int:
+    """Every image in the folder and below."""
+    return sum(path.suffix in {".jpg", ".png", ".jpeg"} for path in (seedream.folder / "shots").rglob("*"))
+
+
+@pytest.mark.parametrize("gone", ["ledger", "home", "results too", "results elsewhere"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_folder_without_its_ledger_pays_for_nothing_and_says_why(
+    seedream: Command, gone: str, more: tuple[str, ...]
+) -> None:
+    """What was done or may have been paid is known to the ledger alone: the run stops, and names the way on."""
+    write_table(seedream, 3)
+    named = ("--results", "elsewhere.csv", "--name", "{slug}") if gone == "results elsewhere" else ()
+    assert draw(seedream, *named).code == 0
+    if gone == "ledger":
+        for path in home_of(seedream).glob("ledger.db*"):
+            path.unlink()
+    else:
+        shutil.rmtree(home_of(seedream))
+    if gone == "results too":
+        (seedream.folder / "shots" / "results.csv").unlink()
+    if gone == "results elsewhere":
+        for path in (seedream.folder / "shots").glob("*.*"):
+            path.unlink()
+    images = count_images(seedream)
+    done = draw(seedream, *named, *more)
+    assert (done.code, done.paths, count_images(seedream)) == (2, [], images), done.err
+    assert "no ledger" in done.err
+    assert "-o" in done.err
+    assert not (home_of(seedream) / "ledger.db").exists()
+    assert draw(seedream, "-o", "again", *more).code == 0
+
+
+def test_unknown_row_without_its_ledger_is_not_sent_again(seedream: Command) -> None:
+    """Results by which a row may have been paid, and no image at all."""
+    write_table(seedream, 1)
+    header = "id,prompt,status,path,error,provider_code,billed,cost,request_id\n"
+    (seedream.folder / "shots").mkdir()
+    place = seedream.folder / "shots" / "results.csv"
+    place.write_text(header + "r1,fox 1,unknown,,lost,,unknown,0.035,\n")
+    assert draw(seedream).code == 2
+    place.write_text(header + "r1,fox 1,failed,,refused,x,no,,\n")
+    assert draw(seedream).code == 0
+
+
+def test_kept_reply_without_a_ledger_is_told_before_anything_is_paid(seedream: Command) -> None:
+    """It may be all there is of a paid image."""
+    write_table(seedream, 1)
+    replies = home_of(seedream) / "replies"
+    replies.mkdir(parents=True)
+    (replies / "x-1.reply").write_text("{}")
+    done = draw(seedream)
+    assert (done.code, done.paths) == (2, []), done.err
+    assert "x-1.reply" in done.err
+
+
+def test_images_of_others_stand_in_the_way_only_until_that_is_said(seedream: Command) -> None:
+    """Images by other names are no sign; those by the rows' own are, unless the command says what becomes of them."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    shutil.rmtree(home_of(seedream))
+    (seedream.folder / "shots" / "results.csv").unlink()
+    [image] = (seedream.folder / "shots").iterdir()
+    assert draw(seedream).code == 2
+    done = draw(seedream, "--if-exists", "skip")
+    assert (done.code, count_images(seedream)) == (0, 1), done.err
+    shutil.rmtree(home_of(seedream))
+    (seedream.folder / "shots" / "results.csv").unlink()
+    image.rename(image.with_name("holiday.jpg"))
+    done = draw(seedream)
+    assert (done.code, count_images(seedream)) == (0, 2), done.err
