@@ -54,6 +54,7 @@ class Trail:
         self._watch = watch
         self.timer: asyncio.Timeout | None = None
         self.sent = False
+        self.cut = False
         self.final = False
         self.sent_at = clock.monotonic()
         self.received: Received | None = None

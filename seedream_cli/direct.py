@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import re
 import select
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from .transport import Listener, LostConnectionError, NoConnectionError, Outgoin
 _BUFFER = 1 << 18
 _HEAD_MOST = 1 << 17
 """Bytes of an answer's head. A store sends less than 4 kB; without a bound a peer could fill the memory."""
+_LAST_WORDS_S = 5.0
+"""How long the rest of an answer may take that refuses a request which is still being written."""
 _FIELD = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -174,6 +177,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ended: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._paused = False
+        self._is_tls = False
         self._silence_s: float | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._last = 0.0
@@ -187,7 +191,8 @@ class Connection(asyncio.BufferedProtocol):
         self._has_head = False
         self._left: int | None = None
         self._until_closed = False
-        self._is_cut = False
+        self._status = 0
+        self._given = self._is_whole = self._is_refused = False
 
     # The exchange.
 
@@ -202,15 +207,19 @@ class Connection(asyncio.BufferedProtocol):
         self._silence_s, self._last = outgoing.silence_s, self._loop.time()
         try:
             await self._send(outgoing, head, ended)
-            if not ended.done():
+            if self._is_refused and not ended.done():
+                await asyncio.wait((ended,), timeout=_LAST_WORDS_S)
+                self._end()
+            elif self._is_whole and not ended.done():
                 listener.sent()
             if self._silence_s is not None and not ended.done():
                 self._watch = self._loop.call_at(self._last + self._silence_s, self._look)
             await ended
-            if self._is_cut or self._unsent():
+        finally:
+            if not self._is_whole:
                 # The peer would take the next request for the rest of this one.
                 self.reusable = False
-        finally:
+                listener.cut()
             self._parser = self._listener = self._ended = None
             if self._watch is not None:
                 self._watch.cancel()
@@ -219,26 +228,38 @@ class Connection(asyncio.BufferedProtocol):
                 ended.exception()
 
     async def _send(self, outgoing: Outgoing, head: bytes, ended: asyncio.Future[None]) -> None:
+        """Hand the request to the system. `_is_whole` says afterwards whether it took the last byte."""
         assert self._transport is not None  # noqa: S101 - it is connected
-        if outgoing.pieces is None:
-            self._transport.write(head)
-            return
-        pieces = outgoing.pieces()
+        pieces = iter(()) if outgoing.pieces is None else outgoing.pieces()
         # Most bodies are one piece, which leaves in one segment with its head.
         self._transport.write(head + next(pieces, b""))
         for piece in pieces:
-            if self._paused:
-                self._writable = self._loop.create_future()
-                await asyncio.wait((self._writable, ended), return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
+            await self._drain(ended)
+            if ended.done() or self._is_refused or self.closed or self._transport.is_closing():
                 # A refusal that comes before all has been sent is the answer; the rest is not sent.
-                self._is_cut = True
                 return
             self._transport.write(piece)
+        # After a failed write the transport drops what it is given, and does not say so.
+        self._given = self._is_tls or not self._transport.is_closing()
+        self._is_whole = self._given and not self._paused
+        if not self._is_whole:
+            await self._drain(ended)
 
-    def _unsent(self) -> int:
-        """Bytes that the peer has not taken yet."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+    async def _drain(self, ended: asyncio.Future[None]) -> None:
+        """Wait until the system has taken what was written, or there is no use in it."""
+        if self._paused and not self._is_refused:
+            self._writable = self._loop.create_future()
+            await asyncio.wait((self._writable, ended), return_when=asyncio.FIRST_COMPLETED)
+        if self._is_tls:
+            # Under TLS a failed write is told two turns of the loop later; until then, what is written is dropped.
+            for _ in range(2):
+                turn = self._loop.create_future()
+                self._loop.call_soon(turn.set_result, None)
+                await turn
+
+    def _wake_writer(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
 
     def _look(self) -> None:
         """End an answer that has been silent for too long."""
@@ -286,6 +307,10 @@ class Connection(asyncio.BufferedProtocol):
         """The connection is there."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream is asked for
         self._transport = transport
+        # Paused as long as the system has not taken everything: so it is known whether a request is whole.
+        # (The one for TLS would take 0 for always.)
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(high=int(self._is_tls), low=0)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (what the transport asks)
         """Where the next bytes go."""
@@ -339,17 +364,35 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The peer has nothing more to say."""
+        if not self._is_whole and not self._is_over and self._transport is not None:
+            # Closing it would wait until the peer takes the rest of the request, which it may never do.
+            self._transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, which is the end of an answer without a length."""
         self.closed = True
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        if self._until_closed and exc is None:
+        self._wake_writer()
+        if exc is not None and not self._is_whole:
+            self._read_rest()
+        is_refusal = not self._is_whole and self._has_head and self._status >= 300
+        if is_refusal or (self._until_closed and exc is None):
             self._end()
         else:
             self._end(exc or LostConnectionError(self._words()))
+
+    def _read_rest(self) -> None:
+        """A write failed. The answer that the peer gave before may have come unread: only reading was not tried."""
+        transport = self._transport
+        if transport is None or self._is_tls or self._is_over:
+            return
+        with (
+            contextlib.suppress(OSError),
+            socket.fromfd(transport.get_extra_info("socket").fileno(), socket.AF_INET, socket.SOCK_STREAM) as rest,
+        ):
+            rest.settimeout(0)
+            while not self._is_over and (size := rest.recv_into(self._buffer)):
+                self.buffer_updated(size)
 
     def _words(self) -> str:
         if not self.heard:
@@ -363,8 +406,8 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._paused = False
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+        self._is_whole = self._is_whole or self._given
+        self._wake_writer()
 
     # What the parser calls.
 
@@ -392,6 +435,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._listener is None or self._is_over or 100 <= status < 200:
             return
         self._has_head = True
+        self._status = status
+        if status >= 300 and not self._is_whole:
+            self._is_refused = True
+            self._wake_writer()
         encoding = headers.get("transfer-encoding", "").strip().lower()
         if encoding not in {"", "chunked"}:
             raise LostConnectionError("the answer has a transfer encoding that is not known")

@@ -183,6 +183,9 @@ class _Arrival:
     def sent(self) -> None:
         """Nothing to do but wait."""
 
+    def cut(self) -> None:
+        """A request without a body has no end that could be missing."""
+
     def head(self, status: int, headers: Mapping[str, str]) -> bool:
         """Judge by the head what comes; a redirect's body is not wanted."""
         if status in _REDIRECTS and "location" in headers:

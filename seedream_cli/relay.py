@@ -64,7 +64,7 @@ class Relay:
     async def exchange(self, outgoing: Outgoing, listener: Listener) -> None:
         """One request and its answer. Raises `NoConnectionError`, `LostConnectionError`, or what the listener does."""
         told = _Told(outgoing.method, listener)
-        with _library_errors(told):
+        with _library_errors(told), told.to_the_end():
             async with self._client(secure=outgoing.target.scheme == "https") as client:
                 request = self._request(client, outgoing)
                 request.extensions["trace"] = told.trace
@@ -179,9 +179,22 @@ class _Told:
         self._listener = listener
         self.has_left = False
         self.headers_left = False
+        self.body_left = False
+
+    @contextlib.contextmanager
+    def to_the_end(self) -> Iterator[None]:
+        """Tell, when the exchange is over, if the body was begun and not written to its end."""
+        try:
+            yield
+        finally:
+            if self.headers_left and not self.body_left:
+                self._listener.cut()
 
     async def trace(self, name: str, info: Mapping[str, Any]) -> None:
         """The hook. A CONNECT to a proxy raises the same events, so the method is looked at."""
+        if name.endswith("send_request_body.complete"):
+            # A CONNECT has no body, so it is never the last to tell this.
+            self.body_left = self.headers_left
         request = info.get("request")
         if request is None or request.method != self._method or not name.endswith(".started"):
             return

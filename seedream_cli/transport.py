@@ -45,6 +45,9 @@ class Listener(Protocol):
     def sent(self) -> None:
         """All of the request has left. Not told where the answer came before that."""
 
+    def cut(self) -> None:
+        """The exchange is over, and the last bytes of the request's body never left: the peer cannot have read all."""
+
     def head(self, status: int, headers: Mapping[str, str]) -> bool:
         """The answer's status and headers, their names in lower case; True where its body is not wanted."""
 

@@ -204,7 +204,7 @@ class Wire:
             except ApiError as error:
                 return await self._salvage(error, trail, file, read)
             reply = await self._reply(trail, file)
-            return read(reply), reply
+            return _judge(read, reply, trail), reply
 
         outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures, waiter=waiter)
         value, reply = outcome.value
@@ -261,7 +261,7 @@ class Wire:
                 self._say(f"* {parser.skipped} events were no JSON objects and were passed over")
             if parser.mode == "whole":
                 reply = await self._reply(trail, spool)
-                return Streamed(read(reply), "whole", 1, 0.0, reply)
+                return Streamed(_judge(read, reply, trail), "whole", 1, 0.0, reply)
             if unfinished and not done and cut is None:
                 cut = self._failure(call, trail, BrokenReplyError("the stream ended inside an event"))
             ended: Literal["done", "eof", "cut"] = "done" if done else "cut" if cut else "eof"
@@ -344,6 +344,9 @@ class Wire:
             usable = exc.usable if isinstance(exc, NoConnectionError) else True
             message = f"no connection to {host}: {reason}; nothing was sent"
             return ApiError(message, kind="network", delivered="no", retryable=usable)
+        if trail.cut:
+            message = f"the connection to {host} was lost before the request was written to its end: {reason}"
+            return ApiError(f"{message}; not charged", kind="network", delivered="no", retryable=True)
         if not call.billable:
             message = f"the connection to {host} was lost: {reason}"
             return ApiError(message, kind="network", delivered="maybe", retryable=True)
@@ -483,6 +486,10 @@ class _Ear:
         """The provider is at work."""
         self._trail.stage("sent")
 
+    def cut(self) -> None:
+        """The provider cannot have read the request to its end."""
+        self._trail.cut = True
+
     def head(self, status: int, headers: Mapping[str, str]) -> bool:
         """The reply begins."""
         self._trail.received = Received(status, headers)
@@ -503,6 +510,17 @@ class _Ear:
         """The reply is here; raises BrokenReplyError where it cannot be all."""
         if self._reception is not None and not self._has_enough:
             self._reception.close()
+
+
+def _judge(read: Callable[[Reply], T], reply: Reply, trail: Trail) -> T:
+    """What `read` makes of a reply. A request that was not written to its end was refused, whatever the words are."""
+    try:
+        return read(reply)
+    except ApiError as error:
+        if trail.cut and reply.status >= 300 and error.billed != "no":
+            error.kind, error.billed, error.retryable = "unavailable", "no", True
+            error.hint = "it was refused before it was written to its end, so it was not charged"
+        raise
 
 
 @dataclass(frozen=True, slots=True)

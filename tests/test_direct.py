@@ -30,6 +30,9 @@ class Ear:
     def sent(self) -> None:
         pass
 
+    def cut(self) -> None:
+        pass
+
     def head(self, status: int, headers: Any) -> bool:
         self.status, self.headers = status, headers
         return False
