@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import re
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
@@ -22,6 +23,7 @@ from .links import Target
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
 
 _BUFFER = 1 << 18
+_EYEBALLS_S = 0.25
 _HEAD_MOST = 1 << 17
 """Bytes of an answer's head. A store sends less than 4 kB; without a bound a peer could fill the memory."""
 _LAST_WORDS_S = 5.0
@@ -53,7 +55,7 @@ class Direct:
             connection = self._take(place)
             is_kept = connection is not None
             if connection is None:
-                connection = await self._connect(place)
+                connection = await self._connect(place, outgoing.admit)
             try:
                 await listener.leave()
                 if is_kept and not connection.is_quiet():
@@ -103,20 +105,22 @@ class Direct:
         if self._free:
             self._sweeper = loop.call_later(self._keep_s, self._sweep)
 
-    async def _connect(self, place: tuple[str, str, int]) -> Connection:
+    async def _connect(self, place: tuple[str, str, int], admit: Callable[[str], Awaitable[None]] | None) -> Connection:
         scheme, host, port = place
         loop = asyncio.get_running_loop()
         try:
             context = self._tls() if scheme == "https" else None
             # A host may have an address of each kind of which one leads nowhere: both are tried, a moment apart.
             async with asyncio.timeout(self._connect_s):
+                where: dict[str, Any] = {"host": host, "port": port, "happy_eyeballs_delay": _EYEBALLS_S}
+                if admit and not _is_address(host):
+                    # What is judged is what is connected to: nobody looks the name up a second time.
+                    where = {"sock": await _connect_admitted(loop, host, port, admit)}
                 _, connection = await loop.create_connection(
                     lambda: Connection(loop, self._buffer),
-                    host,
-                    port,
                     ssl=context,
                     server_hostname=host if context else None,
-                    happy_eyeballs_delay=0.25,
+                    **where,
                 )
         except TimeoutError as error:
             raise NoConnectionError(f"no connection after {self._connect_s:g} s") from error
@@ -132,6 +136,55 @@ class Direct:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is an address, whose spelling was judged already."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _connect_admitted(
+    loop: asyncio.AbstractEventLoop, host: str, port: int, admit: Callable[[str], Awaitable[None]]
+) -> socket.socket:
+    """A socket that is connected to the first of a name's addresses that answers, each judged before it is asked."""
+    waiting = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for found in waiting:
+        await admit(str(found[4][0]))
+    trying: set[asyncio.Task[socket.socket]] = set()
+    error: BaseException = OSError(f"{host} has no address")
+    try:
+        while waiting or trying:
+            if waiting:
+                trying.add(asyncio.create_task(_connect_socket(loop, *waiting.pop(0))))
+            timeout = _EYEBALLS_S if waiting else None
+            done, trying = await asyncio.wait(trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            good = [task.result() for task in done if task.exception() is None]
+            for spare in good[1:]:
+                spare.close()
+            if good:
+                return good[0]
+            error = next((task.exception() or error for task in done), error)
+        raise error
+    finally:
+        for task in trying:
+            task.cancel()
+
+
+async def _connect_socket(
+    loop: asyncio.AbstractEventLoop, family: int, kind: int, protocol: int, _: str, address: Any
+) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    made.settimeout(0)
+    try:
+        await loop.sock_connect(made, address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -274,11 +327,11 @@ class Connection(asyncio.BufferedProtocol):
         """Whether the peer has left it alone: a kept connection that has anything to read is at its end."""
         if self.closed or self._transport is None or self._transport.is_closing():
             return False
-        socket = self._transport.get_extra_info("socket")
+        peer = self._transport.get_extra_info("socket")
         if not hasattr(select, "poll"):
-            return not select.select([socket], [], [], 0)[0]
+            return not select.select([peer], [], [], 0)[0]
         poll = select.poll()
-        poll.register(socket, select.POLLIN)
+        poll.register(peer, select.POLLIN)
         return not poll.poll(0)
 
     def abort(self) -> None:

@@ -99,7 +99,7 @@ class Downloads:
 
     async def _download(self, order: Order) -> _Came:
         """One attempt: the link, its redirects, the body."""
-        origin = target = self._first_target(order.link)
+        target = self._first_target(order.link)
         arrival = _Arrival(target.host, order, self._clock)
         try:
             async with asyncio.timeout(order.deadline_s):
@@ -108,7 +108,7 @@ class Downloads:
                     await self._arrive(target, arrival, order.stall_s)
                     if arrival.location is None:
                         return arrival.finish()
-                    target = next_hop(origin, target, arrival.location)
+                    target = next_hop(target, arrival.location)
         except TimeoutError as exc:
             message = f"{target.host} did not send the whole picture in {order.deadline_s:g} s"
             arrival.broken = LinkError(message, retryable=True)
@@ -131,7 +131,7 @@ class Downloads:
         if target.scheme == "http" and not (target.loopback or self._plain):
             raise LinkError(
                 f"the picture's link ({target.host}) is plain http, which is fetched from this machine only",
-                hint="`seedream history show ID --links` prints the link",
+                hint="--no-download prints the link instead",
             )
         return target
 

@@ -12,6 +12,7 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import LinkError
 
@@ -19,7 +20,8 @@ _LINK = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DO
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?")
 _DOTTED = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 _LONGEST_HOST = 253
-_UNSENDABLE = re.compile(rb"[\x00-\x20\x7f]")
+_UNSENDABLE = re.compile(rb"[\x00-\x1f\x7f]")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Target:
 
 
 def split_link(link: str) -> Target:
-    """Take a link apart; LinkError for what can never be sent as it stands. Only non-ASCII bytes are escaped."""
+    """Take a link apart; LinkError for what can never be sent as it stands. Only spaces and non-ASCII are escaped."""
     match = _LINK.fullmatch(link.strip())
     if not match:
         raise LinkError("the picture's link is no http or https address")
@@ -55,8 +57,9 @@ def split_link(link: str) -> Target:
     except UnicodeEncodeError as exc:
         raise LinkError("the picture's link is no text") from exc
     raw = text if text.isascii() else b"".join(bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in text)
+    raw = raw.replace(b" ", b"%20")
     if "\\" in authority or _UNSENDABLE.search(raw) or re.search(r"[\x00-\x20\x7f]", authority):
-        raise LinkError("the picture's link holds a space, a control character or a backslash where none can be")
+        raise LinkError("the picture's link holds a control character, a space or a backslash where none can be")
     host, port = _read_authority(authority)
     return Target(scheme, authority, host, port, raw if raw.startswith(b"/") else b"/" + raw)
 
@@ -121,26 +124,34 @@ def _moment(text: str, form: str) -> int | None:
         return None
 
 
-def next_hop(origin: Target, current: Target, location: str) -> Target:
+def absolute(link: str, base_url: str) -> str:
+    """A link of a reply to an API, made absolute where it is not: what has no host belongs to the API's own.
+
+    One without a scheme is https, but on this machine, where the API's scheme serves.
+    """
+    bare = link.strip()
+    if not bare or _SCHEME.match(bare):
+        return link
+    base = split_link(base_url)
+    if bare.startswith("//"):
+        host = bare[2:].partition("/")[0].rpartition(":")[0] or bare[2:].partition("/")[0]
+        return f"{base.scheme if is_loopback(host.strip('[]')) else 'https'}:{bare}"
+    return f"{base.scheme}://{base.authority}{'' if bare.startswith('/') else '/'}{bare}"
+
+
+def next_hop(current: Target, location: str) -> Target:
     """Where a redirect leads, rebuilt from its `Location` alone; LinkError where the picture may not be sought there.
 
-    Only https is followed, never to a private address: a store's answer must not make this machine ask its own network.
-    Loopback may lead to loopback. The signature of the link before is never carried along.
+    Only https is followed, and never to a nearer network than the one it comes from: a store's answer must not make
+    this machine ask its own. The signature of the link before is never carried along.
     """
     location = location.strip()
-    if not re.match(r"[a-z][a-z0-9+.-]*:", location, re.IGNORECASE):
+    if not _SCHEME.match(location):
         location = _absolute(current, location)
     target = split_link(location)
-    if (
-        origin.loopback
-        and current.loopback
-        and target.loopback
-        and (current.scheme, target.scheme) != ("https", "http")
-    ):
-        return target
-    if target.scheme != "https":
+    if target.scheme != "https" and not (target.loopback and current.loopback and current.scheme == "http"):
         raise LinkError(f"{current.host} redirects the picture to an address without TLS ({target.host})")
-    if is_private(target.host) and not (origin.loopback and target.loopback):
+    if _DISTANCE[nearness(target.host)] < _DISTANCE[nearness(current.host)]:
         raise LinkError(f"{current.host} redirects the picture to a private address ({target.host})")
     return target
 
@@ -158,11 +169,57 @@ def _absolute(current: Target, location: str) -> str:
     return base + path.rpartition("/")[0] + "/" + location
 
 
+Nearness = Literal["loopback", "private", "public"]
+_DISTANCE: dict[Nearness, int] = {"loopback": 0, "private": 1, "public": 2}
+_EMBEDDED = {
+    ipaddress.IPv6Network("64:ff9b::/96"): 0,
+    ipaddress.IPv6Network("2002::/16"): 80,
+    ipaddress.IPv6Network("::/96"): 0,
+}
+"""IPv6 networks whose addresses hold one of IPv4, and how many bits stand behind it (RFC 6052, 3056, 4291)."""
+_STAND_IN = ipaddress.IPv4Network("198.18.0.0/15")
+"""Local proxies that take all traffic answer every name with an address of this network."""
+
+
+def nearness(host: str) -> Nearness:
+    """Where a host is, as far as its spelling tells: this machine, a private network, or anywhere else."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return "loopback"
+    address = _address(name)
+    if address is None:
+        return "public"
+    if address.is_loopback or address.is_unspecified:
+        return "loopback"
+    return "public" if address.is_global and not address.is_multicast else "private"
+
+
+def resolved_nearness(address: str) -> Nearness:
+    """As `nearness`, for an address that a name stands for."""
+    found = _address(address)
+    if isinstance(found, ipaddress.IPv4Address) and found in _STAND_IN:
+        return "public"
+    return nearness(address)
+
+
+def may_ask(api: Nearness, target: Nearness) -> bool:
+    """Whether a link of an API that is so near may lead so near: no nearer than the API itself is."""
+    return _DISTANCE[api] <= _DISTANCE[target]
+
+
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address a host spells, also in the short and octal forms that resolvers take; None for a name."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host)
-        return getattr(address, "ipv4_mapped", None) or address
+        if isinstance(address, ipaddress.IPv4Address) or address in {
+            ipaddress.IPv6Address(0),
+            ipaddress.IPv6Address(1),
+        }:
+            return address
+        if address.ipv4_mapped:
+            return address.ipv4_mapped
+        shift = next((shift for net, shift in _EMBEDDED.items() if address in net), None)
+        return address if shift is None else ipaddress.IPv4Address(int(address) >> shift & 0xFFFF_FFFF)
     with contextlib.suppress(OSError, UnicodeError):
         return ipaddress.IPv4Address(socket.inet_aton(host))
     return None
@@ -171,11 +228,5 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, by its name or address; nothing is looked up."""
     name = host.lower().rstrip(".")
-    address = _address(host)
+    address = _address(name)
     return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
-
-
-def is_private(host: str) -> bool:
-    """Whether a host is not on the public internet, as far as its spelling tells; nothing is looked up."""
-    address = _address(host)
-    return is_loopback(host) or (address is not None and not address.is_global)

@@ -7,7 +7,7 @@ first byte, `sent` once the last one has left, `head`, `data`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ class Outgoing:
     """One request. `pieces` makes its body of `length` bytes, None for no body; `silence_s` is how long a peer may be
     silent between two pieces of its answer, None for as long as the deadline allows.
 
+    `admit` is asked before each address that a name stands for is connected to, and raises where it may not be.
     `repeatable` says that a second copy does no harm: a kept connection that turns out dead may be replaced.
     """
 
@@ -29,6 +30,7 @@ class Outgoing:
     pieces: Callable[[], Iterator[bytes]] | None = None
     silence_s: float | None = None
     repeatable: bool = False
+    admit: Callable[[str], Awaitable[None]] | None = None
 
     @property
     def path(self) -> str:

@@ -14,6 +14,7 @@ host, `direct` and, loaded only where something is between, `relay`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random as randomness
 import re
@@ -31,7 +32,7 @@ from .direct import Direct, trusted_certificates
 from .downloads import Downloads, Fetched, Order
 from .errors import ApiError, ConfigError, FileError, LinkError
 from .framing import Done, EventParser
-from .links import Target, is_loopback, split_link
+from .links import Nearness, Target, is_loopback, may_ask, nearness, resolved_nearness, split_link
 from .masking import check_key, mask, secret_forms
 from .pace import Clock, Policy, Waiter
 from .providers.base import Call, Reply
@@ -134,6 +135,8 @@ class Wire:
             say=self._say,
             plain=transport is not None or is_loopback(self._base.target.host),
         )
+        self._nearness: Nearness = "loopback" if transport is not None else nearness(self._base.target.host)
+        self._is_looked_up = False
         self._ways: dict[tuple[str, bool], Direct | Relay] = {}
         self._relayed: dict[bool, bool] = {}
         self._tls: ssl.SSLContext | None = None
@@ -394,11 +397,15 @@ class Wire:
 
     async def _get(self, target: Target, listener: Listener, silence_s: float) -> None:
         """Ask for a link, with nothing of the user's. Raises LinkError for all that can go wrong on the way."""
-        outgoing = Outgoing("GET", target, self._link_headers, silence_s=silence_s, repeatable=True)
+        admit = None
+        if self._nearness != "loopback" and target.host != self._base.target.host:
+            await self._admit(target, nearness(target.host))
+            admit = self._gate_to(target)
+        outgoing = Outgoing("GET", target, self._link_headers, silence_s=silence_s, repeatable=True, admit=admit)
         if self._log:
             self._say(f"> GET {target.scheme}://{target.authority}{outgoing.path}")
         try:
-            await self._way("links", secure=target.scheme == "https").exchange(outgoing, listener)
+            await self._way_to(target).exchange(outgoing, listener)
         except _BROKEN as exc:
             if _is_deadline(exc):
                 # The download's own deadline, which speaks for itself.
@@ -406,6 +413,33 @@ class Wire:
             usable = exc.usable if isinstance(exc, NoConnectionError) else True
             reason = _root_cause(exc) if usable else "the link cannot be asked for"
             raise LinkError(f"the picture did not come from {target.host}: {reason}", retryable=usable) from exc
+
+    def _gate_to(self, target: Target) -> Callable[[str], Awaitable[None]]:
+        """What judges the addresses that a link's host stands for."""
+
+        async def admit(address: str) -> None:
+            await self._admit(target, resolved_nearness(address))
+
+        return admit
+
+    async def _admit(self, target: Target, near: Nearness) -> None:
+        """Raise LinkError where a link leads to a nearer network than the API is in, which may be the user's own."""
+        if not may_ask(self._nearness, near) and near == "private" and not self._is_looked_up:
+            self._is_looked_up = True
+            await self._look_up()
+        if not may_ask(self._nearness, near):
+            place = "this machine" if near == "loopback" else "a private network"
+            raise LinkError(
+                f"the picture's link leads to {place} ({target.host}), and the API is not there: not asked for"
+            )
+
+    async def _look_up(self) -> None:
+        """See whether the API, whose name does not tell, is in a private network."""
+        base = self._base.target
+        with contextlib.suppress(OSError, UnicodeError):
+            found = await asyncio.get_running_loop().getaddrinfo(base.host, base.port or 443)
+            if any(resolved_nearness(str(one[4][0])) == "private" for one in found):
+                self._nearness = "private"
 
     # -- ways
 
@@ -418,6 +452,15 @@ class Wire:
         if way is None:
             way = self._ways[room, relayed] = self._make_way(room, relayed=relayed)
         return way
+
+    def _way_to(self, target: Target) -> Direct | Relay:
+        """The way to a link's host. One that the environment excepts from its proxies has nothing between."""
+        way = self._way("links", secure=target.scheme == "https")
+        if isinstance(way, Direct) or self._proxy or self._transport is not None or not is_bypassed(target.host):
+            return way
+        if ("links", False) not in self._ways:
+            self._ways["links", False] = self._make_way("links", relayed=False)
+        return self._ways["links", False]
 
     def _is_relayed(self, *, secure: bool) -> bool:
         """Whether something stands between: the sandbox, the user's proxy, or one of the environment."""

@@ -34,7 +34,7 @@ from .errors import (
 )
 from .journal import Journal
 from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
-from .links import expiry
+from .links import absolute, expiry
 from .plan import Job
 from .providers.base import Call, Completed, Ready, Ticket, full_url
 from .request import COUNT_MOST
@@ -304,6 +304,13 @@ class Worker:
         """The command that saves what is paid for and not here."""
         return "run the same command again" if self.desk.goes_on else f"seedream recover {self.job.id}"
 
+    def _rescue_of(self, error: SeedreamError) -> str:
+        """As `_rescue`; and where trying again may not help, the command that shows the link."""
+        final = isinstance(error, LinkError) and not error.retryable
+        if not final or self.desk.goes_on or not self.desk.books.knows(self.job):
+            return self._rescue()
+        return f"{self._rescue()} tries again; seedream history show {self.job.id} --links prints the link"
+
     def _way_back(self) -> str:
         """The commands that lead out of an unknown outcome."""
         if self.task_id and self.job.barred:
@@ -467,7 +474,12 @@ class Worker:
                 return None
             outcome = await self._poll(outcome, started)
         self.provider_s = time.monotonic() - started
-        return outcome
+        return replace(outcome, pictures=tuple(map(self._with_host, outcome.pictures)))
+
+    def _with_host(self, picture: Picture) -> Picture:
+        """A picture whose link, where it names no host, is one of the API's own."""
+        link = absolute(picture.link, self.job.route.base_url)
+        return picture if link == picture.link else replace(picture, link=link)
 
     async def _first_answer(self) -> Ready | Ticket:
         """The reply to the one paid request; or, for what was paid before, what is left of it."""
@@ -606,7 +618,7 @@ class Worker:
             found = self.dialect.read_event(event)
             if isinstance(found, Completed):
                 ends.append(found)
-            elif found is not None and (picture := numbered(found, came)) is not None:
+            elif found is not None and (picture := numbered(self._with_host(found), came)) is not None:
                 # The link must be on disk before its download starts, as with a whole reply.
                 kept.flush()
                 self.desk.books.announced(job, picture)
@@ -683,7 +695,7 @@ class Worker:
             # Whatever the disk says of itself: this picture is paid for.
             error.billed = "yes"
             if not error.hint and not _is_final(error):
-                error.hint = self._rescue()
+                error.hint = self._rescue_of(error)
             image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
         self.saved[picture.index] = image
         self.closed = last and image.error is None

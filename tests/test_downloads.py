@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import io
 import random
+import socket
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,11 +18,13 @@ import pytest
 
 from seedream_cli.decoding import check_pixels
 from seedream_cli.errors import LinkError
+from seedream_cli.links import absolute, may_ask, nearness, resolved_nearness
 from seedream_cli.pictures import inspect_bytes
+from seedream_cli.wire import Policy, Wire
 from tests.forked import Forked, Nursery, nursery
-from tests.rawserver import Script, answer
+from tests.rawserver import RawServer, Received, Script, answer
 from tests.test_batch import ENV
-from tests.upstream import Upstream, noise, picture
+from tests.upstream import Upstream, events, noise, picture, sse
 
 JPEG = picture()
 """Flat, as no photograph is."""
@@ -288,3 +292,152 @@ def test_image_in_a_reply_that_is_damaged_stays_on_disk(forked: Forked, verb: st
             assert half.encode() in kept.read_bytes()
         assert len(upstream.posts) == 1
         assert not list(forked.folder.rglob("*.jpg"))
+
+
+# --- where links lead -------------------------------------------------------------------------------------------------
+
+RELATIVE = {
+    "/files/a fox.jpg": "/files/a%20fox.jpg",
+    "files/x.jpg?s=%2f": "/files/x.jpg?s=%2f",
+    "?id=7": "/?id=7",
+    "  /x.jpg\n": "/x.jpg",
+    "//{HOST}/x.jpg": "/x.jpg",
+    "HTTP://{HOST}/a b.jpg": "/a%20b.jpg",
+}
+
+
+@pytest.mark.parametrize("how", ["generate", "stream", "recover"])
+def test_link_without_a_host_belongs_to_the_api(forked: Forked, how: str) -> None:
+    """It is asked for at the API's own origin, without the key, and the ledger has it whole for later."""
+    links = list(RELATIVE)
+
+    def found() -> list[str]:
+        return [link.replace("{HOST}", upstream.url.partition("//")[2]) for link in links]
+
+    def reply(body: Any, number: int) -> Any:
+        return {"data": [{"url": link} for link in found()], "usage": {"generated_images": len(links)}}
+
+    def script(request: Received, number: int) -> Script | None:
+        made = [{**event, "url": link} for event, link in zip(events(upstream, len(links)), found(), strict=True)]
+        return answer(sse(*made), headers=[("Content-Type", "text/event-stream")]) if how == "stream" else None
+
+    refused = answer(b"", status=503)
+    with Upstream(reply=reply, script=script, link=lambda request, number: refused) as upstream:
+        if how != "recover":
+            upstream._link = lambda request, number: answer(JPEG)
+        more = ["--sequence", str(len(links)), "--retries", "0", *(["--stream"] if how == "stream" else [])]
+        done = forked("generate", "a fox", "-p", "ark", "--base-url", f"{upstream.url}/api/v3", *more, env=ENV)
+        if how == "recover":
+            assert done.code == 8, done.err
+            upstream.server.requests.clear()
+            upstream._link = lambda request, number: answer(JPEG)
+            done = forked("recover", env=ENV)
+        assert done.code == 0, done.err
+        assert sorted(request.target.decode() for request in upstream.gets) == sorted(RELATIVE.values())
+        assert all(request.header("authorization") is None for request in upstream.gets)
+
+
+def test_link_without_a_scheme_is_https() -> None:
+    """But on this machine, where the API's own scheme serves."""
+    assert absolute("//cdn.example/x", "https://api.example/v1") == "https://cdn.example/x"
+    assert absolute("//cdn.example/x", "http://127.0.0.1:8/v1") == "https://cdn.example/x"
+    assert absolute("//[::1]:9/x", "http://127.0.0.1:8/v1") == "http://[::1]:9/x"
+    assert absolute("/x", "https://api.example:8443/v1") == "https://api.example:8443/x"
+    assert absolute("ftp://h/x", "https://api.example/v1") == "ftp://h/x"
+
+
+HERE = [
+    "127.0.0.1",
+    "127.1",
+    "0x7f.1",
+    "2130706433",
+    "0177.0.0.1",
+    "::1",
+    "::ffff:127.0.0.1",
+    "localhost",
+    "LOCALHOST.",
+]
+HERE += ["a.localhost", "0.0.0.0", "0", "::", "64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1", "127.0.0.1."]
+NEAR = ["10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "fe80::1", "fc00::1", "fd12::1"]
+NEAR += ["::ffff:10.0.0.1", "64:ff9b::a00:1", "2852039166", "0xa9fea9fe", "224.0.0.1", "198.18.0.1", "fe80::1%eth0"]
+FAR = ["api.example", "8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "localhost.example", "10.example"]
+
+
+def test_link_is_as_near_as_its_host_in_any_spelling() -> None:
+    """No way of writing an address makes it another place."""
+    assert {host: nearness(host) for host in HERE} == dict.fromkeys(HERE, "loopback")
+    assert {host: nearness(host) for host in NEAR} == dict.fromkeys(NEAR, "private")
+    assert {host: nearness(host) for host in FAR} == dict.fromkeys(FAR, "public")
+    assert resolved_nearness("198.18.0.1") == "public", "a local proxy's stand-in for every name"
+    assert [may_ask(api, "private") for api in ("loopback", "private", "public")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "link", ["http://127.0.0.1:{PORT}/x", "https://store.example:{PORT}/x", "https://2130706433:{PORT}/x"]
+)
+@pytest.mark.parametrize("api", ["https://api.example", "https://10.0.0.1"])
+def test_link_of_an_api_elsewhere_never_reaches_this_machine(
+    monkeypatch: pytest.MonkeyPatch, link: str, api: str
+) -> None:
+    """Not by its spelling, and not by a name that stands for it: no connection is made."""
+
+    def look_up(host: str, port: Any, *more: Any, **named: Any) -> Any:
+        found = "127.0.0.1" if host == "store.example" else "192.0.2.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (found, int(port or 0)))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def go(url: str) -> None:
+        async with Wire(base_url=api, key="", policy=Policy(5.0, 5.0, 0)) as line:
+            await line.fetch(url, lambda _: None, restart=lambda: None, check=lambda size: asyncio.sleep(0))
+
+    with RawServer(answer(JPEG)) as server:
+        with pytest.raises(LinkError) as caught:
+            asyncio.run(go(link.replace("{PORT}", str(server.port))))
+        assert server.connections == 0
+        assert "leads to this machine" in caught.value.message
+
+
+def test_link_that_was_refused_is_told_and_kept(forked: Forked) -> None:
+    """A redirect goes by the same rule, the end is 8, and `recover` prints the link."""
+    with Upstream() as upstream:
+        away = answer(b"", status=302, headers=[("Location", "https://10.0.0.1/x")])
+        odd = answer(b"", status=302, headers=[("Location", "http://store.example/x")])
+        upstream._link = lambda request, number: away if number == 1 else odd
+        done = forked(*ark(upstream, "--connect-timeout", "1", "--retries", "0"), env=ENV)
+        assert done.code == 8
+        again = forked("recover", env=ENV)
+        assert again.code == 8
+        assert "without TLS" in again.err
+        shown = next(line for line in again.err.splitlines() if "--links" in line)
+        printed = forked(*shown[shown.index("history") :].split()[:4], env=ENV)
+        assert upstream.link(100) in printed.out
+
+
+def test_link_of_a_name_is_asked_for_at_the_address_that_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is looked up once, so that nothing can change between the judgement and the connection."""
+    looks: list[str] = []
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: Any, *more: Any, **named: Any) -> Any:
+        looks.append(host)
+        return real("127.0.0.1", port, *more, **named)
+
+    async def go(port: int) -> bytes:
+        data = bytearray()
+        async with Wire(base_url="https://api.example", key="", policy=Policy(5.0, 5.0, 0)) as line:
+            monkeypatch.setattr(line, "_nearness", "private")
+            link = f"http://store.example:{port}/x"
+
+            async def admit(address: str) -> None:
+                assert address == "127.0.0.1"
+
+            monkeypatch.setattr(line, "_gate_to", lambda target: admit)
+            monkeypatch.setattr(line._downloads, "_plain", True)
+            await line.fetch(link, data.extend, restart=data.clear, check=lambda size: asyncio.sleep(0))
+        return bytes(data)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with RawServer(answer(JPEG)) as server:
+        assert asyncio.run(go(server.port)) == JPEG
+    assert looks.count("store.example") == 1
