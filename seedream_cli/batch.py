@@ -753,7 +753,8 @@ class Batch:
 
 
 def _cost_of(entry: Entry) -> int:
-    is_settled = entry.settled_micro is not None and entry.billed != "unknown"
+    # Of what came in part the images are certain; where nothing came, the price of the request is what it may be.
+    is_settled = entry.settled_micro is not None and (entry.billed != "unknown" or entry.settled_micro > 0)
     own = entry.settled_micro if is_settled else entry.worst_micro
     return entry.earlier_micro + (0 if entry.billed == "no" else own or 0)
 

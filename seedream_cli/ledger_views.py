@@ -61,8 +61,8 @@ def entry_cost(entry: Entry) -> Cost | None:
 
 def possible_cost(entry: Entry) -> Cost | None:
     """The part of `entry_cost` that may not have been charged at all; None for nothing."""
-    times = entry.doubts + (entry.billed == "unknown" and entry.state != "queued")
-    micro = times * (entry.worst_micro or 0)
+    is_doubted = entry.billed == "unknown" and entry.state != "queued"
+    micro = (entry.doubts + is_doubted) * (entry.worst_micro or 0) - (entry.settled_micro or 0) * is_doubted
     return Cost(micro / MICRO, entry.currency, entry.as_of) if micro else None
 
 

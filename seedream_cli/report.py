@@ -497,7 +497,9 @@ def _spent_words(report: Report, *, doubtful: bool) -> list[str]:
         amount = f"{amount} and {unknown}" if amount else unknown
     if not doubtful:
         return [amount] if amount else []
-    possible = add_costs([job.possible or job.cost for job in report.jobs if _is_doubtful(job) and job.cost])
+    doubts = [job for job in report.jobs if _is_doubtful(job)]
+    loose = [job.possible or (None if any(map(_is_paid, job.images)) else job.cost) for job in doubts]
+    possible = add_costs([cost for cost in loose if cost])
     if not amount:
         return [f"may have been charged, possibly {_noted(possible)}" if possible else "may have been charged"]
     return [f"charged {amount}", f"possibly {money_words(possible)} more" if possible else "possibly more"]

@@ -281,7 +281,7 @@ def survey_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
         counts[_WORDS.get(status, "failed")] += 1
         for entry in entries:
             counts["images"] += sum(picture.state in {"saved", "handed"} for picture in entry.pictures)
-            is_settled = entry.settled_micro is not None and entry.billed != "unknown"
+            is_settled = entry.settled_micro is not None and (entry.billed != "unknown" or entry.settled_micro > 0)
             cost = entry.settled_micro if is_settled else entry.worst_micro
             money["yes"] += entry.earlier_micro
             money["unknown"] += entry.doubts * (entry.worst_micro or 0)

@@ -850,16 +850,24 @@ class Worker:
 
     def _cost(self, error: SeedreamError | None) -> tuple[Cost | None, Cost | None]:
         """What the request cost at the most, and how much of that is possible only; None where it cost nothing."""
-        job, made = self.job, self._made()
-        doubtful = error is not None and error.billed == "unknown"
-        if not doubtful:
+        job, made, came = self.job, self._made(), self._came()
+        if error is None or error.billed != "unknown":
             return (None if made is None else job.price(made)), None
-        most = job.price(max(job.most or job.request.pictures_at_most, made or 0))
-        sure = made if made is not None else self._came()
-        certain = job.price(sure) if sure else None
-        if most is None:
-            return None, None
-        return most, replace(most, amount=most.amount - (certain.amount if certain else 0.0))
+        most, sure = self._at_most(), came if made is None else made
+        cost, certain = job.price(most), job.price(sure) if came else None
+        if cost is None or (certain and most == sure):
+            return cost, None
+        return cost, replace(cost, amount=cost.amount - (certain.amount if certain else 0.0))
+
+    def _at_most(self) -> int:
+        """How many images may have been billed where not all of it is known."""
+        made, ready, request = self._made(), self.ready, self.job.request
+        if made is not None:
+            # The provider has counted.
+            return made
+        if ready is None or ready.cut or request.stream:
+            return self.job.most or request.pictures_at_most
+        return sum(1 for picture in ready.pictures if picture.error is None or picture.error.billed == "unknown")
 
     def _timing(self) -> Timing:
         total = time.monotonic() - self.started
