@@ -61,6 +61,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "an error in an error": ({"error": {"error": {"message": "no such size", "code": "x"}}}, "no such size"),
     "the old gateway": ({"ResponseMetadata": {"Error": {"Code": "X", "Message": "no such size"}}}, "no such size"),
     "an error without a message": ({"error": {"code": "x", "detail": "no such size"}}, "no such size"),
+    "dots at the end": ({"message": "Just a moment..."}, "Just a moment..."),
     "a bare text": ("no such size", "no such size"),
     "a list": ([{"error": {"message": "no such size"}}], "no such size"),
 }

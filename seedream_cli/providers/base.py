@@ -600,7 +600,8 @@ def _worded(
     at = f" (HTTP {status})" if status is not None and not 200 <= status < 300 else ""
     code = clean(fault.code, _LONGEST)
     # Hidden characters become escapes here, so that no file or log gets them either.
-    said = clean(one_line(fault.message).removesuffix("."), _LONGEST) or code
+    said = one_line(fault.message)
+    said = clean(said if said.endswith("..") else said.removesuffix("."), _LONGEST) or code
     keys = " or ".join(f"${name}" for name in spec.key_variables)
     return ApiError(
         f"{spec.title} {_SAYS[verdict.kind]}{at}" + (f": {said}" if said else ""),
