@@ -31,7 +31,7 @@ from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, Problem
 from .ledger import Caps, Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
-from .recovery import lost_job, resume
+from .recovery import brings_images, lost_job, resume
 from .request import Draft, Form, ImageRequest, prompt_advice
 from .results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink
 from .settings import Key, Surroundings
@@ -690,6 +690,10 @@ class Batch:
         deed = "send" if isinstance(entry, Unsent) else self.deed(entry)
         if isinstance(entry, Entry) and deed == "fetch":
             return resume(entry, job, self.order.home / "replies")
+        replies = self.order.home / "replies"
+        if isinstance(entry, Entry) and entry.state == "unknown" and brings_images(entry, replies):
+            # What was paid for is here after all: nothing need be sent again.
+            return resume(entry, job, replies)
         if job.output.if_exists == "error" or "/" in (job.output.template or ""):
             job.output.prepare(places(job))
         return replace(job, again=True) if deed == "again" else job

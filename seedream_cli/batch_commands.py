@@ -570,7 +570,8 @@ def _teller(desk: _Desk) -> Any:
             for result in results:
                 print_places(result.images, streams, "urls" if links else "paths")
         for result in results if links and not streams.stdout_closed else ():
-            spool.forget(desk.order.home / "replies", result.id)
+            if result.status == "succeeded":
+                spool.forget(desk.order.home / "replies", result.id, asides=False)
 
     return tell
 

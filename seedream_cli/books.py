@@ -258,6 +258,11 @@ class Books:
         if self._of(job):
             self._book(job, 0)
 
+    def doubts(self, job: Job) -> int:
+        """How many earlier attempts at a request may have been billed."""
+        ledger = self._of(job)
+        return sum(entry.doubts for entry in ledger.entries([job.id])) if ledger else 0
+
     def close(self, exit_code: int) -> None:
         """The run is over."""
         if self._run is not None:

@@ -185,8 +185,19 @@ def recover(
         if not plan.jobs:
             for line in (*(f"note: {note}" for note in plan.notices), nothing_left(ledger)):
                 process_streams().err(line)
-            return 0
+            return _tell_left(plan, draft) if plan.left else 0
         return _execute(plan, draft, chosen, surroundings, ledger)
+
+
+def _tell_left(plan: Plan, draft: Draft) -> int:
+    """What stays of unknown outcome where there is nothing to fetch."""
+    from .report import print_results
+    from .results import Report
+
+    report = Report(plan.command, plan.left)
+    mode = "json" if draft.switches.get("json", False) else "paths"
+    print_results(report, process_streams(), cast("Any", mode), quiet=draft.switches.get("quiet", False))
+    return report.exit_code
 
 
 @app.command(
@@ -297,12 +308,13 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         if surroundings.fault == "no-wait":
             outlets = replace(outlets, clock=HurriedClock())
         report = execute(plan, outlets)
+        report = replace(report, jobs=(*report.jobs, *plan.left))
     finally:
         sink.close()
     mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
     print_results(report, streams, cast("Any", mode), quiet=quiet, warned=True)
     if not plan.jobs[0].download and not streams.stdout_closed:
-        release(plan, state)
+        release(report, state)
     return report.exit_code
 
 

@@ -455,10 +455,11 @@ def ask(wire: Wire, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
     return asyncio.run(once())
 
 
-def release(plan: Plan, state: Path) -> None:
-    """Let go of the replies of a plan, once the user has their links."""
-    for job in plan.jobs:
-        spool.forget(state / "replies", job.id)
+def release(report: Report, state: Path) -> None:
+    """Let go of the replies of a run, once the user has their links. Those without links stay."""
+    for result in report.jobs:
+        if result.status == "succeeded":
+            spool.forget(state / "replies", result.id, asides=False)
 
 
 def _working_folder() -> str:

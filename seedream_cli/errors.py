@@ -8,6 +8,7 @@ SeedreamError
 │                     rate_limited, quota, unavailable       5
 │                     network                                6   proven not delivered
 │                     unknown_outcome                        7   may have been billed
+│   └── TaskEndedError  a task that ended without an image
 ├── LinkError         download, expired                      8   paid, not saved
 ├── FileError         filesystem                            74   nothing was sent (8 once paid)
 ├── BusyError         busy                                  75   another run holds it
@@ -125,6 +126,10 @@ class ApiError(SeedreamError):
         self.status = status
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+
+
+class TaskEndedError(ApiError):
+    """A provider's task has ended without an image: asking again tells nothing new. `billed` as the provider says."""
 
 
 class LinkError(SeedreamError):

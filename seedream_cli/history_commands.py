@@ -121,6 +121,8 @@ def resolve(
     with open_ledger_of(wanted) as ledger:
         doubtful = {entry.id: entry for name in wanted for entry in _doubtful(_found(ledger, name))}
         ledger.resolve(list(doubtful), "paid" if paid else "unpaid")
+        # A person has judged what was kept for that.
+        forget_replies(doubtful, ledger.path.parent)
         for name in doubtful:
             streams.err(f"{name}: counted as {'paid' if paid else 'not paid'}")
     return 0

@@ -81,9 +81,9 @@ class KeptReply:
         return self.kept
 
     def forget(self) -> None:
-        """Nothing worth keeping came, or all of it is saved."""
+        """Nothing worth keeping came, or all of it is saved. What came of attempts before it stays."""
         self.spool.drop()
-        spool.forget(self.folder, self.id)
+        spool.forget(self.folder, self.id, asides=False)
 
     def leave_behind(self) -> None:
         """What came so far is for the next run, which finds it as after a kill."""

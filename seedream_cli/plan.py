@@ -20,7 +20,7 @@ from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, find_model
 from .prices import Bill
 from .providers.base import Dialect, ProviderSpec, Ready, full_url, rule_for, wire_model
 from .request import COUNT_MOST, Built, Draft, Form, ImageRef, ImageRequest, Recipient, build, shared_stdin
-from .results import Cost, SavedImage
+from .results import Cost, JobResult, SavedImage
 from .settings import Key, Settings, Surroundings
 
 MICRO = 1_000_000
@@ -74,7 +74,9 @@ class Job:
     for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
     `most` is how many pictures were asked for, 0 where the request itself tells. `bill` is what its body can cost;
     without one, as for what was paid before, the request tells. `barred` is an address out of a ledger or a kept reply
-    that nothing of this run names: its task stays open, since no key goes there.
+    that nothing of this run names: its task stays open, since no key goes there. `known_task` is the task that a kept
+    reply started, `sent_at` when that was. `lost` are images that were refused or whose links are dead. `is_settled`
+    marks a request that ended before, and keeps that end unless its images come.
     """
 
     index: int
@@ -98,6 +100,10 @@ class Job:
     again: bool = False
     bill: Bill | None = None
     most: int = 0
+    known_task: str = ""
+    sent_at: dt.datetime | None = None
+    lost: tuple[SavedImage, ...] = ()
+    is_settled: bool = False
     barred: str = ""
 
     def price(self, pictures: int) -> Cost | None:
@@ -121,7 +127,8 @@ class PlannedDraft:
 class Plan:
     """A whole run, resolved once. `notices` are lines for the user that are no warnings.
 
-    `caps` bounds what it may cost; `extra` are jobs that fetch what earlier runs paid for and left.
+    `caps` bounds what it may cost; `extra` are jobs that fetch what earlier runs paid for and left. `left` are results
+    of earlier requests of unknown outcome, of which there is nothing to fetch.
     """
 
     command: str
@@ -132,6 +139,7 @@ class Plan:
     caps: Caps = field(default_factory=Caps)
     extra: tuple[Job, ...] = ()
     max_unknown: int = 3
+    left: tuple[JobResult, ...] = ()
 
     @property
     def jobs(self) -> tuple[Job, ...]:

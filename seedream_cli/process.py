@@ -85,8 +85,9 @@ def open_ledger_here(
     journal.sweep(replies, ledger.tokens_out())
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
-        if any(entry.status in _SETTLED for entry in ledger.entries([kept.id])):
-            forget(replies, kept.id)
+        [entry] = ledger.entries([kept.id]) or [None]
+        if entry and entry.status in _SETTLED and all(picture.state != "expired" for picture in entry.pictures):
+            forget(replies, kept.id, asides=not entry.doubts)
     return ledger
 
 
@@ -107,12 +108,12 @@ def reply_names() -> list[str]:
     return sorted({path.name.partition(".")[0] for path in folder.iterdir()}) if folder.is_dir() else []
 
 
-def forget_replies(names: Iterable[str]) -> None:
-    """Remove the replies of these requests, whole or cut."""
+def forget_replies(names: Iterable[str], home: Path | None = None) -> None:
+    """Remove the replies of these requests, whole or cut, of the user's ledger or of the batch in `home`."""
     from .spool import forget
 
     for name in names:
-        forget(read_surroundings().state_folder / "replies", name)
+        forget((home or read_surroundings().state_folder) / "replies", name)
 
 
 _SETTLED = {"succeeded", "partial", "failed", "resolved"}

@@ -7,14 +7,15 @@ or from a task id that the user gives.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from . import names, providers, spool, store
 from .config import complete
 from .credentials import is_known_address, is_same_place, may_ask
-from .errors import ApiError, ConfigError, InputError, Problem
+from .errors import EXIT_CODES, ApiError, Billed, ConfigError, InputError, LinkError, Problem, SeedreamError
 from .files import is_own_folder, is_plain
 from .inputs import read_chunks
 from .kept import POLLED, read_kept
@@ -35,9 +36,9 @@ from .plan import (
     run_id,
 )
 from .prices import Bill
-from .providers.base import Dialect, ProviderSpec, Ready, full_url
+from .providers.base import Dialect, ProviderSpec, Ready, Ticket, full_url
 from .request import GROUP_MOST, Built, Draft, ImageRequest
-from .results import Picture, SavedImage
+from .results import Cost, JobResult, Picture, SavedImage
 from .settings import Key, Surroundings
 
 
@@ -61,11 +62,13 @@ def make_recovery(
     named = {name for name in wanted if name in strays}
     files = [name for name in wanted if _is_file(name) and name not in named and not (ledger and ledger.find(name))]
     entries = _entries([name for name in wanted if name not in {*named, *files}], ledger, found, every=every)
-    past_help: list[Problem] = []
+    past_help, left = list[Problem](), list[JobResult]()
+    entries = _without_lost(entries, replies, left)
     jobs = _entry_jobs(entries, draft, surroundings, limits, past_help)
     for name in strays if every else named:
-        jobs += _stray_jobs(strays[name], draft, surroundings, limits, past_help)
-    jobs += [_reply_job(name, replies, draft, surroundings, limits) for name in files]
+        jobs += _stray_jobs(name, strays[name], draft, surroundings, limits, left=left)
+    for name in files:
+        jobs += _reply_jobs(name, replies, draft, surroundings, limits, left=left)
     jobs += [_task_job(task, ledger, draft, surroundings, limits) for task in tasks]
     jobs = _placed(jobs, draft, found)
     found += [] if every else past_help
@@ -73,14 +76,16 @@ def make_recovery(
         raise InputError(found)
     planned = tuple(PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs)
     notices = tuple(problem.message for problem in past_help)
-    return Plan("recover", run_id(), planned, (), notices, Caps())
+    left = [replace(result, index=len(jobs) + number) for number, result in enumerate(left)]
+    return Plan("recover", run_id(), planned, (), notices, Caps(), left=tuple(left))
 
 
 def nothing_left(ledger: Ledger | None) -> str:
     """What to say where there is nothing to recover."""
     doubtful = len(ledger.history(status="unknown")) if ledger else 0
     said = "nothing to recover: no picture that was paid for and can still be had is missing"
-    return f"{said}; {doubtful} of unknown outcome: seedream history --status unknown" if doubtful else said
+    way = "seedream history --status unknown lists them, seedream history resolve settles them"
+    return f"{said}; {doubtful} of unknown outcome: {way}" if doubtful else said
 
 
 def _is_file(name: str) -> bool:
@@ -96,19 +101,103 @@ def _strays(replies: Path, ledger: Ledger | None) -> dict[str, Path]:
         is_known = ledger is not None and ledger.entries([name])
         if not is_known and (name not in found or kept.id != name):
             found[name] = kept.path
+    for path in spool.list_asides(replies):
+        name = path.name.partition(".")[0].removesuffix(POLLED)
+        if name not in found and not (ledger is not None and ledger.entries([name])):
+            found[name] = path
     return found
 
 
+# --- doubts -------------------------------------------------------------------------------------------------------
+
+
+def _without_lost(entries: Sequence[Entry], replies: Path, left: list[JobResult]) -> list[Entry]:
+    """The requests of which something can be fetched. Those of unknown outcome of which nothing can go to `left`: what
+    is read a second time can bring images, and never says that there were none.
+    """
+    brought = []
+    for entry in entries:
+        if entry.state != "unknown" or brings_images(entry, replies):
+            brought.append(entry)
+        else:
+            left.append(_still_unknown(entry, _kept(entry, replies)))
+    return brought
+
+
+def brings_images(entry: Entry, replies: Path) -> bool:
+    """Whether something can be fetched of a request of unknown outcome: an image that is not saved, or a task."""
+    if entry.provider not in providers.PROVIDERS:
+        return False
+    if any(row.state == "pending" and row.link for row in entry.pictures):
+        return True
+    kept = _kept(entry, replies)
+    saved = {row.index for row in entry.pictures if row.state in {"saved", "handed"}}
+    return bool(entry.task_id) if kept is None else _reads_images(entry.provider, kept, saved)
+
+
+def _reads_images(provider: str, path: Path, saved: Collection[int] = ()) -> bool:
+    """Whether a kept reply has an image in it that is not saved, or a task that is open."""
+    try:
+        found = read_kept(providers.load(provider), path)
+    except (ApiError, ValueError, OSError):
+        return False
+    return isinstance(found, Ticket) or any(not one.error and one.index not in saved for one in found.pictures)
+
+
+def _still_unknown(entry: Entry, kept: Path | None) -> JobResult:
+    """A request that stays of unknown outcome, at the price that it may have cost."""
+    said = entry.error
+    cost = None if entry.worst_micro is None else Cost(entry.worst_micro / MICRO, entry.currency, entry.as_of)
+    message = said.message if said and said.message else "the outcome of the request is unknown"
+    error = _doubt(message, entry.id, kept, entry.provider, settles=True)
+    error.code, error.request_id = (said.provider_code, said.request_id) if said else ("", "")
+    return JobResult(0, entry.id, "unknown", entry.provider, entry.model, {}, cost=cost, error=error)
+
+
+def _doubt(message: str, name: str, kept: Path | None, provider: str, *, settles: bool) -> ApiError:
+    """The error of what stays unknown, with where its reply lies. Only the ledger's can be settled in it."""
+    where = f"what came lies in {kept}; " if kept else ""
+    way = f", then seedream history resolve {name} --paid or --unpaid" if settles else ""
+    hint = f"{where}look at the provider's usage page{way}"
+    return ApiError(message, kind="unknown_outcome", hint=hint, billed="unknown", delivered="maybe", provider=provider)
+
+
+def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -> JobResult:
+    """A reply that no ledger knows, and in which no image is found."""
+    error = _doubt("the reply that is kept of it holds no image", name, path, provider, settles=False)
+    if path is not None:
+        error.hint += ", then remove the file (history resolve is for what the ledger knows)"
+    model, cost = (job.request.model_id, job.price(job.most or 1)) if job else ("", None)
+    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error)
+
+
 def _stray_jobs(
-    path: Path, draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
+    name: str, path: Path, draft: Draft, surroundings: Surroundings, limits: Limits, *, left: list[JobResult]
 ) -> list[Job]:
     """The job that saves what a kept reply holds, by what was written down beside it."""
-    meta = spool.load_meta(path.parent, path.stem)
+    meta = spool.load_meta(path.parent, path.name.partition(".")[0])
     provider = draft.values.get("provider") or str(meta.get("provider") or "") or _recognise(path)
-    if provider is None or not _holds_something(provider, path):
-        said = f"{path.stem}: its answer holds no picture; what came of it lies in {path}"
-        found.append(Problem("id", said, "look at the provider's usage page", origin="ID"))
+    if provider is None or provider not in providers.PROVIDERS:
+        left.append(_loose_doubt(None, name, path, provider or ""))
         return []
+    job = _stray_job(name, path, draft, surroundings, limits, provider=provider, meta=meta)
+    if _reads_images(provider, path):
+        return [job]
+    left.append(_loose_doubt(job, name, path, provider))
+    return []
+
+
+def _stray_job(
+    name: str,
+    path: Path,
+    draft: Draft,
+    surroundings: Surroundings,
+    limits: Limits,
+    *,
+    provider: str,
+    meta: Mapping[str, Any],
+) -> Job:
+    """The job for a kept reply, whatever is in it."""
     dialect = providers.load(provider)
     stated = complete(draft, dialect.spec.name, surroundings.settings)
     base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, stated.values.get("base_url"))
@@ -116,34 +205,23 @@ def _stray_jobs(
     request = _bare_request(dialect.spec.name, str(meta.get("model") or ""), str(meta.get("size") or ""))
     own = meta.get("fields")
     fields = {str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {"slug": "recovered"}
-    return [
-        Job(
-            0,
-            path.stem,
-            route,
-            find_model(request.model_id, dialect.spec.spelling),
-            request,
-            store.Target(Path(), "rename", 1),
-            {**name_fields(request, path.stem, 0), **fields},
-            first=_number(meta.get("first")),
-            of=_number(meta.get("of")),
-            recovers=True,
-            kept=path,
-            booked=False,
-            # Of an adopted one nobody knows how many were asked for.
-            most=_number(meta.get("most", GROUP_MOST)),
-            barred=barred,
-        )
-    ]
-
-
-def _holds_something(provider: str, path: Path) -> bool:
-    """Whether a reply has a picture or a task in it."""
-    try:
-        read_kept(providers.load(provider), path)
-    except (ApiError, ValueError):
-        return False
-    return True
+    return Job(
+        0,
+        name,
+        route,
+        find_model(request.model_id, dialect.spec.spelling),
+        request,
+        store.Target(Path(), "rename", 1),
+        {**name_fields(request, name, 0), **fields},
+        first=_number(meta.get("first")),
+        of=_number(meta.get("of")),
+        recovers=True,
+        kept=path,
+        booked=False,
+        # Of an adopted one nobody knows how many were asked for.
+        most=_number(meta.get("most", GROUP_MOST)),
+        barred=barred,
+    )
 
 
 def orphan_jobs(draft: Draft, surroundings: Surroundings, ledger: Ledger) -> list[Job]:
@@ -220,7 +298,9 @@ def _entry_jobs(
 
 def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem], *, every: bool) -> list[Entry]:
     """The ledger's requests that are meant and not saved; a name that means nothing is a problem."""
-    unsaved = {entry.id: entry for entry in ledger.unsaved()} if ledger else {}
+    doubtful = ledger.history(status="unknown") if ledger else ()
+    found_unsaved = (*ledger.unsaved(), *(entry for entry in doubtful if entry.owner is None)) if ledger else ()
+    unsaved = {entry.id: entry for entry in found_unsaved}
     if every:
         return list(unsaved.values())
     chosen: dict[str, Entry] = {}
@@ -246,7 +326,6 @@ def _nothing_left(entry: Entry) -> Problem:
     """Why a request has nothing to fetch."""
     why = {
         "succeeded": "all its pictures are saved",
-        "unknown": f"no whole answer of it came; `seedream history resolve {entry.id} --paid` or `--unpaid` settles it",
         "running": "another process works on it",
     }.get(entry.status, f"it is {entry.status}")
     if any(row.state == "expired" for row in entry.pictures):
@@ -331,7 +410,10 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
         kept=kept,
         known=None if kept else known,
         task_id="" if kept or known else entry.task_id,
+        known_task=entry.task_id,
+        sent_at=entry.sent_at,
         have=done,
+        lost=tuple(_lost_image(row) for row in entry.pictures if row.state in {"failed", "expired"}),
         recovers=True,
         most=entry.pictures_at_most,
     )
@@ -358,6 +440,9 @@ def _kept(entry: Entry, replies: Path) -> Path | None:
     # Only there: a path out of a ledger may lead anywhere, and the folder may have been moved since.
     names = [entry.reply.name] if entry.reply and entry.reply.name.startswith(f"{entry.id}.") else []
     paths = [replies / name for name in dict.fromkeys((*names, f"{entry.id}.reply"))]
+    if entry.state == "unknown":
+        # Of one that is known to be saved, what came of earlier attempts is not its answer.
+        paths += reversed(spool.list_asides(replies, entry.id))
     return next((path for path in paths if is_plain(path)), None) if is_own_folder(replies) else None
 
 
@@ -365,12 +450,29 @@ def _picture(row: PictureRow) -> Picture:
     """A picture as the ledger knows it."""
     if row.state != "failed":
         return Picture(row.index, link=row.link, format=row.format)
+    return Picture(row.index, error=_old_error(row))
+
+
+def _lost_image(row: PictureRow) -> SavedImage:
+    """An image that cannot be had, for a reason that an earlier run found out."""
+    return SavedImage(row.index, url=row.link, error=_old_error(row))
+
+
+def _old_error(row: PictureRow) -> SeedreamError:
     failure = row.error
-    message = failure.message if failure else "it was not made"
-    error = ApiError(
-        message, kind=failure.code if failure else "refused", code=failure.provider_code if failure else ""
+    if row.state == "expired":
+        return LinkError(failure.message if failure else "its link has expired", kind="expired")
+    if failure is None:
+        return ApiError("it was not made", kind="refused")
+    # The two kinds that a member has where nobody says that it cost nothing.
+    billed: Billed = "unknown" if failure.code in {"unknown_outcome", "unavailable"} else "no"
+    return ApiError(
+        failure.message,
+        kind=failure.code if failure.code in EXIT_CODES else "refused",
+        billed=billed,
+        code=failure.provider_code,
+        request_id=failure.request_id,
     )
-    return Picture(row.index, error=error)
 
 
 def _number(value: object) -> int:
@@ -388,19 +490,25 @@ def _old_output(entry: Entry) -> store.Target:
     )
 
 
-def _reply_job(name: str, replies: Path, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
-    """A raw reply from outside. It is kept like any other, so that nothing is lost if its download fails."""
+def _reply_jobs(
+    name: str, replies: Path, draft: Draft, surroundings: Surroundings, limits: Limits, *, left: list[JobResult]
+) -> list[Job]:
+    """A raw reply from outside. It is kept like any other, so that nothing is lost if its download fails; of a file
+    without an image no copy stays, since the user has it.
+    """
     run = run_id()
     part = spool.open_spool(replies, run, 0)
     for chunk in read_chunks(name):
         part.write(chunk)
     path = part.keep({})
     provider = draft.values.get("provider") or _recognise(path)
-    if provider is None:
+    has_images = provider is not None and _reads_images(provider, path)
+    if not has_images and (name != "-" or not path.stat().st_size):
         spool.forget(replies, run)
-        where = "standard input" if name == "-" else name
+    if provider is None:
+        where, way = ("standard input", f"; what came lies in {path}") if name == "-" else (name, "")
         raise InputError(
-            [Problem("file", f"{where} is no provider's reply with pictures in it", "name the --provider")]
+            [Problem("file", f"{where} is no provider's reply with pictures in it", f"name the --provider{way}")]
         )
     dialect = providers.load(provider)
     draft = complete(draft, dialect.spec.name, surroundings.settings)
@@ -408,9 +516,12 @@ def _reply_job(name: str, replies: Path, draft: Draft, surroundings: Surrounding
     request = _bare_request(dialect.spec.name, "", "")
     fields = {**name_fields(request, run, 0), "slug": "recovered"}
     route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits)
-    return Job(
-        0, run, route, None, request, store.Target(Path(), "rename", 1), fields, recovers=True, kept=path, booked=False
-    )
+    target = store.Target(Path(), "rename", 1)
+    job = Job(0, run, route, None, request, target, fields, recovers=True, kept=path, booked=False)
+    if has_images:
+        return [job]
+    left.append(_loose_doubt(job, run, path if path.exists() else None, provider))
+    return []
 
 
 def _recognise(path: Path) -> str | None:
@@ -428,7 +539,8 @@ def _task_job(task: str, ledger: Ledger | None, draft: Draft, surroundings: Surr
     """The job that asks after a task; where the ledger knows it, it is that request's."""
     known = [entry for entry in (ledger.find(task) if ledger else ()) if entry.task_id == task]
     if known and (job := _entry_job(known[0], draft, surroundings, limits, [])):
-        return replace(job, task_id=task, kept=None, known=None)
+        is_settled = known[0].state not in {"waiting", "ready", "unknown"}
+        return replace(job, task_id=task, kept=None, known=None, lost=(), is_settled=is_settled)
     dialect, _ = choose_dialect(draft, surroundings, sends=True)
     if not dialect.spec.asynchronous:
         hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.asynchronous)}"

@@ -164,14 +164,16 @@ def sweep(folder: Path) -> None:
             _put_aside(path)
 
 
-def forget(folder: Path, job_id: str) -> None:
-    """Removes a reply, its meta and the remains of its attempts, once all its pictures are saved."""
+def forget(folder: Path, job_id: str, *, asides: bool = True) -> None:
+    """Removes a reply and its meta, once all its pictures are saved; and with `asides` what came of attempts before
+    it, which is the only trace of them while they are in doubt.
+    """
     if not files.is_own_folder(folder):
         return
     # The reply goes first: a reply without its meta would look like one that nobody knows anything about.
     for path in (_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json")):
         _remove(path)
-    for aside in _asides(_file(folder, job_id, "part")):
+    for aside in _asides(_file(folder, job_id, "part")) if asides else ():
         if not _remove(aside):
             break
 
@@ -194,6 +196,12 @@ def list_kept(folder: Path) -> list[Kept]:
     ]
     found.sort(key=lambda pair: (pair[0].st_mtime_ns, pair[1].name))
     return [Kept(path.stem, path, stat.st_size) for stat, path in found]
+
+
+def list_asides(folder: Path, job_id: str = "*") -> list[Path]:
+    """What came of attempts and was put aside, of one request or of all."""
+    found = folder.glob(f"{job_id}.*.cut") if files.is_own_folder(folder) else ()
+    return sorted(path for path in found if files.is_plain(path))
 
 
 def list_parts(folder: Path) -> list[str]:

@@ -31,6 +31,7 @@ from .errors import (
     InterruptedRunError,
     LinkError,
     SeedreamError,
+    TaskEndedError,
 )
 from .journal import Journal
 from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
@@ -138,6 +139,7 @@ class Worker:
         self.sent_at: dt.datetime | None = None
         self.provider_s = 0.0
         self.lost_polls = 0
+        self.absent_s = 0.0
         self.taken: set[int] = set()
         self.saved: dict[int, SavedImage] = {}
         self.ready: Ready | None = None
@@ -280,11 +282,20 @@ class Worker:
         task_goes_on = self.task_id and error is not None and error.kind == "unknown_outcome"
         if error is None or self.ready is not None or task_goes_on or self.left_behind:
             return
+        if self.job.recovers and not self._is_verdict(error):
+            return
         # What ended before, and was to be sent once more, keeps that end until it has left.
         if self._is_held_back(error) or (self.job.again and not self.attempts):
             self.desk.books.unsent(self.job)
         else:
             self.desk.books.ended(self.job, error, self.reply)
+
+    def _is_verdict(self, error: SeedreamError) -> bool:
+        """Whether a failure says what became of a request that was paid for before: only the provider's own word does,
+        and no missing key or full disk.
+        """
+        said = isinstance(error, ApiError) and (error.delivered == "yes" or error.billed == "unknown")
+        return said and not self.job.is_settled
 
     def _cancelled(self) -> SeedreamError:
         """What a stopped job is, by how far it had come."""
@@ -369,8 +380,9 @@ class Worker:
         if not self.job.download:
             return await self._hand_out(self.ready) or broken
         # What a stream brought is saved already, or on its way; what a recovery has on disk is not fetched again.
-        left = [one for one in self.ready.pictures if one.index not in self.taken | self.job.have]
-        await self._keep_all(left, last=not self.taken and not broken)
+        left = [one for one in self.ready.pictures if one.index not in self.taken | self.job.have or _in_doubt(one)]
+        self.saved |= {image.index: image for image in self.job.lost}
+        await self._keep_all(left, last=not self.taken and not broken and not self.job.lost)
         error = _first_error(self.saved.values(), broken)
         if broken or not all(image.error is None or _is_final(image.error) for image in self.saved.values()):
             # What can still be fetched stays to be fetched; the books only learn why it is not here.
@@ -413,8 +425,12 @@ class Worker:
         for image in self.saved.values():
             if image.error is None:
                 await self.desk.books.picture(self.job, image, handed=True)
+        error = _first_error(self.saved.values())
+        if error is not None and not _is_final(error):
+            self.desk.books.ended(self.job, error, self.reply)
+            return error
         await self.desk.books.saved(self.job)
-        return _first_error(self.saved.values())
+        return error
 
     def _secure_reply(self) -> None:
         """Flush the reply and give it its name, where its links were enough so far: another run may need it."""
@@ -422,12 +438,18 @@ class Worker:
             self.reply, self.kept = self.kept.secure(), None
 
     def _forget_reply(self) -> None:
-        """Everything that the reply was kept for is saved."""
+        """Everything that the reply was kept for is saved. One with an image whose link is dead stays."""
+        if any(image.error is not None and image.error.billed != "no" for image in self.saved.values()):
+            self._secure_reply()
+            return
         if self.kept is not None:
             self.kept.forget()
             self.kept = None
-        else:
-            spool.forget(self.desk.replies, self.job.id)
+        replies, name = self.desk.replies, self.job.id
+        # What came of an attempt before is all there is of it, until the user settles that.
+        in_doubt = self.job.again or self.doubted or self.job.recovers
+        in_doubt = in_doubt and bool(spool.list_asides(replies, name)) and self.desk.books.doubts(self.job) > 0
+        spool.forget(replies, name, asides=not in_doubt)
 
     def _tell_life(self, ready: Ready) -> None:
         """Say how long the links are good for by their own dates. They are tried all the same: a clock may be wrong."""
@@ -488,7 +510,7 @@ class Worker:
             return job.known
         if job.kept is not None:
             self.reply = job.kept
-            return await asyncio.to_thread(read_kept, self.dialect, job.kept)
+            return await self._read_again(job.kept)
         if job.task_id:
             self.task_id = job.task_id
             return Ticket(job.task_id, poll_after_s=0.0)
@@ -515,6 +537,18 @@ class Worker:
             # A task, or a picture inside the reply.
             self._secure_reply()
         return answer.value
+
+    async def _read_again(self, path: Path) -> Ready | Ticket:
+        """A kept reply, or the task that it started where it cannot be read as that."""
+        try:
+            return await asyncio.to_thread(read_kept, self.dialect, path)
+        except TaskEndedError:
+            raise
+        except ApiError:
+            if not self.job.known_task:
+                raise
+        self.task_id = self.job.known_task
+        return Ticket(self.job.known_task, poll_after_s=0.0)
 
     def _make_room(self) -> KeptReply | JournalReply:
         """Room for the reply, before it is asked for. Where the books take its links, it need not be flushed itself."""
@@ -564,6 +598,11 @@ class Worker:
         try:
             answer = await self.wire.ask(self.dialect.poll(ticket), self.dialect.read, spool=kept)
         except ApiError as error:
+            # A structured error that comes whole, with HTTP 200, is the task's own; any other is of the asking.
+            is_own = error.delivered == "yes" and error.status == 200 and bool(error.code)
+            if is_own or isinstance(error, TaskEndedError):
+                self._end_task(kept, error)
+                raise
             kept.forget()
             return self._judge_lost_poll(ticket, error)
         self.lost_polls = 0
@@ -573,19 +612,36 @@ class Worker:
         self.reply = kept.take_place(self.job.id)
         return await asyncio.to_thread(read_kept, self.dialect, self.reply)
 
+    def _end_task(self, kept: KeptReply, error: ApiError) -> None:
+        """The task is over, and its record is all that is left of it, unless it says that it cost nothing."""
+        self.task_id = ""
+        if error.billed == "no":
+            kept.forget()
+            spool.forget(self.desk.replies, self.job.id, asides=False)
+        else:
+            self.reply = kept.take_place(self.job.id)
+
     def _judge_lost_poll(self, ticket: Ticket, error: ApiError) -> Ticket:
-        """The ticket to ask with again; raises where the task itself failed, or cannot be asked after."""
-        # The task's own failure comes whole, with HTTP 200; anything else is the asking that failed.
-        if error.delivered == "yes" and error.status == 200 and (error.code or error.kind != "unknown_outcome"):
-            if error.billed == "no":
-                spool.forget(self.desk.replies, self.job.id)
+        """The ticket to ask with again; raises where the task cannot be asked after."""
+        if error.status == 404 and self._is_young():
+            wait_s = self.absent_s + 1.0
+            self.absent_s += wait_s
+            return replace(ticket, poll_after_s=wait_s)
+        if error.status == 404:
             self.task_id = ""
-            raise error
+            said = f"{self.job.route.spec.title} knows no task {ticket.task_id}: {error.message}"
+            raise ApiError(said, kind="unknown_outcome", billed="unknown", delivered="yes") from error
         self.lost_polls += 1
         is_final = error.status is not None and 400 <= error.status < 500 and error.status not in {408, 429}
         if is_final or self.lost_polls > self.job.route.limits.retries:
             raise self._task_left(f"task {ticket.task_id} could not be asked after: {error.message}") from error
         return replace(ticket, poll_after_s=max(ticket.poll_after_s, 1.0) * 2)
+
+    def _is_young(self) -> bool:
+        """Whether a task was made so lately that its provider may not find it yet."""
+        began = self.sent_at or self.job.sent_at
+        age_s = (self.desk.clock.now() - began).total_seconds() if began else _YOUNG_S
+        return max(age_s, self.absent_s) < _YOUNG_S
 
     def _task_left(self, message: str) -> ApiError:
         """A task that is left to itself: it is paid for, or will be, and can be fetched later."""
@@ -872,6 +928,15 @@ class Worker:
     def _timing(self) -> Timing:
         total = time.monotonic() - self.started
         return Timing(total, self.provider_s, max(0.0, total - self.provider_s) if self.ready else 0.0)
+
+
+_YOUNG_S = 60.0
+"""A task's age in seconds until which a provider that does not know it may not know it yet."""
+
+
+def _in_doubt(picture: Picture) -> bool:
+    """Whether nobody knows what became of a member of an answer."""
+    return picture.error is not None and picture.error.billed == "unknown"
 
 
 def _is_final(error: SeedreamError) -> bool:

@@ -378,13 +378,13 @@ def test_a_planted_bug_of_the_journal_is_seen(nursery: Nursery, tmp_path: Path, 
 
 
 def test_a_lost_answer_is_not_asked_for_again(nursery: Nursery, tmp_path: Path) -> None:
-    """One POST, exit 7, and none by `recover`; a tool that repeats what is in doubt is seen."""
+    """One POST, exit 7, and none by `recover`, which has no better news; a tool that repeats it is seen."""
     for bug, posts in (({}, 1), ({"plant": "repeats_what_is_in_doubt"}, 2)):
         seedream = Forked(tmp_path / str(posts), nursery)
         with Upstream(script=lambda request, number: RESET) as upstream:
             args = ["generate", "a fox", "-p", "ark", "--base-url", upstream.url]
             assert seedream(*args, env=KEYS, wounds=bug).code == 7
-            assert seedream("recover", env=KEYS).code == 0
+            assert seedream("recover", env=KEYS).code == 7
             assert len(upstream.posts) == posts
 
 

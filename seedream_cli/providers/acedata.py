@@ -92,16 +92,24 @@ def read(reply: base.Reply) -> base.Ready | base.Ticket:
     return _read_result(reply, body)
 
 
-def _read_result(reply: base.Reply, result: Mapping[str, Any]) -> base.Ready | base.Ticket:
-    """An answer in the envelope {"success", "task_id", "trace_id", "data" or "error"}."""
+def _read_result(reply: base.Reply, result: Mapping[str, Any], *, over: bool = False) -> base.Ready | base.Ticket:
+    """An answer in the envelope {"success", "task_id", "trace_id", "data" or "error"}; `over` is a task's end."""
     plain = replace(reply, body=result)
     ready = base.read_pictures(spec, result, reply.headers)
-    if ready and (200 <= reply.status < 300 or any(not picture.error for picture in ready.pictures)):
+    well = 200 <= reply.status < 300
+    if ready and (any(not picture.error for picture in ready.pictures) or (well and not (over and _in_doubt(ready)))):
         return ready
     task_id, trace_id = _name(result, "task_id"), _name(result, "trace_id")
-    if task_id and result.get("data") is None and base.fault_in(result) is None and 200 <= reply.status < 300:
+    if task_id and result.get("data") is None and base.fault_in(result) is None and well and not over:
         return base.Ticket(task_id, trace_id)
+    if well and (over or (task_id and result.get("success") is True)):
+        raise base.task_ended(base.refusal(spec, plain), task_id)
     raise base.refusal(spec, plain)
+
+
+def _in_doubt(ready: base.Ready) -> bool:
+    """Whether nobody knows what became of a member."""
+    return any(picture.error is not None and picture.error.billed == "unknown" for picture in ready.pictures)
 
 
 def _read_record(reply: base.Reply, record: Mapping[str, Any]) -> base.Ready | base.Ticket:
@@ -112,9 +120,10 @@ def _read_record(reply: base.Reply, record: Mapping[str, Any]) -> base.Ready | b
     error = answer.get("error") or record.get("error")
     # `success: false` without an error is how a task looks that has not failed yet.
     undecided = not error and (not answer or answer.get("success") is False)
-    if undecided and record.get("finished_at") is None and ids["task_id"]:
+    is_open = record.get("finished_at") is None and base.task_state(record) in {"", "pending"}
+    if undecided and is_open and ids["task_id"]:
         return base.Ticket(ids["task_id"], ids["trace_id"])
-    return _read_result(reply, {**ids, "data": [], **answer, "error": error})
+    return _read_result(reply, {**ids, "data": [], **answer, "error": error}, over=True)
 
 
 def _name(body: Mapping[str, Any], key: str) -> str:

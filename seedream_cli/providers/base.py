@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..error_text import MOST, code_in, message_in, one_line, plain_code, text_fault
-from ..errors import ApiError, Billed, InputError, Problem
+from ..errors import ApiError, Billed, InputError, Problem, TaskEndedError
 from ..models import ModelSpec, Rule, is_name
 from ..results import Blob, Layer, Picture
 from ..text import clean
@@ -564,6 +564,44 @@ def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
         return _worded(spec, WRONG_ADDRESS, said, status=reply.status)
     verdict = _STATUSES.get(reply.status, REFUSED if 400 <= reply.status < 500 else UNKNOWN)
     return _worded(spec, verdict, said, status=reply.status, delivered=verdict is not UNKNOWN)
+
+
+_TASK_STATES: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("submitted", "queued", "pending", "processing", "running", "in_progress", "in_queue", "created"),
+            *("starting", "started", "waiting", "not_start", "not_started", "generating", "accepted", "preparing"),
+        ),
+        "pending",
+    ),
+    **dict.fromkeys(("succeeded", "success", "successful", "completed", "complete", "finished", "done"), "done"),
+    **dict.fromkeys(
+        ("failed", "failure", "fail", "error", "cancelled", "canceled", "expired", "rejected", "aborted", "timeout"),
+        "failed",
+    ),
+}
+"""What the words of tasks come to, in lower case."""
+
+
+def task_state(record: Mapping[str, Any]) -> str:
+    """Whether a task is "pending", "done" or "failed" by its own word; "" where it has none that is known."""
+    word = _text(record.get("status")) or _text(record.get("state"))
+    return _TASK_STATES.get(word.strip().lower().replace("-", "_").replace(" ", "_"), "")
+
+
+def task_ended(error: ApiError, task_id: str) -> TaskEndedError:
+    """The error of a task that is over and has no image, from what its record says."""
+    return TaskEndedError(
+        error.message if error.billed == "no" else f"task {task_id} has ended without an image: {error.message}",
+        kind=error.kind if error.billed == "no" else "unknown_outcome",
+        hint=error.hint,
+        billed=error.billed,
+        delivered="yes",
+        provider=error.provider,
+        code=error.code,
+        status=error.status,
+        request_id=error.request_id,
+    )
 
 
 def _fault(code: str, message: str, request_id: str) -> Fault:
