@@ -6,8 +6,8 @@ import base64
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 from .errors import InputError, InternalError, Problem
 from .request import ImageRef
@@ -44,48 +44,110 @@ def encode_body(body: Mapping[str, Any]) -> tuple[int, Callable[[], Iterator[byt
     def pieces() -> Iterator[bytes]:
         for text, head, ref in zip(texts, heads, refs, strict=False):
             yield text + head
-            yield from _encoded(ref)
+            yield from encode_reference(ref)
         yield texts[-1]
 
     return length, pieces
 
 
 def _size(ref: ImageRef) -> int:
-    """The bytes of a reference, checked against what they were when it was judged."""
+    """The bytes that leave of a reference, whose file is checked against what it was when it was judged."""
     if ref.path is None:
-        return len(ref.content)
+        return ref.sent.size if ref.sent is not None else len(ref.content)
     try:
         size = ref.path.stat().st_size
     except OSError as exc:
         raise _unreadable(ref, exc) from exc
     if size != ref.size:
         raise _changed(ref)
-    return size
+    return ref.sent_size
 
 
-def _encoded(ref: ImageRef) -> Iterator[bytes]:
+def encode_reference(ref: ImageRef) -> Iterator[bytes]:
+    """A reference in base64. What is cut into pieces of another length is joined first: only the end is padded."""
+    rest = b""
+    for piece in _pieces(ref):
+        data = rest + piece if rest else piece
+        whole = len(data) - len(data) % 3
+        rest = data[whole:]
+        if whole:
+            yield base64.b64encode(data[:whole])
+    if rest:
+        yield base64.b64encode(rest)
+
+
+def _pieces(ref: ImageRef) -> Iterator[bytes]:
+    """The bytes that leave of a reference."""
+    if ref.sent is not None and ref.sent.copy is not None:
+        try:
+            yield from _counted(ref, ref.sent.copy())
+        except (OSError, ValueError, SyntaxError, MemoryError) as exc:
+            # It had to be made again, of a file that is not what it was.
+            raise _changed(ref) from exc
+        return
+    parts = ref.sent.parts if ref.sent is not None else ((0, ref.size if ref.path else len(ref.content)),)
     if ref.path is None:
-        for start in range(0, len(ref.content), _READ_STEP):
-            yield base64.b64encode(ref.content[start : start + _READ_STEP])
+        for part in parts:
+            start, end, data = (0, len(part), part) if isinstance(part, bytes) else (*part, ref.content)
+            for at in range(start, end, _READ_STEP):
+                yield data[at : min(end, at + _READ_STEP)]
         return
     try:
-        yield from _encoded_file(ref)
+        with ref.path.open("rb") as file:
+            yield from _held_back(_parts_of(ref, file, parts))
     except OSError as exc:
         raise _unreadable(ref, exc) from exc
 
 
-def _encoded_file(ref: ImageRef) -> Iterator[bytes]:
-    """Stops short of the announced length if the file is not what was checked, so that no whole request is sent."""
-    assert ref.path is not None  # noqa: S101 - the caller has looked; this tells the type checker
-    digest, left = hashlib.sha256(), ref.size
-    with ref.path.open("rb") as file:
-        while chunk := file.read(_READ_STEP):
-            left -= len(chunk)
-            digest.update(chunk)
-            if left < 0 or (left == 0 and ref.sha256 and digest.hexdigest() != ref.sha256):
+def _counted(ref: ImageRef, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """A copy's pieces; short of the announced length where it is not what was announced."""
+    digest = hashlib.sha256()
+
+    def told() -> Iterator[bytes]:
+        for piece in pieces:
+            digest.update(piece)
+            yield piece
+        if ref.sent is None or digest.hexdigest() != ref.sent.sha256:
+            raise _changed(ref)
+
+    yield from _held_back(told())
+
+
+def _held_back(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pieces, each once the next one is there: what is found out at the very end keeps the last one from leaving."""
+    last = b""
+    for piece in pieces:
+        if last:
+            yield last
+        last = piece
+    if last:
+        yield last
+
+
+def _parts_of(ref: ImageRef, file: BinaryIO, parts: Sequence[tuple[int, int] | bytes]) -> Iterator[bytes]:
+    """The parts of a file that is read whole, so that one that is not what was checked is never sent whole."""
+    digest, at = hashlib.sha256(), 0
+
+    def read(end: int) -> Iterator[bytes]:
+        nonlocal at
+        while at < end:
+            chunk = file.read(min(_READ_STEP, end - at))
+            if not chunk:
                 raise _changed(ref)
-            yield base64.b64encode(chunk)
-    if left:
+            at += len(chunk)
+            digest.update(chunk)
+            yield chunk
+
+    for part in parts:
+        if isinstance(part, bytes):
+            yield part
+            continue
+        for _ in read(part[0]):
+            pass
+        yield from read(part[1])
+    for _ in read(ref.size):
+        pass
+    if file.read(1) or (ref.sha256 and digest.hexdigest() != ref.sha256):
         raise _changed(ref)
 
 

@@ -87,7 +87,8 @@ def _show_value(value: Any) -> Any:
         return value
     if value.kind == "url":
         return value.location
-    return {"file": value.location, "sha256": value.sha256, "bytes": value.size or len(value.content)}
+    shown = {"file": value.location, "sha256": value.sha256, "bytes": value.size or len(value.content)}
+    return shown | ({"sent_sha256": value.sent.sha256, "sent_bytes": value.sent.size} if value.sent else {})
 
 
 def is_reference(value: Any) -> bool:

@@ -105,6 +105,13 @@ REQUEST_FLAGS = _flags(
     ("count", "--count -n", "Send N independent requests, each billed. Default 1.", "N"),
     ("sequence", "--sequence", "One request for a related set of up to N pictures.", "N|auto"),
     ("image", "--image -i", "Reference: a file, a URL, a data URI or -. Repeatable.", "REF", "list"),
+    (
+        "keep_metadata",
+        "--keep-metadata",
+        "Send references as they are, EXIF and GPS too; else upright and without.",
+        "",
+        "switch",
+    ),
     ("fit_images", "--fit-images", "Shrink or convert references that are too big, and say so.", "", "switch"),
     ("seed", "--seed", "Seed, -1 to 2147483647, for models that take one.", "N"),
     ("guidance_scale", "--guidance-scale", "How closely to follow the prompt, 1 to 10 (3.0 models).", "X"),

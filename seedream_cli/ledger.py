@@ -2165,7 +2165,8 @@ def _odd(value: Any) -> Any:
         raise InternalError(f"the ledger cannot store a {type(value).__name__}")
     if value.kind == "url":
         return value.location
-    return {"file": value.location, "sha256": value.sha256, "bytes": value.size or len(value.content)}
+    shown = {"file": value.location, "sha256": value.sha256, "bytes": value.size or len(value.content)}
+    return shown | ({"sent_sha256": value.sent.sha256, "sent_bytes": value.sent.size} if value.sent else {})
 
 
 # In ASCII, so that half a character comes back as it was.

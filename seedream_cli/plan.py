@@ -9,12 +9,12 @@ import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from . import names, prices, providers, store
 from .config import complete
 from .credentials import choose_keyed_provider, find_key
-from .errors import ConfigError, InputError, LinkError, Problem
+from .errors import ConfigError, FileError, InputError, LinkError, Problem
 from .ledger import Caps
 from .models import DEFAULT_MODEL, MODELS, ModelSpec, Rule, find_model
 from .prices import Bill
@@ -22,6 +22,9 @@ from .providers.base import Dialect, ProviderSpec, Ready, full_url, rule_for, wi
 from .request import COUNT_MOST, Built, Draft, Form, ImageRef, ImageRequest, Recipient, build, shared_stdin
 from .results import Cost, JobResult, SavedImage
 from .settings import Key, Settings, Surroundings
+
+if TYPE_CHECKING:
+    from .references import Fit
 
 MICRO = 1_000_000
 """Micro-units of a currency, in which money is counted."""
@@ -220,7 +223,7 @@ def plan_draft(
         prompt_characters=spec.prompt_characters,
         able=lambda option: _able(spec, option),
     )
-    images, mine = _references(draft, recipient)
+    images, mine = _references(draft, recipient, notices)
     mine += shared_stdin(draft)
     built = build(draft, recipient, images)
     mine += [*unserved, *built.problems]
@@ -250,32 +253,47 @@ def plan_draft(
     return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 
-def _references(draft: Draft, recipient: Recipient) -> tuple[list[ImageRef], list[Problem]]:
-    """The draft's reference pictures, shrunk where that was asked for, and all that is wrong with or done to them."""
+def _references(draft: Draft, recipient: Recipient, notices: list[str]) -> tuple[list[ImageRef], list[Problem]]:
+    """The draft's reference pictures as they will be sent, and all that is wrong with or done to them."""
     texts = draft.lists.get("image", ())
     if not texts:
         return [], []
-    from .references import Fit, fit_reference, read_references
+    from .references import BARE_NOTICE, Fit, read_references
 
     images, problems = read_references(texts, origin=draft.origin("image"))
-    model = recipient.model
-    if not draft.switches.get("fit_images") or model is None:
-        return images, problems
-    layers = draft.switches.get("layers", False)
-    formats = model.layer_reference_formats if layers else recipient.taken_formats
-    pixels = model.layer_reference_pixels if layers else model.reference_pixels
-    fit = Fit(recipient.safe_bytes, pixels[1], formats)
-    fitted = []
+    model, fit = recipient.model, None
+    if draft.switches.get("fit_images") and model is not None:
+        layers = draft.switches.get("layers", False)
+        formats = model.layer_reference_formats if layers else recipient.taken_formats
+        pixels = model.layer_reference_pixels if layers else model.reference_pixels
+        fit = Fit(recipient.safe_bytes, pixels[1], formats)
+    made = []
     for image in images:
         try:
-            made, done = fit_reference(image, fit)
-        except LinkError as error:
+            made.append(_ready_reference(image, draft, fit, problems))
+        except (FileError, LinkError) as error:
             problems.append(Problem("image", error.message, origin=draft.origin("image")))
-            continue
-        fitted.append(made)
-        if done:
-            problems.append(Problem("fit_images", done, severity="warning", code="reference_fitted"))
-    return fitted, problems
+    if any(image.sent is not None for image in made):
+        notices.append(BARE_NOTICE)
+    return made, problems
+
+
+def _ready_reference(image: ImageRef, draft: Draft, fit: Fit | None, problems: list[Problem]) -> ImageRef:
+    """One reference, shrunk where that was asked for, upright and without its metadata unless that was asked for."""
+    from .references import fit_prepared, fit_reference, prepare_reference
+
+    image, done = fit_reference(image, fit) if fit else (image, "")
+    if not draft.switches.get("keep_metadata"):
+        prepared = prepare_reference(image)
+        image = prepared.ref
+        if prepared.stayed:
+            hint = "send it as a JPEG or PNG, or add --keep-metadata where this is meant"
+            problems.append(Problem("image", prepared.stayed, hint, severity="warning", code="reference_metadata"))
+        if fit and not done:
+            image, done = fit_prepared(image, fit)
+    if done:
+        problems.append(Problem("fit_images", done, severity="warning", code="reference_fitted"))
+    return image
 
 
 def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ...]:

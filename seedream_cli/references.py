@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import functools
+import hashlib
+import io
 import re
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import FileError, LinkError, Problem
 from .kinds import HEAD, TAIL, find_absent, find_kind
+from .metadata import PNG_COLOURS, Bare, find_bare, is_plain_tiff, part_length, png_chunks, read_parts
 from .pictures import MAX_PIXELS, Facts, inspect, inspect_bytes, sniff
-from .request import ImageRef
+from .request import ImageRef, Sent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,6 +195,225 @@ def _with_facts(ref: ImageRef, facts: Facts) -> ImageRef:
     )
 
 
+# --- what leaves of a picture -----------------------------------------------------------------------------------------
+
+BARE_NOTICE = (
+    "reference pictures are sent upright and without EXIF, GPS and other notes; --keep-metadata sends them as they are"
+)
+_COPIES_MOST = 512 * 1024 * 1024
+"""Bytes of pictures made anew that are kept; beyond, one is made again whenever it is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A reference as it will be sent, and what stayed in it against the rule ("" for nothing)."""
+
+    ref: ImageRef
+    stayed: str = ""
+
+
+def prepare_reference(ref: ImageRef) -> Prepared:
+    """A local picture upright and without what only tells of it: who made it, where, when, and with what.
+
+    Its own parts are sent from where they are; only a picture that has to be turned is made anew. The work is done
+    once for the same bytes, however many rows name them.
+    """
+    if ref.kind == "url":
+        return Prepared(ref)
+    known = _KNOWN.get(ref.sha256)
+    if known is None:
+        known = _prepare(ref)
+        if len(_KNOWN) >= _KNOWN_MOST:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[ref.sha256] = known
+    sent, is_turned, stayed = known
+    width, height = (ref.height, ref.width) if is_turned else (ref.width, ref.height)
+    return Prepared(replace(ref, sent=sent, width=width, height=height), stayed)
+
+
+_KNOWN: dict[str, tuple[Sent | None, bool, str]] = {}
+"""By the sha256 of a picture: what is sent of it, whether its sides changed places, and what stayed in it."""
+_KNOWN_MOST = 4096
+
+
+def _open(ref: ImageRef) -> io.BufferedReader | io.BytesIO:
+    try:
+        return ref.path.open("rb") if ref.path is not None else io.BytesIO(ref.content)
+    except OSError as error:
+        raise FileError(f"cannot read {ref.location}: {(error.strerror or 'unreadable').lower()}") from error
+
+
+def _prepare(ref: ImageRef) -> tuple[Sent | None, bool, str]:
+    kind = ref.mime.removeprefix("image/")
+    with _open(ref) as file:
+        try:
+            bare = find_bare(file, kind)
+            if bare is None and kind == "tiff" and is_plain_tiff(file):
+                return None, False, ""
+        except (ValueError, OSError):
+            bare = None
+        if bare is not None and bare.orientation == 1:
+            return _without(file, bare, ref, with_note=False), False, ""
+        if not ref.animated and (bare is not None or kind == "tiff"):
+            with contextlib.suppress(OSError, ValueError, SyntaxError, MemoryError):
+                return _turned(ref, bare.orientation if bare else 1)
+        if bare is not None:
+            why = "has several frames" if ref.animated else "cannot be decoded here"
+            said = f"{ref.location} {why}, so it is not turned: only the note how to turn it goes along"
+            return _without(file, bare, ref, with_note=True), False, said
+    return (
+        None,
+        False,
+        f"{ref.location} is sent with its metadata (place and time may be in it): {kind} is not rewritten",
+    )
+
+
+def _without(file: io.BufferedReader | io.BytesIO, bare: Bare, ref: ImageRef, *, with_note: bool) -> Sent | None:
+    """What is sent of a picture that need not be turned; None where that is all of it."""
+    parts = bare.parts_with_note if with_note else bare.parts
+    if parts == ((0, ref.size),):
+        return None
+    digest = hashlib.sha256()
+    for piece in read_parts(file, parts):
+        digest.update(piece)
+    return Sent(sum(map(part_length, parts)), digest.hexdigest(), parts)
+
+
+def _turned(ref: ImageRef, orientation: int) -> tuple[Sent, bool, str]:
+    """A copy with its pixels turned. Raises what the library does where it cannot be decoded."""
+    raw, size = _turn(ref, orientation)
+    at = _COPIES.keep(raw)
+    # What is kept elsewhere need not be held in memory as well.
+    copy = _Copy(ref if at is None else replace(ref, path=None, content=b""), orientation, at, len(raw))
+    return Sent(len(raw), hashlib.sha256(raw).hexdigest(), copy=copy.pieces), size != (ref.width, ref.height), ""
+
+
+class _Copies:
+    """One nameless file for all copies of a run: gone with the process, however that ends."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._file: BinaryIO | None = None
+        self._end = 0
+
+    def keep(self, raw: bytes) -> int | None:
+        """Where the bytes were put; None where there is no room for them."""
+        with self._turn:
+            if self._end + len(raw) > _COPIES_MOST:
+                return None
+            try:
+                self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+                assert self._file is not None  # noqa: S101 - made just now
+                self._file.seek(self._end)
+                if self._file.write(raw) != len(raw):
+                    return None
+            except OSError:
+                return None
+            at, self._end = self._end, self._end + len(raw)
+            return at
+
+    def read(self, at: int, length: int) -> bytes:
+        """Bytes that were kept."""
+        with self._turn:
+            assert self._file is not None  # noqa: S101 - something was kept
+            self._file.seek(at)
+            return self._file.read(length)
+
+
+_COPIES = _Copies()
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A picture made anew: where it is kept, or how it is made again."""
+
+    ref: ImageRef
+    orientation: int
+    at: int | None
+    size: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its bytes, in pieces."""
+        if self.at is None:
+            yield _turn(self.ref, self.orientation)[0]
+            return
+        for start in range(0, self.size, _PIECE):
+            yield _COPIES.read(self.at + start, min(_PIECE, self.size - start))
+
+
+_PIECE = 3 << 16
+
+
+def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
+    """The picture with its pixels turned, in its own format and as near to its own quality as can be; and its size."""
+    from PIL import Image, ImageOps
+
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    turns = Image.Transpose
+    how = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE}
+    how |= {6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
+    file = io.BytesIO()
+    with _open(ref) as own, warnings.catch_warnings():
+        # What the library thinks of odd notes is nobody's business; most are gone before it looks.
+        warnings.simplefilter("ignore")
+        bare = find_bare(own, ref.mime.removeprefix("image/"))
+        source = own if bare is None else io.BytesIO(b"".join(read_parts(own, bare.parts)))
+        own.seek(0)
+        opened = Image.open(source)
+        kind = opened.format or ""
+        options = _encoding(opened, kind, is_on_its_side=orientation > 4)
+        opened.load()
+        # A TIFF is turned by the library when it is read.
+        picture = opened.transpose(how[orientation]) if orientation in how else ImageOps.exif_transpose(opened)
+        picture = picture.copy()
+        profile, transparency = picture.info.get("icc_profile"), picture.info.get("transparency")
+        picture.info = {} if transparency is None else {"transparency": transparency}
+        picture.save(file, kind, icc_profile=profile, **options)
+        size = picture.size
+        raw = file.getvalue()
+        return (_with_colours(raw, source) if kind == "PNG" else raw), size
+
+
+def _encoding(opened: Any, kind: str, *, is_on_its_side: bool) -> dict[str, Any]:
+    """How a picture is encoded again: what was kept of its detail stays, and it gets no larger than it was."""
+    if kind == "TIFF":
+        return {"compression": "tiff_lzw"}
+    if kind == "WEBP":
+        return {"lossless": True} if _is_lossless(opened.fp) else {"quality": 95}
+    if kind == "PNG":
+        return {}
+    if kind != "JPEG":
+        raise ValueError("not a format that is made here")
+    from PIL.JpegImagePlugin import get_sampling
+
+    tables = [list(table) for _, table in sorted(opened.quantization.items())]
+    fits = opened.mode in {"L", "RGB"} and len(tables) in {1, 2} and all(max(table) < 256 for table in tables)
+    if not fits:
+        return {"quality": 95, "subsampling": 0}
+    if is_on_its_side:
+        tables = [[table[column * 8 + row] for row in range(8) for column in range(8)] for table in tables]
+    return {"qtables": tables, "subsampling": 2 if get_sampling(opened) == 2 else 0, "optimize": True}
+
+
+def _is_lossless(file: Any) -> bool:
+    file.seek(0)
+    head = file.read(4096)
+    return b"VP8L" in head and b"VP8 " not in head
+
+
+def _with_colours(raw: bytes, source: io.BufferedReader | io.BytesIO) -> bytes:
+    """A PNG with those chunks of the source that say how its colours are to be seen."""
+
+    def read(offset: int, length: int) -> bytes:
+        source.seek(offset)
+        return source.read(length)
+
+    own = {kind for kind, _, _ in png_chunks(lambda offset, length: raw[offset : offset + length])}
+    wanted = PNG_COLOURS - own
+    colours = b"".join(read(start, end - start) for kind, start, end in png_chunks(read) if kind in wanted)
+    return raw[:33] + colours + raw[33:]
+
+
 # --- making a picture fit -------------------------------------------------------------------------------------------
 
 
@@ -198,6 +424,19 @@ def fit_reference(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
     """
     if ref.kind == "url" or not _too_much(ref, fit):
         return ref, ""
+    return _made_to_fit(ref, fit)
+
+
+def fit_prepared(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
+    """As `fit_reference`, for one that fitted until it was turned; it is known by its own bytes, as it was before."""
+    if ref.sent is None or ref.sent_size <= fit.most_bytes:
+        return ref, ""
+    made, done = _made_to_fit(replace(ref, sent=None), fit)
+    sent = Sent(made.size, made.sha256, ((0, made.size),))
+    return replace(made, sha256=ref.sha256, size=ref.size, sent=sent), done
+
+
+def _made_to_fit(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
     raw, size = _shrink(ref, fit)
     facts = inspect_bytes(raw)
     made = replace(_with_facts(ref, facts), path=None, content=raw)
@@ -230,8 +469,6 @@ def _decode(ref: ImageRef, most_pixels: int) -> Image:
 
     Orientation is applied because re-encoding drops the note about it. The colour profile stays with RGB pixels.
     """
-    import io
-
     from PIL import Image, ImageOps
 
     # The container was judged before, by a limit of our own; the library's would warn on standard error.
@@ -262,8 +499,6 @@ def _scaled(picture: Image, scale: float) -> tuple[int, int]:
 
 def _encode(picture: Image, scale: float) -> bytes:
     """JPEG of a high quality, or PNG where the picture can be seen through."""
-    import io
-
     scaled = picture.resize(_scaled(picture, scale)) if scale < 1 else picture
     file, profile = io.BytesIO(), picture.info.get("icc_profile")
     if picture.mode == "RGBA":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +44,27 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """What goes out in place of a reference's own bytes: `size` of them, made of `parts` of its own or of a `copy`.
+
+    A part is a range of the reference's bytes, or bytes that stand in for some. `copy` gives the pieces of a picture
+    that was made anew.
+    """
+
+    size: int
+    sha256: str
+    parts: tuple[tuple[int, int] | bytes, ...] = ()
+    copy: Callable[[], Iterator[bytes]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """A reference picture. `location` is the path, the URL or a short name for the user.
 
     A local one has its facts: `size` in bytes, width and height in pixels, and either the `path` of its file, which
     the wire reads and encodes while sending, or its `content` where there is no file (standard input, a data URI).
+    `sent` is what leaves where that differs. The picture is known by its own `sha256` all the same: what is left out
+    of it makes no other request.
     """
 
     kind: Literal["file", "url", "data"]
@@ -61,6 +77,12 @@ class ImageRef:
     size: int = 0
     content: bytes = field(default=b"", repr=False)
     animated: bool = False
+    sent: Sent | None = field(default=None, repr=False)
+
+    @property
+    def sent_size(self) -> int:
+        """The bytes that leave."""
+        return self.sent.size if self.sent is not None else self.size
 
 
 class ImageRequest(BaseModel):
@@ -573,9 +595,11 @@ class _RequestForm(Form):
             self.object_to(
                 "image", f"{ref.location} is {kind}; {', '.join(formats)} are taken", "--fit-images converts it"
             )
-        if ref.size > self.recipient.taken_bytes:
+        if ref.sent_size > self.recipient.taken_bytes:
             limit = self.recipient.taken_bytes / 1e6
-            self.object_to("image", f"{ref.location} has {ref.size / 1e6:.1f} MB, over the {limit:g} MB taken", shrink)
+            self.object_to(
+                "image", f"{ref.location} has {ref.sent_size / 1e6:.1f} MB, over the {limit:g} MB taken", shrink
+            )
         elif ref.size > self.recipient.safe_bytes:
             safe = self.recipient.safe_bytes / 1e6
             words = f"{ref.location} has {ref.size / 1e6:.1f} MB; some pages allow {safe:g} MB only"

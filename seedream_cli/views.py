@@ -317,7 +317,13 @@ def _reference_pieces(ref: ImageRef) -> Iterator[str | ImageRef]:
         yield render_json(ref.location)
         return
     yield render_json(f"data:{ref.mime};base64,")[:-1]
-    yield base64.b64encode(ref.content).decode() if ref.content else ref
+    if ref.sent is not None:
+        # No command of a shell cuts the metadata out: what would leave stands in the text.
+        from .body import encode_reference
+
+        yield b"".join(encode_reference(ref)).decode()
+    else:
+        yield base64.b64encode(ref.content).decode() if ref.content else ref
     yield '"'
 
 

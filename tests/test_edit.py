@@ -203,7 +203,7 @@ def test_a_large_reference_is_warned_of_and_too_large_a_one_refused(seedream: Co
 
 
 def test_fitting_turns_a_picture_as_its_exif_says(seedream: Command) -> None:
-    """A rotated photograph of too many pixels is shrunk upright; one that fits goes untouched, with its note."""
+    """A rotated photograph of too many pixels is shrunk upright; with --keep-metadata one that fits is untouched."""
     large = Image.new("RGB", (7200, 5400), "white")
     large.paste((200, 0, 0), (0, 0, 7200, 2700))
     exif = Image.Exif()
@@ -213,7 +213,7 @@ def test_fitting_turns_a_picture_as_its_exif_says(seedream: Command) -> None:
     put(seedream, "large.jpg", file.getvalue())
     small = put(seedream, "small.jpg", picture(exif=exif))
     with Upstream() as upstream:
-        done = edit(seedream, upstream, "x", "large.jpg", "small.jpg", "--fit-images")
+        done = edit(seedream, upstream, "x", "large.jpg", "small.jpg", "--fit-images", "--keep-metadata")
         assert done.code == 0, done.err
         shrunk, untouched = upstream.bodies[0]["image"]
     assert "is sent smaller: 7200x5400 jpeg" in done.err
