@@ -81,6 +81,12 @@ class Books:
         # One that another process finished since this run was planned has nothing left, its kept reply least of all.
         tasks = {job.id for job in jobs if job.task_id}
         mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
+        for entry in taken:
+            expired = [row.index for row in entry.pictures if row.state == "expired" and row.link]
+            if entry.state == "saved" and expired:
+                # It was named, and may be there after all.
+                self._ledger.mark_missing(entry.id, expired)
+                mine.add(entry.id)
         self._elsewhere = frozenset(wanted - mine)
 
     def _book(self, job: Job, micro: int | None, caps: Caps | None = None) -> None:

@@ -6,6 +6,7 @@ Whoever asks the network is handed in (`get`), and so is the clock: the rules st
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import random as randomness
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,19 +17,25 @@ from .attempts import Watch
 from .codings import Unwrapper
 from .errors import LinkError
 from .links import Target, next_hop, split_link
-from .pace import MAX_BACKOFF_S, Clock
+from .pace import MAX_BACKOFF_S, Clock, http_date
 from .transport import Listener
 
 T = TypeVar("T")
 
 MAX_REDIRECTS = 3
 _TEXT_BYTES = 2000
+_PASSING = frozenset({408, 425, 429})
+_NOT_YET = frozenset({403, 404, 410})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A picture to fetch and what that may take: bytes, seconds, seconds without enough bytes, bytes a second."""
+    """A picture to fetch and what that may take: bytes, seconds, seconds without enough bytes, bytes a second.
+
+    `dies` is when the link dies, in seconds since 1970, None where nobody says; until `young_s` of the clock's own time
+    the picture may not be there yet.
+    """
 
     link: str
     write: Callable[[bytes | memoryview], None]
@@ -38,6 +45,8 @@ class Order:
     deadline_s: float
     stall_s: float
     lowest_rate: float
+    dies: int | None = None
+    young_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,9 @@ class Downloads:
             self._say(f"* download, attempt {attempt}: {failure.message}")
             if not failure.retryable or attempt > self._retries:
                 raise failure
-            wait = self._random.uniform(0, min(MAX_BACKOFF_S, 2.0 ** (attempt - 1)))
+            wait = min(MAX_BACKOFF_S, 2.0 ** (attempt - 1))
+            # What is not there yet comes by waiting; what broke may hold at once.
+            wait = wait if failure.early else self._random.uniform(0, wait)
             if watch:
                 watch.retrying(wait, failure, attempt)
             await self._clock.sleep(wait)
@@ -171,6 +182,7 @@ class _Arrival:
         self._order = order
         self._clock = clock
         self._status = 0
+        self._date: dt.datetime | None = None
         self._total: int | None = None
         self._size = 0
         self._said = bytearray()
@@ -191,6 +203,7 @@ class _Arrival:
         if status in _REDIRECTS and "location" in headers:
             self.location = headers["location"]
             return True
+        self._date = http_date(headers.get("date", ""))
         self._status, self.is_refusal = status, not _may_be_picture(status, headers)
         if not self.is_refusal:
             self.kind, self._total = headers.get("content-type", ""), _content_length(headers)
@@ -232,14 +245,27 @@ class _Arrival:
         return _Came(self._body.close(), self.kind, self.host, self.broken)
 
     def _refusal(self) -> LinkError:
-        """The error for an answer that is no picture, in the store's own words where the caller can read them."""
-        status, explain = self._status, self._order.explain
+        """The error for an answer that is no picture, in the store's own words where the caller can read them.
+
+        A link has expired where its own date and the store say so. What a store refuses before that date, or of a link
+        that was just made, may only not be there yet.
+        """
+        status, order = self._status, self._order
         kind, message = "download", f"{self.host} answered {status} instead of the picture"
-        if explain and self._said:
-            kind, message = explain(bytes(self._said), status)
+        if order.explain and self._said:
+            kind, message = order.explain(bytes(self._said), status)
+        if 400 <= status < 500 and status not in _PASSING:
+            now = self._date or self._clock.now()
+            if order.dies is not None and order.dies <= now.timestamp():
+                by_date = "" if kind == "expired" else f"the link has expired by its own date; {message}"
+                return LinkError(by_date or message, kind="expired")
+            if kind == "expired":
+                message = message.replace("the link has expired", "the store says that the link has expired", 1)
+                message += "; its time is not over yet" if order.dies is not None else "; it has no date of its own"
+            is_early = status in _NOT_YET and (order.dies is not None or self._clock.monotonic() < order.young_s)
+            return LinkError(message, retryable=is_early, early=is_early)
         # A 2xx that is no 200 (empty, a part) is a slip of the store, which a second try may not repeat.
-        retryable = kind == "download" and (status >= 500 or status in {408, 429} or 200 < status < 300)
-        return LinkError(message, kind=kind, retryable=retryable)
+        return LinkError(message, retryable=status >= 500 or status in _PASSING or 200 < status < 300)
 
 
 _RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)

@@ -133,11 +133,17 @@ class TaskEndedError(ApiError):
 
 
 class LinkError(SeedreamError):
-    """A paid picture could not be fetched from its link; the link is kept for `recover`."""
+    """A paid picture could not be fetched from its link; the link is kept for `recover`.
 
-    def __init__(self, message: str, *, kind: str = "download", hint: str = "", retryable: bool = False) -> None:
+    `early` says that the picture may only not be there yet.
+    """
+
+    def __init__(
+        self, message: str, *, kind: str = "download", hint: str = "", retryable: bool = False, early: bool = False
+    ) -> None:
         super().__init__(message, kind=kind, hint=hint, billed="yes")
         self.retryable = retryable
+        self.early = early
 
 
 class FileError(SeedreamError):

@@ -101,16 +101,29 @@ def _read_host(host: str) -> str:
 def expiry(link: str) -> int | None:
     """When a signed link dies, in seconds since 1970, from its own parameters; None where it does not say.
 
-    TOS and S3 version 4 give a date and a lifetime, S3 version 2 and OSS a moment, Azure a moment as text.
+    TOS and S3 version 4 give a date and a lifetime, S3 version 2, OSS, COS and CDNs a moment, Azure a moment as text.
     """
     query = {name.lower(): value for name, _, value in (part.partition("=") for part in _query(link).split("&"))}
     for name, value in query.items():
-        if name.endswith("-expires") and value.isdecimal():
-            start = _moment(query.get(name.removesuffix("expires") + "date", ""), "%Y%m%dT%H%M%SZ")
+        if name.endswith("-expires") and value.isdecimal() and value.isascii():
+            if f"{name.removesuffix('expires')}date" not in query:
+                return _epoch(value)
+            start = _moment(query[f"{name.removesuffix('expires')}date"], "%Y%m%dT%H%M%SZ")
             return None if start is None else start + int(value[:9])
-    if query.get("expires", "").isdecimal():
-        return int(query["expires"][:12])
+    for name in ("expires", "e", "exp", "expire", "expiry", "expires_at"):
+        if (found := _epoch(query.get(name, ""))) is not None:
+            return found
+    signed = re.split("%3b|;", query.get("q-sign-time", ""), flags=re.IGNORECASE)
+    if len(signed) == 2:
+        return _epoch(signed[1])
     return _moment(query.get("se", "").replace("%3a", ":").replace("%3A", ":"), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _epoch(text: str) -> int | None:
+    """Seconds since 1970, which some write in thousandths; None for a number that is no moment of our time."""
+    if not re.fullmatch(r"[0-9]{10}([0-9]{3})?", text):
+        return None
+    return int(text[:10])
 
 
 def _query(link: str) -> str:

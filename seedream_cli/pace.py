@@ -317,14 +317,15 @@ def read_retry_after(headers: Mapping[str, str], now: dt.datetime, *, most: floa
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,9})?", value):
         return min(float(value), most)
-    then = _http_date(value)
+    then = http_date(value)
     if then is None:
         return None
-    base = _http_date(headers.get("date", "")) or now
+    base = http_date(headers.get("date", "")) or now
     return min(max((then - base).total_seconds(), 0.0), most)
 
 
-def _http_date(value: str) -> dt.datetime | None:
+def http_date(value: str) -> dt.datetime | None:
+    """The moment that a header names; None for none."""
     try:
         date = email.utils.parsedate_to_datetime(value)
     except (ValueError, TypeError, IndexError, OverflowError):

@@ -79,7 +79,8 @@ class Job:
     without one, as for what was paid before, the request tells. `barred` is an address out of a ledger or a kept reply
     that nothing of this run names: its task stays open, since no key goes there. `known_task` is the task that a kept
     reply started, `sent_at` when that was. `lost` are images that were refused or whose links are dead. `is_settled`
-    marks a request that ended before, and keeps that end unless its images come.
+    marks a request that ended before, and keeps that end unless its images come. `answered_at` is when what is
+    recovered was made.
     """
 
     index: int
@@ -108,6 +109,7 @@ class Job:
     lost: tuple[SavedImage, ...] = ()
     is_settled: bool = False
     barred: str = ""
+    answered_at: dt.datetime | None = None
 
     def price(self, pictures: int) -> Cost | None:
         """What so many pictures of this request cost; None where that is not known."""

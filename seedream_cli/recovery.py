@@ -306,6 +306,8 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
     chosen: dict[str, Entry] = {}
     for name in wanted:
         meant = ledger.find(name) if ledger else ()
+        # To ask for a link costs nothing: one that is called expired is tried once more where it is named.
+        unsaved |= {entry.id: entry for entry in meant if _has_expired(entry)}
         chosen |= {entry.id: entry for entry in meant if entry.id in unsaved}
         if meant:
             # Of a run's requests some may be saved; only where none is left is that a problem.
@@ -322,14 +324,16 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
     return list(chosen.values())
 
 
+def _has_expired(entry: Entry) -> bool:
+    return entry.state == "saved" and any(row.state == "expired" and row.link for row in entry.pictures)
+
+
 def _nothing_left(entry: Entry) -> Problem:
     """Why a request has nothing to fetch."""
     why = {
         "succeeded": "all its pictures are saved",
         "running": "another process works on it",
     }.get(entry.status, f"it is {entry.status}")
-    if any(row.state == "expired" for row in entry.pictures):
-        why = "the link has expired, so the picture cannot be had any more"
     return Problem("id", f"{entry.id}: there is nothing to fetch, {why}", origin="ID")
 
 
@@ -397,7 +401,7 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
     known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
     if kept is None and known is None and not entry.task_id:
         return None
-    done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed", "expired"})
+    done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed"})
     here = job.route.base_url
     elsewhere = entry.base_url if entry.base_url and not is_same_place(entry.base_url, here) else ""
     return replace(
@@ -416,6 +420,7 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
         lost=tuple(_lost_image(row) for row in entry.pictures if row.state in {"failed", "expired"}),
         recovers=True,
         most=entry.pictures_at_most,
+        answered_at=entry.answered_at,
     )
 
 

@@ -384,15 +384,18 @@ class Wire:
         deadline_s: float = DOWNLOAD_S,
         stall_s: float = 20.0,
         lowest_rate: float = 1000.0,
+        dies: int | None = None,
+        young_s: float = 0.0,
     ) -> Fetched[T]:
         """Get a link, byte for byte as the provider gave it, with nothing of the user's. Raises LinkError.
 
         `check` is told the size and judges the whole file, and its value is handed on; a retryable LinkError from it
         means another attempt. `restart` is called before one, so that the caller empties its file. `explain` turns the
         status and the first 2 kB of a refusal into (kind, message). One attempt may last `deadline_s`, and must bring
-        `lowest_rate` bytes a second over every `stall_s`. `on_progress` gets the bytes so far and the total, if told.
+        `lowest_rate` bytes a second over every `stall_s`. `dies` and `young_s` are as in an `Order`. `on_progress` gets
+        the bytes so far and the total, if told.
         """
-        order = Order(link, write, explain, on_progress, max_bytes, deadline_s, stall_s, lowest_rate)
+        order = Order(link, write, explain, on_progress, max_bytes, deadline_s, stall_s, lowest_rate, dies, young_s)
         return await self._downloads.fetch(order, restart=restart, check=check, watch=watch)
 
     async def _get(self, target: Target, listener: Listener, silence_s: float) -> None:

@@ -57,6 +57,9 @@ from .results import (
 from .text import clean, span_words
 from .wire import DOWNLOAD_S, Clock, Wire
 
+_YOUNG_S = 60.0
+"""How long after the answer a picture that is not at its link may only not be there yet."""
+
 
 def no_step(name: str) -> None:
     """Steps are for the tests alone."""
@@ -138,6 +141,7 @@ class Worker:
         self.gone_at = self.started
         self.sent_at: dt.datetime | None = None
         self.provider_s = 0.0
+        self.young_s = 0.0
         self.lost_polls = 0
         self.absent_s = 0.0
         self.taken: set[int] = set()
@@ -384,7 +388,7 @@ class Worker:
         self.saved |= {image.index: image for image in self.job.lost}
         await self._keep_all(left, last=not self.taken and not broken and not self.job.lost)
         error = _first_error(self.saved.values(), broken)
-        if broken or not all(image.error is None or _is_final(image.error) for image in self.saved.values()):
+        if broken or not all(image.error is None or self._is_past(image.error) for image in self.saved.values()):
             # What can still be fetched stays to be fetched; the books only learn why it is not here.
             self._secure_reply()
             self.desk.books.ended(self.job, broken or error or _cut_short(), self.reply)
@@ -395,6 +399,10 @@ class Worker:
             self.desk.step("saved written")
             self._forget_reply()
         return error
+
+    def _is_past(self, error: SeedreamError) -> bool:
+        """Whether nothing need be kept of a picture. Without books the reply alone knows the link of an expired one."""
+        return _is_final(error) and (error.billed == "no" or self.desk.books.knows(self.job))
 
     def _rest_in_doubt(self, ready: Ready) -> ApiError | None:
         """What is wrong with a stream that was kept and has no end: more may have been made than came."""
@@ -532,6 +540,7 @@ class Worker:
         except BaseException:
             self._leave_behind(kept)
             raise
+        self._note_age()
         self.kept, self.reply = kept, kept.kept
         if not (isinstance(answer.value, Ready) and all(one.link or one.error for one in answer.value.pictures)):
             # A task, or a picture inside the reply.
@@ -606,6 +615,7 @@ class Worker:
             kept.forget()
             return self._judge_lost_poll(ticket, error)
         self.lost_polls = 0
+        self._note_age()
         if isinstance(answer.value, Ticket):
             kept.forget()
             return answer.value
@@ -677,6 +687,7 @@ class Worker:
             elif found is not None and (picture := numbered(self._with_host(found), came)) is not None:
                 # The link must be on disk before its download starts, as with a whole reply.
                 kept.flush()
+                self._note_age()
                 self.desk.books.announced(job, picture)
                 self.desk.step("event written")
                 self.taken.add(picture.index)
@@ -835,9 +846,23 @@ class Worker:
             restart=part.reset,
             explain=pictures.explain_store_error,
             on_progress=progress,
+            dies=self._dies(picture),
+            young_s=self.young_s,
         )
         await self.desk.disk.flush(part)
         return fetched.checked
+
+    def _note_age(self) -> None:
+        """What links came now are new."""
+        self.young_s = self.desk.clock.monotonic() + _YOUNG_S
+
+    def _dies(self, picture: Picture) -> int | None:
+        """When a link dies: by its own date, else by what its provider says of all of its links."""
+        own, lifetime = expiry(picture.link), self.job.route.spec.link_lifetime_s
+        made = self.job.answered_at or self.sent_at
+        if own is not None or lifetime is None or made is None:
+            return own
+        return int(made.timestamp()) + lifetime
 
     async def _decode_base64(self, part: store.Part, picture: Picture) -> pictures.Facts:
         """A picture out of the reply, which is all that there is of it: it stays until the picture is saved."""

@@ -246,7 +246,8 @@ def test_edited_and_reordered_tables_run_only_what_is_new(seedream: Command) -> 
 def test_deleted_files_are_fetched_again_while_their_links_live(seedream: Command) -> None:
     """No second payment; a dead link makes the row missing, and only `--only missing` makes it anew."""
     table(seedream, 2)
-    late = answer(b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", status=403)
+    said = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    late = answer(said, status=403, headers=[("Date", "Fri, 01 Jan 2100 00:00:00 GMT")])
     dead: list[Script | None] = [None]
     with Upstream(link=lambda request, number: dead[0]) as upstream:
         assert run(seedream, upstream).code == 0

@@ -18,7 +18,7 @@ import pytest
 
 from seedream_cli.decoding import check_pixels
 from seedream_cli.errors import LinkError
-from seedream_cli.links import absolute, may_ask, nearness, resolved_nearness
+from seedream_cli.links import absolute, expiry, may_ask, nearness, resolved_nearness
 from seedream_cli.pictures import inspect_bytes
 from seedream_cli.wire import Policy, Wire
 from tests.forked import Forked, Nursery, nursery
@@ -441,3 +441,85 @@ def test_link_of_a_name_is_asked_for_at_the_address_that_was_judged(monkeypatch:
     with RawServer(answer(JPEG)) as server:
         assert asyncio.run(go(server.port)) == JPEG
     assert looks.count("store.example") == 1
+
+
+# --- links that are not there yet, or not any more --------------------------------------------------------------------
+
+EARLY = b'<?xml version="1.0"?><Error><Code>AuthenticationFailed</Code><Message>Server failed to authenticate the '
+EARLY += b"request. Signature not valid in the specified time frame</Message></Error>"
+LATE = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+FAR_AHEAD = "Fri, 01 Jan 2100 00:00:00 GMT"
+DATES = {
+    "TOS": ("X-Tos-Date=20260101T000000Z&X-Tos-Expires=60", 1767225660),
+    "S3": ("X-Amz-Expires=60&X-Amz-Date=20260101T000000Z", 1767225660),
+    "S3 version 2": ("Expires=1767225660&Signature=a", 1767225660),
+    "Azure": ("se=2026-01-01T00%3A01%3A00Z&sig=a", 1767225660),
+    "a CDN": ("lk3s=a&x-expires=1767225660&x-signature=a", 1767225660),
+    "in thousandths": ("expires=1767225660000", 1767225660),
+    "Qiniu": ("e=1767225660&token=a", 1767225660),
+    "COS": ("q-sign-time=1767225600%3B1767225660", 1767225660),
+    "a lifetime alone": ("X-Tos-Expires=86400", None),
+    "a number": ("e=5&exp=a", None),
+    "none": ("x=1", None),
+}
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_link_says_itself_when_it_dies(name: str) -> None:
+    """In every spelling that stores have; what is no moment says nothing."""
+    query, moment = DATES[name]
+    assert expiry(f"https://store.example/x.jpg?{query}") == moment
+
+
+def dated(upstream: Upstream, query: str) -> Any:
+    """An answer whose link bears a date."""
+    return lambda body, number: {"data": [{"url": f"{upstream.url}/store/1.jpg?{query}"}]}
+
+
+ALIVE, DEAD = "Expires=4102444800", "Expires=1767225660"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "query"),
+    [(403, EARLY, ALIVE), (403, LATE, "x=1"), (404, b"", "x=1"), (410, b"gone", ALIVE)],
+)
+def test_link_that_is_not_there_yet_is_asked_for_again(forked: Forked, status: int, body: bytes, query: str) -> None:
+    """One refusal of a link that was just made, or lives by its own date, is not the end."""
+    refused = answer(body, status=status)
+    with Upstream(link=lambda request, number: refused if number == 1 else None) as upstream:
+        upstream._reply = dated(upstream, query)
+        done = forked(*ark(upstream), env=ENV)
+        assert (done.code, len(upstream.gets), len(upstream.posts)) == (0, 2, 1), done.err
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "query", "date", "kind"),
+    [
+        (403, LATE, ALIVE, None, "download"),
+        (403, LATE, "x=1", None, "download"),
+        (404, b"", ALIVE, None, "download"),
+        (403, LATE, DEAD, None, "expired"),
+        (403, b"<html>", DEAD, None, "expired"),
+        (410, b"", DEAD, None, "expired"),
+        (503, LATE, DEAD, None, "download"),
+        (403, LATE, ALIVE, "Fri, 01 Jan 2100 00:00:01 GMT", "expired"),
+        (403, LATE, DEAD, "Wed, 31 Dec 2025 00:00:00 GMT", "download"),
+        (403, LATE, "x=1", FAR_AHEAD, "expired"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--no-ledger",)])
+def test_link_has_expired_where_its_date_and_the_store_agree(
+    forked: Forked, status: int, body: bytes, query: str, date: str | None, kind: str, more: tuple[str, ...]
+) -> None:
+    """By the store's own clock; and whatever it is called, `recover` by its name tries once more."""
+    refused = answer(body, status=status, headers=[("Date", date)] if date else [])
+    with Upstream(link=lambda request, number: refused) as upstream:
+        upstream._reply = dated(upstream, query)
+        done = forked(*ark(upstream, "--retries", "0", "--json", *more), env=ENV)
+        assert (done.code, done.json["images"][0]["error"]["code"]) == (8, kind), done.err
+        name = done.json["id"]
+        again = forked("recover", name, "--retries", "0", env=ENV)
+        assert again.code == 8, again.err
+        upstream._link = None
+        saved = forked("recover", name, env=ENV)
+        assert (saved.code, len(saved.paths), len(upstream.posts)) == (0, 1, 1), saved.err

@@ -28,7 +28,11 @@ from tests.upstream import Upstream, noise, picture
 
 ENV = {"ARK_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
 BROKEN = answer(b"<html>oops</html>", status=500)
-EXPIRED = answer(b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", status=403)
+EXPIRED = answer(
+    b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+    status=403,
+    headers=[("Date", "Fri, 01 Jan 2100 00:00:00 GMT")],
+)
 
 
 @pytest.fixture(scope="module")

@@ -162,11 +162,14 @@ def ask(
     return asyncio.run(go())
 
 
+_LIMITS = ("max_bytes", "deadline_s", "stall_s", "lowest_rate", "dies")
+
+
 def fetch(
     link: str, base_url: str = "http://127.0.0.1:9", *, explain: Any = None, whole: int = 0, **more: Any
 ) -> bytes:
     """One link in a loop of its own; the bytes that a caller's file would hold; `whole` is how many make a picture."""
-    limits = {name: more.pop(name) for name in ("max_bytes", "deadline_s", "stall_s", "lowest_rate") if name in more}
+    limits = {name: more.pop(name) for name in _LIMITS if name in more}
 
     async def go() -> bytes:
         data = bytearray()
@@ -403,7 +406,7 @@ def test_a_store_explains_its_refusal() -> None:
 
     with RawServer(answer(body, status=403)) as server:
         with pytest.raises(LinkError, match=r"expired \(403\)") as caught:
-            fetch(f"{server.url}/p", explain=explain)
+            fetch(f"{server.url}/p", explain=explain, dies=1)
         assert caught.value.kind == "expired"
         assert "secret" not in caught.value.message
         assert server.count("GET") == 1
