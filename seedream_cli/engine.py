@@ -440,6 +440,7 @@ def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None =
         transport=transport,
         clock=clock,
         log=log,
+        by_hand=route.by_hand,
     )
 
 

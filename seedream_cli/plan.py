@@ -52,13 +52,15 @@ class Limits:
 class Route:
     """Where requests go: the provider's dialect, the API's address with its version, the key, and the limits there.
 
-    `key` is None where nothing will be sent or the provider needs none.
+    `key` is None where nothing will be sent or the provider needs none. `by_hand` says that the reply was handed in
+    by the user, so that its links may lead anywhere.
     """
 
     dialect: Dialect
     base_url: str
     key: Key | None
     limits: Limits
+    by_hand: bool = False
 
     @property
     def spec(self) -> ProviderSpec:

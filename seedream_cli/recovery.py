@@ -202,6 +202,8 @@ def _stray_job(
     stated = complete(draft, dialect.spec.name, surroundings.settings)
     base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, stated.values.get("base_url"))
     route, barred = _old_route(dialect, base_url, stated, surroundings, limits, is_own=True)
+    # Of a reply that the user handed in nothing else is known.
+    route = replace(route, by_hand=not meta.get("base_url"))
     request = _bare_request(dialect.spec.name, str(meta.get("model") or ""), str(meta.get("size") or ""))
     own = meta.get("fields")
     fields = {str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {"slug": "recovered"}
@@ -417,7 +419,7 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
         known_task=entry.task_id,
         sent_at=entry.sent_at,
         have=done,
-        lost=tuple(_lost_image(row) for row in entry.pictures if row.state in {"failed", "expired"}),
+        lost=tuple(_lost_image(row) for row in entry.pictures if row.state == "failed"),
         recovers=True,
         most=entry.pictures_at_most,
         answered_at=entry.answered_at,
@@ -520,7 +522,7 @@ def _reply_jobs(
     key = _key_if_any(draft, dialect.spec, surroundings)
     request = _bare_request(dialect.spec.name, "", "")
     fields = {**name_fields(request, run, 0), "slug": "recovered"}
-    route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits)
+    route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits, by_hand=True)
     target = store.Target(Path(), "rename", 1)
     job = Job(0, run, route, None, request, target, fields, recovers=True, kept=path, booked=False)
     if has_images:
