@@ -178,7 +178,8 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     base = replace(base, values={**base.values, "output": f"{order.folder}/"})
     sends = not any(chosen.switches.get(switch) for switch in ("dry_run", "explain_stale", "merge"))
     sends = sends and not base.switches.get("dry_run")
-    if (sends or chosen.switches.get("merge")) and order.home.is_dir():
+    is_held = order.home.is_dir()
+    if (sends or chosen.switches.get("merge")) and is_held:
         # Somebody else may be at work: that is said before a large table is read.
         stack.enter_context(_hold(order.home))
     sheet = Sheet(table, columns, base, order, surroundings, sends, pays=not chosen.switches.get("merge", False))
@@ -200,7 +201,8 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
     notes = (*sheet.notices, *taken, *_unused(columns, base, chosen))
     desk.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
-    if (sends or chosen.switches.get("merge")) and not order.home.is_dir():
+    if (sends or chosen.switches.get("merge")) and not is_held:
+        # Another run may have made the folder since: whether it is there now says nothing of who holds it.
         stack.enter_context(_new_home(order))
     return desk
 

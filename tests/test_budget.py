@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -603,3 +604,25 @@ def test_prices_in_another_currency_are_refused(inside: Inside) -> None:
     done = inside("generate", "a fox", "-p", "ark", "--dry-run", env=ENV)
     assert done.code == 3
     assert "prices are in US dollars, not in CNY" in done.err
+
+
+def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that comes to be while the table is read does not count as held: that was two runs in one batch."""
+    from seedream_cli.batch import Sheet
+    from seedream_cli.ledger import hold_batch
+
+    rows(inside, 1)
+    check = Sheet.check
+    with contextlib.ExitStack() as other:
+
+        def meanwhile(sheet: Sheet) -> Any:
+            (inside.folder / "t").mkdir()
+            other.enter_context(hold_batch(inside.folder / "t/.seedream"))
+            return check(sheet)
+
+        monkeypatch.setattr(Sheet, "check", meanwhile)
+        done = inside("batch", "t.csv", "-p", "sandbox")
+    assert done.code == 75
+    assert "holds the batch" in done.err
