@@ -732,10 +732,12 @@ def _shard_ledgers(
         yield folder, stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
 
 
-def _absorbed_words(folder: Path, rows: int, pictures: int) -> str:
+def _absorbed_words(folder: Path, rows: int, pictures: int, left: int) -> str:
     from .text import count_words
 
-    return f"{folder}: {count_words(rows, 'new request')}, {count_words(pictures, 'new picture')}"
+    said = f"{folder}: {count_words(rows, 'new request')}, {count_words(pictures, 'new picture')}"
+    why = "no whole pictures, or not in that folder itself"
+    return said + (f"; left behind: {count_words(left, 'file')} ({why})" if left else "")
 
 
 def _tell_merged(report: BatchReport, results: Path, streams: Streams, *, is_quiet: bool, is_json: bool) -> int:

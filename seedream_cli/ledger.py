@@ -611,7 +611,14 @@ def open_ledger(
     _make_folder(path.parent, is_named=not is_shared)
     if not _is_there(path):
         _create(path, now)
-    return Ledger(path, now=now, secrets=secrets)
+    ledger = Ledger(path, now=now, secrets=secrets)
+    if is_shared:
+        try:
+            ledger.refuse_odd_rows()
+        except BaseException:
+            ledger.close()
+            raise
+    return ledger
 
 
 @contextlib.contextmanager
@@ -703,6 +710,64 @@ def _refuse_foreign(db: sqlite3.Connection, path: Path) -> None:
         raise _damaged(path, "it is empty")
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
         raise FileError(f"{path} is another program's database", hint="move it away, or choose another folder")
+
+
+def _refuse_programs(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a ledger that does something by itself. None has a view or a trigger, which may say and do anything."""
+    known = {"table", "index"}
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master LIMIT 1000"):
+        if kind not in known or str(sql).lstrip().upper().startswith("CREATE VIRTUAL"):
+            raise _damaged(path, f"it holds a {kind} called {str(name)[:40]!r}, which no ledger of ours does")
+
+
+_NAME = "typeof({0}) <> 'text' OR {0} NOT GLOB '[A-Za-z0-9_]*' OR {0} GLOB '*[^A-Za-z0-9_-]*' OR length({0}) > 100"
+_OBJECT = "typeof({0}) <> 'text' OR NOT json_valid({0}) OR json_type({0}) <> 'object'"
+_COUNT = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN 0 AND 1000000000000"
+_WORDS = "typeof({0}) <> 'text' OR instr({0}, char(0))"
+
+
+def _odd_columns(rule: str, *names: str, or_null: bool = False) -> list[str]:
+    """Conditions under which a column holds what was never written there."""
+    return [f"({f'{name} IS NOT NULL AND ' if or_null else ''}({rule.format(name)}))" for name in names]
+
+
+_ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "requests": (
+        "id",
+        [
+            *_odd_columns(_NAME, "id", "run"),
+            *_odd_columns(_NAME, "owner", "listed", "payer", or_null=True),
+            *_odd_columns(_OBJECT, "body", "fields", "output"),
+            *_odd_columns(_OBJECT, "usage", "error", or_null=True),
+            *_odd_columns(_COUNT, "position", "occurrence", "pictures_at_most", "earlier_micro", "doubts", "attempts"),
+            *_odd_columns(_COUNT, "worst_micro", "settled_micro", "billed_pictures", "line", or_null=True),
+            *_odd_columns(
+                _WORDS, "provider", "base_url", "model", "fingerprint", "row_id", "file", "currency", "as_of"
+            ),
+            *_odd_columns(_WORDS, "token", "task_id", "trace", "entered_at"),
+            *_odd_columns("typeof({0}) <> 'text'", "prompt", "identity", or_null=True),
+            *_odd_columns("typeof({0}) <> 'text'", "sent_at", "answered_at", "finished_at", "charged_at", or_null=True),
+            "state NOT IN ('queued', 'sent', 'waiting', 'ready', 'saved', 'failed', 'unknown', 'resolved')",
+            "billed NOT IN ('no', 'yes', 'unknown')",
+            "reserved NOT IN (0, 1)",
+        ],
+    ),
+    "pictures": (
+        "request",
+        [
+            *_odd_columns(_COUNT, "position", "width", "height", "bytes"),
+            *_odd_columns("typeof({0}) <> 'integer' OR abs({0}) > 100000000000", "expires", or_null=True),
+            *_odd_columns(_WORDS, "request", "link", "format", "sha256"),
+            *_odd_columns(_OBJECT, "error", or_null=True),
+            "state NOT IN ('pending', 'saved', 'handed', 'failed', 'expired')",
+            # A batch writes where its images are from its own folder on, and none lies above that.
+            "'/' || replace(CAST(path AS TEXT), char(92), '/') || '/' LIKE '%/../%'",
+            "CAST(path AS TEXT) LIKE '.seedream/%'",
+            "instr(CAST(path AS TEXT), char(0))",
+        ],
+    ),
+    "runs": ("id", [*_odd_columns(_NAME, "id"), *_odd_columns(_WORDS, "command", "started_at", "version", "folder")]),
+}
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -834,6 +899,7 @@ class Ledger:
     def _bring_up_to_date(self) -> None:
         try:
             _refuse_foreign(self._db, self.path)
+            _refuse_programs(self._db, self.path)
             newer = _applied(self._db) - {name for name, _ in MIGRATIONS}
             if newer:
                 raise FileError(
@@ -851,6 +917,16 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def refuse_odd_rows(self) -> None:
+        """Refuse rows that no version wrote: a stranger's folder may hold any. Raises `FileError`."""
+        with self._read() as db:
+            for table, (name, odd) in _ODD_ROWS.items():
+                query = f"SELECT {name} FROM {table} WHERE {' OR '.join(odd)} LIMIT 1"  # noqa: S608 -- constants
+                found = db.execute(query).fetchone()
+                if found is not None:
+                    what = f"{table} holds what was never written by seedream, at {str(found[0])[:80]!r}"
+                    raise _damaged(self.path, what)
 
     def close(self) -> None:
         """Close the file, and let go of the locks of runs that were not ended."""
@@ -2002,6 +2078,18 @@ _MOMENTS = ("entered_at", "sent_at", "answered_at", "finished_at")
 
 
 def _entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
+    try:
+        return _read_entry(row, pictures)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise _unreadable(row["id"]) from error
+
+
+def _unreadable(name: object) -> FileError:
+    hint = "move the ledger away; kept replies are untouched (`seedream recover`)"
+    return FileError(f"the ledger is damaged: what it says of {str(name)[:80]!r} cannot be read", hint=hint)
+
+
+def _read_entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
     # By position, since finding forty columns by name would take longer than all the rest.
     values: dict[str, Any] = dict(zip(_ENTRY, row, strict=False))
     for name in _JSON_COLUMNS:
@@ -2027,8 +2115,11 @@ _PICTURES = f"""SELECT request, position, {", ".join(_PICTURE[1:])} FROM picture
 
 def _picture(row: sqlite3.Row) -> PictureRow:
     values: dict[str, Any] = dict(zip(_PICTURE, row[1:], strict=True))
-    values["path"] = _load_path(values["path"])
-    values["error"] = _load_failure(values["error"])
+    try:
+        values["path"] = _load_path(values["path"])
+        values["error"] = _load_failure(values["error"])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _unreadable(row[0]) from error
     return PictureRow(**values)
 
 

@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 from . import files
 from .batch import STEP, Batch
-from .errors import PARTIAL, FileError, InputError, Problem
+from .errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from .ledger import Entry, Ledger, NewRequest, Run
+from .names import clean_name
+from .pictures import SPELLINGS, SUFFIXES, inspect
 from .plan import MICRO
 from .results import BatchReport, Cost
 from .tables import Columns, Row, RowResult, Table, open_table, write_results
@@ -33,51 +35,81 @@ _NAME = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})
 # --- ledgers, pictures and replies ------------------------------------------------------------------------------------
 
 
-def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[int, int]:
-    """Take over a shard's rows, pictures and replies; how many requests and pictures were new here.
+def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[int, int, int]:
+    """Take over a shard's rows, pictures and replies; how many requests and pictures were new here, and how many files
+    were left behind: not in the folder itself, or no whole pictures.
 
     Pictures are linked, or copied where that cannot be, and stay where they were too. A name that is taken by another
-    picture gets a number, as when it is saved: only names with the row's number or id are one shard's alone. Raises
-    `FileError`.
+    picture gets a number, as when it is saved: only names with the row's number or id are one shard's alone. What the
+    shard's ledger says of names is believed for what lies within its folder alone. Raises `FileError`.
     """
-    pictures, moved = 0, list[tuple[str, int, Path]]()
+    pictures, left, moved = 0, 0, list[tuple[str, int, Path]]()
     for entry in other.drawn():
         known = ledger.row(entry.identity, entry.occurrence) if entry.identity else None
         here = {picture.index: picture.path for picture in known.pictures} if known and known.id == entry.id else {}
         for picture in entry.pictures:
-            if picture.state != "saved" or picture.path is None or picture.path.is_absolute():
+            if picture.state != "saved" or picture.path is None or not os.path.lexists(source / picture.path):
                 continue
-            place = here.get(picture.index) or _free(source, target, picture.path)
-            pictures += _bring(source / picture.path, target / place)
+            name = _sound_name(source, picture.path)
+            if name is None:
+                left += 1
+                # Where it is not, the merged folder says that it is missing.
+                moved.append((entry.id, picture.index, Path(clean_name(picture.path.name))))
+                continue
+            place = here.get(picture.index) or _free(source / picture.path, target, name)
+            pictures += _bring(source / picture.path, target, place)
             if place != picture.path:
                 moved.append((entry.id, picture.index, place))
     home = Path(".seedream") / "replies"
-    for reply in sorted((source / home).glob("*")) if (source / home).is_dir() else ():
-        _bring(reply, target / home / reply.name)
-    return ledger.absorb(other.path, moved), pictures
+    for reply in sorted((source / home).glob("*")) if files.is_own_folder(source / home) else ():
+        if _REPLY.fullmatch(reply.name):
+            _bring(reply, target, home / reply.name, may_link=False)
+    return ledger.absorb(other.path, moved), pictures, left
 
 
-def _free(source: Path, target: Path, path: Path) -> Path:
+_REPLY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.(reply|meta\.json|part|journal|[0-9]+\.cut)")
+
+
+def _sound_name(source: Path, path: Path) -> Path | None:
+    """The name of a shard's picture by its own bytes; None where it is no whole picture that lies in the folder."""
+    try:
+        is_inside = (source / path).resolve().is_relative_to(source.resolve())
+        if path.is_absolute() or not is_inside or not files.is_plain(source / path):
+            return None
+        found = inspect(source / path).format
+    except (SeedreamError, OSError, RuntimeError, ValueError):
+        return None
+    name = Path(*map(clean_name, path.with_suffix("").parts))
+    suffix = path.suffix if SPELLINGS.get(path.suffix.lower()) == found else SUFFIXES[found]
+    return name.with_name(f"{name.name}{suffix}")
+
+
+def _free(path: Path, target: Path, name: Path) -> Path:
     """A name that is free in the target, or that of the same file, which an earlier merge may have brought."""
-    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
-    for name in itertools.chain([path], numbered):
+    numbered = (name.with_name(f"{name.stem}-{number}{name.suffix}") for number in itertools.count(2))
+    for place in itertools.chain([name], numbered):
         with contextlib.suppress(OSError):
-            if (target / name).samefile(source / path):
-                return name
-        if not os.path.lexists(target / name):
-            return name
+            if (target / place).samefile(path):
+                return place
+        if not os.path.lexists(target / place):
+            return place
     raise AssertionError("there is always one more number")
 
 
-def _bring(path: Path, place: Path) -> bool:
-    """One file to its place; False where it is gone, or its place is taken."""
-    if not path.is_file() or os.path.lexists(place):
+def _bring(path: Path, target: Path, name: Path, *, may_link: bool = True) -> bool:
+    """One file to its place in the target; False where it is gone, or its place is taken."""
+    place = target / name
+    if not files.is_plain(path) or os.path.lexists(place):
         return False
     try:
+        # A link in the target may lead out of it.
+        if not place.parent.resolve().is_relative_to(target.resolve()):
+            raise FileError(f"{place.parent} leads out of the output folder", hint="name its real folder with --output")
         place.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):
-            place.hardlink_to(path)
-            return True
+        if may_link:
+            with contextlib.suppress(OSError):
+                place.hardlink_to(path)
+                return True
         part = place.with_name(f".seedream-{os.urandom(6).hex()}.part")
         shutil.copyfile(path, part)
         part.replace(place)
@@ -135,7 +167,9 @@ def open_part(stack: contextlib.ExitStack, folder: Path, ledger: Ledger) -> Part
     run = next((run for run in listing if next(ledger.listed(run), None) is not None), None)
     results = None
     with contextlib.suppress(InputError):
-        results = stack.enter_context(open_table(str(folder / "results.csv")))
+        # A pipe, say, would be waited for.
+        is_file = files.is_plain(folder / "results.csv")
+        results = stack.enter_context(open_table(str(folder / "results.csv"))) if is_file else None
     if results and not _has_results(results):
         results = None
     part = Part(folder, ledger, run, results, is_current=False)

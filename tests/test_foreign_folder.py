@@ -373,3 +373,98 @@ def test_images_of_others_stand_in_the_way_only_until_that_is_said(seedream: Com
     image.rename(image.with_name("holiday.jpg"))
     done = draw(seedream)
     assert (done.code, count_images(seedream)) == (0, 2), done.err
+
+
+# --- paths and rows out of a ledger ---------------------------------------------------------------------------------
+
+
+def merge(seedream: Command) -> Done:
+    """One shard's folder into a new one."""
+    return seedream("batch", "--merge", "shots", "-o", "all")
+
+
+@pytest.mark.parametrize("path", ["../../x.desktop", "..", "a/../../x.jpg", ".seedream/batch.lock", "..\\x.jpg"])
+def test_path_out_of_a_ledger_that_leaves_its_folder_is_refused(seedream: Command, path: str) -> None:
+    """Neither a merge nor the plain command writes, reads or pays anything."""
+    write_table(seedream)
+    assert draw(seedream).code == 0
+    (seedream.home / "x.desktop").write_text("[Desktop Entry]")
+    change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = ?", values=(path,))
+    before = sorted(seedream.home.rglob("*"))
+    for done in (merge(seedream), draw(seedream)):
+        assert (done.code, done.paths) == (74, []), done.err
+        assert "damaged" in done.err
+    assert [path for path in sorted(seedream.home.rglob("*")) if path.suffix in {".desktop", ".jpg"}] == [
+        path for path in before if path.suffix in {".desktop", ".jpg"}
+    ]
+
+
+@pytest.mark.parametrize("what", ["no image", "half an image", "link out", "linked folder"])
+def test_merge_takes_whole_images_of_the_folder_itself_alone(seedream: Command, what: str) -> None:
+    """What is no image, or lies elsewhere, is left behind and told; its row is missing, and nothing is paid."""
+    write_table(seedream)
+    assert draw(seedream).code == 0
+    [image, *_] = sorted((seedream.folder / "shots").glob("r1.*"))
+    outside = seedream.folder / "outside"
+    outside.mkdir()
+    shutil.copy(image, outside / image.name)
+    if what == "no image":
+        image.write_text("[Desktop Entry]\nExec=sh")
+    elif what == "half an image":
+        image.write_bytes(image.read_bytes()[:200])
+    else:
+        image.unlink()
+        link = image if what == "link out" else image.parent / "sub"
+        link.symlink_to(outside / image.name if what == "link out" else outside)
+        if what == "linked folder":
+            values = (f"sub/{image.name}", image.name)
+            change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = ? WHERE path = ?", values=values)
+    done = merge(seedream)
+    assert done.code == 9, done.err
+    assert "left behind: 1 file" in done.err
+    assert not list((seedream.folder / "all").rglob("r1.*"))
+    assert len(list((seedream.folder / "all").rglob("r2.*"))) == 1
+    for link in (image, image.parent / "sub"):
+        link.unlink(missing_ok=True)
+
+
+def test_merge_names_an_image_by_its_bytes(seedream: Command) -> None:
+    """Whatever the ledger calls it."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    [image] = (seedream.folder / "shots").glob("r1.*")
+    image.rename(image.with_name("r1.desktop"))
+    change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = 'r1.desktop'")
+    done = merge(seedream)
+    assert done.code == 0, done.err
+    assert [path.name for path in (seedream.folder / "all").glob("r1*")] == [image.name]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE requests SET body = 'null'",
+        "UPDATE requests SET fields = '[]'",
+        "UPDATE requests SET worst_micro = -5000000",
+        "UPDATE requests SET position = 9223372036854775807",
+        "UPDATE requests SET state = 'sold'",
+        "UPDATE requests SET id = '../../x'",
+        "UPDATE requests SET prompt = x'00ff'",
+        "UPDATE requests SET entered_at = 'tomorrow', state = 'failed'",
+        "UPDATE pictures SET bytes = 'many'",
+        "UPDATE pictures SET error = '{\"odd\":1}', state = 'failed'",
+        "UPDATE runs SET id = '/etc'",
+        "CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM requests; END",
+        "CREATE VIEW v AS SELECT 1",
+    ],
+)
+def test_ledger_with_rows_that_nobody_wrote_is_refused_in_one_line(seedream: Command, statement: str) -> None:
+    """Odd types, sizes, states and names, and what does something by itself: no traceback, and nothing is paid."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    change(home_of(seedream) / "ledger.db", statement)
+    write_table(seedream, 2)
+    done = draw(seedream)
+    assert (done.code, done.paths) == (74, []), done.err
+    assert sum(line.startswith("error:") for line in done.err.splitlines()) == 1
+    assert "damaged" in done.err
