@@ -900,7 +900,7 @@ def _limit_problems(layer: Layer) -> list[Problem]:
                 complain(key, f"{key} cannot be {value!r}", f"give {bounds[0]:g} to {bounds[1]:g}")
         elif key in _CHOICES and value.lower() not in _CHOICES[key]:
             complain(key, f"{key} cannot be {value!r}", f"give {' or '.join(_CHOICES[key])}")
-        elif key == "proxy" and not re.match(r"(https?|socks5h?)://[^/\s]", value):
+        elif key == "proxy" and not re.match(r"(https?|socks5?h?)://[^/\s]", value):
             complain(key, "the proxy is no address", "http://HOST:PORT or socks5://HOST:PORT")
     return found
 

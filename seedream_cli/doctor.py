@@ -36,7 +36,7 @@ from .providers.base import Call, Dialect, ProviderSpec, Reply, full_url, refusa
 from .request import Draft
 from .settings import Key, Surroundings
 from .text import clean
-from .wire import Clock, Wire
+from .wire import CERTIFICATE_HINT, Clock, Wire
 
 State = Literal["ok", "warn", "fail"]
 CONNECT_S, WHOLE_S = 5.0, 10.0
@@ -197,9 +197,11 @@ def _unreachable(base_url: str, error: ApiError) -> Finding:
         if isinstance(cause, socket.gaierror):
             hint = "the name is not known here: check the network, DNS and --base-url"
         elif isinstance(cause, ssl.SSLCertVerificationError):
-            hint = "behind a company's proxy, name its certificate: SSL_CERT_FILE=/path/to/ca.pem"
+            hint = CERTIFICATE_HINT
         elif isinstance(cause, ConnectionRefusedError):
             hint = "the machine is there and nothing listens: check the port of --base-url, and the proxy"
+    if "proxy" in error.message and error.hint:
+        hint = error.hint
     return Finding("address", "fail", f"{base_url}: {error.message}", hint)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import http.cookiejar
 import importlib.util
 import logging
+import re
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ import httpx
 
 from .errors import ConfigError
 from .links import Target
-from .proxies import environment_proxies, environment_proxy, proxy_host
+from .proxies import Proxy
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
@@ -35,7 +36,7 @@ class _Lane:
 
 
 class Relay:
-    """Exchanges through a proxy of the user's or the environment's, or through a `transport` without any network.
+    """Exchanges through one proxy, or through a `transport` without any network.
 
     `keep_s` is how long a connection may be idle and still serve; None keeps none.
     """
@@ -46,8 +47,7 @@ class Relay:
         keep_s: float | None,
         connect_s: float,
         tls: Callable[[], ssl.SSLContext],
-        proxy: str | None = None,
-        trusts_environment: Callable[[bool], bool] = lambda secure: secure,
+        proxy: Proxy | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._keep_s = keep_s
@@ -55,7 +55,6 @@ class Relay:
         self._connect_s = 0.9 * connect_s
         self._tls = tls
         self._proxy = proxy
-        self._trusts_environment = trusts_environment
         self._transport = transport
         self._lanes: dict[bool, list[_Lane]] = {}
         _silence_libraries()
@@ -63,7 +62,7 @@ class Relay:
 
     async def exchange(self, outgoing: Outgoing, listener: Listener) -> None:
         """One request and its answer. Raises `NoConnectionError`, `LostConnectionError`, or what the listener does."""
-        told = _Told(outgoing.method, listener)
+        told = _Told(outgoing.method, listener, is_proxied=self._proxy is not None)
         with _library_errors(told), told.to_the_end():
             async with self._client(secure=outgoing.target.scheme == "https") as client:
                 request = self._request(client, outgoing)
@@ -121,9 +120,8 @@ class Relay:
             lane.busy -= 1
 
     def _make_client(self, *, secure: bool) -> httpx.AsyncClient:
-        if self._transport is None:
-            self._check_proxies(secure=secure)
         no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+        proxy = self._library_proxy()
         try:
             client = httpx.AsyncClient(
                 cookies=no_cookies,
@@ -133,17 +131,13 @@ class Relay:
                     keepalive_expiry=self._keep_s or 0.0,
                 ),
                 verify=self._verify(secure=secure),
-                proxy=self._proxy if self._transport is None else None,
-                trust_env=self._transport is None and self._trusts_environment(secure),
+                proxy=proxy,
+                trust_env=False,
                 transport=self._transport,
                 follow_redirects=False,
             )
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as exc:
-            where = proxy_host(self._proxy or environment_proxy("https"), port=True)
-            raise ConfigError(
-                f"the proxy ({where or 'none'}) cannot be used",
-                hint="proxies are http://, https:// or socks5:// addresses",
-            ) from exc
+            raise self._unusable() from exc
         # What leaves is what the wire says, and nothing of the library's own.
         client.headers.clear()
         return client
@@ -157,24 +151,29 @@ class Relay:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return self._tls()
 
-    def _check_proxies(self, *, secure: bool) -> None:
-        """Refuse what the library cannot use, by name and before anything is begun."""
-        from_environment = self._trusts_environment(secure) and not self._proxy
-        for proxy in [self._proxy] if self._proxy else list(environment_proxies()) if from_environment else []:
-            scheme = proxy.partition("://")[0].lower() if "://" in proxy else "http"
-            where = f"{scheme}://{proxy_host(proxy, port=True)}"
-            if scheme not in {"http", "https", "socks5", "socks5h"}:
-                hint = "proxies are http://, https:// or socks5:// addresses"
-                raise ConfigError(f"the proxy {where} cannot be used: it is not known how to speak to it", hint=hint)
-            if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-                hint = 'pip install "seedream[socks]" adds that, or unset the proxy (ALL_PROXY, HTTPS_PROXY)'
-                raise ConfigError(f"the proxy {where} needs support for SOCKS, which is not installed", hint=hint)
+    def _library_proxy(self) -> httpx.Proxy | None:
+        """The proxy as the library takes it. Raises `ConfigError` where it cannot be used."""
+        if self._proxy is None or self._transport is not None:
+            return None
+        url = self._proxy.usable_url()
+        try:
+            # A proxy that is spoken to over TLS is held to the same certificates.
+            return httpx.Proxy(url, ssl_context=self._tls() if url.startswith("https:") else None)
+        except (ValueError, httpx.InvalidURL) as exc:
+            raise self._unusable() from exc
+
+    def _unusable(self) -> ConfigError:
+        name = self._proxy.source if self._proxy else "--proxy"
+        hint = f"correct or unset {name}; proxies are http://, https:// or socks5:// addresses"
+        return ConfigError(f"the proxy in {name} cannot be used", hint=hint)
 
 
 class _Told:
     """What the library's trace events say of one request, told to its listener."""
 
-    def __init__(self, method: str, listener: Listener) -> None:
+    def __init__(self, method: str, listener: Listener, *, is_proxied: bool = False) -> None:
+        self.is_behind_proxy = False
+        self.is_proxied = is_proxied
         self._method = method.encode()
         self._listener = listener
         self.has_left = False
@@ -192,6 +191,9 @@ class _Told:
 
     async def trace(self, name: str, info: Mapping[str, Any]) -> None:
         """The hook. A CONNECT to a proxy raises the same events, so the method is looked at."""
+        if name.endswith("start_tls.started") and not name.startswith("connection."):
+            # The way through the proxy is open: what goes wrong now lies with who is behind it.
+            self.is_behind_proxy = True
         if name.endswith("send_request_body.complete"):
             # A CONNECT has no body, so it is never the last to tell this.
             self.body_left = self.headers_left
@@ -219,11 +221,22 @@ def _library_errors(told: _Told) -> Iterator[None]:
             raise LostConnectionError("the request is no valid HTTP") from None
         raise NoConnectionError("the request is no valid HTTP", usable=False) from None
     except _NEVER_SENT as exc:
-        raise NoConnectionError(str(exc)) from exc
+        raise _no_connection(exc, told) from exc
     except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as exc:
         if not told.has_left:
-            raise NoConnectionError(str(exc)) from exc
+            raise _no_connection(exc, told) from exc
         raise LostConnectionError(str(exc) or type(exc).__name__) from exc
+
+
+def _no_connection(exc: Exception, told: _Told) -> NoConnectionError:
+    """Whose fault it is that there is no connection: the proxy's, or that of who is behind it."""
+    text = str(exc) or type(exc).__name__
+    if not told.is_proxied or told.is_behind_proxy:
+        return NoConnectionError(text)
+    said = re.match(r"([1-5][0-9]{2})(?![0-9])", text) if isinstance(exc, httpx.ProxyError) else None
+    status = int(said[1]) if said else 0
+    # One that wants a password or forbids the host will not think better of it.
+    return NoConnectionError(text, usable=not 400 <= status < 500, at_proxy=True, status=status)
 
 
 class _ExactURL(httpx.URL):

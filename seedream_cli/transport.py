@@ -58,11 +58,16 @@ class Listener(Protocol):
 
 
 class NoConnectionError(Exception):
-    """There was no connection, so not a byte of the request has left. `usable`: another attempt may find one."""
+    """There was no connection, so not a byte of the request has left. `usable`: another attempt may find one.
 
-    def __init__(self, message: str, *, usable: bool = True) -> None:
+    `at_proxy`: what stands between was not reached, or would not pass the request on; `status` is what it said.
+    """
+
+    def __init__(self, message: str, *, usable: bool = True, at_proxy: bool = False, status: int = 0) -> None:
         super().__init__(message)
         self.usable = usable
+        self.at_proxy = at_proxy
+        self.status = status
 
 
 class LostConnectionError(Exception):

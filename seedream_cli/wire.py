@@ -36,7 +36,7 @@ from .links import Nearness, Target, is_loopback, may_ask, nearness, resolved_ne
 from .masking import check_key, mask, secret_forms
 from .pace import Clock, Policy, Waiter
 from .providers.base import Call, Reply
-from .proxies import environment_proxy, is_bypassed, proxy_host
+from .proxies import Proxies, Proxy
 from .replies import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
 from .settings import read_surroundings
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
@@ -122,7 +122,7 @@ class Wire:
         self._forms = secret_forms(self._key)
         self._base = _check_base(base_url, offline=transport is not None)
         self._policy = policy
-        self._proxy = proxy
+        self._proxies = Proxies(read_surroundings().environ, proxy)
         self._transport = transport
         self._clock = clock or Clock()
         self._random = random or randomness.Random()
@@ -139,21 +139,21 @@ class Wire:
         )
         self._nearness: Nearness = "loopback" if transport is not None or by_hand else nearness(self._base.target.host)
         self._is_looked_up = False
-        self._ways: dict[tuple[str, bool], Direct | Relay] = {}
-        self._relayed: dict[bool, bool] = {}
+        self._ways: dict[tuple[str, Proxy | None], Direct | Relay] = {}
+        self._between: dict[tuple[str, str, int | None], Proxy | None] = {}
         self._tls: ssl.SSLContext | None = None
         agent = ("User-Agent", f"seedream/{__version__}")
         self._call_headers = (agent, ("Accept-Encoding", "identity"))
         self._link_headers = (agent, ("Accept", "image/*,*/*;q=0.5"), ("Accept-Encoding", "identity"))
-        if not self._base.secure and transport is None and proxy and not is_loopback(proxy_host(proxy)):
+        if not self._base.secure and transport is None and proxy and not is_loopback(Proxy(proxy, "").host):
             raise ConfigError(
-                f"the API key would travel in clear to the proxy {proxy_host(proxy)}: use an https API address"
+                f"the API key would travel in clear to the proxy {Proxy(proxy, '').host}: use an https API address"
             )
 
     async def __aenter__(self) -> Wire:
         """Make the first way, so that an unusable proxy or certificate is told before anything is begun."""
         secure = self._base.secure
-        way = self._way("api", secure=secure)
+        way = self._way("api", self._base.target)
         if not isinstance(way, Direct):
             await way.open(secure=secure)
         elif secure:
@@ -168,14 +168,8 @@ class Wire:
     @property
     def proxy_in_use(self) -> str:
         """Host and port of the proxy that calls go through, without its password; "" for none. For a notice."""
-        if self._transport is not None:
-            return ""
-        if self._proxy:
-            return proxy_host(self._proxy, port=True)
-        found = environment_proxy(self._base.target.scheme)
-        if not found or not self._trusts_environment(secure=self._base.secure):
-            return ""
-        return "" if is_bypassed(self._base.target.host) else proxy_host(found, port=True)
+        proxy = self._proxy_before(self._base.target)
+        return proxy.where if proxy else ""
 
     def mask(self, text: str) -> str:
         """The text without the key, bearer tokens and the queries of links."""
@@ -320,7 +314,7 @@ class Wire:
             self._say(f"> {call.method} {self._base.url}{call.path} ({length} bytes)")
         try:
             async with asyncio.timeout(self._policy.connect_timeout_s) as trail.timer:
-                await self._way("api", secure=self._base.secure).exchange(outgoing, ear)
+                await self._way("api", self._base.target).exchange(outgoing, ear)
             ear.close()
         except _BROKEN as exc:
             raise self._failure(call, trail, exc) from exc
@@ -347,8 +341,8 @@ class Wire:
         host = self._base.target.host
         if not trail.sent or isinstance(exc, NoConnectionError):
             usable = exc.usable if isinstance(exc, NoConnectionError) else True
-            message = f"no connection to {host}: {reason}; nothing was sent"
-            return ApiError(message, kind="network", delivered="no", retryable=usable)
+            why, hint = self._unconnected(exc, self._base.target, reason)
+            return ApiError(f"{why}; nothing was sent", kind="network", hint=hint, delivered="no", retryable=usable)
         if trail.cut:
             message = f"the connection to {host} was lost before the request was written to its end: {reason}"
             return ApiError(f"{message}; not charged", kind="network", delivered="no", retryable=True)
@@ -410,14 +404,42 @@ class Wire:
         if self._log:
             self._say(f"> GET {target.scheme}://{target.authority}{outgoing.path}")
         try:
-            await self._way_to(target).exchange(outgoing, listener)
+            await self._way("links", target).exchange(outgoing, listener)
         except _BROKEN as exc:
             if _is_deadline(exc):
                 # The download's own deadline, which speaks for itself.
                 raise
             usable = exc.usable if isinstance(exc, NoConnectionError) else True
-            reason = _root_cause(exc) if usable else "the link cannot be asked for"
-            raise LinkError(f"the picture did not come from {target.host}: {reason}", retryable=usable) from exc
+            hint, reason = "", _root_cause(exc)
+            if isinstance(exc, NoConnectionError) and (exc.at_proxy or usable):
+                reason, hint = self._unconnected(exc, target, reason)
+            elif not usable:
+                reason = "the link cannot be asked for"
+            raise LinkError(
+                f"the picture did not come from {target.host}: {reason}", hint=hint, retryable=usable
+            ) from exc
+        except ConfigError as exc:
+            # The picture is paid for: with another proxy, or none, it can still be fetched.
+            raise LinkError(f"the picture did not come from {target.host}: {exc.message}", hint=exc.hint) from exc
+
+    def _unconnected(self, exc: Exception, target: Target, reason: str) -> tuple[str, str]:
+        """Who was not reached, and what to do about it."""
+        proxy = self._proxy_before(target)
+        if proxy is None or not (isinstance(exc, NoConnectionError) and exc.at_proxy):
+            through = f" through the proxy {proxy.where} (from {proxy.source})" if proxy else ""
+            hint = CERTIFICATE_HINT if _is_distrust(exc) else ""
+            return f"no connection to {target.host}{through}: {reason}", hint
+        hint = f"check {proxy.source}"
+        if not proxy.source.startswith("--"):
+            hint += f", or except this host from it: NO_PROXY={target.host}"
+        if _is_distrust(exc):
+            hint = CERTIFICATE_HINT
+        elif exc.status == 407:
+            hint = f"it wants a user name and a password: http://USER:PASSWORD@HOST:PORT in {proxy.source}"
+        where = f"the proxy {proxy.where} (from {proxy.source})"
+        if exc.status:
+            return f"{where} does not connect to {target.host}: it answered {reason}", hint
+        return f"could not connect to {where}: {reason}", hint
 
     def _gate_to(self, target: Target) -> Callable[[str], Awaitable[None]]:
         """What judges the addresses that a link's host stands for."""
@@ -448,34 +470,30 @@ class Wire:
 
     # -- ways
 
-    def _way(self, room: Literal["api", "links"], *, secure: bool) -> Direct | Relay:
+    def _way(self, room: Literal["api", "links"], target: Target) -> Direct | Relay:
         """The way to a host. Calls and links have connections of their own, so that no store sees where a key went."""
-        relayed = self._relayed.get(secure)
-        if relayed is None:
-            relayed = self._relayed[secure] = self._is_relayed(secure=secure)
-        way = self._ways.get((room, relayed))
+        proxy = self._proxy_before(target)
+        way = self._ways.get((room, proxy))
         if way is None:
-            way = self._ways[room, relayed] = self._make_way(room, relayed=relayed)
+            way = self._ways[room, proxy] = self._make_way(room, proxy)
         return way
 
-    def _way_to(self, target: Target) -> Direct | Relay:
-        """The way to a link's host. One that the environment excepts from its proxies has nothing between."""
-        way = self._way("links", secure=target.scheme == "https")
-        if isinstance(way, Direct) or self._proxy or self._transport is not None or not is_bypassed(target.host):
-            return way
-        if ("links", False) not in self._ways:
-            self._ways["links", False] = self._make_way("links", relayed=False)
-        return self._ways["links", False]
+    def _proxy_before(self, target: Target) -> Proxy | None:
+        """The proxy that stands before a host: the user's own, or the environment's for this very address.
 
-    def _is_relayed(self, *, secure: bool) -> bool:
-        """Whether something stands between: the sandbox, the user's proxy, or one of the environment."""
-        if self._transport is not None or self._proxy:
-            return True
-        return self._trusts_environment(secure=secure) and bool(environment_proxy("https" if secure else "http"))
+        Plain http is for this machine, and so must be the proxy of the environment that serves it.
+        """
+        place = (target.scheme, target.host, target.port)
+        if place not in self._between:
+            proxy = None if self._transport is not None else self._proxies.of(*place)
+            if proxy and not self._proxies.is_named and target.scheme == "http" and not is_loopback(proxy.host):
+                proxy = None
+            self._between[place] = proxy
+        return self._between[place]
 
-    def _make_way(self, room: Literal["api", "links"], *, relayed: bool) -> Direct | Relay:
+    def _make_way(self, room: Literal["api", "links"], proxy: Proxy | None) -> Direct | Relay:
         connect_s = self._policy.connect_timeout_s
-        if not relayed:
+        if proxy is None and self._transport is None:
             keep_s = _CALL_KEEP_S if room == "api" else _LINK_KEEP_S
             return Direct(keep_s=keep_s, connect_s=connect_s, tls=self._certificates)
         from .relay import Relay
@@ -485,8 +503,7 @@ class Wire:
             keep_s=None if room == "api" else _LINK_KEEP_S,
             connect_s=connect_s,
             tls=self._certificates,
-            proxy=self._proxy,
-            trusts_environment=lambda secure: self._trusts_environment(secure=secure),
+            proxy=proxy,
             transport=self._transport,
         )
 
@@ -495,12 +512,6 @@ class Wire:
         if self._tls is None:
             self._tls = _trusted()
         return self._tls
-
-    def _trusts_environment(self, *, secure: bool) -> bool:
-        """Whether the environment's proxies serve. Plain http is for this machine, and so must be its proxy."""
-        if secure or self._transport is not None:
-            return self._transport is None
-        return is_loopback(proxy_host(environment_proxy("http")))
 
     def _say(self, line: str) -> None:
         if self._log:
@@ -614,6 +625,24 @@ def _trusted() -> ssl.SSLContext:
     except OSError as exc:
         hint = "it must name a file of certificates (PEM); unset it for the system's own"
         raise ConfigError(f"the certificates of $SSL_CERT_FILE cannot be read: {_root_cause(exc)}", hint=hint) from exc
+
+
+CERTIFICATE_HINT = (
+    "behind a company's proxy, name its certificate: SSL_CERT_FILE=/path/to/ca.pem; "
+    "else look at --base-url and at this machine's clock"
+)
+
+
+def _is_distrust(exc: BaseException) -> bool:
+    """Whether a certificate was not trusted, whoever showed it."""
+    seen: set[int] = set()
+    cause: BaseException | None = exc
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 _NUMBERED = re.compile(r"\[Errno (\d+)\]")

@@ -121,10 +121,10 @@ def test_socks_without_its_extra_is_told_before_anything_is_sent(
 
 
 def test_a_proxy_of_no_known_kind_is_told(seedream: Command) -> None:
-    """An address such as socks4:// or a desktop's socks:// is refused by name."""
-    done = seedream(*AWAY, env={**KEYED, "ALL_PROXY": "socks://127.0.0.1:9"})
+    """An address such as socks4:// is refused by name, and by that of its variable."""
+    done = seedream(*AWAY, env={**KEYED, "ALL_PROXY": "socks4://127.0.0.1:9"})
     assert done.code == 3
-    assert "socks://127.0.0.1:9" in done.err
+    assert "socks4://127.0.0.1:9 (ALL_PROXY)" in done.err
 
 
 def test_https_goes_through_the_proxy_unless_no_proxy_says_so(seedream: Command) -> None:
