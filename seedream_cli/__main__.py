@@ -13,7 +13,14 @@ def main() -> None:
 
         # Nobody may be listening: a closed standard output is None.
         if sys.stdout is not None:
-            sys.stdout.write(f"seedream {__version__}\n")
+            try:
+                sys.stdout.write(f"seedream {__version__}\n")
+                sys.stdout.flush()
+            except OSError:
+                from .cli import main as run
+
+                # It says what is wrong with standard output.
+                sys.exit(run(["--version"]))
         return
     if sys.argv[1:2] == ["--complete"] and len(sys.argv) > 2:
         # A shell asks at every Tab: the command line itself would take too long to load.

@@ -122,6 +122,9 @@ def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: li
         hint = "add --retry-ambiguous to send them all the same, or settle them with `seedream history resolve`"
         found.append(Problem("only", "rows of unknown outcome may have been billed", hint, origin="--only"))
     shard = read_shard(draft.values.get("shard"), surroundings.environ, found)
+    for key in ("output", "results"):
+        if key in draft.values and (problem := names.scheme_problem(key, draft.values[key])):
+            found.append(replace(problem, origin=draft.origin(key)))
     folder = _read_folder(draft.values.get("output"), table, shard, found)
     results = draft.values.get("results")
     failures = form.integer("max_failures", 0, 10**9) or 0

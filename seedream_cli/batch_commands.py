@@ -708,8 +708,12 @@ def _check_folders(folders: Sequence[Path]) -> None:
 
 def _merged_folder(draft: Draft, folders: Sequence[Path]) -> Path:
     """Where all goes: the folder given, else the one that the table itself would fill."""
+    from .names import scheme_problem
     from .shards import common_folder
 
+    wrong = [scheme_problem(key, draft.values[key]) for key in ("output", "results") if key in draft.values]
+    if any(wrong):
+        raise InputError([problem for problem in wrong if problem])
     output = draft.values.get("output")
     folder = Path(output).expanduser() if output else common_folder(folders)
     if folder is None:

@@ -404,7 +404,25 @@ app.add_typer(config_app, name="config")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code. The one place where a failure becomes words."""
+    """Run one command line and return its exit code; 74 where all went well but for standard output."""
+    from .streams import out_trouble
+
+    code = _run_line(argv)
+    streams = process_streams()
+    trouble = out_trouble(streams.stdout)
+    if trouble and not code:
+        streams.err(
+            f"error: standard output cannot be written: {trouble}. What was paid for is saved or kept: seedream history"
+        )
+        return _IO
+    return code
+
+
+_IO = 74
+
+
+def _run_line(argv: Sequence[str]) -> int:
+    """One command line. The one place where a failure becomes words."""
     try:
         code = app(args=list(argv), prog_name="seedream", standalone_mode=False)
     except typer.TyperException as error:
@@ -417,6 +435,10 @@ def main(argv: Sequence[str]) -> int:
         # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
         if isinstance(error, BrokenPipeError):
             return 0
+        from .streams import out_trouble
+
+        if trouble := out_trouble(process_streams().stdout):
+            return _fail(FileError(f"standard output cannot be written: {trouble}"), [])
         reason = (error.strerror or type(error).__name__).lower()
         return _fail(FileError(f"cannot write or read: {reason}", hint="seedream history tells what was sent"), argv)
     except Exception as bug:  # noqa: BLE001

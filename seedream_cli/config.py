@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import files
 from .errors import FileError, InputError, Problem
+from .names import scheme_problem
 from .settings import Layer, Price, ProviderSettings, Settings, Surroundings
 
 if TYPE_CHECKING:
@@ -410,7 +411,7 @@ class _Reader:
         if isinstance(taken, tuple):
             return tuple(self.rebase(key, item) for item in taken)
         text = os.path.expanduser(taken)  # noqa: PTH111 - keeps the slash at the end, which means a folder
-        if _is_link(text) or text == "-" or Path(text).is_absolute():
+        if _is_link(text) or text == "-" or Path(text).is_absolute() or scheme_problem(key, text):
             return text
         if not self.document.is_project and key != "api_key_file":
             return text
@@ -893,6 +894,8 @@ def _limit_problems(layer: Layer) -> list[Problem]:
 
     for key, text in layer.values.items():
         value = text.strip()
+        if key in {"output", "results", "name"} and (problem := scheme_problem(key, text)):
+            complain(key, problem.message, problem.hint)
         bounds = _NUMBERS.get(key) or _WHOLE.get(key)
         if bounds:
             pattern = r"[+-]?[0-9]{1,12}" if key in _WHOLE else r"[+-]?([0-9]{1,9}(\.[0-9]*)?|\.[0-9]+)"

@@ -13,7 +13,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -25,9 +25,19 @@ from . import files
 from .config import write_whole
 from .errors import ConfigError, FileError, InputError
 from .masking import check_key, mask, secret_forms
+from .providers import PROVIDERS, load
 from .providers.base import ProviderSpec, full_url
 from .request import Draft
-from .settings import PREFIX, SANDBOX_LINE, Key, ProviderSettings, Surroundings, choose_provider, read_key_file
+from .settings import (
+    PREFIX,
+    SANDBOX_LINE,
+    Key,
+    ProviderSettings,
+    Surroundings,
+    choose_provider,
+    environment_without,
+    read_key_file,
+)
 
 STORE_FILE = "credentials.json"
 ADDRESS_FILE = "addresses.json"
@@ -238,7 +248,7 @@ def _candidates(errand: _Errand, surroundings: Surroundings, troubles: list[str]
             yield _Candidate(kind, f"${variable}", partial(Key, value, f"${variable}"))
     if settings.command:
         bound = full_url(spec, settings.command_base_url) if settings.command_base_url else ""
-        yield _Candidate("bound", "api_key_command", partial(_read_command, settings), bound)
+        yield _Candidate("bound", "api_key_command", partial(_read_command, settings, surroundings), bound)
     for stored in load_store(surroundings):
         if stored.provider == spec.name:
             yield _Candidate("bound", stored.words, partial(_read_stored, stored, troubles), stored.base_url)
@@ -262,8 +272,9 @@ def _read_key_file(name: str) -> Key:
     return replace(key, note=f"others can read the key file {path}: chmod 600 {_quoted(path)}")
 
 
-def _read_command(settings: ProviderSettings) -> Key:
-    return Key(run_command(settings.command, settings.command_folder), "api_key_command")
+def _read_command(settings: ProviderSettings, surroundings: Surroundings) -> Key:
+    named = (one.key_variable for one in (settings, *surroundings.settings.providers.values()))
+    return Key(run_command(settings.command, settings.command_folder, tuple(sorted(set(named)))), "api_key_command")
 
 
 def _read_stored(stored: Stored, troubles: list[str]) -> Key | None:
@@ -325,8 +336,14 @@ def _configured_provider(specs: Sequence[ProviderSpec], surroundings: Surroundin
 # --- a command's key --------------------------------------------------------------------------------------------------
 
 
+def secret_variables(more: Iterable[str] = ()) -> set[str]:
+    """The variables that may hold a key: every provider's, our own, and those that a user's settings name."""
+    known = {name for provider in PROVIDERS for name in load(provider).spec.key_variables}
+    return {f"{PREFIX}API_KEY", *known, *more}
+
+
 @cache
-def run_command(words: tuple[str, ...], folder: str) -> str:
+def run_command(words: tuple[str, ...], folder: str, more: tuple[str, ...] = ()) -> str:
     """What a command prints, once in a run. No shell is asked. Raises `ConfigError` with its last words, masked.
 
     It runs in the folder of the file that names it, so that a relative path means the same program everywhere.
@@ -339,6 +356,7 @@ def run_command(words: tuple[str, ...], folder: str) -> str:
             timeout=COMMAND_S,
             check=False,
             cwd=folder,
+            env=environment_without(secret_variables(more)),
         )
     except subprocess.TimeoutExpired as error:
         message = f"api_key_command gave no key in {COMMAND_S:.0f} s: {words[0]}"

@@ -243,6 +243,8 @@ class _Run(_Conductor):
 
 _HALTING = frozenset({"auth", "account", "quota", "config", "filesystem"})
 """What every further request would meet as well."""
+_ALIKE = 10
+"""Rows from the first on that are refused alike, none being done, until it is held to be the fault of no row."""
 
 
 def _once(deed: Callable[[], None]) -> Callable[[], None]:
@@ -272,6 +274,7 @@ class _FlowRun(_Conductor):
         super().__init__(outlets)
         self.flow = flow
         self.failures = 0
+        self.alike: tuple[object, ...] | None = ()
         self.halt: SeedreamError | None = None
         self.wires: dict[Route, Wire] = {}
         self.stack = contextlib.AsyncExitStack()
@@ -383,6 +386,8 @@ class _FlowRun(_Conductor):
         wire = self.wires.get(route)
         if wire is None:
             wire = self.wires[route] = await self.stack.enter_async_context(self._wire(route))
+            if self.outlets.ledger and route.key:
+                self.outlets.ledger.hide(route.key.value.strip())
             if wire.proxy_in_use:
                 self.outlets.sink.emit(Notice(f"through the proxy {wire.proxy_in_use}"))
         return wire
@@ -412,7 +417,33 @@ class _FlowRun(_Conductor):
         if self.flow.max_failures and self.failures >= self.flow.max_failures:
             words = "a row has" if self.failures == 1 else f"{self.failures} rows have"
             return ApiError(f"not sent, since {words} failed", kind="unavailable", delivered="no")
-        return self.desk.objection() if not self.desk.signal else None
+        return self._refused_alike(result, error) or (self.desk.objection() if not self.desk.signal else None)
+
+    def _refused_alike(self, result: JobResult, error: SeedreamError | None) -> SeedreamError | None:
+        """Why not to go on after the first rows were all refused in the same words. `--max-failures` overrules it.
+
+        What is said of a prompt's content is about that row; a refusal that names something of its row differs.
+        """
+        if self.alike is None or self.flow.max_failures or result.status == "interrupted":
+            return None
+        if not isinstance(error, ApiError) or error.kind not in {"refused", "unavailable"} or error.billed != "no":
+            self.alike = None
+            return None
+        # Ids and numbers change from answer to answer.
+        words = " ".join(word for word in error.message.split() if word.isalpha())
+        same = (error.provider, error.kind, error.code, error.status, words)
+        if self.alike and self.alike != same:
+            self.alike = None
+            return None
+        self.alike = same
+        if self.failures < _ALIKE:
+            return None
+        return ApiError(
+            f"not sent, since the first {self.failures} rows were all refused in the same words and none was done",
+            kind=error.kind,
+            hint="mend what they say first; --max-failures N goes on until N rows have failed",
+            delivered="no",
+        )
 
 
 def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> Wire:

@@ -6,7 +6,8 @@ import base64
 import json
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from .errors import ConfigError
 
@@ -76,6 +77,17 @@ def _mask_cut(text: str, forms: tuple[str, ...]) -> str:
 def _overlap(text: str, form: str) -> int:
     """How many characters at the end of `text` are the start of `form`; 0 for what may be chance."""
     return next((count for count in range(min(len(text), len(form) - 1), 3, -1) if text.endswith(form[:count])), 0)
+
+
+def hide(value: Any, forms: tuple[str, ...]) -> Any:
+    """Data of the provider's without the key, in every text and name of it; links stay whole but for that."""
+    if isinstance(value, str):
+        for form in forms:
+            value = value.replace(form, "***")
+        return value
+    if isinstance(value, Mapping):
+        return {hide(name, forms): hide(one, forms) for name, one in value.items()}
+    return [hide(one, forms) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _mask_url(match: re.Match[str]) -> str:

@@ -89,11 +89,31 @@ def _portable(char: str) -> str:
     return "_" if char in _UNPORTABLE or category[0] == "C" or category in {"Zl", "Zp"} else char
 
 
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{1,31})://")
+
+
+def scheme_problem(field: str, text: str) -> Problem | None:
+    """Why a place to write to cannot be `s3://bucket/x` and the like: it would become a folder called `s3:`.
+
+    A drive has one letter (`C:\\`), a scheme has more.
+    """
+    found = _SCHEME.match(text)
+    if found is None:
+        return None
+    scheme = found[1].lower()
+    hint = "give a folder of this machine, and copy from there"
+    if scheme == "file":
+        hint = f"give the plain path: {text.strip()[len('file://') :][:200] or '/path'}"
+    return Problem(field, f"{scheme}:// is no place to write to", hint)
+
+
 def check_template(template: str, known: Collection[str]) -> list[Problem]:
     """Everything wrong with a name template whose fields may be `known`: "{row:03}-{slug}" with "/" for folders.
 
     A field may be padded with zeros ("{index:03}") and nothing else; "{{" and "}}" are braces.
     """
+    if problem := scheme_problem("name", template):
+        return [problem]
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:

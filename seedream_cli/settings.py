@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,6 +194,11 @@ def _below_home(find: Callable[[], Path], use: str) -> Path:
 def read_surroundings() -> Surroundings:
     """The surroundings of this process."""
     return Surroundings(dict(os.environ))
+
+
+def environment_without(names: Collection[str]) -> dict[str, str]:
+    """What a program of the user's inherits: this process's variables without those that hold keys."""
+    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def variable(option: str) -> str:

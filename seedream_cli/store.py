@@ -26,7 +26,7 @@ from typing import Literal, Self, get_args
 from . import files
 from .decoding import check_pixels
 from .errors import FileError, InputError, LinkError, Problem
-from .names import render_name
+from .names import render_name, scheme_problem
 from .pictures import SPELLINGS, SUFFIXES, Facts, inspect, inspect_file
 from .results import Blob
 from .spool import DATA_PREFIX
@@ -116,6 +116,8 @@ def plan_output(
         return _plan_stdout(pictures, if_exists)
     if output is not None and (not output.strip() or "\0" in output):
         raise InputError([Problem("output", "the output path is empty or holds a NUL", "give a folder or a file")])
+    if output is not None and (problem := scheme_problem("output", output)):
+        raise InputError([problem])
     path = Path(output or ".")
     if output is None or output.endswith(tuple(filter(None, ("/", os.sep, os.altsep)))) or _is_folder(path):
         return Target(path, if_exists or "rename", pictures, template)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -83,10 +84,33 @@ class Streams:
 
     def _put_out(self, data: str | bytes) -> None:
         if not self.stdout_closed:
-            self.stdout_closed = not _put(self.stdout, data)
+            self.stdout_closed = not _put(self.stdout, data, note=_note)
 
 
-def _put(stream: TextIO | None, data: str | bytes) -> bool:
+_troubles: list[str] = []
+"""Why standard output could not be written, first of all; a reader that left is no trouble."""
+
+
+def out_trouble(stream: TextIO | None) -> str:
+    """What kept standard output from being written, "" for nothing; what it still holds is written now."""
+    if stream is not None:
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            _note(error)
+            _discard(stream)
+    found = next(iter(_troubles), "")
+    _troubles.clear()
+    return found
+
+
+def _note(error: Exception) -> None:
+    gone = (errno.EPIPE, errno.EBADF, errno.ECONNRESET)
+    if isinstance(error, OSError) and error.errno not in gone:
+        _troubles.append((error.strerror or type(error).__name__).lower())
+
+
+def _put(stream: TextIO | None, data: str | bytes, note: Callable[[Exception], None] | None = None) -> bool:
     """Write and flush; False where the stream is gone."""
     if stream is None:
         return False
@@ -96,7 +120,9 @@ def _put(stream: TextIO | None, data: str | bytes) -> bool:
         else:
             stream.write(_encodable(stream, data))
         stream.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if note is not None:
+            note(error)
         _discard(stream)
         return False
     return True

@@ -1636,6 +1636,7 @@ def find_results(headings: Sequence[str]) -> int | None:
 
 
 _CSV_NUMBER = re.compile(r"\s*[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)([eE][+-]?[0-9]+)?%?\s*", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -1756,7 +1757,8 @@ def _result_names(headings: Collection[str]) -> list[str]:
 
 
 def _defuse(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    """A cell that no spreadsheet takes for a formula, and no terminal for a command; numbers stay numbers."""
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
     if not text.lstrip(" ").startswith(_FORMULA) or _CSV_NUMBER.fullmatch(text):
         return text
     return f"'{text}"

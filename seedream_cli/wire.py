@@ -23,7 +23,7 @@ import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from . import __version__
 from .attempts import Attempts, Gate, Trail, Watch
@@ -33,7 +33,7 @@ from .downloads import Downloads, Fetched, Order
 from .errors import ApiError, ConfigError, FileError, LinkError
 from .framing import Done, EventParser
 from .links import Nearness, Target, is_loopback, may_ask, nearness, resolved_nearness, split_link
-from .masking import check_key, mask, secret_forms
+from .masking import check_key, hide, mask, secret_forms
 from .pace import Clock, Policy, Waiter
 from .providers.base import Call, Reply
 from .proxies import Proxies, Proxy
@@ -174,6 +174,10 @@ class Wire:
     def mask(self, text: str) -> str:
         """The text without the key, bearer tokens and the queries of links."""
         return mask(text, self._forms)
+
+    def hide(self, value: T) -> T:
+        """The provider's data without the key, whatever holds it."""
+        return cast("T", hide(value, self._forms))
 
     # -- calls
 

@@ -883,7 +883,7 @@ class Worker:
 
     def _result(self, error: SeedreamError | None) -> JobResult:
         """What is to be said of this job."""
-        images = tuple(self.saved[index] for index in sorted(self.saved))
+        images = tuple(self._without_key(self.saved[index]) for index in sorted(self.saved))
         request, job = self.job.request, self.job
         cost, possible = self._cost(error)
         return JobResult(
@@ -894,15 +894,26 @@ class Worker:
             model=request.model_id,
             request={} if job.recovers else self.submission.json or {},
             images=images,
-            usage=dict(self.ready.usage) if self.ready and self.ready.usage else None,
+            usage=self.wire.hide(dict(self.ready.usage)) if self.ready and self.ready.usage else None,
             cost=Cost(0.0, "USD", "") if job.reused else cost,
             possible=possible,
             error=error,
             attempts=self.attempts,
             timing=self._timing(),
             asked_up_to=request.pictures_at_most if request.sequence else None,
-            task_id=self.task_id,
+            task_id=self.wire.hide(self.task_id),
         )
+
+    def _without_key(self, image: SavedImage) -> SavedImage:
+        """An image as it is told of: a provider may put the key that it was given into anything it says."""
+        error = image.error
+        if error is not None:
+            error.message, error.hint = self.wire.mask(error.message), self.wire.mask(error.hint)
+            error.args = (error.message,)
+            if isinstance(error, ApiError):
+                error.code, error.request_id = self.wire.mask(error.code), self.wire.mask(error.request_id)
+        url = self.wire.hide(image.url)
+        return image if url == image.url else replace(image, url=url)
 
     def _status(self, error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
         """The job's status word."""

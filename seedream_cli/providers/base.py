@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..error_text import MOST, code_in, message_in, one_line, plain_code, text_fault
@@ -374,7 +374,7 @@ def read_pictures(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> 
         return None
     return Ready(
         pictures=tuple(read_picture(spec, item, index) for index, item in enumerate(items)),
-        usage=_mapping(body.get("usage")),
+        usage=_bounded(body.get("usage")),
         request_id=_text(body.get("trace_id")) or headers.get("x-request-id", ""),
         model=_text(body.get("model")),
         task_id=_text(body.get("task_id")),
@@ -421,7 +421,7 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture |
     if fault:
         raise api_error(spec, fault)
     if kind == "image_generation.completed":
-        return Completed(_mapping(event.get("usage")), _text(event.get("trace_id")))
+        return Completed(_bounded(event.get("usage")), _text(event.get("trace_id")))
     return None
 
 
@@ -447,6 +447,31 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return tuple(round(one) for one in value)
 
 
+_DEPTH, _MEMBERS, _CHARACTERS = 8, 200, 2000
+"""More than any usage holds: what goes beyond is cut, with a mark, so that it can always be stored and shown."""
+
+
+def _bounded(value: Any) -> Mapping[str, Any] | None:
+    """An object of the provider's, cut to what can be kept and printed."""
+    return _cut(value, _DEPTH) if isinstance(value, Mapping) else None
+
+
+def _cut(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _CHARACTERS else value[:_CHARACTERS] + "…"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return "…"
+    if not isinstance(value, Mapping | list):
+        return value if isinstance(value, int | float) or value is None else "…"
+    if not depth:
+        return "…"
+    if isinstance(value, list):
+        return [_cut(one, depth - 1) for one in value[:_MEMBERS]] + ["…"] * (len(value) > _MEMBERS)
+    members = list(value.items())
+    cut = {str(name)[:200]: _cut(one, depth - 1) for name, one in members[:_MEMBERS]}
+    return cut | ({"…": "…"} if len(members) > _MEMBERS else {})
+
+
 def _mapping(value: Any) -> Mapping[str, Any] | None:
     """The value where it is an object."""
     return value if isinstance(value, Mapping) else None
@@ -467,6 +492,8 @@ class Fault:
     code: str
     message: str
     request_id: str = ""
+    also: str = ""
+    """Its type, where it has a code too: some gateways put the status into the code and the reason here."""
 
 
 REFUSED = Verdict("refused", hint="a dry run shows what is sent, `seedream models` what each model takes")
@@ -507,7 +534,14 @@ _STATUSES = {
     413: Verdict("refused", hint="the request is too large: give references as URLs, or smaller ones"),
     429: RATE_LIMITED,
 }
+CHALLENGED = Verdict(
+    "config",
+    hint="a firewall before the API lets only browsers through: check --base-url and --proxy, or ask its owner",
+)
+_CHALLENGES = ("just a moment", "checking your browser", "ddos-guard", "verify you are human", "one moment, please")
+_DECISIVE = {"account", "quota", "auth", "moderation"}
 _SAYS = {
+    "config": "is not reached by programs",
     "refused": "refused the request",
     "moderation": "refused the content",
     "auth": "did not accept the key",
@@ -534,7 +568,7 @@ def fault_in(body: Any) -> Fault | None:
     error = body.get("error")
     trace = _text(body.get("trace_id"))
     if isinstance(error, Mapping) and error:
-        return _fault(code_in(error), message_in(error), trace)
+        return replace(_fault(code_in(error), message_in(error), trace), also=plain_code(error.get("type")))
     if isinstance(error, str) and error:
         return _fault("", message_in(body), trace)
     if body.get("success") is False:
@@ -544,8 +578,11 @@ def fault_in(body: Any) -> Fault | None:
 
 def api_error(spec: ProviderSpec, fault: Fault, *, status: int | None = None) -> ApiError:
     """The error for a well-formed fault, judged by its code, then by the status it came with (None: in a stream)."""
-    verdict = _by_code(spec.codes, fault.code, status) or _by_status(spec, status)
-    return _worded(spec, verdict, fault, status=status)
+    verdict = _by_code(spec.codes, fault.code, status)
+    other = _by_code(spec.codes, fault.also, status) if verdict is None else None
+    if other is not None and other.kind in _DECISIVE:
+        return _worded(spec, other, replace(fault, code=fault.also), status=status)
+    return _worded(spec, verdict or _by_status(spec, status), fault, status=status)
 
 
 def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
@@ -553,9 +590,11 @@ def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
     fault = fault_in(reply.body)
     name = reply.headers.get("x-request-id", "")
     if fault:
-        fault = Fault(fault.code, fault.message, fault.request_id or name)
+        fault = replace(fault, request_id=fault.request_id or name)
         return api_error(spec, fault, status=reply.status)
     said = _bare_fault(reply, name)
+    if _is_challenge(reply):
+        return _worded(spec, CHALLENGED, said, status=reply.status)
     # Its code is believed where its status says already that nothing was drawn.
     known = _by_code(spec.codes, said.code, reply.status) if 400 <= reply.status < 500 and reply.status != 408 else None
     if known:
@@ -602,6 +641,14 @@ def task_ended(error: ApiError, task_id: str) -> TaskEndedError:
         status=error.status,
         request_id=error.request_id,
     )
+
+
+def _is_challenge(reply: Reply) -> bool:
+    """Whether a firewall wants to see a browser. It stands before the API, so nothing was drawn."""
+    if reply.headers.get("cf-mitigated") or reply.headers.get("x-amzn-waf-action"):
+        return True
+    title = text_fault(reply.text)[1].lower() if reply.body is None and reply.status in {403, 429, 503} else ""
+    return any(f"web page: {words}" in title for words in _CHALLENGES)
 
 
 def _fault(code: str, message: str, request_id: str) -> Fault:

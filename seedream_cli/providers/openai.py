@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import ark, base
-from .base import ACCOUNT, AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN_MODEL
+from .base import AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN_MODEL
 
 spec = base.ProviderSpec(
     name="openai",
@@ -30,7 +30,6 @@ spec = base.ProviderSpec(
         "model_not_found": UNKNOWN_MODEL,
         "content_policy_violation": MODERATION,
         "moderation_blocked": MODERATION,
-        "billing_hard_limit_reached": ACCOUNT,
         "rate_limit_exceeded": RATE_LIMITED,
     },
     # A gateway that passes the answer on passes on a link with the upstream's life.
