@@ -926,15 +926,18 @@ class Worker:
         return "unknown" if error.kind == "unknown_outcome" else "failed"
 
     def _made(self) -> int | None:
-        """How many pictures are billed: the provider's own count, else what came; None while that is unknown."""
+        """How many pictures are billed: the provider's own count, else what came; None while that is unknown.
+
+        A count below what came is none: successes alone are billed, and these are. No budget is stretched by it.
+        """
         if self.ready is None:
             return None
-        counted = (self.ready.usage or {}).get("generated_images")
+        counted, came = (self.ready.usage or {}).get("generated_images"), self._came()
         doubts = any(picture.error and picture.error.billed == "unknown" for picture in self.ready.pictures)
         if isinstance(counted, int) and 0 <= counted <= COUNT_MOST and (counted or not doubts):
-            return counted
+            return max(counted, came)
         # Where nobody can say of a picture whether it was billed, nobody can say how many were.
-        return None if doubts else self._came()
+        return None if doubts else came
 
     def _came(self) -> int:
         """How many pictures came."""

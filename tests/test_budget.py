@@ -626,3 +626,19 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
         done = inside("batch", "t.csv", "-p", "sandbox")
     assert done.code == 75
     assert "holds the batch" in done.err
+
+
+def test_images_that_came_are_counted_though_the_provider_counts_fewer(forked: Forked) -> None:
+    """A count of nothing beside images is no way past a budget, with a ledger or without, in one run or a batch."""
+    rows(forked, 6)
+    with Upstream() as upstream:
+        upstream._reply = lambda body, number: {
+            "data": [{"url": upstream.link(number * 10)}, {"url": upstream.link(number * 10 + 1)}],
+            "usage": {"generated_images": 0},
+        }
+        done = batch(forked, upstream, "--max-cost", "0.19", "--json")
+        assert (done.code, len(upstream.posts)) == (10, 2)
+        assert json.loads(done.out.splitlines()[-1])["cost"]["amount"] == pytest.approx(0.16)
+        for more in ([], ["--no-ledger"]):
+            to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, *more]
+            assert forked("generate", "a fox", *to, "--json", env=ENV).json["cost"]["amount"] == pytest.approx(0.08)
