@@ -458,7 +458,8 @@ def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderS
     message = f"what {spec.title} takes for {bill.name} is not known, so {cap} cannot hold it{known}"
     line = shlex.join(["seedream", "config", "set", f"prices.{spec.name}/{bill.name}", amount])
     hint = f"say what it takes, in US dollars an image: {line}"
-    return [Problem("max_cost", message, hint, "error", place, "price_unknown")]
+    named = "max_cost" if "max_cost" in draft.values else "daily"
+    return [Problem(named, message, hint, "error", place, "price_unknown")]
 
 
 def too_many(draft: Draft, bill: Bill) -> list[Problem]:

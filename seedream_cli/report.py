@@ -412,7 +412,7 @@ _UNPAID = frozenset({"failed", "not sent"})
 def summary_lines(report: Report) -> list[str]:
     """The closing line, and how to settle what is unknown; nothing where one picture was saved as asked."""
     counts = _count_ends(report)
-    if sum(counts.values()) <= 1 and counts.keys() <= {"saved"}:
+    if sum(counts.values()) <= 1 and counts.keys() <= {"saved"} and not any(job.possible for job in report.jobs):
         return []
     doubtful = counts["unknown"] > 0
     names = {"failed": "failed (not charged)"} if doubtful else {}
@@ -495,8 +495,11 @@ def _spent_words(report: Report, *, doubtful: bool) -> list[str]:
         # An unknown price is no price of nothing.
         unknown = f"{count_words(unpriced, 'request')} of unknown price"
         amount = f"{amount} and {unknown}" if amount else unknown
+    repeated = add_costs([job.possible for job in report.jobs if job.possible])
     if not doubtful:
-        return [amount] if amount else []
+        # Attempts before, that may have been billed as well.
+        more = [f"possibly {money_words(repeated)}{' more' if amount else ''}"] if repeated else []
+        return [*([amount] if amount else []), *more]
     doubts = [job for job in report.jobs if _is_doubtful(job)]
     loose = [job.possible or (None if any(map(_is_paid, job.images)) else job.cost) for job in doubts]
     possible = add_costs([cost for cost in loose if cost])

@@ -135,6 +135,7 @@ class Worker:
         self.objected = False
         self.answered = False
         self.doubted = False
+        self.doubts = 0
         self.attempts = 0
         self.task_id = ""
         self.started = time.monotonic()
@@ -198,6 +199,7 @@ class Worker:
         was_out, self.is_out = self.is_out, False
         # One that never came as far as the gate is not in the books either.
         if was_out:
+            self.doubts += error.billed != "no"
             self.desk.books.refused(self.job, error, self._put_aside(error))
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
@@ -945,6 +947,17 @@ class Worker:
 
     def _cost(self, error: SeedreamError | None) -> tuple[Cost | None, Cost | None]:
         """What the request cost at the most, and how much of that is possible only; None where it cost nothing."""
+        cost, possible = self._own_cost(error)
+        each = self.job.price(self.job.request.pictures_at_most) if self.doubts else None
+        if each is None:
+            return cost, possible
+        # Each attempt before that may have been billed is possible money beside what the last one cost.
+        loose = replace(each, amount=each.amount * self.doubts + (possible.amount if possible else 0.0))
+        certain = cost.amount - (possible.amount if possible else 0.0) if cost else 0.0
+        return replace(each, amount=certain + loose.amount), loose
+
+    def _own_cost(self, error: SeedreamError | None) -> tuple[Cost | None, Cost | None]:
+        """The same of the last attempt alone."""
         job, made, came = self.job, self._made(), self._came()
         if error is None or error.billed != "unknown":
             return (None if made is None else job.price(made)), None

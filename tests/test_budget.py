@@ -642,3 +642,23 @@ def test_images_that_came_are_counted_though_the_provider_counts_fewer(forked: F
         for more in ([], ["--no-ledger"]):
             to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, *more]
             assert forked("generate", "a fox", *to, "--json", env=ENV).json["cost"]["amount"] == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize("more", [[], ["--no-ledger"]])
+def test_attempt_before_that_may_be_billed_stays_possible_cost(forked: Forked, more: list[str]) -> None:
+    """--retry-ambiguous: what the lost attempt may have cost is told beside the price of the one that came."""
+    rows(forked, 1)
+    with Upstream(script=lambda request, number: RESET if number % 2 else None) as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, *more]
+        done = forked("generate", "a fox", *to, "--retry-ambiguous", "--json", env=ENV)
+        assert (done.code, len(upstream.posts)) == (0, 2)
+        assert (done.json["cost"]["amount"], done.json["possible_cost"]["amount"]) == pytest.approx((0.08, 0.04))
+        assert "about $0.04 · possibly $0.04 more" in done.err
+        done = batch(forked, upstream, "--retry-ambiguous", "--json", *more)
+        summary = json.loads(done.out.splitlines()[-1])
+        assert (summary["cost"]["amount"], summary["possible_cost"]["amount"]) == pytest.approx((0.04, 0.04))
+        upstream._script = lambda request, number: RESET
+        done = forked("generate", "an owl", *to, "--retry-ambiguous", "--retries", "2", "--json", env=ENV)
+        many = len(upstream.posts) - 4
+        assert done.json["possible_cost"]["amount"] == pytest.approx(0.04 * many)
+        assert f"possibly ${0.04 * many:.2f}" in done.err
