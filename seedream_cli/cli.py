@@ -324,7 +324,7 @@ def _remember_addresses(plan: Plan, surroundings: Surroundings) -> None:
 
     for one in plan.drafts if plan.command != "recover" else ():
         is_typed = one.draft.origins.get("base_url", "").startswith(("--", "$"))
-        if is_typed and one.route.key is not None and one.route.spec.asynchronous:
+        if is_typed and one.route.key is not None and one.route.spec.has_tasks:
             remember_address(one.route.spec, one.route.base_url, surroundings)
 
 

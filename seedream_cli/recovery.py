@@ -549,9 +549,11 @@ def _task_job(task: str, ledger: Ledger | None, draft: Draft, surroundings: Surr
         is_settled = known[0].state not in {"waiting", "ready", "unknown"}
         return replace(job, task_id=task, kept=None, known=None, lost=(), is_settled=is_settled)
     dialect, _ = choose_dialect(draft, surroundings, sends=True)
-    if not dialect.spec.asynchronous:
-        hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.asynchronous)}"
+    if not dialect.spec.has_tasks:
+        hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.has_tasks)}"
         raise InputError([Problem("task", f"{dialect.spec.name} has no tasks", hint, origin="--task")])
+    # What can be no id of a task is told before anything is asked.
+    dialect.poll(Ticket(task))
     draft = complete(draft, dialect.spec.name, surroundings.settings)
     key = key_for(draft, dialect.spec, surroundings)
     request = _bare_request(dialect.spec.name, "", "")

@@ -27,6 +27,7 @@ from .errors import (
     BudgetError,
     BusyError,
     FileError,
+    InputError,
     InternalError,
     InterruptedRunError,
     LinkError,
@@ -37,7 +38,7 @@ from .journal import Journal
 from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
 from .links import absolute, expiry
 from .plan import Job
-from .providers.base import Call, Completed, Ready, Ticket, full_url
+from .providers.base import Call, Completed, Ready, Reply, Ticket, full_url
 from .request import COUNT_MOST
 from .results import (
     Cost,
@@ -138,6 +139,7 @@ class Worker:
         self.doubts = 0
         self.attempts = 0
         self.task_id = ""
+        self.absent_task = ""
         self.started = time.monotonic()
         self.gone_at = self.started
         self.sent_at: dt.datetime | None = None
@@ -339,6 +341,9 @@ class Worker:
         if self.task_id:
             return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self._address_options()}"
         look = f"look at the provider's usage page for {self.sent_at or self.desk.clock.now():%Y-%m-%d %H:%M} UTC"
+        if self.absent_task:
+            again = f"seedream recover --task {shlex.quote(self.absent_task)} -p {self._address_options()}"
+            look = f"{again} asks once more; {look}"
         if not self.desk.books.knows(self.job):
             return look if self.job.recovers else f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
@@ -602,15 +607,25 @@ class Worker:
             raise self._task_barred(ticket)
         if time.monotonic() - started > self.job.route.limits.timeout_s:
             raise self._task_left(f"task {ticket.task_id} was not ready in time")
+        try:
+            call = self.dialect.poll(ticket)
+        except InputError as error:
+            raise self._task_left(f"a task was not asked after: {error}") from error
+
+        def read(reply: Reply) -> Ready | Ticket:
+            return self.dialect.read(replace(reply, task_id=ticket.task_id))
+
         self.desk.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
         await self.desk.clock.sleep(ticket.poll_after_s)
         # Beside the reply that holds the task's id: that one must stay until the pictures are here.
         kept = KeptReply(self.desk.replies, self.job, beside=POLLED)
         try:
-            answer = await self.wire.ask(self.dialect.poll(ticket), self.dialect.read, spool=kept)
+            answer = await self.wire.ask(call, read, spool=kept)
         except ApiError as error:
-            # A structured error that comes whole, with HTTP 200, is the task's own; any other is of the asking.
+            # A structured error that comes whole, with HTTP 200, is the task's own; any other is of the asking. At a
+            # gateway only the task's record speaks for it.
             is_own = error.delivered == "yes" and error.status == 200 and bool(error.code)
+            is_own = is_own and not self.dialect.spec.task_path
             if is_own or isinstance(error, TaskEndedError):
                 self._end_task(kept, error)
                 raise
@@ -620,7 +635,8 @@ class Worker:
         self._note_age()
         if isinstance(answer.value, Ticket):
             kept.forget()
-            return answer.value
+            # Some records have a second id, under which nobody finds them.
+            return replace(answer.value, task_id=ticket.task_id)
         self.reply = kept.take_place(self.job.id)
         return await asyncio.to_thread(read_kept, self.dialect, self.reply)
 
@@ -640,7 +656,7 @@ class Worker:
             self.absent_s += wait_s
             return replace(ticket, poll_after_s=wait_s)
         if error.status == 404:
-            self.task_id = ""
+            self.task_id, self.absent_task = "", ticket.task_id
             said = f"{self.job.route.spec.title} knows no task {ticket.task_id}: {error.message}"
             raise ApiError(said, kind="unknown_outcome", billed="unknown", delivered="yes") from error
         self.lost_polls += 1
@@ -735,10 +751,19 @@ class Worker:
             self.provider_s = time.monotonic() - started
         self.reply = kept.kept
         if cut and not came:
-            raise cut
+            self.ready = await self._wait_for(await self._ticket_in(kept.kept, cut), started, kept.kept)
+            return None
         self.ready = Ready(tuple(came), usage=ends[-1].usage if ends else None)
         await asyncio.gather(*saving)
         return _broken_stream(cut, len(came), most) if cut else None
+
+    async def _ticket_in(self, reply: Path | None, cut: SeedreamError) -> Ticket:
+        """The task in the answer to a stream that brought no event of an image. Raises `cut` where there is none."""
+        with contextlib.suppress(ApiError):
+            found = await asyncio.to_thread(read_kept, self.dialect, reply) if reply is not None else None
+            if isinstance(found, Ticket):
+                return found
+        raise cut
 
     # Getting the pictures.
 
@@ -903,7 +928,7 @@ class Worker:
             attempts=self.attempts,
             timing=self._timing(),
             asked_up_to=request.pictures_at_most if request.sequence else None,
-            task_id=self.wire.hide(self.task_id),
+            task_id=self.wire.hide(self.task_id or self.absent_task),
         )
 
     def _without_key(self, image: SavedImage) -> SavedImage:

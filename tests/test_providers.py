@@ -229,7 +229,7 @@ def test_a_dialect_is_pure(path: Path) -> None:
             names = [node.module or alias.name for alias in node.names]
             if node.level == 1 and path.stem != "__init__":
                 siblings = {(node.module or alias.name).split(".")[0] for alias in node.names}
-                assert siblings <= {"base", parent}, f"{path.name} imports {siblings}"
+                assert siblings <= {"base", "tasks", parent}, f"{path.name} imports {siblings}"
         roots = {name.split(".")[0] for name in names}
         assert not roots & {"time", "os", "asyncio", "httpx", "socket", "pathlib", "datetime", "random", "sqlite3"}
 
@@ -237,7 +237,7 @@ def test_a_dialect_is_pure(path: Path) -> None:
 def test_loading_one_provider_loads_no_other() -> None:
     """An unknown name is refused with the nearest ones; every name loads its own module, in a stable order."""
     assert [spec.name for spec in specs()] == list(PROVIDERS)
-    assert {path.stem for path in ROOM.glob("*.py")} == {*PROVIDERS, "__init__", "base"}
+    assert {path.stem for path in ROOM.glob("*.py")} == {*PROVIDERS, "__init__", "base", "tasks"}
     with pytest.raises(InputError) as caught:
         load("comet")
     assert caught.value.exit_code == 2
@@ -248,10 +248,18 @@ def test_loading_one_provider_loads_no_other() -> None:
 
 
 def test_a_task_is_asked_after_for_free() -> None:
-    """AceData Cloud's tasks are read by a POST that is not billable; the other providers say that they have none."""
+    """AceData Cloud's tasks are read by a POST that is not billable, a gateway's by a GET; a vendor has none."""
     call = load("acedata").poll(base.Ticket("c9aa", "t"))
     assert call == base.Call("poll", "POST", "/seedream/tasks", {"id": "c9aa", "action": "retrieve"})
-    for name in set(PROVIDERS) - {"acedata"}:
+    gateways = {"openai", "ope", "cometapi"}
+    for name in gateways:
+        assert load(name).poll(base.Ticket("a/b?c#d e%2e é")) == base.Call(
+            "poll", "GET", "/tasks/a%2Fb%3Fc%23d%20e%252e%20%C3%A9"
+        )
+        for odd in ("", ".", "..", "a\nb", "a\x00", "a\x1b[0m", "a\u202eb", "a\udc80", "x" * 201, " "):
+            with pytest.raises(InputError):
+                load(name).poll(base.Ticket(odd))
+    for name in set(PROVIDERS) - gateways - {"acedata"}:
         with pytest.raises(InputError):
             load(name).poll(base.Ticket("c9aa"))
 

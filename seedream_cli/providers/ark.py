@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, Problem
 from ..models import Rule
 from ..results import Picture
-from . import base
+from . import base, tasks
 from .base import ACCOUNT, AUTH, CONTENT, QUOTA, RATE_LIMITED, REFUSED, UNKNOWN, UNKNOWN_MODEL, Verdict
 
 if TYPE_CHECKING:
@@ -33,8 +32,15 @@ class Shape:
         return base.submission(self.spec, body, stream_type="text/event-stream")
 
     def read(self, reply: base.Reply) -> base.Ready | base.Ticket:
-        """The pictures of an answer. A failed member is a picture with an error; no picture at all is an `ApiError`."""
+        """The pictures of an answer. A failed member is a picture with an error; no picture at all is an `ApiError`.
+
+        At a gateway that may make a task of a request, what tells of one is that, unless it has pictures in it.
+        """
         ready = base.read_pictures(self.spec, reply.body, reply.headers)
+        if self.spec.task_path and not (ready and any(not picture.error for picture in ready.pictures)):
+            found = tasks.read(self.spec, reply)
+            if found is not None:
+                return found
         # Pictures that were drawn were paid for, whatever status or error came beside them.
         if ready and (200 <= reply.status < 300 or any(not picture.error for picture in ready.pictures)):
             return ready
@@ -45,9 +51,8 @@ class Shape:
         return base.read_stream_event(self.spec, event)
 
     def poll(self, ticket: base.Ticket) -> base.Call:
-        """Raises `InputError`: this shape answers at once and has no tasks."""
-        message = f"{self.spec.title} answers at once and has no tasks to ask after"
-        raise InputError([Problem("task", f"{message}, so not after {ticket.task_id}", "check --provider")])
+        """The free call that asks after a gateway's task; raises `InputError` where there are none."""
+        return tasks.poll(self.spec, ticket)
 
 
 _BAD_IMAGE = Verdict("refused", hint="the provider could not use a reference: check its URL and format")
@@ -135,6 +140,12 @@ NO_TASKS: Mapping[str, Rule] = {
     "async": Rule("refused", "the provider answers at once and has no tasks"),
     "callback_url": Rule("refused", "the provider answers at once and calls nobody back"),
 }
+
+GATEWAY_TASKS: Mapping[str, Rule] = {
+    "async": Rule("refused", "a task cannot be asked for; one that the gateway makes by itself is asked after"),
+    "callback_url": Rule("refused", "nobody is called back"),
+}
+"""Of the gateways that may answer with a task."""
 
 spec = base.ProviderSpec(
     name="ark",

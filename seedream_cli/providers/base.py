@@ -51,6 +51,7 @@ class ProviderSpec:
     `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
     `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
     error whose code is unknown. `failures_free` holds where a source says that only pictures drawn are billed.
+    `asynchronous` holds where a task can be asked for; `task_path`, an id behind it, is where a GET asks after one.
     `is_vendor` holds where the list price is its own; `hosts` are further addresses of its own, ".x.org" any below.
     """
 
@@ -82,10 +83,16 @@ class ProviderSpec:
     rpm: int | None = None
     link_lifetime_s: int | None = None
     asynchronous: bool = False
+    task_path: str = ""
     needs_base_url: bool = False
     offline: bool = False
     is_vendor: bool = False
     hosts: tuple[str, ...] = ()
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether a task can be asked after."""
+        return self.asynchronous or bool(self.task_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +116,14 @@ class Reply:
     """One HTTP answer. `body` is parsed JSON, base64 pictures in it replaced by `Blob`s; None where it is no JSON.
 
     Header names are lower case. `text` is the start of a body that is no JSON, for the error message.
+    `task_id` is the task that was asked after, where this is the answer to that.
     """
 
     status: int
     headers: Mapping[str, str]
     body: Any = None
     text: str = ""
+    task_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -624,7 +633,8 @@ _TASK_STATES: Mapping[str, str] = {
 
 def task_state(record: Mapping[str, Any]) -> str:
     """Whether a task is "pending", "done" or "failed" by its own word; "" where it has none that is known."""
-    word = _text(record.get("status")) or _text(record.get("state"))
+    names = ("status", "state", "task_status", "taskStatus")
+    word = next((text for name in names if (text := _text(record.get(name)))), "")
     return _TASK_STATES.get(word.strip().lower().replace("-", "_").replace(" ", "_"), "")
 
 

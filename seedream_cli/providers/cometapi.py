@@ -30,7 +30,7 @@ spec = base.ProviderSpec(
     parent="ark",
     passes_unlisted=True,
     rules={
-        **ark.NO_TASKS,
+        **ark.GATEWAY_TASKS,
         "stream": _SILENT,
         "web_search": _SILENT,
         "optimize_prompt": _SILENT,
@@ -52,6 +52,7 @@ spec = base.ProviderSpec(
     reference_formats=("jpeg", "png", "webp", "bmp", "tiff", "gif"),
     prompt_characters=1000,
     link_lifetime_s=86_400,
+    task_path="/tasks/",
 )
 
 _shape = ark.Shape(spec, image_list=True)

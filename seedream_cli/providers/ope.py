@@ -24,7 +24,7 @@ spec = base.ProviderSpec(
     source=_PAGE,
     parent="ark",
     rules={
-        **ark.NO_TASKS,
+        **ark.GATEWAY_TASKS,
         "format": _IDLE,
         "background": _IDLE,
         "seed": _SILENT,
@@ -37,6 +37,7 @@ spec = base.ProviderSpec(
     defaults={"watermark": "off", "size": "2K (1024x1024 for 3.0)", "response_format": "url"},
     codes=ark.RESOLD,
     link_lifetime_s=86_400,
+    task_path="/tasks/",
 )
 
 _shape = ark.Shape(spec)

@@ -18,7 +18,7 @@ spec = base.ProviderSpec(
     source="pages of compatible gateways, 2026-11",
     parent="ark",
     passes_unlisted=True,
-    rules=ark.NO_TASKS,
+    rules=ark.GATEWAY_TASKS,
     defaults={"watermark": "the gateway's choice", "response_format": "the gateway's choice"},
     notes=("ids of any provider are sent as they are typed; names such as 4.5 are spelled for Ark",),
     codes={
@@ -34,6 +34,7 @@ spec = base.ProviderSpec(
     },
     # A gateway that passes the answer on passes on a link with the upstream's life.
     link_lifetime_s=86_400,
+    task_path="/tasks/",
     needs_base_url=True,
 )
 
