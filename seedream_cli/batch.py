@@ -978,6 +978,9 @@ class Tracker:
         failed = self.counts["failed"] + standing["failed"] + standing["missing"]
         unknown = self.counts["unknown"] + standing["unknown"]
         codes = self.codes | survey.codes | ({0} if survey.due["done"] else set())
+        if unsent and not (ending.halt or ending.signal_number):
+            # Nothing stopped the run, and yet rows are left: another process had them, or the table changed meanwhile.
+            codes |= {PARTIAL}
         return BatchReport(
             rows=survey.rows,
             succeeded=self.counts["succeeded"],

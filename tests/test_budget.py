@@ -628,6 +628,18 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
     assert "holds the batch" in done.err
 
 
+def test_rows_that_another_process_had_are_no_success(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that could not be taken in hand are left, and 0 means that all is on disk."""
+    from seedream_cli.ledger import Ledger
+
+    rows(inside, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "claim", lambda ledger, run, ids: frozenset())
+        done = inside("batch", "t.csv", "-p", "sandbox")
+    assert (done.code, "2 not sent" in done.err) == (9, True)
+    assert inside("batch", "t.csv", "-p", "sandbox").code == 0
+
+
 def test_images_that_came_are_counted_though_the_provider_counts_fewer(forked: Forked) -> None:
     """A count of nothing beside images is no way past a budget, with a ledger or without, in one run or a batch."""
     rows(forked, 6)
