@@ -142,7 +142,7 @@ class Downloads:
         if target.scheme == "http" and not (target.loopback or self._plain):
             raise LinkError(
                 f"the picture's link ({target.host}) is plain http, which is fetched from this machine only",
-                hint="--no-download prints the link instead",
+                hint="seedream history show ID --links shows the link",
             )
         return target
 

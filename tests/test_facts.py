@@ -376,7 +376,7 @@ def judged(
     ):
         found: list[Problem] = []
         plan_draft(replace(draft, lists={"image": ("a",)}), Surroundings({}), found, [], sends=False)
-    found = [one for one in found if not one.code.startswith("model_")]
+    found = [one for one in found if not one.code.startswith(("model_", "reference_metadata"))]
     if any(one.severity == "error" for one in found):
         return "!"
     return f"?{found[0].code}" if found else "+"
