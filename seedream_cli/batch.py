@@ -963,7 +963,7 @@ class Tracker:
 
     def _note_short(self, row: Row, results: Sequence[JobResult]) -> None:
         """Keep the first rows that got fewer pictures than they asked for, which is no failure."""
-        short = [result for result in results if (result.asked_up_to or 0) > len(result.images)]
+        short = [result for result in results if (result.asked_up_to or 0) > len(result.images) or result.warnings]
         short = [replace(result, request={}) for result in short if result.status in {"succeeded", "partial"}]
         self.short_rows += bool(short)
         if short and self.short_rows <= SHORT_MOST:

@@ -722,3 +722,29 @@ def price_for(model: ModelSpec, family: str, size: str) -> PriceStep | None:
         return steps[-1]
     most = max(math.prod(_sides(one)) for one in sizes)
     return next((step for step in steps if step.max_pixels is None or most <= step.max_pixels), steps[-1])
+
+
+_SIDE_SLACK = 0.03
+_AREA_SLACK = 0.15
+_TIER_AREAS = {"1K": 1024**2, "1.5K": 1536**2, "2K": 2048**2, "3K": 3072**2, "4K": 4096**2}
+
+
+def size_gap(model: ModelSpec | None, asked: str, width: int, height: int) -> str:
+    """How the size of an image misses the one that was asked for, in words; "" where it does not.
+
+    Of pixels that were named each side may differ by three in a hundred (or 16), since models round; of a tier, whose
+    shape the model may choose, the area by fifteen. A keyword that leaves the size to the model is never missed.
+    """
+    size = parse_size(asked)
+    if size is None or not width or not height:
+        return ""
+    said = f"{asked} was asked for, and {width}x{height} came"
+    if "x" in size:
+        wanted = [int(side) for side in size.split("x")]
+        pairs = zip(wanted, (width, height), strict=True)
+        return said if any(abs(side - got) > max(16, _SIDE_SLACK * side) for side, got in pairs) else ""
+    table = model.tiers.get(size, {}).values() if model else ()
+    areas = [int(one.partition("x")[0]) * int(one.partition("x")[2]) for one in table]
+    areas = areas or ([_TIER_AREAS[size]] if size in _TIER_AREAS else [])
+    low, high = min(areas, default=0) * (1 - _AREA_SLACK), max(areas, default=0) * (1 + _AREA_SLACK)
+    return said if areas and not low <= width * height <= high else ""

@@ -82,7 +82,7 @@ class Job:
     that nothing of this run names: its task stays open, since no key goes there. `known_task` is the task that a kept
     reply started, `sent_at` when that was. `lost` are images that were refused or whose links are dead. `is_settled`
     marks a request that ended before, and keeps that end unless its images come. `answered_at` is when what is
-    recovered was made.
+    recovered was made. `strict` ends with 9 where something else came than was asked for.
     """
 
     index: int
@@ -112,6 +112,7 @@ class Job:
     is_settled: bool = False
     barred: str = ""
     answered_at: dt.datetime | None = None
+    strict: bool = False
 
     def price(self, pictures: int) -> Cost | None:
         """What so many pictures of this request cost; None where that is not known."""
@@ -254,6 +255,7 @@ def plan_draft(
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
     job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings, bill=bill)
+    job = replace(job, strict=draft.switches.get("strict", False))
     return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 

@@ -297,7 +297,11 @@ def print_results(
         # An id that is no plain word could be a command to whoever reads the output.
         if job.status == "submitted" and mode in {"paths", "urls"} and _PLAIN_ID.fullmatch(job.task_id):
             streams.out(job.task_id)
-    lines = [] if quiet or warned else warning_lines((*report.warnings, *(w for j in report.jobs for w in j.warnings)))
+    lines = (
+        []
+        if quiet or warned
+        else warning_lines((*report.warnings, *(w for j in report.jobs for w in j.warnings if w.code not in GAPS)))
+    )
     lines += failure_lines(report, labels=labels)
     if not quiet:
         lines += note_lines(report, labels=labels) + summary_lines(report)
@@ -332,6 +336,10 @@ def failure_lines(report: Report, *, labels: Mapping[int, str] | None = None) ->
     return _join_entries(entries)
 
 
+GAPS = frozenset({"size_differs", "format_differs"})
+"""Warnings that are known only when the images are here."""
+
+
 def note_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> list[str]:
     """What is no failure and yet not what was asked for: fewer pictures, a task that goes on at the provider."""
     lines = []
@@ -340,6 +348,7 @@ def note_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> li
         got = sum(map(_is_paid, job.images))
         if job.asked_up_to and job.status in {"succeeded", "partial"} and got < job.asked_up_to:
             lines.append(f"note: {where}asked for up to {job.asked_up_to}, got {got}")
+        lines += [f"warning: {where}{problem.message}" for problem in job.warnings if problem.code in GAPS]
         if job.status == "submitted":
             task = shlex.quote(clean(job.task_id, 200))
             lines.append(f"note: {where}submitted; later: seedream recover --task {task} -p {clean(job.provider, 40)}")

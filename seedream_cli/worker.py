@@ -31,12 +31,14 @@ from .errors import (
     InternalError,
     InterruptedRunError,
     LinkError,
+    Problem,
     SeedreamError,
     TaskEndedError,
 )
 from .journal import Journal
 from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
 from .links import absolute, expiry
+from .models import size_gap
 from .plan import Job
 from .providers.base import Call, Completed, Ready, Reply, Ticket, full_url
 from .request import COUNT_MOST
@@ -929,6 +931,22 @@ class Worker:
             timing=self._timing(),
             asked_up_to=request.pictures_at_most if request.sequence else None,
             task_id=self.wire.hide(self.task_id or self.absent_task),
+            warnings=self._gaps(images),
+        )
+
+    def _gaps(self, images: Iterable[SavedImage]) -> tuple[Problem, ...]:
+        """Where an image is not what was asked for: its size, or its format. What the model may choose is no gap."""
+        request, found = self.job.request, dict[str, str]()
+        for image in () if self.job.recovers or self.job.reused or request.layers else images:
+            if image.error or not image.format:
+                continue
+            if words := size_gap(self.job.model, request.size, image.width, image.height):
+                found.setdefault(words, "size_differs")
+            if request.format and image.format != request.format:
+                found.setdefault(f"{request.format} was asked for, and {image.format} came", "format_differs")
+        return tuple(
+            Problem("size" if code == "size_differs" else "format", words, severity="warning", code=code)
+            for words, code in found.items()
         )
 
     def _without_key(self, image: SavedImage) -> SavedImage:
@@ -945,6 +963,8 @@ class Worker:
     def _status(self, error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
         """The job's status word."""
         if error is None:
+            if self.job.strict and self._gaps(images):
+                return "partial"
             return "submitted" if self.task_id and self.job.request.callback_url else "succeeded"
         if self.desk.goes_on and not self.answered and self._is_held_back(error):
             return "interrupted"

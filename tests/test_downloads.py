@@ -523,3 +523,36 @@ def test_link_has_expired_where_its_date_and_the_store_agree(
         upstream._link = None
         saved = forked("recover", name, env=ENV)
         assert (saved.code, len(saved.paths), len(upstream.posts)) == (0, 1, 1), saved.err
+
+
+# --- what came and what was asked for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "came", "differs"),
+    [
+        ("4K", (1024, 1024), True),
+        ("2K", (1024, 1024), True),
+        ("2K", (2048, 2048), False),
+        ("2K", (2848, 1600), False),
+        ("2048x2048", (2048, 2040), False),
+        ("2048x2048", (2048, 1024), True),
+        ("2560x1440", (1440, 2560), True),
+    ],
+)
+def test_size_that_is_not_the_one_asked_for_is_told(
+    forked: Forked, asked: str, came: tuple[int, int], differs: bool
+) -> None:
+    """In words, in JSON and in a batch; with --strict the end is 9, and the image is saved all the same."""
+    image = picture("PNG", came)
+    (forked.folder / "shots.csv").write_text(f"prompt,size\na fox,{asked}\n")
+    with Upstream(link=lambda request, number: answer(image)) as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url]
+        done = forked("generate", "a fox", "-s", asked, *to, "--force", "--json", env=ENV)
+        assert (done.code, [one["code"] for one in done.json["warnings"]]) == (0, ["size_differs"] * differs), done.err
+        said = f"{asked} was asked for, and {came[0]}x{came[1]} came"
+        assert (said in done.err) == differs
+        strict = forked("batch", "shots.csv", *to, "--strict", env=ENV)
+        assert strict.code == (9 if differs else 0), strict.err
+        assert (said in strict.err) == differs
+        assert len(list(forked.folder.rglob("*.png"))) == 2
