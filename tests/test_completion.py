@@ -247,20 +247,8 @@ def test_zsh_completes(shell_home: Command, line: str, wanted: str) -> None:
 # --- how long it takes ------------------------------------------------------------------------------------------------
 
 
-def fastest(*words: str) -> float:
-    """The shortest of several runs, in seconds: what the machine's other work adds is not meant."""
-    times = []
-    for _ in range(7):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *words], capture_output=True, check=True, cwd=ROOT)
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def test_an_answer_takes_little_more_than_python_itself() -> None:
-    """A Tab is answered within 60 ms beyond a bare start, and loads none of what is heavy."""
-    asked = ("-m", "seedream_cli", "--complete", "zsh", "generate", "-m", "4.5", "-s", "")
-    assert fastest(*asked) - fastest("-c", "pass") < 0.06
+def test_an_answer_loads_nothing_heavy() -> None:
+    """A Tab loads none of what is heavy."""
     heavy = ("typer", "httpx", "rich", "pydantic", "sqlite3", "asyncio", "PIL", "dataclasses", "seedream_cli.models")
     code = f"""
 import sys
