@@ -1,4 +1,4 @@
-"""Connections with nothing between: HTTP/1.1 over a socket, parsed by llhttp, kept for a while for the next request.
+"""Connections with nothing between: HTTP/1.1 over a socket, kept for a while for the next request.
 
 A general client looks at its whole pool and builds a dozen objects for every request; at hundreds a second that costs
 more than all the rest of a batch. Here a request is one write, an answer goes from the socket's buffer into its file,
@@ -17,15 +17,12 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import httptools
-
+from .http1 import AnswerReader
 from .links import Target
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
 
 _BUFFER = 1 << 18
 _EYEBALLS_S = 0.25
-_HEAD_MOST = 1 << 17
-"""Bytes of an answer's head. A store sends less than 4 kB; without a bound a peer could fill the memory."""
 _LAST_WORDS_S = 5.0
 """How long the rest of an answer may take that refuses a request which is still being written."""
 _FIELD = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -212,7 +209,7 @@ def write_head(outgoing: Outgoing) -> bytes:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One connection and the answer that is coming through it. llhttp calls the `on_…` methods.
+    """One connection and the answer that is coming through it.
 
     `heard` says whether a byte of the present answer came, `reusable` whether another request may follow.
     """
@@ -225,8 +222,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = loop
         self._buffer = buffer
         self._transport: asyncio.Transport | None = None
-        self._parser: Any = None
-        self._listener: Listener | None = None
+        self._reader: AnswerReader | None = None
         self._ended: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._paused = False
@@ -239,12 +235,6 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self) -> None:
         """Nothing of an answer is here yet."""
         self.heard = self.reusable = False
-        self._headers: dict[str, str] = {}
-        self._head_bytes = self._tail_bytes = 0
-        self._has_head = False
-        self._left: int | None = None
-        self._until_closed = False
-        self._status = 0
         self._given = self._is_whole = self._is_refused = False
 
     # The exchange.
@@ -254,8 +244,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.closed:
             raise NoConnectionError("the connection was closed before the request was sent")
         self._begin()
-        self._parser = httptools.HttpResponseParser(self)
-        self._listener = listener
+        # What follows an image's last byte is none of it; what follows a paid answer may be its end.
+        self._reader = AnswerReader(listener, greedy=not outgoing.repeatable)
         ended = self._ended = self._loop.create_future()
         self._silence_s, self._last = outgoing.silence_s, self._loop.time()
         try:
@@ -273,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
                 # The peer would take the next request for the rest of this one.
                 self.reusable = False
                 listener.cut()
-            self._parser = self._listener = self._ended = None
+            self._reader = self._ended = None
             if self._watch is not None:
                 self._watch.cancel()
                 self._watch = None
@@ -378,42 +368,17 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.heard = True
         self._last = self._loop.time()
+        assert self._reader is not None  # noqa: S101 - an answer is under way
         try:
-            if self._left is not None:
-                self._count(chunk)
-            else:
-                self._parse(chunk)
+            is_over = self._reader.feed(chunk)
+            if self._reader.status >= 300 and not self._is_whole:
+                self._is_refused = True
+                self._wake_writer()
+            if is_over:
+                self.reusable = self._reader.reusable
+                self._end()
         except Exception as error:  # noqa: BLE001 - it is handed to the exchange, which is waiting for it
             self._end(error)
-
-    def _parse(self, chunk: memoryview) -> None:
-        if not self._has_head:
-            self._head_bytes += len(chunk)
-        try:
-            self._parser.feed_data(chunk)
-        except httptools.HttpParserCallbackError as error:
-            raise error.__context__ or error from None
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.reusable = False
-            if not self._is_over:
-                raise LostConnectionError("the answer is no valid HTTP") from error
-        if not self._has_head and self._head_bytes > _HEAD_MOST:
-            raise LostConnectionError("the answer's head is larger than any")
-
-    def _count(self, chunk: memoryview) -> None:
-        """Bytes of a body whose length is known: they need no parser."""
-        assert self._left is not None  # noqa: S101 - the caller has looked
-        assert self._listener is not None  # noqa: S101 - an answer is under way
-        size = len(chunk)
-        if size > self._left:
-            self.reusable = False
-            chunk, size = chunk[: self._left], self._left
-        self._left -= size
-        if self._listener.data(chunk):
-            self.reusable = False
-            self._end()
-        elif not self._left:
-            self._end()
 
     def eof_received(self) -> bool:
         """The peer has nothing more to say."""
@@ -428,11 +393,19 @@ class Connection(asyncio.BufferedProtocol):
         self._wake_writer()
         if exc is not None and not self._is_whole:
             self._read_rest()
-        is_refusal = not self._is_whole and self._has_head and self._status >= 300
-        if is_refusal or (self._until_closed and exc is None):
+        reader = self._reader
+        is_refusal = not self._is_whole and reader is not None and reader.status >= 300
+        if is_refusal:
             self._end()
+        elif exc is None and self.heard and reader is not None:
+            try:
+                reader.close()
+            except LostConnectionError as error:
+                self._end(error)
+            else:
+                self._end()
         else:
-            self._end(exc or LostConnectionError(self._words()))
+            self._end(exc or LostConnectionError("the server closed the connection without an answer"))
 
     def _read_rest(self) -> None:
         """A write failed. The answer that the peer gave before may have come unread: only reading was not tried."""
@@ -447,11 +420,6 @@ class Connection(asyncio.BufferedProtocol):
             while not self._is_over and (size := rest.recv_into(self._buffer)):
                 self.buffer_updated(size)
 
-    def _words(self) -> str:
-        if not self.heard:
-            return "the server closed the connection without an answer"
-        return "the connection was closed before the answer was whole"
-
     def pause_writing(self) -> None:
         """The peer reads more slowly than it is written to."""
         self._paused = True
@@ -461,65 +429,6 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._is_whole = self._is_whole or self._given
         self._wake_writer()
-
-    # What the parser calls.
-
-    def on_message_begin(self) -> None:
-        """Another answer begins; nobody asked for a second one."""
-        if self._has_head:
-            self.reusable = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line; repeated ones are joined."""
-        if self._has_head:
-            # What follows the body changes nothing of what the head said, and is not kept.
-            self._tail_bytes += len(name) + len(value)
-            if self._tail_bytes > _HEAD_MOST:
-                raise LostConnectionError("the answer has no end")
-            return
-        key = name.decode("latin-1").lower()
-        # What a redirect names must come out byte for byte; other headers are only read.
-        text = value.decode("utf-8", "surrogateescape") if key == "location" else value.decode("latin-1")
-        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
-
-    def on_headers_complete(self) -> None:
-        """The head is whole: the body's length decides how it is read."""
-        status, headers = self._parser.get_status_code(), self._headers
-        if self._listener is None or self._is_over or 100 <= status < 200:
-            return
-        self._has_head = True
-        self._status = status
-        if status >= 300 and not self._is_whole:
-            self._is_refused = True
-            self._wake_writer()
-        encoding = headers.get("transfer-encoding", "").strip().lower()
-        if encoding not in {"", "chunked"}:
-            raise LostConnectionError("the answer has a transfer encoding that is not known")
-        length = headers.get("content-length")
-        self.reusable = self._parser.should_keep_alive()
-        if length is not None and not encoding and status not in {204, 304}:
-            self._left = int(length)
-        self._until_closed = length is None and not encoding
-        if self._listener.head(status, headers):
-            self.reusable = False
-            self._end()
-
-    def on_body(self, body: bytes) -> None:
-        """Bytes of the body."""
-        if self._listener is None or self._is_over:
-            return
-        if self._left is not None:
-            self._count(memoryview(body))
-        elif self._listener.data(body):
-            self.reusable = False
-            self._end()
-
-    def on_message_complete(self) -> None:
-        """The answer is whole, unless it only said that the real one follows."""
-        if not self._is_over and 100 <= self._parser.get_status_code() < 200:
-            self._headers = {}
-            return
-        self._end()
 
 
 def trusted_certificates(file: str | None, folder: str | None) -> ssl.SSLContext:

@@ -43,7 +43,7 @@ CONNECT_S, WHOLE_S = 5.0, 10.0
 """Most seconds to reach the provider, and for its answer."""
 SKEW_S = 30.0
 """Seconds that this machine's clock may be off before links and limits by time are read wrongly."""
-PACKAGES = ("typer", "httptools", "httpx", "rich", "pydantic", "platformdirs", "pillow", "tomlkit", "certifi")
+PACKAGES = ("typer", "httpx", "rich", "pydantic", "platformdirs", "pillow", "tomlkit", "certifi")
 EXTRAS = {"keyring": "keyring", "socks": "socksio"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -173,19 +174,64 @@ def parse_json(raw: bytes | bytearray) -> Any:
     """JSON that somebody else wrote, made of values that can be written down again. ValueError where it is none.
 
     Half a surrogate pair, which UTF-8 has no bytes for, and bytes that are no UTF-8 become U+FFFD; a number that is
-    infinite or longer than any real one becomes null. Nothing of it may keep a picture that was paid for from the disk.
+    infinite or longer than any real one, and a constant that JSON has not, become null; control characters may stand in
+    a string. Nothing of it may keep an image that was paid for from the disk.
     """
+    text = plain_text(raw).strip("\0 \t\r\n")
+    value, end = read_value(text, 0)
+    if end != len(text):
+        raise json.JSONDecodeError("extra data", text, end)
+    return value
+
+
+def plain_text(raw: bytes | bytearray) -> str:
+    """The text of bytes from outside, each of its characters one that can be written down again."""
     text = raw.decode("utf-8-sig", "replace")
     if _SURROGATE.search(raw):
         text = _ESCAPE.sub(lambda found: "\ufffd" if found[1] else found[0], text)
+    return text
+
+
+def read_value(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at `start`, and where it ends. ValueError where none does, or it is cut."""
     try:
-        return json.loads(text, parse_int=_read_integer, parse_float=_read_fraction, parse_constant=_refuse_constant)
+        return _decoder().raw_decode(text, start)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
 
 
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(
+        strict=False,
+        parse_int=_read_integer,
+        parse_float=_read_fraction,
+        parse_constant=_no_constant,
+        object_pairs_hook=_read_object,
+    )
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Of a name that stands there twice nothing is lost: lists are joined, what is empty gives way."""
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    made = {}
+    for name, value in pairs:
+        before = made.get(name)
+        if isinstance(before, list) and isinstance(value, list):
+            made[name] = before + value
+        elif value or not before:
+            made[name] = value
+    return made
+
+
 def _read_integer(digits: str) -> int | None:
     return int(digits) if len(digits.lstrip("-")) <= _DIGITS else None
+
+
+def _no_constant(name: str) -> None:
+    """NaN and Infinity, which no field of ours can be."""
 
 
 def _read_fraction(digits: str) -> float | None:
@@ -193,5 +239,9 @@ def _read_fraction(digits: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+def is_field(text: str) -> bool:
+    """Whether a text begins as server-sent events do."""
+    return (
+        text[:1] not in "{["
+        and _FIELD.match(text[:100].split("\n", 1)[0].strip().encode("utf-8", "replace")) is not None
+    )

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from . import spool
+from .documents import Document, is_event, read_document
 from .errors import ApiError, FileError, SeedreamError
-from .framing import Done, EventParser, parse_json
 from .journal import MOST, Journal
 from .plan import Job
 from .providers.base import Completed, Dialect, Ready, Reply, Ticket
-from .results import Picture
+from .results import Blob, Picture
+from .unpacking import is_plain
 
 REPLY_MOST = 64 * 1024 * 1024
 """Bytes of a reply beside its base64 pictures."""
@@ -64,11 +65,11 @@ class KeptReply:
         self.kept = None
         self.spool.reset()
 
-    def load(self) -> Any:
+    def load(self) -> Document:
         """Flush the reply under its id, then parse it; base64 pictures stay where they lie, as `Blob`s."""
-        if self.links_suffice and self.size <= _URL_REPLY:
-            return parse_json(self.spool.read())
-        return spool.load(self.secure(), limit=REPLY_MOST)
+        if self.links_suffice and self.size <= _URL_REPLY and is_plain(body := self.spool.read()):
+            return read_document(body)
+        return spool.read(self.secure(), limit=REPLY_MOST)
 
     def flush(self) -> None:
         """What arrived so far survives a power cut."""
@@ -100,6 +101,8 @@ class KeptReply:
         """Become the job's kept reply, in the place of the one that held only a task's id."""
         assert self.kept is not None  # noqa: S101 - it was read, so it was kept
         final = self.kept.with_name(f"{job_id}{self.kept.suffix}")
+        # Whoever reads it there unpacks it there.
+        self.kept.with_suffix(".plain").unlink(missing_ok=True)
         self.kept.with_suffix(".meta.json").replace(final.with_suffix(".meta.json"))
         return self.kept.replace(final)
 
@@ -149,12 +152,12 @@ class JournalReply:
         if self._file is not None:
             self._file.reset()
 
-    def load(self) -> Any:
-        """Put the reply where it outlives this process, then parse it."""
-        if self._file is not None or self._place is None:
+    def load(self) -> Document:
+        """Put the reply where it outlives this process, then parse it. A packed one goes to a file of its own."""
+        if self._file is not None or self._place is None or not is_plain(bytes(self._body[:_URL_REPLY])):
             return self._move().load()
         self._write_place()
-        return parse_json(self._body)
+        return read_document(self._body)
 
     def secure(self) -> Path:
         """Flush the reply to a file of its own, and return that. Raises `FileError` (billed); then it stays where it
@@ -181,7 +184,7 @@ class JournalReply:
             self._file.leave_behind()
             return
         with contextlib.suppress(ValueError):
-            parse_json(self._body)
+            read_document(self._body)
             self._write_place()
 
     def drop(self) -> None:
@@ -239,57 +242,116 @@ def read_kept(dialect: Dialect, path: Path) -> Ready | Ticket:
     nothing, only where its own code says so under any status.
     """
     try:
-        body = spool.load(path, limit=REPLY_MOST)
+        found = spool.read(path, limit=REPLY_MOST)
     except ValueError:
-        return _read_kept_stream(dialect, path)
-    # A stream of one line is a JSON document too.
-    is_event = isinstance(body, dict) and str(body.get("type")).startswith("image_generation.")
-    if is_event:
-        return _read_kept_stream(dialect, path)
+        return dialect.read(Reply(200, {}, None, _start(path)))
+    first, *more = found.values
+    reply = Reply(200, {}, first, more=tuple(more), ended=found.ended)
     try:
-        return dialect.read(Reply(200, {}, body))
+        return read_reply(dialect, reply)
     except ApiError as error:
-        found = _refused_under_any_status(dialect, body, error) if error.billed == "no" else error
-    found.status = None
-    raise found
+        known = _refused_under_any_status(dialect, reply, error) if error.billed == "no" else error
+    known.status = None
+    raise known
 
 
-def _refused_under_any_status(dialect: Dialect, body: Any, error: ApiError) -> ApiError:
+def _start(path: Path) -> str:
+    """How a reply begins that cannot be read."""
+    with path.open("rb") as file:
+        return file.read(2000).decode("utf-8", "replace")
+
+
+def _refused_under_any_status(dialect: Dialect, reply: Reply, error: ApiError) -> ApiError:
     """The error itself, where it would be unbilled in an answer that broke down as well; else that one."""
     try:
-        dialect.read(Reply(504, {}, body))
+        read_reply(dialect, replace(reply, status=504))
     except ApiError as other:
         return error if other.billed == "no" else other
     return error
 
 
-def _read_kept_stream(dialect: Dialect, path: Path) -> Ready | Ticket:
-    parser, events = EventParser(), list[dict[str, Any] | Done]()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            events += parser.feed(chunk)
-    events += parser.close()[0]
-    pictures, ends = list[Picture](), list[Completed]()
-    for event in events:
-        found = _read_again(dialect, event)
-        if isinstance(found, Completed):
-            ends.append(found)
-        elif found is not None and (picture := numbered(found, pictures)) is not None:
-            pictures.append(picture)
-    if not pictures:
-        return dialect.read(Reply(200, {}, None, path.read_bytes()[:2000].decode(errors="replace")))
-    usage = next((end.usage for end in reversed(ends) if end.usage), None)
-    return Ready(tuple(pictures), usage=usage, cut=not ends)
+def read_reply(dialect: Dialect, reply: Reply) -> Ready | Ticket:
+    """What a reply says, whatever shape it came in: one value, several, or events that nobody may have asked for.
+
+    Images count before everything else that it says, then a task, then the first error that names itself. Raises
+    `ApiError` as `dialect.read` does.
+    """
+    values = (reply.body, *reply.more)
+    if any(map(is_event, values)):
+        return _read_events(dialect, reply, values)
+    if isinstance(reply.body, Blob):
+        return Ready((Picture(0, blob=reply.body),))
+    errors, tickets, ready = list[ApiError](), list[Ticket](), list[tuple[Any, Ready]]()
+    for value in values:
+        try:
+            made = dialect.read(replace(reply, body=value, more=()))
+        except ApiError as error:
+            errors.append(error)
+            continue
+        if isinstance(made, Ready):
+            ready.append((value, made))
+        else:
+            tickets.append(made)
+    if ready:
+        return _joined(ready)
+    if tickets:
+        return tickets[0]
+    raise min(errors, key=lambda error: not error.code)
 
 
-def _read_again(dialect: Dialect, event: Mapping[str, Any] | Done) -> Picture | Completed | None:
-    """An event of a kept stream. An error that cost nothing is the end of one: the pictures before it count."""
-    if isinstance(event, Done):
-        return Completed()
+def _joined(ready: Sequence[tuple[Any, Ready]]) -> Ready:
+    """The images of several values. Those behind the first count where they are alike: a line for each image, say."""
+    first, made = ready[0]
+    pictures = list(made.pictures)
+    for value, more in ready[1:]:
+        if _names(value) == _names(first):
+            for picture in more.pictures:
+                known = any(one.link == picture.link and one.base64 == picture.base64 for one in pictures)
+                if not known or picture.blob:
+                    pictures.append(replace(picture, index=len(pictures)))
+    return replace(made, pictures=tuple(pictures))
+
+
+def _names(value: Any) -> frozenset[str]:
+    return frozenset(value) if isinstance(value, dict) else frozenset()
+
+
+def _read_events(dialect: Dialect, reply: Reply, values: Sequence[Any]) -> Ready | Ticket:
+    pictures, ends = list[Picture](), [Completed()] if reply.ended else []
+    errors = list[ApiError]()
+    for value in values:
+        try:
+            found = read_event(dialect, value) if isinstance(value, dict) else []
+        except ApiError as error:
+            errors.append(error)
+            # One that cost nothing is the end of a stream: the images before it count.
+            ends += [Completed()] if error.billed == "no" else []
+            continue
+        for one in found:
+            if isinstance(one, Completed):
+                ends.append(one)
+            elif (picture := numbered(one, pictures)) is not None:
+                pictures.append(picture)
+    if pictures:
+        usage = next((end.usage for end in reversed(ends) if end.usage), None)
+        return Ready(tuple(pictures), usage=usage, cut=not ends)
+    if errors:
+        raise errors[0]
+    return dialect.read(replace(reply, body={}, more=()))
+
+
+def read_event(dialect: Dialect, event: Mapping[str, Any]) -> list[Picture | Completed]:
+    """What one event of a stream says. One in no known vocabulary may be a whole reply. Raises `ApiError`."""
+    found = dialect.read_event(event)
+    if found is not None:
+        return [found]
+    if is_event(event):
+        return []
     try:
-        return dialect.read_event(event)
-    except ApiError as error:
-        return Completed() if error.billed == "no" else None
+        made = dialect.read(Reply(200, {}, event))
+    except ApiError:
+        return []
+    return [replace(one, index=-1) for one in made.pictures] if isinstance(made, Ready) else []
 
 
 def numbered(found: Picture, before: Sequence[Picture]) -> Picture | None:

@@ -1,18 +1,17 @@
-"""A reply as it arrives: unpacked in bounded steps, kept before anybody judges it, parsed from where it lies."""
+"""A reply as it arrives: kept byte for byte before anybody judges it, parsed from where it lies."""
 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from .framing import parse_json
+from .documents import Document, read_document
 from .providers.base import Reply
+from .unpacking import Unpacker, is_text
 
 _TEXT_BYTES = 2000
-_INFLATE_STEP = 1 << 20
 _REQUEST_ID_HEADERS = ("x-request-id", "x-tt-logid", "x-client-request-id", "x-trace-id", "cf-ray")
 
 
@@ -29,12 +28,12 @@ class ReplyFile(Protocol):
     def reset(self) -> None:
         """Forget what was written: another attempt begins."""
 
-    def load(self) -> Any:
-        """The parsed JSON, base64 pictures left in the file; raises ValueError where it is none."""
+    def load(self) -> Document:
+        """What it holds, base64 pictures left in the file; raises ValueError where nothing can be read."""
 
 
 class BrokenReplyError(Exception):
-    """A reply that arrived and cannot be used: too large, encoded in a way not asked for, its encoding cut."""
+    """A reply that arrived and cannot be used: too large, or a stream that ends inside an event."""
 
 
 class Memory:
@@ -53,8 +52,9 @@ class Memory:
     def reset(self) -> None:
         self._bytes.clear()
 
-    def load(self) -> Any:
-        return parse_json(self._bytes)
+    def load(self) -> Document:
+        unpacker = Unpacker()
+        return read_document(b"".join((*unpacker.take(bytes(self._bytes)), *unpacker.close())))
 
 
 @dataclass(slots=True)
@@ -72,51 +72,38 @@ class Received:
 
 
 class Reception:
-    """A body on its way into its file: unpacked, within `limit` bytes, each piece kept before anybody reads it."""
+    """A body on its way into its file, within `limit` bytes: kept as it came, whatever its head says of it."""
 
     def __init__(self, received: Received, file: ReplyFile, limit: int) -> None:
-        encoding = received.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
-            raise BrokenReplyError(f"the reply is encoded as {encoding[:40]!r}, which was not asked for")
         self._received = received
         self._file = file
         self._limit = limit
-        self._inflater = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
         file.reset()
 
-    def take(self, chunk: bytes | memoryview) -> Iterator[bytes | memoryview]:
-        """Keep a chunk as it came, and hand out what it holds piece by piece. To be run to its end.
-
-        Raises BrokenReplyError, and zlib.error where the compression itself is damaged.
-        """
-        for piece in (chunk,) if self._inflater is None else self._inflate(self._inflater, chunk):
-            if self._file.size + len(piece) > self._limit:
-                raise BrokenReplyError(f"the reply is larger than {self._limit >> 20} MiB")
-            self._file.write(piece)
-            start = self._received.start
-            if len(start) < _TEXT_BYTES:
-                start += piece[: _TEXT_BYTES - len(start)]
-            yield piece
-
-    def _inflate(self, inflater: Any, chunk: bytes | memoryview) -> Iterator[bytes]:
-        """A server that compresses although asked not to is decoded in bounded steps."""
-        rest: bytes | memoryview = chunk
-        while rest and not inflater.eof:
-            yield inflater.decompress(rest, _INFLATE_STEP)
-            rest = inflater.unconsumed_tail
-        while not rest and not inflater.eof and (piece := inflater.decompress(b"", _INFLATE_STEP)):
-            yield piece
-
-    def close(self) -> None:
-        """The body is at its end. Raises BrokenReplyError where its compression is not."""
-        if self._inflater is not None and not self._inflater.eof:
-            raise BrokenReplyError("the compressed reply was cut short")
+    def take(self, chunk: bytes | memoryview) -> None:
+        """Keep a chunk. Raises BrokenReplyError where it is too much."""
+        if self._file.size + len(chunk) > self._limit:
+            raise BrokenReplyError(f"the reply is larger than {self._limit >> 20} MiB")
+        self._file.write(chunk)
+        start = self._received.start
+        if len(start) < _TEXT_BYTES:
+            start += chunk[: _TEXT_BYTES - len(start)]
 
 
 async def parse(received: Received, file: ReplyFile) -> Reply:
     """The reply with its body parsed from where it was kept; large ones in a thread, since parsing takes seconds."""
     try:
-        body = await asyncio.to_thread(file.load) if file.size > 1 << 20 else file.load()
+        found = await asyncio.to_thread(file.load) if file.size > 1 << 20 else file.load()
     except (ValueError, RecursionError):
-        return Reply(received.status, received.headers, None, received.start.decode("utf-8", "replace"))
-    return Reply(received.status, received.headers, body)
+        return Reply(received.status, received.headers, None, _start_text(received))
+    first, *more = found.values
+    return Reply(received.status, received.headers, first, more=tuple(more), ended=found.ended)
+
+
+def _start_text(received: Received) -> str:
+    """How a body that cannot be read begins, or why it cannot."""
+    unpacker = Unpacker(label=received.headers.get("content-encoding", ""))
+    pieces = [bytes(piece) for piece in (*unpacker.take(bytes(received.start)), *unpacker.close())]
+    if unpacker.flaw and not is_text(b"".join(pieces)):
+        return unpacker.flaw
+    return b"".join(pieces)[:_TEXT_BYTES].decode("utf-8", "replace")

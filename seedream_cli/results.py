@@ -14,11 +14,15 @@ Status = Literal["succeeded", "partial", "failed", "unknown", "submitted", "plan
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A base64 picture left where it lies: `length` characters at byte `offset` of the file `path`."""
+    """A base64 picture left where it lies: `length` characters at byte `offset` of the file `path`.
+
+    With `is_raw` they are the picture's own bytes and no base64.
+    """
 
     path: Path
     offset: int
     length: int
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

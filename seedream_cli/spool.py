@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import files
+from .documents import Document, read_document
 from .errors import BusyError, FileError, InternalError
-from .framing import parse_json
+from .pictures import sniff
 from .results import Blob
+from .unpacking import Unpacker, is_plain
 
 _WINDOW = 1 << 18
 _META_MOST = 1 << 20
@@ -171,8 +173,8 @@ def forget(folder: Path, job_id: str, *, asides: bool = True) -> None:
     if not files.is_own_folder(folder):
         return
     # The reply goes first: a reply without its meta would look like one that nobody knows anything about.
-    for path in (_file(folder, job_id, "reply"), _file(folder, job_id, "meta.json")):
-        _remove(path)
+    for suffix in ("reply", "meta.json", "plain"):
+        _remove(_file(folder, job_id, suffix))
     for aside in _asides(_file(folder, job_id, "part")) if asides else ():
         if not _remove(aside):
             break
@@ -234,7 +236,7 @@ def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
         if not files.lock(file.fileno()):
             return None
         size = _end_of_text(file)
-        if not (_is_reply(path, limit, size) or _is_stream(file, size)):
+        if not _is_reply(path, limit, size):
             return None
         file.truncate(size)
         os.fsync(file.fileno())
@@ -292,20 +294,12 @@ def _end_of_text(file: IO[bytes]) -> int:
     return 0
 
 
-def _is_stream(file: IO[bytes], size: int) -> bool:
-    """Whether the bytes are the events of a stream, at least one of them whole: what came of it was paid for."""
-    file.seek(0)
-    opening = file.read(min(size, _WINDOW)).lstrip(b"\xef\xbb\xbf\r\n")
-    if opening.startswith((b"event:", b"data:", b":")):
-        return b"\n\n" in opening or b"\r\n\r\n" in opening or size > _WINDOW
-    return opening.startswith(b'{"type"') and b"\n" in opening
-
-
 def _is_reply(path: Path, limit: int, size: int) -> bool:
+    """Whether something whole is in these bytes: a JSON value, or an event of a stream. It was paid for."""
     try:
         # A bare number may be the start of a longer one; a bracket closes only when all is there.
-        return isinstance(load(path, limit=limit, length=size), dict | list)
-    except ValueError:
+        return any(isinstance(value, dict | list) for value in read(path, limit=limit, length=size).values)
+    except (ValueError, FileError):
         return False
 
 
@@ -335,24 +329,92 @@ def _disk_error(doing: str, path: Path, error: OSError, *, billed: bool = False)
 # --- reading --------------------------------------------------------------------------------------------------------
 
 _SHORT = 4096
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
-DATA_PREFIX = re.compile(rb"data:image\\?/[a-zA-Z0-9.+-]{1,40}(?:;[a-zA-Z0-9=.-]{1,40})*;base64,")
+_CUT_MOST = 1 << 20
+"""Bytes of a string without an end that are looked at."""
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_\r\n\t"
+_STARTS = (b"iVBORw0KGgo", b"/9j/", b"_9j_", b"UklGR", b"R0lGOD", b"SUkqA", b"TU0AK")
+"""How base64 begins of the formats that a picture may have. Such a one may be broken by spaces too."""
+DATA_PREFIX = re.compile(rb'data:[^"]{0,200}?;base64,', re.IGNORECASE)
 _PREFIX_ROOM = 256
 
 
-def load(path: Path, *, limit: int, offset: int = 0, length: int | None = None) -> Any:
-    """The JSON of a kept reply, every base64 picture left on disk as a `Blob`. Memory does not grow with pictures.
+def read(path: Path, *, limit: int, length: int | None = None) -> Document:
+    """What a reply holds, unpacked where it came packed; every base64 picture is left on disk as a `Blob`, so that
+    memory does not grow with pictures.
 
     A picture is a string of more than 4096 characters that are all base64, perhaps behind a data URI's prefix, with
-    "/" and line breaks as escapes. `limit` is the most bytes of everything else. `offset` and `length` choose a part
-    of the file, as one event of a stream. Raises `ValueError` for what is no JSON or too long.
+    "/" and line breaks as escapes; or the whole reply. `limit` is the most bytes of everything else that is read, and
+    `length` how many of the file count. Raises `ValueError` where nothing can be read, `FileError` (billed) for the
+    disk.
     """
-    # No provider can guess the token, so no string of its own is taken for a place in the file.
-    token = os.urandom(16).hex()
+    plain, flaw = _unpack(path, length)
+    found: Document | None = None
+    try:
+        found = _read_plain(plain, limit, length if plain == path else None)
+    except ValueError as error:
+        raise ValueError(flaw or str(error)) from error
+    finally:
+        if plain != path and not (found and has_blob(found.values)):
+            plain.unlink(missing_ok=True)
+    return found
+
+
+def _read_plain(path: Path, limit: int, length: int | None) -> Document:
     with path.open("rb", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END) if length is None else offset + length
-        skeleton = _skeleton(_Window(file, end), offset, token, limit)
-    return _fill_in(parse_json(skeleton), token, path)
+        end = file.seek(0, os.SEEK_END) if length is None else length
+        file.seek(0)
+        if sniff(file.read(min(64, end))):
+            return Document((Blob(path, 0, end, is_raw=True),))
+        # No provider can guess the token, so no string of its own is taken for a place in the file.
+        token = os.urandom(16).hex()
+        skeleton = _skeleton(_Window(file, end), token, limit)
+    found = read_document(skeleton)
+    return Document(tuple(_fill_in(value, token, path) for value in found.values), ended=found.ended)
+
+
+def load(path: Path, *, limit: int) -> Any:
+    """The first JSON value of a kept reply; as `read` otherwise."""
+    return read(path, limit=limit).values[0]
+
+
+def has_blob(value: Any) -> bool:
+    """Whether a picture in it was left where it lies."""
+    work = [value]
+    while work:
+        item = work.pop()
+        if isinstance(item, Blob):
+            return True
+        if isinstance(item, dict):
+            work += item.values()
+        elif isinstance(item, list | tuple):
+            work += item
+    return False
+
+
+def _unpack(path: Path, length: int | None) -> tuple[Path, str]:
+    """The file that holds the reply as plain text, and why not all of it is there. Most replies are plain as they are;
+    for others a file is made beside them, which has a bound.
+    """
+    with path.open("rb") as file:
+        head = file.read(_WINDOW if length is None else min(_WINDOW, length))
+        if is_plain(head) or sniff(head[:64]):
+            return path, ""
+        unpacker, plain = Unpacker(), path.with_suffix(".plain")
+        try:
+            plain.unlink(missing_ok=True)
+            with os.fdopen(files.create(plain), "wb") as target:
+                left = (file.seek(0, os.SEEK_END) if length is None else length) - len(head)
+                file.seek(len(head))
+                while head:
+                    target.writelines(unpacker.take(head))
+                    head = file.read(min(_WINDOW, left))
+                    left -= len(head)
+                target.writelines(unpacker.close())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                plain.unlink(missing_ok=True)
+            raise _disk_error("unpack the reply in", plain, error, billed=True) from error
+    return plain, unpacker.flaw
 
 
 class _Window:
@@ -376,55 +438,74 @@ class _Window:
         return self._chunk, inside
 
 
-def _skeleton(window: _Window, position: int, token: str, limit: int) -> bytearray:
-    """The JSON with each picture's string replaced by "token:offset:length"."""
-    out = bytearray()
-    while True:
-        chunk, start = window.at(position)
-        if not chunk:
-            return out
-        quote = chunk.find(b'"', start)
-        stop = quote if quote >= 0 else len(chunk)
-        _append(out, chunk[start:stop], limit)
-        position += stop - start
-        if quote < 0:
-            continue
-        end, picture = _string_end(window, position + 1)
-        size = end - position - 1
-        if picture and size > _SHORT:
-            _append(out, f'"{token}:{position + 1}:{size}"'.encode(), limit)
-        else:
-            _copy(out, window, position, end + 1, limit)
-        position = end + 1
+class _FullError(Exception):
+    """As much is read as may be."""
+
+
+def _skeleton(window: _Window, token: str, limit: int) -> bytearray:
+    """The text with each picture's string replaced by "token:offset:length", as far as the limit goes."""
+    out, position = bytearray(), 0
+    with contextlib.suppress(_FullError):
+        while True:
+            chunk, start = window.at(position)
+            if not chunk:
+                break
+            quote = chunk.find(b'"', start)
+            stop = quote if quote >= 0 else len(chunk)
+            _append(out, chunk[start:stop], limit)
+            position += stop - start
+            if quote >= 0:
+                position = _take_string(out, window, position, token, limit)
+    return out
+
+
+def _take_string(out: bytearray, window: _Window, position: int, token: str, limit: int) -> int:
+    """A string of the text, or its place in the file; where it ends."""
+    end, is_base64 = _string_end(window, position + 1)
+    if end < 0:
+        # It is cut, or the quote is none: a reply's rest is not held in memory for that.
+        _copy(out, window, position, position + _CUT_MOST, limit)
+        raise _FullError
+    size = end - position - 1
+    if is_base64 and size > _SHORT:
+        _append(out, f'"{token}:{position + 1}:{size}"'.encode(), limit)
+    else:
+        _copy(out, window, position, end + 1, limit)
+    return end + 1
 
 
 def _append(out: bytearray, piece: bytes, limit: int) -> None:
-    if len(out) + len(piece) > limit:
-        raise ValueError(f"the reply holds more than {limit} bytes besides its pictures")
-    out += piece
+    out += piece[: max(0, limit - len(out))]
+    if len(out) >= limit:
+        raise _FullError
 
 
 def _copy(out: bytearray, window: _Window, start: int, end: int, limit: int) -> None:
     while start < end:
         chunk, at = window.at(start)
+        if not chunk:
+            return
         piece = chunk[at : at + end - start]
         _append(out, piece, limit)
         start += len(piece)
 
 
 def _string_end(window: _Window, position: int) -> tuple[int, bool]:
-    """Where the string that begins at `position` has its closing quote, and whether all of it is base64."""
+    """Where the string that begins at `position` has its closing quote (-1: nowhere), and whether it is all base64."""
     chunk, at = window.at(position, _PREFIX_ROOM)
     prefix = DATA_PREFIX.match(chunk, at)
     position += prefix.end() - at if prefix else 0
+    chunk, at = window.at(position, _PREFIX_ROOM)
+    start = chunk[at : at + 24].lstrip(b" \t\r\n\\")
+    alphabet = _BASE64 + b" " if start.replace(b"\\", b"").startswith(_STARTS) else _BASE64
     pure, slashes = True, 0
     while True:
         chunk, at = window.at(position)
         if not chunk:
-            raise ValueError("the JSON ends inside a string")
+            return -1, False
         quote = chunk.find(b'"', at)
         piece = chunk[at : quote if quote >= 0 else len(chunk)]
-        pure = pure and _is_base64(piece)
+        pure = pure and _is_base64(piece, alphabet)
         # A quote behind an odd number of backslashes belongs to the string; they may lie in the chunk before.
         tail = len(piece) - len(piece.rstrip(b"\\"))
         slashes = tail + (slashes if tail == len(piece) else 0)
@@ -436,9 +517,9 @@ def _string_end(window: _Window, position: int) -> tuple[int, bool]:
         pure, slashes, position = False, 0, position + 1
 
 
-def _is_base64(piece: bytes) -> bool:
+def _is_base64(piece: bytes, alphabet: bytes) -> bool:
     # Taking the alphabet away runs at several GB a second; what is left over can only be the escapes' backslashes.
-    return not piece.translate(None, _BASE64).strip(b"\\") and b"\\\\" not in piece
+    return not piece.translate(None, alphabet).strip(b"\\") and b"\\\\" not in piece
 
 
 def _fill_in(value: Any, token: str, path: Path) -> Any:
@@ -449,7 +530,9 @@ def _fill_in(value: Any, token: str, path: Path) -> Any:
         holder = work.pop()
         for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
             if isinstance(key, str) and key.startswith(token):
-                raise ValueError("a name in the JSON is longer than any real one")
+                # No name is so long. Whatever it names is none of ours.
+                del holder[key]
+                continue
             if isinstance(item, str) and item.startswith(token):
                 offset, length = item.split(":")[1:]
                 holder[key] = Blob(path, int(offset), int(length))

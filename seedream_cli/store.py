@@ -495,16 +495,21 @@ def _sweep_one(path: Path) -> bool:
 
 # --- base64 ---------------------------------------------------------------------------------------------------------
 
-_ESCAPE = re.compile(rb"\\(?:([/nr])|u00([0-9a-fA-F]{2}))")
+_ESCAPE = re.compile(rb"\\(?:([/nrt])|u00([0-9a-fA-F]{2}))")
 _SPACES = b"\r\n\t "
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def write_blob(blob: Blob, part: Part) -> None:
     """Decodes a base64 picture from the kept reply straight into `part`, in bounded memory.
 
-    Undoes what JSON writers do to base64: "/", "+" and "=" as escapes, line breaks, a data URI's prefix. Padding may
-    be missing. Raises `LinkError` (not retryable: the reply stays as it is) for what is no base64, `FileError`.
+    Undoes what JSON writers do to base64: "/", "+" and "=" as escapes, line breaks, a data URI's prefix, the alphabet
+    of URLs. Padding may be missing. Raises `LinkError` (not retryable: the reply stays as it is) for what is no base64,
+    `FileError`.
     """
+    if blob.is_raw:
+        _copy(blob, part)
+        return
     _decode(_blob_text(blob), part)
 
 
@@ -512,7 +517,17 @@ def write_base64(text: str, part: Part) -> None:
     """As `write_blob`, for base64 that is in memory already: short, or from a stream."""
     raw = text.encode("ascii", "replace")
     start = prefix.end() if (prefix := DATA_PREFIX.match(raw)) else 0
-    _decode((raw[at : at + _WINDOW].translate(None, _SPACES) for at in range(start, len(raw), _WINDOW)), part)
+    _decode((raw[at : at + _WINDOW].translate(_URL_SAFE, _SPACES) for at in range(start, len(raw), _WINDOW)), part)
+
+
+def _copy(blob: Blob, part: Part) -> None:
+    """A picture that is no base64: the whole reply."""
+    with _open_reply(blob.path) as file:
+        file.seek(blob.offset)
+        left = blob.length
+        while left and (piece := file.read(min(_WINDOW, left))):
+            part.write(piece)
+            left -= len(piece)
 
 
 def _decode(pieces: Iterable[bytes], part: Part) -> None:
@@ -556,7 +571,7 @@ def _blob_text(blob: Blob) -> Iterator[bytes]:
             # An escape may lie across two reads: its start waits for its end.
             cut = raw.rfind(b"\\", max(0, len(raw) - 5)) if left else -1
             raw, held = (raw[:cut], raw[cut:]) if cut >= 0 else (raw, b"")
-            yield _unescape(raw) if b"\\" in raw else raw.translate(None, _SPACES)
+            yield _unescape(raw) if b"\\" in raw else raw.translate(_URL_SAFE, _SPACES)
 
 
 def _open_reply(path: Path) -> io.BufferedReader:
@@ -570,4 +585,4 @@ def _unescape(raw: bytes) -> bytes:
     def plain(found: re.Match[bytes]) -> bytes:
         return bytes.fromhex(found[2].decode()) if found[2] else b"/" if found[1] == b"/" else b""
 
-    return _ESCAPE.sub(plain, raw).translate(None, _SPACES)
+    return _ESCAPE.sub(plain, raw).translate(_URL_SAFE, _SPACES)

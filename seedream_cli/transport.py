@@ -71,4 +71,11 @@ class NoConnectionError(Exception):
 
 
 class LostConnectionError(Exception):
-    """The connection broke, or the answer is no HTTP or not whole, after the request may have left."""
+    """The connection broke, or the answer is no HTTP or not whole, after the request may have left.
+
+    `is_ambiguous`: what came may be another's answer, so that not even its bytes can end the doubt.
+    """
+
+    def __init__(self, message: str, *, is_ambiguous: bool = False) -> None:
+        super().__init__(message)
+        self.is_ambiguous = is_ambiguous

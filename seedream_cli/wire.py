@@ -20,7 +20,6 @@ import random as randomness
 import re
 import ssl
 import urllib.parse
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -40,6 +39,7 @@ from .proxies import Proxies, Proxy
 from .replies import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
 from .settings import read_surroundings
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
+from .unpacking import Unpacker
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -92,7 +92,7 @@ class Streamed(Generic[T]):
 
 # --- the wire ---------------------------------------------------------------------------------------------------------
 
-_BROKEN = (NoConnectionError, LostConnectionError, BrokenReplyError, OSError, zlib.error)
+_BROKEN = (NoConnectionError, LostConnectionError, BrokenReplyError, OSError)
 
 
 class Wire:
@@ -233,7 +233,7 @@ class Wire:
         """
 
         async def once(trail: Trail) -> Streamed[T]:
-            parser = EventParser()
+            parser, unpackers = EventParser(), list[Unpacker]()
             done: list[Done] = []
 
             def deliver(event: dict[str, Any] | Done) -> None:
@@ -243,12 +243,14 @@ class Wire:
                     on_event(event)
 
             def listen(piece: bytes | memoryview) -> bool:
-                if trail.head.status != 200:
+                if not 200 <= trail.head.status < 300:
                     parser.mode = "whole"
-                events = parser.feed(bytes(piece))
-                trail.final = parser.mode in {"sse", "lines"}
-                for event in events:
-                    deliver(event)
+                unpackers[:] = unpackers or [Unpacker()]
+                for plain in unpackers[0].take(piece):
+                    events = parser.feed(bytes(plain))
+                    trail.final = parser.mode in {"sse", "lines"}
+                    for event in events:
+                        deliver(event)
                 return bool(done)
 
             ear = _Ear(trail, spool, REPLY_LIMIT, self._refuse_redirect, listen)
@@ -257,8 +259,9 @@ class Wire:
             except ApiError as error:
                 value, reply = await self._salvage(error, trail, spool, read)
                 return Streamed(value, "whole", 1, 0.0, reply)
+            rest = [event for one in unpackers for plain in one.close() for event in parser.feed(bytes(plain))]
             last, unfinished = parser.close()
-            for event in last:
+            for event in (*rest, *last):
                 deliver(event)
             if parser.skipped:
                 self._say(f"* {parser.skipped} events were no JSON objects and were passed over")
@@ -291,7 +294,10 @@ class Wire:
         """The end of an exchange was lost, but the answer may be here: a JSON document shows where it ends. Raises
         `error` where it is not.
         """
-        if error.delivered != "maybe" or not trail.received or trail.received.status != 200 or not file.size:
+        cause = error.__cause__
+        if isinstance(cause, LostConnectionError) and cause.is_ambiguous:
+            raise error
+        if error.delivered != "maybe" or not trail.received or not file.size:
             raise error
         try:
             reply = await self._reply(trail, file)
@@ -319,7 +325,6 @@ class Wire:
         try:
             async with asyncio.timeout(self._policy.connect_timeout_s) as trail.timer:
                 await self._way("api", self._base.target).exchange(outgoing, ear)
-            ear.close()
         except _BROKEN as exc:
             raise self._failure(call, trail, exc) from exc
 
@@ -539,7 +544,6 @@ class _Ear:
         self._judge = judge
         self._listen = listen
         self._reception: Reception | None = None
-        self._has_enough = False
 
     async def leave(self) -> None:
         """The attempt's last gate."""
@@ -564,15 +568,8 @@ class _Ear:
     def data(self, chunk: bytes | memoryview) -> bool:
         """Keep what came, then let it be read."""
         assert self._reception is not None  # noqa: S101 - a body follows its head
-        for piece in self._reception.take(chunk):
-            if self._listen is not None and self._listen(piece):
-                self._has_enough = True
-        return self._has_enough
-
-    def close(self) -> None:
-        """The reply is here; raises BrokenReplyError where it cannot be all."""
-        if self._reception is not None and not self._has_enough:
-            self._reception.close()
+        self._reception.take(chunk)
+        return self._listen is not None and self._listen(chunk)
 
 
 def _judge(read: Callable[[Reply], T], reply: Reply, trail: Trail) -> T:

@@ -36,7 +36,7 @@ from .errors import (
     TaskEndedError,
 )
 from .journal import Journal
-from .kept import POLLED, JournalReply, KeptReply, numbered, read_kept
+from .kept import POLLED, JournalReply, KeptReply, numbered, read_event, read_kept, read_reply
 from .links import absolute, expiry
 from .models import size_gap
 from .plan import Job
@@ -169,6 +169,10 @@ class Worker:
     def submission(self) -> Call:
         """The one billable call."""
         return self.dialect.submit(self.job.request)
+
+    def read(self, reply: Reply) -> Ready | Ticket:
+        """What a reply to this request says."""
+        return read_reply(self.dialect, reply)
 
     # The wire tells how a request fares; these five are its side of the conversation.
 
@@ -536,7 +540,7 @@ class Worker:
         try:
             answer = await self.wire.ask(
                 self.submission,
-                self.dialect.read,
+                self.read,
                 spool=kept,
                 gate=self.gate,
                 watch=self,
@@ -615,7 +619,7 @@ class Worker:
             raise self._task_left(f"a task was not asked after: {error}") from error
 
         def read(reply: Reply) -> Ready | Ticket:
-            return self.dialect.read(replace(reply, task_id=ticket.task_id))
+            return self.read(replace(reply, task_id=ticket.task_id))
 
         self.desk.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
         await self.desk.clock.sleep(ticket.poll_after_s)
@@ -701,10 +705,13 @@ class Worker:
         saving: list[asyncio.Task[None]] = []
 
         def on_event(event: Mapping[str, Any]) -> None:
-            found = self.dialect.read_event(event)
+            for found in read_event(self.dialect, event):
+                take(found)
+
+        def take(found: Picture | Completed) -> None:
             if isinstance(found, Completed):
                 ends.append(found)
-            elif found is not None and (picture := numbered(self._with_host(found), came)) is not None:
+            elif (picture := numbered(self._with_host(found), came)) is not None:
                 # The link must be on disk before its download starts, as with a whole reply.
                 kept.flush()
                 self._note_age()
@@ -721,7 +728,7 @@ class Worker:
         try:
             streamed = await self.wire.stream(
                 self.submission,
-                self.dialect.read,
+                self.read,
                 on_event,
                 spool=kept,
                 gate=self.gate,
@@ -753,18 +760,20 @@ class Worker:
             self.provider_s = time.monotonic() - started
         self.reply = kept.kept
         if cut and not came:
-            self.ready = await self._wait_for(await self._ticket_in(kept.kept, cut), started, kept.kept)
+            self.ready = await self._wait_for(await self._read_whole(cut, kept.kept), started, kept.kept)
             return None
         self.ready = Ready(tuple(came), usage=ends[-1].usage if ends else None)
         await asyncio.gather(*saving)
         return _broken_stream(cut, len(came), most) if cut else None
 
-    async def _ticket_in(self, reply: Path | None, cut: SeedreamError) -> Ticket:
-        """The task in the answer to a stream that brought no event of an image. Raises `cut` where there is none."""
+    async def _read_whole(self, cut: SeedreamError, reply: Path | None) -> Ready | Ticket:
+        """The answer of a stream that brought no event of an image: as a whole it may bring images, or a task.
+
+        Raises `cut` where it does not.
+        """
         with contextlib.suppress(ApiError):
-            found = await asyncio.to_thread(read_kept, self.dialect, reply) if reply is not None else None
-            if isinstance(found, Ticket):
-                return found
+            if reply is not None:
+                return await asyncio.to_thread(read_kept, self.dialect, reply)
         raise cut
 
     # Getting the pictures.

@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from seedream_cli.body import encode_body
+from seedream_cli.documents import Document, read_document
 from seedream_cli.errors import (
     ApiError,
     BudgetError,
@@ -98,8 +99,8 @@ class Disk:
     def reset(self) -> None:
         self.data.clear()
 
-    def load(self) -> Any:
-        return json.loads(self.data)
+    def load(self) -> Document:
+        return read_document(self.data)
 
 
 class Diary:
@@ -479,7 +480,10 @@ LOST = {
     "drip": answer(b'{"data":[]' + b" " * 400 + b"}", drip_s=0.02),
     "502 HTML": answer(b"<html>bad gateway</html>", status=502),
     "200 HTML": answer(b"<html>welcome</html>"),
-    "gzip cut": answer(gzip.compress(b'{"data":[]}' * 50)[:-9], headers=[("Content-Encoding", "gzip")]),
+    "gzip cut": answer(
+        gzip.compress(b'{"data":["%s"]}' % random.randbytes(99).hex().encode())[:-40],
+        headers=[("Content-Encoding", "gzip")],
+    ),
     "brotli": answer(b"\x0b\x02\x80", headers=[("Content-Encoding", "br")]),
     "too large": answer(b" " * (9 << 20)),
     "bomb": answer(gzip.compress(b" " * (64 << 20)), headers=[("Content-Encoding", "gzip")]),

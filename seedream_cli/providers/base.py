@@ -115,14 +115,17 @@ class Call:
 class Reply:
     """One HTTP answer. `body` is parsed JSON, base64 pictures in it replaced by `Blob`s; None where it is no JSON.
 
-    Header names are lower case. `text` is the start of a body that is no JSON, for the error message.
-    `task_id` is the task that was asked after, where this is the answer to that.
+    Header names are lower case. `text` is the start of a body that is no JSON, for the error message. `more` are values
+    that came behind the first, such as further events; `ended` says that their terminator came. `task_id` is the task
+    that was asked after, where this is the answer to that.
     """
 
     status: int
     headers: Mapping[str, str]
     body: Any = None
     text: str = ""
+    more: tuple[Any, ...] = ()
+    ended: bool = False
     task_id: str = ""
 
 
