@@ -16,7 +16,7 @@ _LINE_MOST = 4096
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(rb"HTTP/([0-9])(?:\.([0-9]))?[ \t]+([0-9]{3})(?:[ \t]|$)")
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;|$)")
-_CHUNK_START = re.compile(rb"\r?[ \t]*[0-9a-fA-F]{0,15}[ \t]*(?:;|\r|$)")
+_CHUNK_START = re.compile(rb"\r?[ \t]{0,64}[0-9a-fA-F]{0,15}[ \t]{0,64}(?:;|\r|$)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _BODILESS = frozenset({204, 304})
 
