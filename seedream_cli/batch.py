@@ -17,6 +17,7 @@ import functools
 import heapq
 import itertools
 import os
+import stat
 import string
 import time
 from collections import Counter
@@ -27,8 +28,9 @@ from typing import Any, Literal, NamedTuple
 
 from . import names
 from .books import to_micro
-from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, Problem
+from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, LinkError, Problem
 from .ledger import Caps, Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
+from .pictures import inspect
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
 from .recovery import brings_images, lost_job, resume
@@ -100,6 +102,7 @@ class Order:
     concurrency: int = 8
     max_failures: int = 0
     max_unknown: int = 3
+    verify: bool = False
 
     @property
     def home(self) -> Path:
@@ -138,6 +141,7 @@ def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: li
         form.integer("concurrency", 1, 1000) or 8,
         1 if form.switch("fail_fast") else failures,
         form.integer("max_unknown", 1, 1_000_000) or 3,
+        form.switch("verify"),
     )
 
 
@@ -537,9 +541,10 @@ class Batch:
         return "failed" if entry.status in {"partial", "failed"} else "done"
 
     def gone(self, entry: Entry) -> list[int]:
-        """Which pictures were saved and are not there any more."""
+        """Which images were saved and are not there any more, or are damaged."""
         rows = (row for row in entry.pictures if row.state == "saved" and row.path is not None)
-        return [row.index for row in rows if not self.path(row.path).is_file()]
+        digest = self.order.verify
+        return [row.index for row in rows if not _is_saved_file(self.path(row.path), row.bytes, row.sha256 * digest)]
 
     def path(self, stored: Path | None) -> Path:
         """A picture's file, wherever the batch's folder lies now."""
@@ -588,15 +593,15 @@ class Batch:
                 yield one.position, self.deed(entry) if entry else done, entry
 
     def _is_whole(self, saved: Saved) -> bool:
-        """Whether every picture was made, and every file is there."""
+        """Whether every image was made, and every file is there, as far as its size tells; `--verify` looks closer."""
         home = self._folder
-        for state, path in saved.pictures:
+        for state, path, size in saved.pictures:
             if state == "handed" or (state == "saved" and path is None):
                 continue
             # Of a hundred thousand files a path as an object would take longer than the look.
-            if state != "saved" or not os.path.isfile(os.path.join(home, os.fsdecode(path or ""))):  # noqa: PTH113, PTH118
+            if state != "saved" or not _is_saved_file(os.path.join(home, os.fsdecode(path or "")), size):  # noqa: PTH118
                 return False
-        return True
+        return not self.order.verify
 
     def doubtful(self, *, queued: bool = True) -> Iterator[Entry]:
         """Every request of the table but those that are plainly done, in its order."""
@@ -871,6 +876,23 @@ class _Under:
     row: Row
     expected: int
     came: list[JobResult] = field(default_factory=list)
+
+
+def _is_saved_file(path: str | Path, size: int | None, sha256: str = "") -> bool:
+    """Whether a file is still the image that was saved: by its size, and by its contents where `sha256` is given.
+
+    Another size is a damaged file, unless it is a whole image: that is what the user made of it.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a hundred thousand of them
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        # No image has no bytes: its size was not written down.
+        if not sha256 and (not size or found.st_size == size):
+            return True
+        return inspect(Path(path)).sha256 == sha256 if sha256 else bool(inspect(Path(path)))
+    except (OSError, LinkError):
+        return False
 
 
 class Tracker:

@@ -226,6 +226,7 @@ BATCH_TYPED_FLAGS = _flags(
         _words("failed", "unknown", "missing"),
     ),
     ("shard", "--shard", "Run only part I of N parts; auto asks the variables of the CI or cluster.", "I/N|auto"),
+    ("verify", "--verify", "Hash the files that are there, and fetch again what is damaged.", "", "switch"),
     ("explain_stale", "--explain-stale", "Say of each row that would run why, and send nothing.", "", "switch"),
     ("yes", "--yes -y", "Do not ask before a costly run.", "", "switch"),
     ("merge", "--merge", "Join the folders of shards into one. Sends nothing.", "", "switch"),

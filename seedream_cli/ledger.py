@@ -277,11 +277,11 @@ class Queued(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A saved request, as far as it takes to look for its files: the state and the stored path of each picture."""
+    """A saved request, as far as it takes to look for its files: state, stored path and bytes of each image."""
 
     id: str
     position: int
-    pictures: tuple[tuple[PictureState, str | bytes | None], ...]
+    pictures: tuple[tuple[PictureState, str | bytes | None, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,7 +580,7 @@ def _order_rows(run_id: str, at: str, count: int) -> str:
 _QUEUED = "FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL"
 _SINGLE = """position % ? = 0 AND NOT EXISTS(
     SELECT 1 FROM requests AS other WHERE other.listed = requests.listed AND other.position = requests.position + 1)"""
-_SAVED = """SELECT chosen.position, number, id, pictures.state, path FROM (
+_SAVED = """SELECT chosen.position, number, id, pictures.state, path, bytes FROM (
         SELECT position, number, id FROM requests WHERE listed = ? AND state = 'saved' AND (position, number) > (?, ?)
         ORDER BY position, number LIMIT ?) AS chosen
     LEFT JOIN pictures ON request = id ORDER BY chosen.position, number"""
@@ -1674,7 +1674,7 @@ class Ledger:
                 return
             last = tuple(rows[-1][:2])
             for (position, _, name), group in itertools.groupby(rows, key=lambda row: (row[0], row[1], row[2])):
-                yield Saved(name, position, tuple((row[3], row[4]) for row in group if row[3] is not None))
+                yield Saved(name, position, tuple(tuple(row[3:6]) for row in group if row[3] is not None))
 
     def entries(self, ids: Sequence[str]) -> tuple[Entry, ...]:
         """The requests of these ids in their order; those that are not there are left out."""

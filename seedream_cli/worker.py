@@ -820,6 +820,8 @@ class Worker:
         if beyond > 0:
             # More came than was asked for. They are billed, so they are kept, behind the names that were planned.
             number, of, rule = self.job.of + beyond, self.job.of + beyond, "rename"
+        # "skip" keeps a request from being paid for; what was paid for is not dropped for a name that is taken.
+        rule = "rename" if rule == "skip" else rule
         place = output.place(self.job.fields, number=number, of=of)
         with store.open_part(place.folder) as part:
             facts = await self._fill(part, picture)
@@ -850,7 +852,10 @@ class Worker:
         )
 
     def _note(self, published: store.Published) -> None:
-        """Say where a picture is not where it was asked to be."""
+        """Say where an image is not where it was asked to be."""
+        if published.renamed_from and self.job.output.if_exists == "skip":
+            name = published.renamed_from.name
+            self.desk.sink.emit(Notice(f"{name} exists already, and another was paid for: saved as {published.path}"))
         if published.retyped_from:
             name, suffix = published.retyped_from.name, published.path.suffix
             self.desk.sink.emit(
