@@ -495,6 +495,7 @@ class Batch:
         self.run = run
         self.now = now
         self.home = sheet.order.folder
+        self.verify = sheet.order.verify
         self._folder = str(self.home)
 
     def enter(self) -> None:
@@ -543,7 +544,7 @@ class Batch:
     def gone(self, entry: Entry) -> list[int]:
         """Which images were saved and are not there any more, or are damaged."""
         rows = (row for row in entry.pictures if row.state == "saved" and row.path is not None)
-        digest = self.order.verify
+        digest = self.verify
         return [row.index for row in rows if not _is_saved_file(self.path(row.path), row.bytes, row.sha256 * digest)]
 
     def path(self, stored: Path | None) -> Path:
@@ -601,7 +602,7 @@ class Batch:
             # Of a hundred thousand files a path as an object would take longer than the look.
             if state != "saved" or not _is_saved_file(os.path.join(home, os.fsdecode(path or "")), size):  # noqa: PTH118
                 return False
-        return not self.order.verify
+        return not self.verify
 
     def doubtful(self, *, queued: bool = True) -> Iterator[Entry]:
         """Every request of the table but those that are plainly done, in its order."""

@@ -263,6 +263,7 @@ class _Joined(Batch):
 
     def __init__(self, folder: Path, ledger: Ledger, run: Run) -> None:
         self.home = folder
+        self.verify = False
         self.ledger = ledger
         self.run = run
 

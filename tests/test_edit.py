@@ -186,8 +186,9 @@ def test_a_large_reference_is_warned_of_and_too_large_a_one_refused(seedream: Co
         done = edit(seedream, upstream, "x", "eleven.png", "--json", provider="byteplus")
         assert done.code == 0
         assert upstream.bodies[0]["image"] == uri(raw, "png")
-        assert [warning["code"] for warning in done.json["warnings"]] == ["reference_large"]
-        assert "warning" not in edit(seedream, upstream, "x", "eleven.png").err
+        assert [warning["code"] for warning in done.json["warnings"]] == ["reference_large", "size_differs"]
+        said = edit(seedream, upstream, "x", "eleven.png").err.splitlines()
+        assert [line for line in said if "warning" in line] == ["warning: 2K was asked for, and 64x48 came"]
         done = edit(seedream, upstream, "x", "thirty.png")
         assert done.code == 2
         assert "31.7 MB, over the 30 MB taken" in done.err

@@ -44,8 +44,7 @@ def test_json_from_outside_holds_only_what_can_be_written_down() -> None:
         "\ufffd": 1,
     }
     assert parse_json(b'\xef\xbb\xbf{"a":"\xe9"}') == {"a": "\ufffd"}
-    with pytest.raises(ValueError, match="no JSON"):
-        parse_json(b"[NaN]")
+    assert parse_json(b"[NaN,Infinity,-Infinity]") == [None, None, None]
 
 
 HOSTILE: dict[str, Callable[[str], str]] = {
