@@ -404,6 +404,11 @@ class _Target:
         if str(place) == "-":
             raise InputError([Problem("config", "standard input cannot be changed", "name a file", origin="--config")])
         shown = shown_path(place, surroundings.home)
+        if project and place.is_symlink() and not _lies_beside(place):
+            # It came with the folder: nobody named what is behind it.
+            hint = "change the file itself, by its own name with --config, or put a file in the link's place"
+            problem = Problem("config", f"{shown} is a link that leads out of its folder", hint, origin=shown)
+            raise InputError([problem], kind="config")
         try:
             raw = place.read_bytes() if os.path.lexists(place) else b""
         except OSError as error:
@@ -465,6 +470,15 @@ class _Target:
         after = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
         if self.is_project and was_trusted and after is not None:
             set_trust(surroundings, self.path, after.sha256)
+
+
+def _lies_beside(link: Path) -> bool:
+    """Whether what a link leads to lies in its own folder, or below."""
+    try:
+        return link.resolve().is_relative_to(link.parent.resolve())
+    except (OSError, RuntimeError):
+        # A loop of links leads nowhere.
+        return False
 
 
 def _descend(document: Any, keys: Sequence[str], *, make: bool) -> Any:

@@ -30,8 +30,20 @@ class ForeignError(OSError):
     way_out = "a folder from elsewhere may hold such a thing: remove it, or choose another folder"
 
 
-def _foreign(path: Path, what: str) -> ForeignError:
-    return ForeignError(errno.ELOOP, f"it is {what}", str(path))
+_SHARED = (
+    "copies made of hard links (cp -al, rsync --link-dest) share it: go on in a copy of the whole folder "
+    "(`cp -a FOLDER COPY`), and remove nothing, since it may be all that knows what was paid for"
+)
+_NOT_YOURS = (
+    "it may be all that knows what was paid for, so do not remove it: make the whole folder yours "
+    "(`sudo chown -R $USER FOLDER`), or go on in a copy of your own (`cp -r FOLDER COPY`)"
+)
+
+
+def _foreign(path: Path, what: str, way_out: str = "") -> ForeignError:
+    error = ForeignError(errno.ELOOP, f"it is {what}", str(path))
+    error.way_out = way_out or error.way_out
+    return error
 
 
 _KINDS = (
@@ -59,7 +71,7 @@ def check_file(path: Path, *, lone: bool = True) -> bool:
     if not stat.S_ISREG(found.st_mode):
         raise _foreign(path, _kind(found.st_mode))
     if lone and found.st_nlink > 1:
-        raise _foreign(path, "a file with a second name elsewhere (a hard link)")
+        raise _foreign(path, "a file with a second name elsewhere (a hard link)", _SHARED)
     return True
 
 
@@ -103,7 +115,7 @@ def check_folder(folder: Path) -> bool:
     if not stat.S_ISDIR(found.st_mode):
         raise _foreign(folder, "no folder" if stat.S_ISREG(found.st_mode) else _kind(found.st_mode))
     if sys.platform != "win32" and os.geteuid() not in {0, found.st_uid}:
-        raise _foreign(folder, "another user's folder")
+        raise _foreign(folder, "another user's folder", _NOT_YOURS)
     return True
 
 

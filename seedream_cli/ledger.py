@@ -652,6 +652,14 @@ def _make_folder(folder: Path, *, is_named: bool = False) -> None:
         raise _no_place(folder, error) from error
 
 
+def check_place(folder: Path) -> None:
+    """Raise `FileError` where what is there is no folder of ours, in which a ledger would not even be found."""
+    try:
+        files.check_folder(folder)
+    except OSError as error:
+        raise _no_place(folder, error) from error
+
+
 def _is_there(path: Path) -> bool:
     """Whether there is a ledger. Neither it nor a log of it may be a link: SQLite follows them."""
     try:

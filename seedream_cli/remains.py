@@ -10,7 +10,7 @@ from pathlib import Path
 from . import files
 from .batch import STEP, Order, Shape, Sheet
 from .errors import InputError, Problem
-from .ledger import Unsent
+from .ledger import Unsent, check_place
 from .pictures import SPELLINGS
 from .store import existing
 from .tables import RESULTS, Columns, Judged, find_results, open_table
@@ -23,9 +23,11 @@ _UNPAID = frozenset({"", "unsent", "planned", "interrupted"})
 def refuse_remains(sheet: Sheet) -> None:
     """Raise `InputError` where there is no ledger, and the folder shows that this batch, or another, was paid for.
 
-    What was paid is known to the ledger alone: without it every row would be sent again.
+    What was paid is known to the ledger alone: without it every row would be sent again. Raises `FileError` where the
+    ledger may be there, but in no folder of ours.
     """
     order = sheet.order
+    check_place(order.home)
     if os.path.lexists(order.home / "ledger.db"):
         return
     found = [*_told_by_results(order), *_told_by_replies(order)]

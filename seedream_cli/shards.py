@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from . import files
 from .batch import STEP, Batch
+from .decoding import check_pixels, is_checked
 from .errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from .ledger import Entry, Ledger, NewRequest, Run
 from .names import clean_name
@@ -48,9 +49,11 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
         known = ledger.row(entry.identity, entry.occurrence) if entry.identity else None
         here = {picture.index: picture.path for picture in known.pictures} if known and known.id == entry.id else {}
         for picture in entry.pictures:
-            if picture.state != "saved" or picture.path is None or not os.path.lexists(source / picture.path):
+            if picture.state != "saved" or picture.path is None:
                 continue
-            name = _sound_name(source, picture.path)
+            if not picture.path.is_absolute() and not os.path.lexists(source / picture.path):
+                continue
+            name = _sound_name(source, picture.path, picture.sha256)
             if name is None:
                 left += 1
                 # Where it is not, the merged folder says that it is missing.
@@ -70,13 +73,19 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
 _REPLY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.(reply|meta\.json|part|journal|[0-9]+\.cut)")
 
 
-def _sound_name(source: Path, path: Path) -> Path | None:
-    """The name of a shard's picture by its own bytes; None where it is no whole picture that lies in the folder."""
+def _sound_name(source: Path, path: Path, sha256: str) -> Path | None:
+    """The name of a shard's picture by its own bytes; None where it is no whole picture that lies in the folder.
+
+    The pixels of one that still has the hash it was saved with were looked at then.
+    """
     try:
         is_inside = (source / path).resolve().is_relative_to(source.resolve())
         if path.is_absolute() or not is_inside or not files.is_plain(source / path):
             return None
-        found = inspect(source / path).format
+        facts = inspect(source / path)
+        found = facts.format
+        if facts.sha256 != sha256 and is_checked(facts):
+            check_pixels((source / path).read_bytes(), facts)
     except (SeedreamError, OSError, RuntimeError, ValueError):
         return None
     name = Path(*map(clean_name, path.with_suffix("").parts))

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -265,7 +267,7 @@ def test_folder_with_a_planted_link_pipe_or_device_is_refused_unharmed(
     assert fingerprint(outside) == before
     assert (done.code, done.paths) == (74, []), done.err
     assert str(place.relative_to(seedream.folder)) in done.err
-    assert "remove it" in done.err
+    assert ("cp -a" if kind == "hard link" else "remove it") in done.err
     place.unlink() if kind != "folder" else place.rmdir()
 
 
@@ -302,9 +304,9 @@ def test_state_folder_may_be_a_link_of_the_user_s(seedream: Command) -> None:
 # --- a folder whose ledger is gone ----------------------------------------------------------------------------------
 
 
-def count_images(seedream: Command) -> int:
+def count_images(seedream: Command, folder: str = "shots") -> int:
     """Every image in the folder and below."""
-    return sum(path.suffix in {".jpg", ".png", ".jpeg"} for path in (seedream.folder / "shots").rglob("*"))
+    return sum(path.suffix in {".jpg", ".png", ".jpeg"} for path in (seedream.folder / folder).rglob("*"))
 
 
 @pytest.mark.parametrize("gone", ["ledger", "home", "results too", "results elsewhere"])
@@ -399,7 +401,7 @@ def test_path_out_of_a_ledger_that_leaves_its_folder_is_refused(seedream: Comman
     ]
 
 
-@pytest.mark.parametrize("what", ["no image", "half an image", "link out", "linked folder"])
+@pytest.mark.parametrize("what", ["no image", "half an image", "half that is closed", "link out", "linked folder"])
 def test_merge_takes_whole_images_of_the_folder_itself_alone(seedream: Command, what: str) -> None:
     """What is no image, or lies elsewhere, is left behind and told; its row is missing, and nothing is paid."""
     write_table(seedream)
@@ -412,6 +414,10 @@ def test_merge_takes_whole_images_of_the_folder_itself_alone(seedream: Command, 
         image.write_text("[Desktop Entry]\nExec=sh")
     elif what == "half an image":
         image.write_bytes(image.read_bytes()[:200])
+    elif what == "half that is closed":
+        whole = image.read_bytes()
+        assert whole[-2:] == b"\xff\xd9"
+        image.write_bytes(whole[: len(whole) * 3 // 5] + b"\xff\xd9")
     else:
         image.unlink()
         link = image if what == "link out" else image.parent / "sub"
@@ -468,3 +474,81 @@ def test_ledger_with_rows_that_nobody_wrote_is_refused_in_one_line(seedream: Com
     assert (done.code, done.paths) == (74, []), done.err
     assert sum(line.startswith("error:") for line in done.err.splitlines()) == 1
     assert "damaged" in done.err
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_merge_tells_of_an_image_at_an_absolute_path(seedream: Command, is_there: bool) -> None:
+    """It lies in no shard's folder, so it is left behind, and the merged ledger names no place outside."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    [image] = (seedream.folder / "shots").glob("r1.*")
+    outside = seedream.home / image.name
+    image.rename(outside)
+    change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = ?", values=(str(outside),))
+    if not is_there:
+        outside.unlink()
+    done = merge(seedream)
+    assert done.code == 9, done.err
+    assert "left behind: 1 file" in done.err
+    with closing(sqlite3.connect(home_of(seedream, "all") / "ledger.db")) as db:
+        assert db.execute("SELECT path FROM pictures").fetchall() == [(image.name,)]
+
+
+# --- folders that are the user's after all --------------------------------------------------------------------------
+
+
+def test_copy_by_hard_links_names_a_way_on_that_pays_nothing(seedream: Command) -> None:
+    """`cp -al` and `rsync --link-dest`: what is shared is not written in, and nobody is told to remove what is paid."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    shots = seedream.folder / "shots"
+    shutil.copytree(shots, seedream.folder / "backup", copy_function=os.link)
+    before = fingerprint(shots)
+    for more in ((), ("-o", "backup"), ("--dry-run",)):
+        done = draw(seedream, *more)
+        assert (done.code, done.paths) == (74, []), done.err
+        assert "cp -a" in done.err
+        assert ": remove it" not in done.err
+    assert fingerprint(shots) == before
+    shutil.copytree(seedream.folder / "backup", seedream.folder / "copy")
+    done = draw(seedream, "-o", "copy")
+    assert (done.code, done.paths, count_images(seedream, "copy")) == (0, [], 1), done.err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users of that kind")
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_batch_of_another_user_is_called_that_with_a_way_on(seedream: Command, more: tuple[str, ...]) -> None:
+    """After `sudo seedream`, or a cache that was restored: the ledger is there, and is not to be removed."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    as_other = (
+        "import os, sys; from seedream_cli.cli import main; os.geteuid = lambda: 54321; sys.exit(main(sys.argv[1:]))"
+    )
+    args = [sys.executable, "-c", as_other, "batch", "shots.csv", "-p", "sandbox", *more]
+    done = subprocess.run(
+        args, check=False, cwd=seedream.folder, env=seedream.env, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (74, ""), done.stderr
+    assert "another user's folder" in done.stderr
+    assert "chown" in done.stderr
+    assert ": remove it" not in done.stderr
+
+
+@pytest.mark.parametrize("target", ["../.bashrc", "/abs", "inside.toml"])
+def test_settings_of_a_project_are_written_to_no_file_outside_of_it(seedream: Command, target: str) -> None:
+    """A cloned repository may hold `seedream.toml` as a link to any file of the user's."""
+    victim = seedream.home / ".bashrc"
+    victim.write_text("# mine\n")
+    inside = seedream.folder / "inside.toml"
+    inside.write_text("# shared\n")
+    link = seedream.folder / "seedream.toml"
+    link.symlink_to(str(victim) if target == "/abs" else target)
+    done = seedream("config", "set", "--project", "size", "4K")
+    assert victim.read_text() == "# mine\n"
+    assert link.is_symlink()
+    if target == "inside.toml":
+        assert done.code == 0, done.err
+        assert 'size = "4K"' in inside.read_text()
+    else:
+        assert done.code == 3, done.err
+        assert "leads out of its folder" in done.err
