@@ -953,8 +953,8 @@ class Tracker:
             return
         doubtful = result.status == "unknown" or (result.error is not None and result.error.billed == "unknown")
         if result.cost and result.certain:
-            self.costs["paid"] += round(result.certain.amount * MICRO)
-            self.costs["possible"] += round(result.possible.amount * MICRO) if result.possible else 0
+            self.costs["paid"] += to_micro(result.certain) or 0
+            self.costs["possible"] += to_micro(result.possible) or 0
             self.currency = (result.cost.currency, result.cost.as_of, result.cost.note)
         elif doubtful or any(image.error is None for image in result.images):
             self.unpriced += 1

@@ -18,7 +18,7 @@ import typer
 from .errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from .files import ForeignError
 from .flags import BATCH_FLAGS, RUN_KEYS, Chosen, options, takes
-from .process import BATCH_HOME, crash_step, open_ledger_here, process_streams
+from .process import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_streams
 
 if TYPE_CHECKING:
     from .batch import Batch, Order, Sheet, Survey, Tracker
@@ -330,9 +330,10 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
     from .batch import Batch, explain_stale
     from .envelope import Row as Place
-    from .envelope import print_json, stale_object
+    from .envelope import error_object, print_json, stale_object
     from .ledger import open_ledger
     from .remains import refuse_remains
+    from .report import print_error
 
     refuse_remains(desk.sheet)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -351,11 +352,27 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
             print_json(stale_object(Place(row.number, row.line, row.id or None), why), desk.streams)
         else:
             desk.streams.out(f"{row.origin}: row {row.number}{f' ({row.id})' if row.id else ''}: {why}")
+    stop = _foresee(desk, survey, ledger) if desk.draft.switches.get("dry_run") else None
     if desk.is_json:
-        print_json(_plan_object(desk, survey), desk.streams)
+        shown = _plan_object(desk, survey)
+        print_json(shown if stop is None else {**shown, "error": error_object(stop)}, desk.streams)
     for line in (*_plan_lines(desk.sheet, survey), *_left_lines(desk, ledger)):
         desk.streams.err(line)
-    return 0
+    if stop is not None:
+        print_error(stop, desk.streams)
+    return 0 if stop is None else stop.exit_code
+
+
+def _foresee(desk: _Desk, survey: Survey, ledger: Ledger) -> SeedreamError | None:
+    """The budget that a run would come to the end of."""
+    from .foresight import foresee_sum
+    from .plan import plan_caps
+
+    caps = desk.order.caps(plan_caps(desk.draft, desk.surroundings, []))
+    if not caps.any:
+        return None
+    with contextlib.nullcontext() if caps.daily is None else ledger_as_it_is(desk.surroundings) as day:
+        return foresee_sum(survey.forecast.micro, caps, ledger, day)
 
 
 def _now() -> dt.datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,8 +29,9 @@ MICRO = 1_000_000
 
 
 def to_micro(cost: Cost | None) -> int | None:
-    """Whole micro-units; None where no price is known."""
-    return None if cost is None else round(cost.amount * MICRO)
+    """Whole micro-units, never rounded down, so that no price is nothing; None where no price is known."""
+    # The crumb is what a float of a decimal has too much.
+    return None if cost is None else max(math.ceil(cost.amount * MICRO - 1e-4), int(cost.amount > 0))
 
 
 class Books:

@@ -27,7 +27,7 @@ from .flags import (
     takes,
 )
 from .history_commands import history_app
-from .process import crash_step, open_ledger_here, process_streams
+from .process import crash_step, ledger_as_it_is, open_ledger_here, process_streams
 from .settings import read_surroundings
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
     sends = not any(draft.switches.get(name) for draft in drafts for name in ("dry_run", "curl", "explain"))
     plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
     if not sends:
-        return _show(plan, drafts[0])
+        return _show(plan, drafts[0], surroundings)
     with _ledger(drafts[0], surroundings) as ledger:
         if ledger is not None:
             plan = _with_orphans(_with_earlier(plan, drafts[0], ledger), drafts[0], surroundings, ledger)
@@ -328,21 +328,35 @@ def _remember_addresses(plan: Plan, surroundings: Surroundings) -> None:
             remember_address(one.route.spec, one.route.base_url, surroundings)
 
 
-def _show(plan: Plan, draft: Draft) -> int:
-    """What would be sent: the body, the curl command, or the fate of every option."""
+def _show(plan: Plan, draft: Draft, surroundings: Surroundings) -> int:
+    """What would be sent: the body, the curl command, or the fate of every option. A dry run ends as a run would."""
     from . import views
-    from .envelope import print_json
-    from .report import warning_lines
+    from .envelope import error_object, print_json
+    from .report import print_error, warning_lines
 
     streams = process_streams()
     show = _explain if draft.switches.get("explain") else _curl if draft.switches.get("curl") else _dry_run
     json = draft.switches.get("json", False) and show is not _curl
     objects = [show(planned, plan.command, None if json else streams) for planned in plan.drafts]
+    stop = _foresee(plan, surroundings) if show is _dry_run else None
     if json:
-        print_json(views.combined_object([one for one in objects if one is not None], plan.warnings), streams)
+        shown = views.combined_object([one for one in objects if one is not None], plan.warnings)
+        print_json(shown if stop is None else {**shown, "error": error_object(stop)}, streams)
     for line in (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
         streams.err(line)
-    return 0
+    if stop is not None:
+        print_error(stop, streams)
+    return 0 if stop is None else stop.exit_code
+
+
+def _foresee(plan: Plan, surroundings: Surroundings) -> SeedreamError | None:
+    """The budget that a run of the plan would come to the end of."""
+    if not plan.caps.any:
+        return None
+    from .foresight import foresee
+
+    with contextlib.nullcontext() if plan.caps.daily is None else ledger_as_it_is(surroundings) as day:
+        return foresee(plan, day)
 
 
 def _explain(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:

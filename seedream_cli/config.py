@@ -69,6 +69,8 @@ _HARMLESS = frozenset((
 # fmt: on
 _COUNT_HARMLESS = 10
 """Pictures a request; each is billed, so that a stranger's file may not ask for a thousand."""
+_LEAST_PRICE = 1e-6
+"""A smaller price would be counted as more than it is, or as nothing."""
 _OWN_TABLES = ("profiles", "providers", "prices", "budget", "ledger", "batch")
 _SECRETS = re.compile(r"(^|[-_])(api[-_]?)?(key|token|secret|password)$", re.IGNORECASE)
 
@@ -493,6 +495,8 @@ class _Reader:
             currency = stated.pop("currency", "USD")
             if not (_is_amount(amount) and _is_amount(extra)):
                 self.complain(keys, "a price is a number of US dollars a picture", '"4.5" = 0.04')
+            elif any(0 < one < _LEAST_PRICE for one in (amount, extra)):
+                self.complain(keys, "a price is no smaller than $0.000001, which money is counted in", '"4.5" = 0.04')
             elif provider and provider not in PROVIDERS:
                 self.complain_of_unknown((*keys[:-1], str(provider)), PROVIDERS, "provider")
             elif stated:

@@ -155,7 +155,12 @@ def job_object(result: JobResult, command: str, *, row: Row | None = None) -> Js
         shown["possible_cost"] = _cost_object(result.possible)
     if result.task_id:
         shown["task_id"] = result.task_id
-    return shown | (plain_value(row) if row else {})
+    return shown if row is None else _row_line(shown, row)
+
+
+def _row_line(shown: JsonObject, row: Row) -> JsonObject:
+    """A line of a batch: its type, which every line of a batch has, and its place in the table."""
+    return {"schema": SCHEMA, "type": "row", **shown, **plain_value(row)}
 
 
 def report_object(report: Report) -> JsonObject:
@@ -240,15 +245,15 @@ def row_object(results: Sequence[JobResult], row: Row) -> JsonObject:
     """A row of a batch, all its requests together."""
     if len(results) == 1:
         return job_object(results[0], "batch", row=row)
-    place: JsonObject = plain_value(row)
-    return report_object(Report("batch", tuple(results))) | place
+    return _row_line(report_object(Report("batch", tuple(results))), row)
 
 
 def failure_object(command: str, error: SeedreamError) -> JsonObject:
     """A failure before any request was built, in the same envelope."""
     status: Literal["unknown", "failed"] = "unknown" if error.kind == "unknown_outcome" else "failed"
     nothing = JobResult(index=0, id="", status=status, provider="", model="", request={}, error=error)
-    return job_object(nothing, command) | {"request": None}
+    shown = job_object(nothing, command) | {"request": None}
+    return {"schema": SCHEMA, "type": "error", **shown} if command == "batch" else shown
 
 
 def most_urgent_error(report: Report) -> SeedreamError | None:

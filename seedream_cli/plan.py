@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import math
 import secrets
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from . import names, prices, providers, store
 from .config import complete
@@ -238,9 +240,13 @@ def plan_draft(
     if built.request is not None:
         bill = find_bill(Route(dialect, base_url, None, limits), built.request, surroundings.settings)
         built = replace(built, request=built.request.model_copy(update={"most": bill.images}))
-        mine += unheld(draft, surroundings, bill, spec) if pays else []
+        mine += _unserved_there(draft, spec, model, base_url)
+        # Of what cannot be had there, or of a place that is none, nobody wants to know the price.
+        is_had = not any(p.severity == "error" and p.field in {"model", "base_url"} for p in mine)
+        mine += unheld(draft, surroundings, bill, spec, base_url) if pays and is_had else []
         mine += too_many(draft, bill)
-    mine += _unserved_there(draft, spec, model, base_url)
+    else:
+        mine += _unserved_there(draft, spec, model, base_url)
     download = not draft.switches.get("no_download", False)
     if not download and built.request and built.request.response_format == "b64_json":
         place = draft.origin("no_download")
@@ -385,8 +391,6 @@ def _able(spec: ProviderSpec, option: str) -> list[str]:
 
 def _unserved_there(draft: Draft, spec: ProviderSpec, model: ModelSpec | None, base_url: str) -> list[Problem]:
     """That a provider does not serve the model at this very address, although it does elsewhere."""
-    from urllib.parse import urlsplit
-
     host = urlsplit(base_url).hostname or ""
     since = model.not_served_at.get(host) if model else None
     if model is None or since is None:
@@ -420,9 +424,12 @@ def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
 def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) -> Caps:
     """What the run, and the day over all runs, may cost at the most."""
     most, daily = Form(draft, found).number("max_cost", 0.0, 1_000_000.0), surroundings.settings.daily_budget
-    return Caps(
-        run=None if most is None else round(most * MICRO), daily=None if daily is None else round(daily * MICRO)
-    )
+    return Caps(run=_floor(most), daily=_floor(daily))
+
+
+def _floor(amount: float | None) -> int | None:
+    """A budget in whole micro-units, never rounded up; the crumb is what a float of a decimal lacks."""
+    return None if amount is None else math.floor(amount * MICRO + 1e-4)
 
 
 def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:
@@ -431,7 +438,7 @@ def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:
     return prices.read_bill(request, body, route.spec, route.base_url, settings)
 
 
-def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderSpec) -> list[Problem]:
+def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderSpec, base_url: str) -> list[Problem]:
     """Why no budget that is set can hold a request: the most that it costs is not known. Nothing without a budget."""
     settings = surroundings.settings
     daily = settings.daily_budget is not None
@@ -457,9 +464,11 @@ def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderS
         ]
     amount = f"{bill.price.amount:g}" if bill.price else "AMOUNT"
     known = f"; the vendor's list price is ${amount} an image" if bill.price else ""
-    message = f"what {spec.title} takes for {bill.name} is not known, so {cap} cannot hold it{known}"
+    # Who sends the bill at another address than the provider's own is for the user to say.
+    whom = spec.title if prices.is_own_address(spec, base_url) else urlsplit(base_url).netloc
+    message = f"what {whom} takes for {bill.name} is not known, so {cap} cannot hold it{known}"
     line = shlex.join(["seedream", "config", "set", f"prices.{spec.name}/{bill.name}", amount])
-    hint = f"say what it takes, in US dollars an image: {line}"
+    hint = f"say under [prices] what it takes, in US dollars an image: {line}"
     named = "max_cost" if "max_cost" in draft.values else "daily"
     return [Problem(named, message, hint, "error", place, "price_unknown")]
 

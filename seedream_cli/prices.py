@@ -88,10 +88,10 @@ def price_of(
     if row is None or step is None:
         return None, "", False
     is_stated = spec.is_vendor or spec.name in row.price
-    return step, row.price_as_of, not (is_stated and _is_own_address(spec, base_url))
+    return step, row.price_as_of, not (is_stated and is_own_address(spec, base_url))
 
 
-def _is_own_address(spec: ProviderSpec, base_url: str) -> bool:
+def is_own_address(spec: ProviderSpec, base_url: str) -> bool:
     """Whether the provider itself is called. What listens on this machine is a forwarder or a test of the user's."""
     host = (urlsplit(base_url).hostname or "").rstrip(".")
     own = (urlsplit(spec.base_url).hostname or "", *spec.hosts)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,21 @@ def open_ledger_here(
         if entry and entry.status in _SETTLED and all(picture.state != "expired" for picture in entry.pictures):
             forget(replies, kept.id, asides=not entry.doubts)
     return ledger
+
+
+@contextlib.contextmanager
+def ledger_as_it_is(surroundings: Surroundings) -> Iterator[Ledger | None]:
+    """The user's ledger for what is only shown: None where there is none yet, and nothing in it is settled."""
+    import os
+
+    from .ledger import open_ledger
+
+    place = surroundings.state_folder / "ledger.db"
+    if not os.path.lexists(place):
+        yield None
+        return
+    with open_ledger(place, now=lambda: dt.datetime.now(tz=dt.UTC)) as ledger:
+        yield ledger
 
 
 def open_ledger_of(names: Sequence[str]) -> Ledger:

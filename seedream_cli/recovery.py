@@ -168,7 +168,7 @@ def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -
     if path is not None:
         error.hint += ", then remove the file (history resolve is for what the ledger knows)"
     model, cost = (job.request.model_id, job.price(job.most or 1)) if job else ("", None)
-    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error)
+    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error, booked=False)
 
 
 def _stray_jobs(

@@ -524,7 +524,10 @@ def _noted(cost: Cost) -> str:
 
 def _settle_words(report: Report, number: int) -> str:
     """What a person does about outcomes that the tool cannot know."""
-    ids = [clean(job.id, 80) for job in report.jobs if _is_doubtful(job) and job.id]
+    doubts = [job for job in report.jobs if _is_doubtful(job)]
+    if doubts and not any(job.booked for job in doubts):
+        return f"the {number} unknown: check the provider's usage page; no ledger knows of it, so nothing is to resolve"
+    ids = [clean(job.id, 80) for job in doubts if job.id and job.booked]
     named = " ".join(ids) if 0 < len(ids) <= 3 else "ID"
     again = ", or run again with --only unknown --retry-ambiguous" if report.command == "batch" else ""
     look = f"to settle the {number} unknown: check the provider's usage page, then"

@@ -96,6 +96,7 @@ class JobResult:
     """One request at its end. `request` is the body as sent, references shown as name, sha256 and bytes.
 
     `cost` is the most that it was charged for, `possible` the part of that which may not have been charged at all.
+    `booked` is False for what no ledger knows of, so that there is nothing to resolve.
     """
 
     index: int
@@ -114,6 +115,7 @@ class JobResult:
     timing: Timing = field(default_factory=Timing)
     asked_up_to: int | None = None
     task_id: str = ""
+    booked: bool = True
 
     @property
     def certain(self) -> Cost | None:

@@ -134,8 +134,8 @@ def span_words(seconds: float) -> str:
 
 
 def money_words(cost: Cost) -> str:
-    """An amount for people: at least two decimals, at most four."""
-    digits = f"{cost.amount:.4f}"
+    """An amount for people: two to four decimals, or six where four would show nothing of it."""
+    digits = f"{cost.amount:.{4 if cost.amount >= 0.00005 or not cost.amount else 6}f}"
     while digits.endswith("0") and len(digits.partition(".")[2]) > 2:
         digits = digits[:-1]
     return f"${digits}" if cost.currency == "USD" else f"{digits} {clean(cost.currency, 12)}"

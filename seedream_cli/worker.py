@@ -946,6 +946,7 @@ class Worker:
             asked_up_to=request.pictures_at_most if request.sequence else None,
             task_id=self.wire.hide(self.task_id or self.absent_task),
             warnings=self._gaps(images),
+            booked=self.desk.books.knows(job),
         )
 
     def _gaps(self, images: Iterable[SavedImage]) -> tuple[Problem, ...]:

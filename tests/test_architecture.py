@@ -46,7 +46,7 @@ FLOORS = [
     {"recovery", "worker"},
     {"engine"},
     {"batch"},
-    {"remains", "shards", "streams"},
+    {"foresight", "remains", "shards", "streams"},
     {"envelope"},
     {"ledger_views", "report", "views"},
     {"live"},

@@ -630,7 +630,7 @@ def test_a_batch_prints_an_object_a_row_and_a_summary() -> None:
     sink.close()
     envelope.print_json(envelope.summary_object(run(*jobs), skipped=5), captured.streams)
     first, second, last = map(json.loads, captured.out.splitlines())
-    assert list(first) == [*JOB_KEYS, "row", "line", "row_id"]
+    assert list(first) == ["schema", "type", *JOB_KEYS[1:], "row", "line", "row_id"]
     assert (first["row"], first["line"], first["row_id"], first["command"]) == (3, 7, "fox", "batch")
     assert second["status"] == "unknown"
     assert last == {
