@@ -151,7 +151,7 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     from .batch import Sheet, read_order
     from .plan import plan_caps
     from .report import warning_lines
-    from .tables import check_results, open_table, plan_columns
+    from .tables import check_results, foreign_results, open_table, plan_columns
 
     table = stack.enter_context(open_table(name, is_lines=chosen.switches.get("lines", False)))
     problems = list(chosen.ignored(surroundings))
@@ -171,7 +171,8 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     problems += found + _lone_braces(chosen)
     order = read_order(base, table, surroundings, problems)
     plan_caps(base, surroundings, problems)
-    problems += check_results(order.results, table, None if "results" in base.values else order.folder)
+    wrong_place = check_results(order.results, table, None if "results" in base.values else order.folder)
+    problems += wrong_place or foreign_results(order.results)
     problems = [_in_users_words(problem, table, columns) for problem in problems]
     if any(problem.severity == "error" for problem in problems):
         raise InputError([problem for problem in problems if problem.severity == "error"])
@@ -666,12 +667,15 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surr
     from . import shards
     from .ledger import open_ledger
     from .plan import run_id
+    from .tables import foreign_results
 
     draft, streams = chosen.draft(surroundings), process_streams(surroundings)
     is_quiet = draft.switches.get("quiet", False)
     _check_folders(folders)
     folder = _merged_folder(draft, folders)
     results = Path(draft.values.get("results") or folder / "results.csv")
+    if problems := foreign_results(results):
+        raise InputError(problems)
     others = list(_shard_ledgers(stack, folders, folder, surroundings))
     parts = [shards.open_part(stack, path, other) for path, other in others]
     headings = shards.check_parts(parts)

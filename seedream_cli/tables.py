@@ -1656,6 +1656,39 @@ def check_results(path: Path, table: Table, folder: Path | None = None) -> list[
     return []
 
 
+def foreign_results(path: Path) -> list[Problem]:
+    """That a file lies where the results go which no batch wrote: it would be replaced. Empty ones are nobody's.
+
+    Results are known by their columns, behind whatever columns their table has.
+    """
+    try:
+        is_foreign = path.is_file() and path.stat().st_size > 0 and not _has_results(path)
+    except OSError:
+        # What cannot be looked at cannot be written either, which is told before anything is paid.
+        return []
+    if not is_foreign:
+        return []
+    message = f"{path} is there and holds no results of a batch: it would be replaced"
+    return [Problem("results", message, "move it away, or name another file with --results", origin=str(path))]
+
+
+_RESULTS_HEADER_MOST = 1 << 20
+
+
+def _has_results(path: Path) -> bool:
+    """Whether a file is a table with the columns of results, whatever its suffix says."""
+    with path.open("rb") as file:
+        text = file.read(_RESULTS_HEADER_MOST).decode("utf-8-sig", "replace")
+    if text.startswith("sep="):
+        text = text.partition("\n")[2]
+    for delimiter in ",;\t":
+        with contextlib.suppress(csv.Error):
+            headings = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+            if find_results(headings) is not None:
+                return True
+    return False
+
+
 def _is_within(path: Path, folder: Path) -> bool:
     try:
         target = files.final_target(path)

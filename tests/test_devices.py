@@ -129,7 +129,7 @@ def test_results_behind_a_link_take_the_target_s_place_and_the_link_stays(seedre
     (seedream.folder / "real").mkdir()
     target = seedream.folder / "real" / "r.csv"
     if not is_dangling:
-        target.write_text("old")
+        target.write_text("prompt,status,path,error,provider_code,billed,cost,request_id\n")
     (seedream.folder / "r.csv").symlink_to("real/r.csv")
     done = draw(seedream, "--results", "r.csv")
     assert done.code == 0, done.err
