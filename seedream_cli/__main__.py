@@ -40,9 +40,27 @@ def main() -> None:
     except KeyboardInterrupt:
         # While everything was still being loaded; later ones are told what became of what was sent.
         code = 130
+    except (MemoryError, ImportError, OSError, RuntimeError, SystemError) as error:
+        code = _say_short(error)
     # Nor is there any use in looking for it at the end, which takes longer than all the rest of leaving.
     gc.freeze()
     sys.exit(code)
+
+
+def _say_short(error: Exception) -> int:
+    """Not even the words for it could be loaded, or the program itself; any other error is raised again."""
+    import os
+
+    try:
+        from .scarcity import lack_of
+
+        lack = lack_of(error)
+    except (MemoryError, ImportError, OSError, SystemError):
+        lack = "out of memory or of open files (see ulimit -v and ulimit -n)"
+    if not lack:
+        raise error
+    os.write(2, f"error: {lack}\n  hint: seedream history tells what was sent\n".encode())
+    return 74
 
 
 if __name__ == "__main__":

@@ -433,6 +433,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 _IO = 74
+_LOOK = "seedream history tells what was sent"
 
 
 def _run_line(argv: Sequence[str]) -> int:
@@ -449,14 +450,17 @@ def _run_line(argv: Sequence[str]) -> int:
         # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
         if isinstance(error, BrokenPipeError):
             return 0
+        from .files import reason
         from .streams import out_trouble
 
         if trouble := out_trouble(process_streams().stdout):
             return _fail(FileError(f"standard output cannot be written: {trouble}"), [])
-        reason = (error.strerror or type(error).__name__).lower()
-        return _fail(FileError(f"cannot write or read: {reason}", hint="seedream history tells what was sent"), argv)
+        return _fail(FileError(f"cannot write or read: {reason(error)}", hint=_LOOK), argv)
     except Exception as bug:  # noqa: BLE001
-        return _fail(_as_bug(bug), argv)
+        from .scarcity import lack_of
+
+        lack = lack_of(bug)
+        return _fail(FileError(lack, hint=_LOOK) if lack else _as_bug(bug), argv)
     return code if isinstance(code, int) else 0
 
 

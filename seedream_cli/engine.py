@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import journal, spool, store
+from . import journal, scarcity, spool, store
 from .books import Books
 from .errors import ApiError, BudgetError, BusyError, FileError, InternalError, SeedreamError
 from .ledger import Ledger
@@ -114,9 +114,18 @@ class HurriedClock(Clock):
 class _Conductor:
     """What every run has: wires, workers, and an ear for signals."""
 
-    def __init__(self, outlets: Outlets) -> None:
+    def __init__(self, outlets: Outlets, concurrency: int, requests: int) -> None:
+        """`concurrency` of these requests are sent at once, or as many as files can be opened for."""
         self.outlets = outlets
         self.workers: list[Worker] = []
+        most = max(1, min(concurrency, requests))
+        allowed = scarcity.requests_at_once(most)
+        scarcity.require_memory()
+        self.is_short = allowed < most
+        self.concurrency = allowed if self.is_short else concurrency
+        if self.is_short:
+            told = f"{allowed} at once instead of {most}, since {scarcity.files_words(full=False)}"
+            outlets.sink.emit(Notice(told))
 
     def _wire(self, route: Route) -> Wire:
         """The wire to one provider, paced and keyed for it alone."""
@@ -160,7 +169,7 @@ class _Run(_Conductor):
     """One run: its books, its wires, and its workers."""
 
     def __init__(self, plan: Plan, outlets: Outlets) -> None:
-        super().__init__(outlets)
+        super().__init__(outlets, CONCURRENCY, len(plan.jobs) + len(plan.extra))
         self.plan = plan
         # What is there already is neither sent nor written down.
         self.jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
@@ -233,8 +242,8 @@ class _Run(_Conductor):
             outlets.clock,
             outlets.state / "replies",
             books,
-            asyncio.Semaphore(CONCURRENCY),
-            asyncio.Semaphore(DOWNLOADS),
+            asyncio.Semaphore(self.concurrency),
+            asyncio.Semaphore(self.concurrency if self.is_short else DOWNLOADS),
             outlets.emit,
             outlets.step,
             self.plan.max_unknown,
@@ -271,26 +280,26 @@ class _FlowRun(_Conductor):
     """
 
     def __init__(self, flow: Flow, outlets: Outlets, books: Books) -> None:
-        super().__init__(outlets)
+        super().__init__(outlets, flow.concurrency, flow.requests)
         self.flow = flow
         self.failures = 0
         self.alike: tuple[object, ...] | None = ()
         self.halt: SeedreamError | None = None
         self.wires: dict[Route, Wire] = {}
         self.stack = contextlib.AsyncExitStack()
-        downloads = max(DOWNLOADS, flow.concurrency)
-        self.most_under_way = flow.concurrency + downloads
+        downloads = self.concurrency if self.is_short else max(DOWNLOADS, self.concurrency)
+        self.most_under_way = self.concurrency + downloads
         self.lanes: dict[Route, _Lane] = {}
         self.waiting = 0
         self.is_drawn = False
         self.moved = asyncio.Event()
-        self.ahead = asyncio.Semaphore(AHEAD)
+        self.ahead = asyncio.Semaphore(1 if self.is_short else AHEAD)
         self.desk = Desk(
             outlets.sink,
             outlets.clock,
             outlets.state / "replies",
             books,
-            asyncio.Semaphore(flow.concurrency),
+            asyncio.Semaphore(self.concurrency),
             asyncio.Semaphore(downloads),
             outlets.emit,
             outlets.step,
@@ -333,6 +342,12 @@ class _FlowRun(_Conductor):
             return None if job is None else Worker(self.desk, await self._wire_to(job.route), job)
         except SeedreamError as error:
             self.halt = self.halt or error
+            return None
+        except (MemoryError, OSError, ImportError, RuntimeError, SystemError) as error:
+            lack = scarcity.lack_of(error)
+            if not lack:
+                raise
+            self.halt = self.halt or FileError(f"not sent: {lack}")
             return None
 
     async def _next_job(self) -> Job | None:

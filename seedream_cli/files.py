@@ -15,6 +15,8 @@ import stat
 import sys
 from pathlib import Path
 
+from .scarcity import lack_of
+
 if sys.platform != "win32":
     import fcntl
 
@@ -182,7 +184,7 @@ def _create_nameless(folder: Path, mode: int) -> int | None:
 
 def reason(error: OSError) -> str:
     """The system's own words for what went wrong, to stand at the end of a message."""
-    return (error.strerror or type(error).__name__).lower()
+    return lack_of(error) or (error.strerror or type(error).__name__).lower()
 
 
 def lock(descriptor: int) -> bool:

@@ -36,6 +36,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from . import __version__, files
 from .errors import Billed, BudgetError, BusyError, FileError, InputError, InternalError, Problem, SeedreamError
+from .scarcity import require_files
 
 if sys.platform == "win32":
     import msvcrt
@@ -595,6 +596,10 @@ _KEEP_PICTURE = f"""INSERT INTO pictures(request, position, {", ".join(_PICTURE[
 _ANNOUNCE_PICTURE = _KEEP_PICTURE + " WHERE pictures.state NOT IN ('saved', 'handed')"
 
 
+_FILES = 8
+"""How many files a ledger takes: the database with its logs and locks, and what is opened for a moment."""
+
+
 # --- opening --------------------------------------------------------------------------------------------------------
 
 
@@ -608,8 +613,10 @@ def open_ledger(
     from somebody else. Raises `FileError` where the place cannot be written, and for a file
     that is damaged, no ledger, or of a newer version; such a file is left as it is.
     """
+    # SQLite itself cannot say why it opens no file.
+    require_files(_FILES, f"the ledger {path}")
     _make_folder(path.parent, is_named=not is_shared)
-    if not _is_there(path):
+    if not _is_there(path) or _is_half_made(path):
         _create(path, now)
     ledger = Ledger(path, now=now, secrets=secrets)
     if is_shared:
@@ -670,6 +677,27 @@ def _is_there(path: Path) -> bool:
         raise _no_place(path, error) from error
 
 
+def _is_half_made(path: Path) -> bool:
+    """Whether a full disk cut the ledger short before it held a row, as earlier versions let happen.
+
+    What is missing then lies in the log of the name it was made under, and its own log is empty.
+    """
+    made_with, own = (path.with_name(f"{path.name}{end}") for end in (".new-wal", "-wal"))
+    try:
+        if not _size(made_with) or _size(own):
+            return False
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError:
+        return False
+    # A page's size and the number of pages, by SQLite's file format.
+    return _size(path) < int.from_bytes(head[16:18]) * int.from_bytes(head[28:32])
+
+
+def _size(path: Path) -> int:
+    return path.lstat().st_size if path.exists() else 0
+
+
 def _create(path: Path, now: Callable[[], dt.datetime]) -> None:
     """Give birth to a whole ledger or none: built under another name, flushed, then renamed.
 
@@ -678,15 +706,26 @@ def _create(path: Path, now: Callable[[], dt.datetime]) -> None:
     lock = _Lock.take(path.with_name(f"{path.name}.lock"), wait=True)
     try:
         if _is_there(path):
-            return
+            if not _is_half_made(path):
+                return
+            path.replace(path.with_name(f"{path.name}.old"))
         _put_aside_logs(path)
         _build(path.with_name(f"{path.name}.new"), now).replace(path)
         _flush_folder(path.parent)
     except (OSError, sqlite3.Error) as error:
+        _remove_new(path)
         raise _no_place(path, error) from error
     finally:
         if lock:
             lock.release()
+
+
+def _remove_new(path: Path) -> None:
+    """What came of a ledger that could not be made takes no room from what may be made of the rest."""
+    new = path.with_name(f"{path.name}.new")
+    for remains in (new, *_logs(new)):
+        with contextlib.suppress(OSError):
+            remains.unlink(missing_ok=True)
 
 
 def _build(new: Path, now: Callable[[], dt.datetime]) -> Path:
@@ -695,8 +734,19 @@ def _build(new: Path, now: Callable[[], dt.datetime]) -> Path:
         remains.unlink(missing_ok=True)
     os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with contextlib.closing(_connect(new)) as db:
-        _choose_journal(db, new)
+        # No log while it is made: what a full disk keeps a log's end from the file is told by nobody. The file has
+        # another name until it is whole and flushed, so a crash costs nothing.
+        db.execute("PRAGMA journal_mode = MEMORY")
+        db.execute("PRAGMA synchronous = OFF")
         _migrate(db, now)
+        _choose_journal(db, new)
+    descriptor = os.open(new, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if any(log.exists() for log in _logs(new)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
     return new
 
 
@@ -2361,8 +2411,10 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _no_place(path: Path, error: OSError | sqlite3.Error) -> FileError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    hint = "make the place writable"
+    reason = files.reason(error) if isinstance(error, OSError) else str(error)
+    is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    is_full = is_full or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+    hint = "make room there" if is_full else "make the place writable"
     if isinstance(error, files.ForeignError):
         # The name that is meant is the error's own: a log's, say.
         return FileError(f"cannot keep the ledger {error.filename}: {files.reason(error)}", hint=error.way_out)

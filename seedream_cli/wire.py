@@ -37,6 +37,7 @@ from .pace import Clock, Policy, Waiter
 from .providers.base import Call, Reply
 from .proxies import Proxies, Proxy
 from .replies import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
+from .scarcity import lack_of
 from .settings import read_surroundings
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
 from .unpacking import Unpacker
@@ -669,7 +670,7 @@ def _root_cause(exc: BaseException) -> str:
             # Several addresses of a host were tried: the first one's failure speaks for all.
             text = os.strerror(int(numbered[1]))
         elif isinstance(cause, OSError) and cause.strerror:
-            text = cause.strerror
+            text = lack_of(cause) or cause.strerror
         cause = cause.__cause__ or cause.__context__
     return text
 

@@ -57,6 +57,7 @@ from .results import (
     Status,
     Timing,
 )
+from .scarcity import lack_of
 from .text import clean, span_words
 from .wire import DOWNLOAD_S, Clock, Wire
 
@@ -251,7 +252,9 @@ class Worker:
             error = self._cancelled()
         except Exception as bug:  # noqa: BLE001
             # The per-job border: a bug in one request must not lose the others, nor what this one was paid for.
-            error = InternalError(self.wire.mask(f"{type(bug).__name__}: {bug}"), hint=self._rescue())
+            error = self._shortage(bug) or InternalError(
+                self.wire.mask(f"{type(bug).__name__}: {bug}"), hint=self._rescue()
+            )
             error.__cause__ = bug
         finally:
             self._leave_slot()
@@ -270,6 +273,18 @@ class Worker:
             self.desk.unknowns = self.desk.unknowns + 1 if result.status == "unknown" else 0
         self.desk.sink.emit(Finished(result))
         return result
+
+    def _shortage(self, bug: Exception) -> SeedreamError | None:
+        """The machine had too little of something, by how far the request had come; None for a fault of our own."""
+        lack = lack_of(bug)
+        if not lack:
+            return None
+        if self.answered or self.job.recovers:
+            return FileError(f"not saved: {lack}", hint=self._rescue(), billed="yes")
+        if not self.in_flight:
+            return FileError(f"not sent: {lack}")
+        said = f"{lack}, before its answer was read; it may have been billed, and is not sent again"
+        return ApiError(said, kind="unknown_outcome", billed="unknown", delivered="maybe")
 
     def _leave_slot(self) -> None:
         """Let the next request leave: downloads have places of their own."""
@@ -796,8 +811,9 @@ class Worker:
         try:
             async with self.desk.downloads:
                 image = await self._save(picture)
-        except (LinkError, FileError) as error:
+        except (LinkError, FileError, OSError, MemoryError, ImportError, RuntimeError, SystemError) as cause:
             # Whatever the disk says of itself: this picture is paid for.
+            error = self._image_error(cause)
             error.billed = "yes"
             if not error.hint and not _is_final(error):
                 error.hint = self._rescue_of(error)
@@ -807,6 +823,14 @@ class Worker:
         await self.desk.books.picture(self.job, image, handed=self.job.output.stdout, last=self.closed)
         self.desk.step("picture written")
         self.desk.sink.emit(Saved(self.job.index, image))
+
+    def _image_error(self, cause: Exception) -> LinkError | FileError:
+        """What keeps an image from being saved: the link, the disk, or too little memory. Anything else is a bug."""
+        if isinstance(cause, LinkError | FileError):
+            return cause
+        if not (lack := lack_of(cause)):
+            raise cause
+        return FileError(f"not saved: {lack}", billed="yes")
 
     async def _save(self, picture: Picture) -> SavedImage:
         """Fetch into a part file beside its place, check that it is a whole picture, and give it its name."""
