@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
     from .plan import Plan, PlannedDraft
     from .request import Draft
+    from .results import Report
     from .settings import Surroundings
     from .streams import Streams
 
@@ -197,7 +198,19 @@ def _tell_left(plan: Plan, draft: Draft) -> int:
     report = Report(plan.command, plan.left)
     mode = "json" if draft.switches.get("json", False) else "paths"
     print_results(report, process_streams(), cast("Any", mode), quiet=draft.switches.get("quiet", False))
+    _tell_found(plan, report, process_streams())
     return report.exit_code
+
+
+def _tell_found(plan: Plan, report: Report, streams: Streams) -> None:
+    """What the replies hold that stay of unknown outcome."""
+    from .kept_views import found_lines, key_forms
+
+    kept = {job.id: job.kept for job in plan.jobs}
+    doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
+    forms = key_forms(read_surroundings()) if doubtful else ()
+    for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
+        streams.err(line)
 
 
 @app.command(
@@ -313,6 +326,8 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         sink.close()
     mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
     print_results(report, streams, cast("Any", mode), quiet=quiet, warned=True)
+    if plan.command == "recover":
+        _tell_found(plan, report, streams)
     if not plan.jobs[0].download and not streams.stdout_closed:
         release(report, state)
     return report.exit_code

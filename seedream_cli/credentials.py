@@ -342,6 +342,19 @@ def secret_variables(more: Iterable[str] = ()) -> set[str]:
     return {f"{PREFIX}API_KEY", *known, *more}
 
 
+def known_keys(surroundings: Surroundings) -> set[str]:
+    """Every key that is at hand without asking a program or a keyring for it: to take out of what is shown."""
+    specs = [load(name).spec for name in PROVIDERS]
+    names = secret_variables(name for spec in specs for name in variables_of(spec, surroundings))
+    found = {surroundings.environ.get(name, "").strip() for name in names}
+    with contextlib.suppress(ConfigError):
+        found |= {stored.key.strip() for stored in load_store(surroundings)}
+    file = surroundings.option("api_key_file")
+    with contextlib.suppress(ConfigError):
+        found |= {read_key_file(file).value.strip()} if file and file != "-" else set()
+    return found - {""}
+
+
 @cache
 def run_command(words: tuple[str, ...], folder: str, more: tuple[str, ...] = ()) -> str:
     """What a command prints, once in a run. No shell is asked. Raises `ConfigError` with its last words, masked.

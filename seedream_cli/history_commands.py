@@ -12,6 +12,7 @@ import typer
 from .errors import InputError, Problem
 from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
 from .process import forget_replies, open_ledger_here, open_ledger_of, process_streams, reply_names
+from .settings import read_surroundings
 
 if TYPE_CHECKING:
     from .ledger import Entry, Ledger
@@ -85,22 +86,31 @@ def history(  # noqa: PLR0917 (Typer names them all)
 )
 def show(
     wanted: Annotated[str, typer.Argument(metavar="ID", help="An id, or the start of one.")],
-    links: Annotated[bool, typer.Option("--links", help="Show the links whole; they are secrets.")] = False,  # noqa: FBT002
+    links: Annotated[bool, typer.Option("--links", help="Print every link, whole, and base64 of its reply.")] = False,  # noqa: FBT002
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
     """Everything the ledger holds of a request."""
     from . import ledger_views as views
     from .envelope import print_json
+    from .kept_views import kept_of
 
-    streams = process_streams()
+    streams, surroundings = process_streams(), read_surroundings()
     with open_ledger_of([wanted]) as ledger:
         entries = _found(ledger, wanted)
+        kept = [kept_of(entry, ledger.path.parent / "replies", surroundings) for entry in entries]
         if json:
-            print_json(views.history_object(entries, links=links), streams)
+            shown = views.history_object(entries, links=links)
+            for one, replies in zip(shown["requests"], kept, strict=True):
+                one.update(replies.as_object(links=links))
+            print_json(shown, streams)
             return 0
-        for entry in entries:
-            for line in views.entry_detail(entry, ledger.notes(entry.id), streams.width, links=links):
-                streams.out(line)
+        # The links alone are the result where they are asked for.
+        say = streams.err if links else streams.out
+        for entry, replies in zip(entries, kept, strict=True):
+            for line in views.entry_detail(entry, ledger.notes(entry.id), streams.width, replies.lines(entry)):
+                say(line)
+            if links:
+                replies.print_found(entry, streams)
     return 0
 
 

@@ -161,8 +161,8 @@ def _iso(moment: dt.datetime | None) -> str | None:
     return moment.isoformat(timespec="seconds") if moment else None
 
 
-def entry_detail(entry: Entry, notes: Iterable[Note], width: int, *, links: bool = False) -> list[str]:
-    """Everything of one request, a fact a line."""
+def entry_detail(entry: Entry, notes: Iterable[Note], width: int, more: Sequence[str] = ()) -> list[str]:
+    """Everything of one request, a fact a line; `more` facts come last."""
     facts = [
         ("id", entry.id),
         ("status", f"{entry.status}, billed: {entry.billed}"),
@@ -180,10 +180,11 @@ def entry_detail(entry: Entry, notes: Iterable[Note], width: int, *, links: bool
         where = clean_path(picture.path) if picture.path else picture.state
         lines.append(f"picture {picture.index + 1}: {where}{_left(picture)}")
         if picture.link:
-            lines.append(f"  {clean(picture.link if links else mask(picture.link), None)}")
+            lines.append(f"  {clean(mask(picture.link), None)}")
         if picture.error:
             lines.append(f"  {_failure_words(picture.error)}")
     lines += [f"note: {_when(note.at)} {note.what}: {clean(note.detail)}" for note in notes]
+    lines += more
     return [*lines, ""] if width else lines
 
 

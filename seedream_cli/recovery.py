@@ -14,12 +14,14 @@ from typing import Any
 
 from . import names, providers, spool, store
 from .config import complete
-from .credentials import is_known_address, is_same_place, may_ask
+from .credentials import is_known_address, is_same_place, known_keys, may_ask
 from .errors import EXIT_CODES, ApiError, Billed, ConfigError, InputError, LinkError, Problem, SeedreamError
 from .files import is_own_folder, is_plain
+from .findings import Findings
 from .inputs import read_chunks
 from .kept import POLLED, read_kept
 from .ledger import Caps, Entry, Ledger, PictureRow
+from .masking import secret_forms
 from .models import PriceStep, find_model
 from .plan import (
     MICRO,
@@ -151,7 +153,7 @@ def _still_unknown(entry: Entry, kept: Path | None) -> JobResult:
     message = said.message if said and said.message else "the outcome of the request is unknown"
     error = _doubt(message, entry.id, kept, entry.provider, settles=True)
     error.code, error.request_id = (said.provider_code, said.request_id) if said else ("", "")
-    return JobResult(0, entry.id, "unknown", entry.provider, entry.model, {}, cost=cost, error=error)
+    return JobResult(0, entry.id, "unknown", entry.provider, entry.model, {}, cost=cost, error=error, kept=kept)
 
 
 def _doubt(message: str, name: str, kept: Path | None, provider: str, *, settles: bool) -> ApiError:
@@ -168,7 +170,7 @@ def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -
     if path is not None:
         error.hint += ", then remove the file (history resolve is for what the ledger knows)"
     model, cost = (job.request.model_id, job.price(job.most or 1)) if job else ("", None)
-    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error, booked=False)
+    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error, booked=False, kept=path)
 
 
 def _stray_jobs(
@@ -510,12 +512,13 @@ def _reply_jobs(
     path = part.keep({})
     provider = draft.values.get("provider") or _recognise(path)
     has_images = provider is not None and _reads_images(provider, path)
+    holds = "" if has_images else _holds(path, surroundings)
     if not has_images and (name != "-" or not path.stat().st_size):
         spool.forget(replies, run)
     if provider is None:
         where, way = ("standard input", f"; what came lies in {path}") if name == "-" else (name, "")
         raise InputError(
-            [Problem("file", f"{where} is no provider's reply with pictures in it", f"name the --provider{way}")]
+            [Problem("file", f"{where} is no provider's reply with pictures in it", f"name the --provider{way}{holds}")]
         )
     dialect = providers.load(provider)
     draft = complete(draft, dialect.spec.name, surroundings.settings)
@@ -527,8 +530,19 @@ def _reply_jobs(
     job = Job(0, run, route, None, request, target, fields, recovers=True, kept=path, booked=False)
     if has_images:
         return [job]
-    left.append(_loose_doubt(job, run, path if path.exists() else None, provider))
+    lost = _loose_doubt(job, run, path if path.exists() else None, provider)
+    if lost.error and lost.kept is None:
+        lost.error.hint += holds
+    left.append(lost)
     return []
+
+
+def _holds(path: Path, surroundings: Surroundings) -> str:
+    """The first links and images that are in a reply which nobody can read, to end a hint with."""
+    forms = tuple(form for key in known_keys(surroundings) for form in secret_forms(key))
+    found = Findings(path, forms, 5)
+    lines = [one.line for one in found]
+    return f"; in it: {', '.join(lines)}{', …' if found.notes else ''}" if lines else ""
 
 
 def _recognise(path: Path) -> str | None:

@@ -97,6 +97,7 @@ class JobResult:
 
     `cost` is the most that it was charged for, `possible` the part of that which may not have been charged at all.
     `booked` is False for what no ledger knows of, so that there is nothing to resolve.
+    `kept` is its reply, where nobody found an image in that.
     """
 
     index: int
@@ -116,6 +117,7 @@ class JobResult:
     asked_up_to: int | None = None
     task_id: str = ""
     booked: bool = True
+    kept: Path | None = None
 
     @property
     def certain(self) -> Cost | None:
