@@ -30,6 +30,9 @@ class Watch(Protocol):
     def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
         """Attempt number `attempt` failed and will be repeated in `wait_s` seconds."""
 
+    def unsent(self) -> None:
+        """The attempt was stopped before its request was written to its end, which makes it none."""
+
 
 Gate = Callable[[int], Awaitable[None] | None]
 """Called with the attempt's number just before its first byte leaves; what it raises keeps that from leaving."""
@@ -77,6 +80,11 @@ class Trail:
         """Tell whoever watches."""
         if self._watch:
             self._watch.stage(name)
+
+    def stopped(self) -> None:
+        """The run stops. What was not written to its end, and not answered, nobody can have charged for."""
+        if self._watch and self.cut and self.received is None:
+            self._watch.unsent()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import typer
 from . import __version__, batch_commands
 from .config_commands import config_app
 from .doctor_commands import DOCTOR_HELP, doctor
-from .errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
+from .errors import ConfigError, FileError, InputError, InternalError, OutputError, Problem, SeedreamError
 from .flags import (
     EDIT_FLAGS,
     GENERATE_FLAGS,
@@ -298,6 +298,7 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
     from .live import make_sink
     from .report import print_results, warning_lines
     from .settings import prepare_state
+    from .streams import noted_trouble
 
     quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
     streams = process_streams(surroundings)
@@ -313,6 +314,8 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
 
     def emit(chunk: bytes) -> bool:
         streams.out_bytes(chunk)
+        if trouble := noted_trouble():
+            raise OutputError(f"standard output cannot be written: {trouble}")
         return not streams.stdout_closed
 
     log = (lambda line: streams.err(f"wire: {line}")) if verbosity > 1 else None

@@ -11,6 +11,7 @@ SeedreamError
 │   └── TaskEndedError  a task that ended without an image
 ├── LinkError         download, expired                      8   paid, not saved
 ├── FileError         filesystem                            74   nothing was sent (8 once paid)
+│   └── OutputError   standard output                       74   what was paid is kept
 ├── BusyError         busy                                  75   another run holds it
 ├── BudgetError       budget                                10
 ├── InterruptedRunError  interrupted                  130, 143
@@ -156,6 +157,15 @@ class FileError(SeedreamError):
     def exit_code(self) -> int:
         """74 promises that nothing was paid, so a paid picture that found no room ends as 8."""
         return EXIT_CODES["filesystem" if self.billed == "no" else "download"]
+
+
+class OutputError(FileError):
+    """Standard output cannot be written, as on a full disk behind it: exit 74, and what was paid for is kept."""
+
+    @property
+    def exit_code(self) -> int:
+        """The same whether something was paid or not: a script looks at where its output goes."""
+        return EXIT_CODES["filesystem"]
 
 
 class BusyError(SeedreamError):

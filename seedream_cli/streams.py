@@ -91,6 +91,11 @@ _troubles: list[str] = []
 """Why standard output could not be written, first of all; a reader that left is no trouble."""
 
 
+def noted_trouble() -> str:
+    """Why standard output could not be written so far, "" for nothing."""
+    return next(iter(_troubles), "")
+
+
 def out_trouble(stream: TextIO | None) -> str:
     """What kept standard output from being written, "" for nothing; what it still holds is written now."""
     if stream is not None:
@@ -99,7 +104,7 @@ def out_trouble(stream: TextIO | None) -> str:
         except (OSError, ValueError) as error:
             _note(error)
             _discard(stream)
-    found = next(iter(_troubles), "")
+    found = noted_trouble()
     _troubles.clear()
     return found
 

@@ -328,6 +328,9 @@ class Wire:
                 await self._way("api", self._base.target).exchange(outgoing, ear)
         except _BROKEN as exc:
             raise self._failure(call, trail, exc) from exc
+        except asyncio.CancelledError:
+            trail.stopped()
+            raise
 
     def _refuse_redirect(self, status: int, headers: Mapping[str, str]) -> None:
         """A redirect of a call is never followed: it would carry prompt, pictures and money to another host."""

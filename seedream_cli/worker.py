@@ -212,6 +212,15 @@ class Worker:
             self.desk.books.refused(self.job, error, self._put_aside(error))
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
+    def unsent(self) -> None:
+        """The run was stopped while the request was being written: it is none, and goes back among those to send."""
+        if self.doubted:
+            return
+        self.is_out = False
+        number = self.desk.signal.value if self.desk.signal else signal.SIGINT.value
+        error = InterruptedRunError("stopped before it was sent", signal_number=number)
+        self._try(lambda: self.desk.books.refused(self.job, error, None))
+
     def _put_aside(self, error: SeedreamError) -> Path | None:
         """What came of an attempt that may have been paid for, before another one is made; of others nothing stays."""
         kept = self.incoming
@@ -890,6 +899,7 @@ class Worker:
         """A whole, checked picture to standard output. A closed pipe loses nothing: the reply stays for `recover`."""
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
+                # What cannot be written, as on a full disk, raises `OutputError`.
                 if self.desk.emit is None or not self.desk.emit(chunk):
                     raise LinkError("standard output was closed before the picture was written")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..models import Rule
 from ..results import Picture
 from . import base, tasks
-from .base import ACCOUNT, AUTH, CONTENT, QUOTA, RATE_LIMITED, REFUSED, UNKNOWN, UNKNOWN_MODEL, Verdict
+from .base import ACCOUNT, AUTH, CONTENT, EMPTY_ACCOUNT, QUOTA, RATE_LIMITED, REFUSED, UNKNOWN, UNKNOWN_MODEL, Verdict
 
 if TYPE_CHECKING:
     from ..request import ImageRequest
@@ -112,24 +112,7 @@ RESOLD: Mapping[str, Verdict] = {
     # No gateway says that it does not bill what failed upstream.
     "InternalServiceError": UNKNOWN,
     "insufficient_quota": QUOTA,
-    # An account, or a key with a budget of its own, that is empty: new-api, one-api, LiteLLM, OpenAI.
-    **dict.fromkeys(
-        (
-            "insufficient_user_quota",
-            "pre_consume_token_quota_failed",
-            "token_quota_exhausted",
-            "quota_not_enough",
-            "budget_exceeded",
-            "insufficient_balance",
-            "insufficient_credits",
-            "billing_hard_limit_reached",
-            "billing_not_active",
-            "payment_required",
-            "account_deactivated",
-            "account_disabled",
-        ),
-        ACCOUNT,
-    ),
+    **dict.fromkeys(EMPTY_ACCOUNT, ACCOUNT),
 }
 """The same codes passed on by a gateway that bills on its own account."""
 

@@ -622,6 +622,23 @@ CHALLENGED = Verdict(
     "config",
     hint="a firewall before the API lets only browsers through: check --base-url and --proxy, or ask its owner",
 )
+EMPTY_ACCOUNT = frozenset(
+    {
+        "insufficient_user_quota",
+        "pre_consume_token_quota_failed",
+        "token_quota_exhausted",
+        "quota_not_enough",
+        "budget_exceeded",
+        "insufficient_balance",
+        "insufficient_credits",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "payment_required",
+        "account_deactivated",
+        "account_disabled",
+    }
+)
+"""An account, or a key with a budget of its own, that is empty: new-api, one-api, LiteLLM, OpenAI."""
 _CHALLENGES = ("just a moment", "checking your browser", "ddos-guard", "verify you are human", "one moment, please")
 _DECISIVE = {"account", "quota", "auth", "moderation"}
 _SAYS = {
@@ -661,8 +678,8 @@ def fault_in(body: Any) -> Fault | None:
 
 def api_error(spec: ProviderSpec, fault: Fault, *, status: int | None = None) -> ApiError:
     """The error for a well-formed fault, judged by its code, then by the status it came with (None: in a stream)."""
-    verdict = _by_code(spec.codes, fault.code, status)
-    other = _by_code(spec.codes, fault.also, status) if verdict is None else None
+    verdict = _judge_code(spec, fault.code, status)
+    other = _judge_code(spec, fault.also, status) if verdict is None else None
     if other is not None and other.kind in _DECISIVE:
         return _worded(spec, other, replace(fault, code=fault.also), status=status)
     return _worded(spec, verdict or _by_status(spec, status), fault, status=status)
@@ -731,8 +748,11 @@ def _is_challenge(reply: Reply) -> bool:
     """Whether a firewall wants to see a browser. It stands before the API, so nothing was drawn."""
     if reply.headers.get("cf-mitigated") or reply.headers.get("x-amzn-waf-action"):
         return True
-    title = text_fault(reply.text)[1].lower() if reply.body is None and reply.status in {403, 429, 503} else ""
-    return any(f"web page: {words}" in title for words in _CHALLENGES)
+    said = text_fault(reply.text)[1].lower() if reply.body is None and reply.status in {403, 429, 451, 503} else ""
+    if reply.status in {403, 451} and said.startswith("the answer is a web page"):
+        # No API refuses with a page for people: whoever forbids it stands before it, whatever its title says.
+        return True
+    return any(f"web page: {words}" in said for words in _CHALLENGES)
 
 
 def _fault(code: str, message: str, request_id: str) -> Fault:
@@ -763,6 +783,13 @@ def _by_code(codes: Mapping[str, Verdict], code: str, status: int | None) -> Ver
             return verdict
         code = code.rpartition(".")[0]
     return None
+
+
+def _judge_code(spec: ProviderSpec, code: str, status: int | None) -> Verdict | None:
+    """The verdict on a code by the provider's own list, else by what every gateway means by it: anybody's may be behind
+    an address that the user gave.
+    """
+    return _by_code(spec.codes, code, status) or (ACCOUNT if code in EMPTY_ACCOUNT else None)
 
 
 def _by_status(spec: ProviderSpec, status: int | None) -> Verdict:
