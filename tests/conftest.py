@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.forked import Forked, Nursery
 
 # A shell's background job starts with these ignored, and what is ignored is handed down to every process of a test.
 for _number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
@@ -68,7 +71,13 @@ class Command:
         """Run it to its end. Whatever it was given, it may not answer with a traceback or the key."""
         process = self.popen(*args, env=env, stdin=subprocess.PIPE, **more)
         out, err = process.communicate(stdin, timeout=timeout)
-        done = Done(process.returncode, (out or b"").decode(), (err or b"").decode())
+        return self.check(process.returncode, out or b"", err or b"", args)
+
+    @staticmethod
+    def check(code: int, out: bytes, err: bytes, args: tuple[str, ...]) -> Done:
+        """What came of a run, if it is fit to be seen."""
+        done = Done(code, out.decode(), err.decode())
+        assert code != -signal.SIGALRM, f"it did not end in time: {args}"
         assert "Traceback" not in done.err, done.err
         assert CANARY not in done.out + done.err, "the key was printed"
         return done
@@ -104,10 +113,27 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return Inside(tmp_path / "home", monkeypatch, capsys)
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """The process that forks: each of its runs is a process of its own that need not load the tool anew."""
+    from tests.forked import Nursery
+
+    with Nursery() as made:
+        yield made
+
+
 @pytest.fixture
-def seedream(tmp_path: Path) -> Iterator[Command]:
+def forked(tmp_path: Path, nursery: Nursery) -> Forked:
+    """The command that can be wounded, in an empty home."""
+    from tests.forked import Forked
+
+    return Forked(tmp_path / "home", nursery)
+
+
+@pytest.fixture
+def seedream(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Command]:
     """The command, hermetic. After the test nothing that it wrote may hold the key or an unfinished file."""
-    command = Command(tmp_path / "home")
+    command: Command = request.getfixturevalue("forked") if hasattr(os, "fork") else Command(tmp_path / "home")
     yield command
     for path in (tmp_path / "home").rglob("*"):
         if path.is_file():

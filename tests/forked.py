@@ -15,12 +15,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import CANARY, Command, Done
+from tests.conftest import Command, Done
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,16 +32,18 @@ class Nursery:
     """The process that forks. A context manager."""
 
     def __enter__(self) -> Nursery:
+        bare = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "tests.forked"], cwd=ROOT, env=bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        self.is_free = threading.Lock()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
     def run(self, job: dict[str, Any]) -> int:
-        """Let a child do a job; its exit code, negative for the signal that killed it."""
+        """Let a child do a job; its exit code, negative for the signal that killed it. One at a time."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -47,7 +52,11 @@ class Nursery:
 
 
 class Forked(Command):
-    """The command as a child of the nursery: `wounds` are the names of functions of this file, with an argument."""
+    """The command as a child of the nursery: `wounds` are the names of functions of this file, with an argument.
+
+    What a forked process cannot be given (another encoding, a pipe of the test's), and a second run beside the first,
+    starts an interpreter of its own.
+    """
 
     def __init__(self, home: Path, nursery: Nursery) -> None:
         super().__init__(home)
@@ -63,15 +72,19 @@ class Forked(Command):
         **more: Any,
     ) -> Done:
         """Run it to its end or to its death."""
-        assert not stdin
-        assert not more
-        out, err = self.home / "stdout", self.home / "stderr"
-        job = {"args": args, "env": {**self.env, **(env or {})}, "cwd": str(self.folder), "wounds": wounds or {}}
-        code = self.nursery.run({**job, "out": str(out), "err": str(err)})
-        done = Done(code, out.read_text(), err.read_text())
-        assert "Traceback" not in done.err, done.err
-        assert CANARY not in done.out + done.err, "the key was printed"
-        return done
+        whole = {**self.env, **(env or {})}
+        is_own = more or any(name.startswith(("PYTHON", "LC_", "COVERAGE")) for name in whole)
+        if is_own or whole.get("LANG") != "C.UTF-8" or not self.nursery.is_free.acquire(blocking=bool(wounds)):
+            assert not wounds
+            return super().__call__(*args, env=env, stdin=stdin, timeout=timeout, **more)
+        try:
+            given, out, err = (self.home.with_name(f"{self.home.name}.{name}") for name in ("in", "out", "err"))
+            given.write_bytes(stdin)
+            job = {"args": args, "env": whole, "cwd": str(self.folder), "wounds": wounds or {}, "timeout": timeout}
+            code = self.nursery.run({**job, "in": str(given), "out": str(out), "err": str(err)})
+            return self.check(code, out.read_bytes(), err.read_bytes(), args)
+        finally:
+            self.nursery.is_free.release()
 
 
 # --- in the child ---------------------------------------------------------------------------------------------------
@@ -113,9 +126,9 @@ def _serve() -> None:
 
 def _live(job: dict[str, Any]) -> None:
     """Be one run of the command."""
-    from seedream_cli.cli import main
+    from seedream_cli.__main__ import main
 
-    for number, path, how in ((0, os.devnull, os.O_RDONLY), (1, job["out"], _NEW), (2, job["err"], _NEW)):
+    for number, path, how in ((0, job["in"], os.O_RDONLY), (1, job["out"], _NEW), (2, job["err"], _NEW)):
         file = os.open(path, how, 0o600)
         os.dup2(file, number)
         os.close(file)
@@ -124,14 +137,25 @@ def _live(job: dict[str, Any]) -> None:
     os.chdir(job["cwd"])
     for name, argument in job["wounds"].items():
         WOUNDS[name](argument)
-    code = 70
+    if sys.platform != "win32":
+        # Who hangs dies of it.
+        signal.setitimer(signal.ITIMER_REAL, job["timeout"])
+        time.tzset()
+    sys.argv = ["seedream", *job["args"]]
+    code: Any = 70
     try:
-        code = main(job["args"])
+        code = 0
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        code = 70
+        traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -501,13 +525,6 @@ WOUNDS: dict[str, Callable[[Any], None]] = {
     "shift": shift,
     "shrink": shrink,
 }
-
-
-@contextlib.contextmanager
-def nursery() -> Iterator[Nursery]:
-    """A nursery for the tests of one module."""
-    with Nursery() as made:
-        yield made
 
 
 if __name__ == "__main__" and len(sys.argv) > 1:

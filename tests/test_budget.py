@@ -6,33 +6,18 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import CANARY, Command, Inside
-from tests.forked import Forked, Nursery
+from tests.forked import Forked
 from tests.rawserver import RESET, answer
 from tests.upstream import Upstream, picture, refusal
 
 KEYS = dict.fromkeys(("ARK_API_KEY", "OPE_API_KEY", "OPENAI_API_KEY", "COMETAPI_KEY", "ACEDATACLOUD_API_TOKEN"), CANARY)
 ENV = {**KEYS, "BYTEPLUS_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
 LIST = "list price; this provider's may differ"
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The process that forks the runs of this file."""
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture
-def forked(nursery: Nursery, tmp_path: Path) -> Forked:
-    """The command in an empty home."""
-    return Forked(tmp_path / "home", nursery)
 
 
 def write_settings(command: Command, text: str) -> None:

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,6 @@ from tests.upstream import Upstream, picture, sse
 MOST_STEPS = 150
 KEYS = {"ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY, "SEEDREAM_FAULT": "no-wait"}
 FOREIGN = picture(seed=99)
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The process that forks the runs of this file."""
-    with Nursery() as made:
-        yield made
 
 
 # --- what the provider answers --------------------------------------------------------------------------------------

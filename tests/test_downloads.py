@@ -10,8 +10,7 @@ import random
 import socket
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from seedream_cli.errors import LinkError
 from seedream_cli.links import absolute, expiry, may_ask, nearness, resolved_nearness
 from seedream_cli.pictures import inspect_bytes
 from seedream_cli.wire import Policy, Wire
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import RawServer, Received, Script, answer
 from tests.test_batch import ENV
 from tests.upstream import Upstream, events, noise, picture, sse
@@ -29,18 +28,6 @@ from tests.upstream import Upstream, events, noise, picture, sse
 JPEG = picture()
 """Flat, as no photograph is."""
 PNG = noise((60, 60))
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    """The command, forked."""
-    return Forked(tmp_path / "home", farm)
 
 
 def ark(upstream: Upstream, *more: str) -> list[str]:

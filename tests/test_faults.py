@@ -19,22 +19,10 @@ from seedream_cli.commits import Commits
 from seedream_cli.errors import FileError
 from seedream_cli.journal import Journal, adopt, sweep
 from tests.conftest import Command
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import SILENCE, Received, Script, answer
 from tests.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write
 from tests.upstream import Upstream, events, refusal, sse
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    """The command with wounds."""
-    return Forked(tmp_path / "home", farm)
 
 
 def batch(forked: Forked, upstream: Upstream, *more: str, bug: str = "") -> Any:

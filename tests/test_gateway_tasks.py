@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from seedream_cli.errors import TaskEndedError
 from seedream_cli.providers import base, load
 from tests.conftest import CANARY, Command
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import SILENCE, Received, Script, answer
 from tests.upstream import Upstream
 
@@ -23,18 +22,6 @@ ENV = {
 }
 NAME = "task_0000000001"
 SUBMITTED = {"code": 200, "data": [{"status": "submitted", "task_id": NAME}]}
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    """The command, without the start-up of an interpreter."""
-    return Forked(tmp_path / "home", farm)
 
 
 def said(value: Any, status: int = 200) -> Script:

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,6 @@ EXPIRED = answer(
     status=403,
     headers=[("Date", "Fri, 01 Jan 2100 00:00:00 GMT")],
 )
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The process that forks the runs of this file."""
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture
-def forked(nursery: Nursery, tmp_path: Path) -> Forked:
-    """The command in an empty home."""
-    return Forked(tmp_path / "home", nursery)
 
 
 def generate(command: Command, upstream: Upstream, *args: str, **more: Any) -> Any:

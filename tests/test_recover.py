@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import CANARY, Command, Done
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import Received, Script, answer
 from tests.upstream import Upstream, sse
 
 ENV = dict.fromkeys(("ARK_API_KEY", "ACEDATACLOUD_API_TOKEN", "OPENAI_API_KEY", "COMETAPI_KEY"), CANARY)
 EVENTS = [("Content-Type", "text/event-stream")]
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    """The command, without the start-up of an interpreter, and with wounds where a test asks for them."""
-    return Forked(tmp_path / "home", farm)
 
 
 def generate(command: Command, upstream: Upstream, *more: str, provider: str = "ark") -> Done:

@@ -6,30 +6,18 @@ import base64
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import CANARY, Done
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import Script, answer
 from tests.upstream import Upstream, completed, events, ndjson, picture, sse
 
 ENV = {"ARK_API_KEY": CANARY}
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    """The command, without the start-up of an interpreter."""
-    return Forked(tmp_path / "home", farm)
 
 
 def generate(command: Forked, upstream: Upstream, *more: str) -> Done:
