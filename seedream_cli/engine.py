@@ -27,6 +27,7 @@ from .ledger import Ledger
 from .plan import Job, Plan, Route
 from .providers.base import Call, Reply
 from .results import Draining, JobResult, Notice, Planned, Report, Sink
+from .settings import read_surroundings
 from .wire import Answer, Clock, Policy, Wire
 from .worker import Desk, Worker, is_there, no_step, places
 
@@ -478,6 +479,7 @@ def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None =
         ipm=limits.ipm or spec.ipm,
     )
     key = route.key.value if route.key else _NO_KEY if spec.offline else ""
+    surroundings = read_surroundings()
     return Wire(
         base_url=route.base_url,
         key=key,
@@ -487,6 +489,8 @@ def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None =
         clock=clock,
         log=log,
         by_hand=route.by_hand,
+        environ=surroundings.environ,
+        certificates=surroundings.certificates,
     )
 
 

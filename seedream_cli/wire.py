@@ -38,7 +38,6 @@ from .providers.base import Call, Reply
 from .proxies import Proxies, Proxy
 from .replies import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
 from .scarcity import lack_of
-from .settings import read_surroundings
 from .transport import Listener, LostConnectionError, NoConnectionError, Outgoing
 from .unpacking import Unpacker
 
@@ -103,7 +102,8 @@ class Wire:
     this machine never goes through a proxy elsewhere. A `transport` of httpx (the sandbox)
     serves calls and links alike.
     `log` takes lines for the wire log, already masked. `by_hand` says that the links come from the user, who may name
-    any host.
+    any host. `environ` holds the variables that name proxies; `certificates` are a file and a folder of those to trust
+    in place of the system's.
     """
 
     def __init__(
@@ -118,12 +118,15 @@ class Wire:
         random: randomness.Random | None = None,
         log: Callable[[str], None] | None = None,
         by_hand: bool = False,
+        environ: Mapping[str, str] | None = None,
+        certificates: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self._key = check_key(key) if key else ""
         self._forms = secret_forms(self._key)
         self._base = _check_base(base_url, offline=transport is not None)
         self._policy = policy
-        self._proxies = Proxies(read_surroundings().environ, proxy)
+        self._proxies = Proxies(environ or {}, proxy)
+        self._trust_files = certificates
         self._transport = transport
         self._clock = clock or Clock()
         self._random = random or randomness.Random()
@@ -523,7 +526,7 @@ class Wire:
     def _certificates(self) -> ssl.SSLContext:
         """One context for all TLS, read when first needed: that takes 20 to 40 ms."""
         if self._tls is None:
-            self._tls = _trusted()
+            self._tls = _trusted(*self._trust_files)
         return self._tls
 
     def _say(self, line: str) -> None:
@@ -622,9 +625,8 @@ def _check_base(base_url: str, *, offline: bool) -> _Base:
     return _Base(f"{target.scheme}://{target.authority}{path}", target)
 
 
-def _trusted() -> ssl.SSLContext:
+def _trusted(file: str | None, folder: str | None) -> ssl.SSLContext:
     """The certificates that are trusted; ConfigError where the user's are none."""
-    file, folder = read_surroundings().certificates
     try:
         return trusted_certificates(file, folder)
     except OSError as exc:

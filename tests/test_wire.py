@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -144,10 +145,18 @@ def wire(base_url: str, *, key: str = KEY, clock: Clock | None = None, log: Any 
     """A wire with short deadlines and a fast clock."""
     proxy, transport = more.pop("proxy", None), more.pop("transport", None)
     policy = Policy(**{"timeout_s": 5.0, "connect_timeout_s": 5.0, "retries": 2, **more})
-    source = random.Random(7)
     clock = clock or FastClock()
     return Wire(
-        base_url=base_url, key=key, policy=policy, proxy=proxy, transport=transport, clock=clock, random=source, log=log
+        base_url=base_url,
+        key=key,
+        policy=policy,
+        proxy=proxy,
+        transport=transport,
+        clock=clock,
+        random=random.Random(7),
+        log=log,
+        environ=os.environ,
+        certificates=(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
     )
 
 
