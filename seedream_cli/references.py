@@ -254,11 +254,13 @@ def _prepare(ref: ImageRef) -> tuple[Sent | None, bool, str]:
             bare = None
         if bare is not None and bare.orientation == 1:
             return _without(file, bare, ref, with_note=False), False, ""
-        if not ref.animated and (bare is not None or kind == "tiff"):
+        is_deep = kind == "png" and _is_deep(file)
+        if not ref.animated and not is_deep and (bare is not None or kind == "tiff"):
             with contextlib.suppress(OSError, ValueError, SyntaxError, MemoryError):
                 return _turned(ref, bare.orientation if bare else 1)
         if bare is not None:
-            why = "has several frames" if ref.animated else "cannot be decoded here"
+            still = "has 16 bits a colour, of which turning would keep 8" if is_deep else "cannot be decoded here"
+            why = "has several frames" if ref.animated else still
             said = f"{ref.location} {why}, so it is not turned: only the note how to turn it goes along"
             return _without(file, bare, ref, with_note=True), False, said
     return (
@@ -266,6 +268,13 @@ def _prepare(ref: ImageRef) -> tuple[Sent | None, bool, str]:
         False,
         f"{ref.location} is sent with its metadata (place and time may be in it): {kind} is not rewritten",
     )
+
+
+def _is_deep(file: io.BufferedReader | io.BytesIO) -> bool:
+    """Whether a PNG has 16 bits a colour, of which the library keeps 8; of grey without transparency it keeps all."""
+    file.seek(24)
+    depth, colours = file.read(2)
+    return depth == 16 and colours != 0
 
 
 def _without(file: io.BufferedReader | io.BytesIO, bare: Bare, ref: ImageRef, *, with_note: bool) -> Sent | None:
