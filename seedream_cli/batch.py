@@ -365,7 +365,7 @@ class Sheet:
             body = tuple([own[name] for name in mould.body.own])
         fields: tuple[str, ...] | Mapping[str, str] = (str(number), row_id[:200]) if row_id else (str(number),)
         if (row_id != "") != self._has_ids or not _is_known(template):
-            fields = {**_needed(template, row), "size": request.size}
+            fields = {**self._needed(template, judged, shape), "size": request.size}
         if shape.times == 1:
             place, output = number * STEP, (template, 1)
             name = f"{run}-{number}"
@@ -386,6 +386,18 @@ class Sheet:
             )
             for nth in range(shape.times)
         ]
+
+    def _needed(self, template: str, judged: Judged[Shape | None], shape: Shape) -> dict[str, str]:
+        """The fields of a name that a later run could not find out by itself: those of the table, and of the request
+        that only the table makes whole.
+        """
+        row, used = judged.row, _used_fields(template)
+        # As it stands: whoever makes a name of it cleans it, and of a hundred thousand rows most are never asked again.
+        own = {"row": str(row.number)} | ({"id": row.id[:200]} if row.id else {})
+        if used & _OF_REQUEST:
+            made = name_fields(self.request(judged, shape), "", 0)
+            own |= {name: made[name] for name in sorted(used & _OF_REQUEST)}
+        return {name: text for name, text in row.fields.items() if name in used and name not in names.FIELDS} | own
 
     def _own_mould(self, judged: Judged[Shape | None], shape: Shape) -> Mould:
         """The mould of this row alone, its body made by the dialect."""
@@ -447,22 +459,16 @@ def find_pattern(job: Job) -> Pattern | None:
 @functools.lru_cache(maxsize=64)
 def _is_known(template: str) -> bool:
     """Whether all fields of a name can be found out without the table, but for the row's number and id."""
-    return _used_fields(template) <= {"id", "row", *names.FIELDS}
+    return _used_fields(template) <= {"id", "row", *names.FIELDS} - _OF_REQUEST
+
+
+_OF_REQUEST = frozenset({"hash", "model", "seed"})
+"""Fields of a name that are made of the whole request, which no ledger has."""
 
 
 @functools.lru_cache(maxsize=64)
 def _used_fields(template: str) -> frozenset[str]:
     return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name)
-
-
-def _needed(template: str, row: Row) -> dict[str, str]:
-    """The fields of a name that a later run could not find out by itself: those of the table."""
-    # As it stands: whoever makes a name of it cleans it, and of a hundred thousand rows most are never asked again.
-    own = {"row": str(row.number)} | ({"id": row.id[:200]} if row.id else {})
-    if _is_known(template):
-        return own
-    used = _used_fields(template)
-    return {name: text for name, text in row.fields.items() if name in used and name not in names.FIELDS} | own
 
 
 # --- what each row is due -------------------------------------------------------------------------------------------
@@ -717,7 +723,8 @@ class Batch:
             if is_listed or entry.state != "ready" or entry.error is not None:
                 continue
             sheet = self.sheet
-            job = lost_job(entry, sheet.base, sheet.surroundings, self.order.home / "replies", target)
+            replies = self.order.home / "replies"
+            job = lost_job(entry, sheet.base, sheet.surroundings, replies, output=target, found=[])
             if job and self.ledger.take(self.run, [entry.id]):
                 # Below zero no row has its place.
                 yield replace(job, index=-1 - number)

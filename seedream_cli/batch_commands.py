@@ -491,8 +491,20 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     if not _agreed(desk, survey):
         desk.streams.err(_UNSENT)
         return 130
+    _remember_addresses(desk)
     tracker, report = _work(desk, batch, survey, day)
     return _close(desk, batch, tracker, report, stream)
+
+
+def _remember_addresses(desk: _Desk) -> None:
+    """Keep in mind which address the user named: a batch's own ledger is not believed where its links may lead."""
+    from .credentials import is_same_place, remember_address
+
+    if not desk.draft.origins.get("base_url", "").startswith(("--", "$")):
+        return
+    for route in desk.sheet.routes:
+        if is_same_place(route.base_url, desk.draft.values["base_url"]):
+            remember_address(route.spec, route.base_url, desk.surroundings)
 
 
 def _prepare_results(results: Path) -> int | None:

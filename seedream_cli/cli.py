@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -27,11 +28,12 @@ from .flags import (
     takes,
 )
 from .history_commands import history_app
-from .process import crash_step, ledger_as_it_is, open_ledger_here, process_streams
+from .process import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_streams
 from .settings import read_surroundings
 
 if TYPE_CHECKING:
     from .envelope import JsonObject
+    from .folders import Search
     from .ledger import Ledger
     from .plan import Plan, PlannedDraft
     from .request import Draft
@@ -158,21 +160,25 @@ def models(
 
 @app.command(
     cls=PlainCommand,
-    help="Save pictures that were paid for and are not on disk. Costs nothing.\n\nExamples:\n\n\b\n"
+    help="Save pictures that were paid for and are not on disk, of single runs here and of batches in their folders. "
+    "Costs nothing.\n\nExamples:\n\n\b\n"
     "  seedream recover\n  seedream recover 261121-4f9a2c -o shots/\n"
     "  curl … | seedream recover - -p ark\n  seedream recover --task TASK -p acedata",
 )
 @takes(RECOVER_FLAGS)
 def recover(
     wanted: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID|FILE|-]...", help="Kept replies; none: all.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[ID|FILE|-]...", help="Runs, requests or kept replies; none: all.", show_default=False),
     ] = None,
     *,
     chosen: Chosen,
 ) -> int:
     """Pictures of kept replies and of tasks, to files."""
-    from .recovery import make_recovery, nothing_left
-    from .report import warning_lines
+    from .folders import search_folders
+    from .recovery import make_recovery, nothing_left, place_all
+    from .report import print_results, warning_lines
+    from .results import Report
 
     surroundings = chosen.surroundings()
     draft = chosen.draft(surroundings)
@@ -181,32 +187,35 @@ def recover(
         raise InputError(ignored)
     for line in () if draft.switches.get("quiet") else warning_lines(ignored):
         process_streams().err(line)
+    names, tasks = wanted or [], chosen.lists.get("task", ())
     with _ledger(draft, surroundings) as ledger:
-        plan = make_recovery(wanted or (), draft, surroundings, ledger, tasks=chosen.lists.get("task", ()))
-        if not plan.jobs:
-            for line in (*(f"note: {note}" for note in plan.notices), nothing_left(ledger)):
-                process_streams().err(line)
-            return _tell_left(plan, draft) if plan.left else 0
-        return _execute(plan, draft, chosen, surroundings, ledger)
+        search = search_folders(names, draft, surroundings, ledger, every=not names and not tasks)
+        own = make_recovery(names, draft, surroundings, ledger, tasks=tasks, of_batches=search.names)
+        plans = place_all(own, [plan for _, plan in search.found], draft)
+        for note in () if draft.switches.get("quiet") else (*own.notices, *search.notes):
+            process_streams().err(f"note: {note}")
+        for line in search.passed:
+            process_streams().err(f"error: {line}")
+        parts = [_Part(plans[0], ledger)]
+        parts += [_Part(plan, None, folder) for plan, (folder, _) in zip(plans[1:], search.found, strict=True)]
+        if any(part.plan.jobs or part.plan.left for part in parts):
+            return _execute(parts, draft, chosen, surroundings, search)
+        if draft.switches.get("json", False):
+            print_results(Report("recover", (), _as_warnings(search)), process_streams(), "json", quiet=True)
+        process_streams().err(nothing_left(ledger))
+        return search.trouble or search.busy
 
 
-def _tell_left(plan: Plan, draft: Draft) -> int:
-    """What stays of unknown outcome where there is nothing to fetch."""
-    from .report import print_results
-    from .results import Report
-
-    report = Report(plan.command, plan.left)
-    mode = "json" if draft.switches.get("json", False) else "paths"
-    print_results(report, process_streams(), cast("Any", mode), quiet=draft.switches.get("quiet", False))
-    _tell_found(plan, report, process_streams())
-    return report.exit_code
+def _as_warnings(search: Search | None) -> tuple[Problem, ...]:
+    """The folders that were passed over, for scripts."""
+    return tuple(Problem("folder", line) for line in (search.passed if search else ()))
 
 
-def _tell_found(plan: Plan, report: Report, streams: Streams) -> None:
+def _tell_found(parts: Sequence[_Part], report: Report, streams: Streams) -> None:
     """What the replies hold that stay of unknown outcome."""
     from .kept_views import found_lines, key_forms
 
-    kept = {job.id: job.kept for job in plan.jobs}
+    kept = {job.id: job.kept for part in parts for job in part.plan.jobs}
     doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
     forms = key_forms(read_surroundings()) if doubtful else ()
     for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
@@ -261,7 +270,7 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
         elif drafts[0].switches.get("reuse"):
             hint = "leave out one of the two"
             raise InputError([Problem("reuse", "there is nothing to look earlier requests up in: no ledger", hint)])
-        return _execute(plan, drafts[0], chosen, surroundings, ledger)
+        return _execute([_Part(plan, ledger)], drafts[0], chosen, surroundings)
 
 
 def _with_earlier(plan: Plan, draft: Draft, ledger: Ledger) -> Plan:
@@ -292,25 +301,78 @@ def _ledger(draft: Draft, surroundings: Surroundings) -> Iterator[Ledger | None]
         yield ledger
 
 
-def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surroundings, ledger: Ledger | None) -> int:
-    """Run a plan in front of the user and print what came of it."""
-    from .engine import HurriedClock, Outlets, execute, release
-    from .live import make_sink
+@dataclass(frozen=True)
+class _Part:
+    """A plan with the ledger that it is written down in: the user's, or that of the batch in `folder`."""
+
+    plan: Plan
+    ledger: Ledger | None
+    folder: Path | None = None
+
+
+def _execute(
+    parts: Sequence[_Part], draft: Draft, chosen: Chosen, surroundings: Surroundings, search: Search | None = None
+) -> int:
+    """Run plans, one after the other, in front of the user and print what came of them as of one."""
+    from .engine import release
     from .report import print_results, warning_lines
+    from .results import Report
     from .settings import prepare_state
-    from .streams import noted_trouble
 
     quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
     streams = process_streams(surroundings)
-    for line in () if quiet else (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
-        streams.err(line)
-    if plan.jobs[0].output.stdout and (json or streams.stdout_is_terminal):
+    first, *_ = parts
+    if first.plan.command != "recover":
+        for line in (
+            () if quiet else (*(f"note: {note}" for note in first.plan.notices), *warning_lines(first.plan.warnings))
+        ):
+            streams.err(line)
+    jobs = [job for part in parts for job in part.plan.jobs]
+    to_stdout, download = any(job.output.stdout for job in jobs), all(job.download for job in jobs)
+    if to_stdout and (json or streams.stdout_is_terminal):
         what = "is taken by --json" if json else "is a terminal"
         raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
     state = prepare_state(surroundings.state_folder)
-    _remember_addresses(plan, surroundings)
-    verbosity = chosen.loudness(draft)
-    sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=-1 if quiet else verbosity)
+    _remember_addresses(first.plan, surroundings)
+    reports, step = list[tuple[_Part, Report]](), crash_step(surroundings.fault)
+    for part in parts:
+        if part.plan.jobs and not (reports and reports[-1][1].signal_number):
+            try:
+                reports.append((part, _conduct(part, draft, chosen, surroundings, step)))
+            except SeedreamError as error:
+                # What the others brought is told all the same.
+                if part.folder is None or search is None:
+                    raise
+                search.pass_over(part.folder, error)
+                streams.err(f"error: {search.passed[-1]}")
+    report = Report(
+        first.plan.command,
+        (*(job for _, one in reports for job in one.jobs), *(result for part in parts for result in part.plan.left)),
+        (*(warning for _, one in reports for warning in one.warnings), *_as_warnings(search)),
+        sum(one.elapsed_s for _, one in reports),
+        next((one.signal_number for _, one in reports if one.signal_number), None),
+    )
+    mode = "json" if json else "none" if to_stdout else "paths" if download else "urls"
+    print_results(report, streams, cast("Any", mode), quiet=quiet, warned=bool(jobs))
+    if report.command == "recover":
+        _tell_found(parts, report, streams)
+    for part, one in () if download or streams.stdout_closed else reports:
+        release(one, part.folder / BATCH_HOME if part.folder else state)
+    return report.exit_code or (search.trouble if search else 0) or (search.busy if search and not report.jobs else 0)
+
+
+def _conduct(
+    part: _Part, draft: Draft, chosen: Chosen, surroundings: Surroundings, step: Callable[[str], None]
+) -> Report:
+    """Run one plan. A batch is held meanwhile, and its results are told of what came."""
+    from .engine import HurriedClock, Outlets, execute
+    from .folders import hold
+    from .live import make_sink
+    from .streams import noted_trouble
+
+    streams, verbosity = process_streams(surroundings), chosen.loudness(draft)
+    loudness = -1 if draft.switches.get("quiet", False) else verbosity
+    sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=loudness)
 
     def emit(chunk: bytes) -> bool:
         streams.out_bytes(chunk)
@@ -319,21 +381,31 @@ def _execute(plan: Plan, draft: Draft, chosen: Chosen, surroundings: Surrounding
         return not streams.stdout_closed
 
     log = (lambda line: streams.err(f"wire: {line}")) if verbosity > 1 else None
+    state = part.folder / BATCH_HOME if part.folder else surroundings.state_folder
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(hold(part.folder, surroundings)) if part.folder else part.ledger
+        try:
+            outlets = Outlets(sink, state, ledger, emit, log, step=step)
+            if surroundings.fault == "no-wait":
+                outlets = replace(outlets, clock=HurriedClock())
+            report = execute(part.plan, outlets, home=part.folder)
+        finally:
+            sink.close()
+        if part.folder and ledger:
+            _refresh_results(part.folder, ledger, streams)
+    return report
+
+
+def _refresh_results(folder: Path, ledger: Ledger, streams: Streams) -> None:
+    """A batch's results say what is true now, or that they do not is told: no image hangs on them."""
+    from .shards import refresh_results
+
+    place = folder / "results.csv"
     try:
-        outlets = Outlets(sink, state, ledger, emit, log, step=crash_step(surroundings.fault))
-        if surroundings.fault == "no-wait":
-            outlets = replace(outlets, clock=HurriedClock())
-        report = execute(plan, outlets)
-        report = replace(report, jobs=(*report.jobs, *plan.left))
-    finally:
-        sink.close()
-    mode = "json" if json else "none" if plan.jobs[0].output.stdout else "paths" if plan.jobs[0].download else "urls"
-    print_results(report, streams, cast("Any", mode), quiet=quiet, warned=True)
-    if plan.command == "recover":
-        _tell_found(plan, report, streams)
-    if not plan.jobs[0].download and not streams.stdout_closed:
-        release(report, state)
-    return report.exit_code
+        if not refresh_results(folder, ledger):
+            streams.err(f"note: {place} is not of this batch's last table; the same `seedream batch` writes it anew")
+    except (FileError, InputError) as error:
+        streams.err(f"note: {error.message}; the same `seedream batch` writes it anew")
 
 
 def _remember_addresses(plan: Plan, surroundings: Surroundings) -> None:

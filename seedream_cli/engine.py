@@ -92,9 +92,12 @@ def conduct(flow: Flow, outlets: Outlets, books: Books) -> Ending:
     return _run(_FlowRun(flow, outlets, books).execute())
 
 
-def execute(plan: Plan, outlets: Outlets) -> Report:
-    """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent."""
-    return _run(_Run(plan, outlets).execute())
+def execute(plan: Plan, outlets: Outlets, *, home: Path | None = None) -> Report:
+    """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent.
+
+    `home` is the folder of the batch whose ledger it is: paths are written down from there on.
+    """
+    return _run(_Run(plan, outlets, home).execute())
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -169,9 +172,10 @@ class _Conductor:
 class _Run(_Conductor):
     """One run: its books, its wires, and its workers."""
 
-    def __init__(self, plan: Plan, outlets: Outlets) -> None:
+    def __init__(self, plan: Plan, outlets: Outlets, home: Path | None = None) -> None:
         super().__init__(outlets, CONCURRENCY, len(plan.jobs) + len(plan.extra))
         self.plan = plan
+        self.home = home
         # What is there already is neither sent nor written down.
         self.jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
         self.desk: Desk | None = None
@@ -194,7 +198,7 @@ class _Run(_Conductor):
                 if ledger and route.key:
                     ledger.hide(route.key.value.strip())
             run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder())) if ledger else None
-            books = Books(ledger, run, plan.caps)
+            books = Books(ledger, run, plan.caps, home=self.home)
             books.open(self.jobs)
             self.outlets.step("entered")
             self.desk = self._desk(books)

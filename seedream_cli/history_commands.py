@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import InputError, Problem
 from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
-from .process import forget_replies, open_ledger_here, open_ledger_of, process_streams, reply_names
+from .process import BATCH_HOME, forget_replies, open_ledger_here, process_streams, reply_names
 from .settings import read_surroundings
 
 if TYPE_CHECKING:
-    from .ledger import Entry, Ledger
+    from .ledger import Entry, Ledger, RunRow
 
 
 def _option(names: str, metavar: str, text: str) -> Any:
@@ -31,9 +33,10 @@ history_app = typer.Typer(
 STATUSES = ("succeeded", "partial", "failed", "unknown", "unsaved", "submitted", "running", "resolved", "unsent")
 _JSON = typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT, show_default=False)
 _HELP = (
-    "What was sent, newest first.\n\nExamples:\n\n\b\n  seedream history\n  seedream history --text fox --since 7d\n"
+    "What was sent, newest first; a batch is one line, which `show` opens."
+    "\n\nExamples:\n\n\b\n  seedream history\n  seedream history --text fox --since 7d\n"
     "  seedream history --status unknown\n  seedream history show 261121-4f9a2c\n"
-    "  seedream history resolve 261121-4f9a2c --unpaid"
+    "  seedream history resolve 261121-4f9a2c --unpaid\n  seedream history stats --by model"
 )
 
 
@@ -55,6 +58,7 @@ def history(  # noqa: PLR0917 (Typer names them all)
         return 0
     from . import ledger_views as views
     from .envelope import print_json
+    from .folders import list_batches
 
     found: list[Problem] = []
     period = [_moment(name, value, found) for name, value in (("since", since), ("until", until))]
@@ -66,15 +70,22 @@ def history(  # noqa: PLR0917 (Typer names them all)
         raise InputError(found)
     streams, ledger = process_streams(), open_ledger_here()
     with ledger:
-        entries = ledger.history(
+        entries: Sequence[Entry] = ledger.history(
             text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
         )
+        batches = list_batches(
+            ledger, text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
+        )
+        entries, batches = views.newest(entries, batches, limit or None)
         if json:
-            print_json(views.history_object(entries), streams)
+            print_json(views.history_object(entries, batches=batches), streams)
             return 0
-        for line in views.history_table(entries, streams.width):
+        for line in views.history_table(entries, streams.width, batches):
             streams.out(line)
-        if not entries:
+        for batch in batches if any(batch.trouble for batch in batches) else ():
+            if batch.trouble:
+                streams.err(f"note: {batch.folder}: {batch.trouble}")
+        if not (entries or batches):
             streams.err("nothing in the history is like that")
         for line in views.spent_lines(ledger.spent(), ledger.spent(since=ledger.today())):
             streams.err(line)
@@ -82,7 +93,8 @@ def history(  # noqa: PLR0917 (Typer names them all)
 
 
 @history_app.command(
-    cls=PlainCommand, help="One request, or all of a run: what was sent, its links masked, its files, its cost."
+    cls=PlainCommand,
+    help="One request, all of a run, or the rows of a batch: what was sent, its links masked, its files, its cost.",
 )
 def show(
     wanted: Annotated[str, typer.Argument(metavar="ID", help="An id, or the start of one.")],
@@ -92,10 +104,16 @@ def show(
     """Everything the ledger holds of a request."""
     from . import ledger_views as views
     from .envelope import print_json
+    from .folders import find_batch
     from .kept_views import kept_of
 
     streams, surroundings = process_streams(), read_surroundings()
-    with open_ledger_of([wanted]) as ledger:
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(open_ledger_here())
+        batch = find_batch(own, wanted)
+        if batch is not None:
+            return _show_batch(*batch, links=links, json=json)
+        ledger, _ = _ledger_of(stack, own, wanted)
         entries = _found(ledger, wanted)
         kept = [kept_of(entry, ledger.path.parent / "replies", surroundings) for entry in entries]
         if json:
@@ -128,19 +146,29 @@ def resolve(
         hint = "the provider's usage page for that minute tells"
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
     streams = process_streams()
-    with open_ledger_of(wanted) as ledger:
-        doubtful = {entry.id: entry for name in wanted for entry in _doubtful(_found(ledger, name))}
-        ledger.resolve(list(doubtful), "paid" if paid else "unpaid")
-        # A person has judged what was kept for that.
-        forget_replies(doubtful, ledger.path.parent)
-        for name in doubtful:
-            streams.err(f"{name}: counted as {'paid' if paid else 'not paid'}")
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(open_ledger_here())
+        opened: dict[Path | None, Ledger] = {None: own}
+        doubtful: dict[Path | None, list[str]] = {}
+        for name in wanted:
+            ledger, folder = _ledger_of(stack, own, name, opened)
+            doubtful.setdefault(folder, []).extend(entry.id for entry in _doubtful(_of_name(ledger, own, folder, name)))
+        # What can be settled nowhere is told before anything is settled anywhere.
+        for folder, ids in doubtful.items():
+            opened[folder].check_resolvable(ids)
+        for folder, ids in doubtful.items():
+            opened[folder].resolve(ids, "paid" if paid else "unpaid")
+            # A person has judged what was kept for that.
+            forget_replies(ids, opened[folder].path.parent)
+            for one in dict.fromkeys(ids):
+                streams.err(f"{one}: counted as {'paid' if paid else 'not paid'}")
     return 0
 
 
 @history_app.command(
     cls=PlainCommand,
-    help="Remove settled requests from the history, for privacy. What is unsaved or unknown stays unless --force.",
+    help="Remove settled requests and batches from the history, for privacy. What is unsaved or unknown stays unless "
+    "--force. The folder of a batch keeps a ledger of its own.",
 )
 def purge(
     before: Annotated[str | None, _option("--before", "WHEN", "Only older than a day or so long ago.")] = None,
@@ -157,13 +185,109 @@ def purge(
         raise InputError(found)
     if not yes and not typer.confirm("Remove it from the history for good?", err=True):
         return 0
+    from .folders import kept_runs
+
     with open_ledger_here() as ledger:
         # What a provider answered goes with the request that it answered.
         known = [name for name in reply_names() if ledger.find(name)]
-        gone = ledger.purge(before=moment, force=force)
+        before_that = len(ledger.batches())
+        gone = ledger.purge(before=moment, force=force, kept_runs=() if force else kept_runs(ledger))
         forget_replies(name for name in known if not ledger.find(name))
+        kept = len(ledger.batches())
         streams.err(f"removed {gone.removed}, kept {gone.kept}")
+        if before_that:
+            streams.err(f"batches: removed {before_that - kept}, kept {kept}")
     return 0
+
+
+TOLD = 3
+GROUPS = ("day", "month", "model", "provider")
+
+
+@history_app.command(
+    cls=PlainCommand,
+    help="What was spent, of single runs and of batches, by day, month, model or provider.\n\nExamples:\n\n\b\n"
+    "  seedream history stats\n  seedream history stats --by model --json",
+)
+def stats(
+    by: Annotated[str, _option("--by", "GROUP", f"By {', '.join(GROUPS)}. Default day.")] = "day",
+    json: Annotated[bool, _JSON] = False,  # noqa: FBT002
+) -> int:
+    """Requests, images and money in groups."""
+    from . import ledger_views as views
+    from .envelope import print_json
+    from .folders import all_charges
+
+    if by not in GROUPS:
+        raise InputError([Problem("by", f"{by!r} is no group", f"one of {', '.join(GROUPS)}", origin="--by")])
+    streams = process_streams()
+    with open_ledger_here() as ledger:
+        charges, troubles = all_charges(ledger)
+    groups = views.group_charges(charges, by)
+    if json:
+        print_json(views.stats_object(groups, by), streams)
+    else:
+        for line in views.stats_table(groups, by, streams.width):
+            streams.out(line)
+        if not groups:
+            streams.err("nothing was sent yet")
+    for trouble in troubles[:TOLD]:
+        streams.err(f"note: {trouble}; what was paid there counts as it was booked, at the most")
+    if len(troubles) > TOLD:
+        streams.err(f"note: and so it is with {len(troubles) - TOLD} more folders of batches")
+    return 0
+
+
+def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool) -> int:
+    """A batch's line, and its requests in the order of its table."""
+    from . import folders
+    from . import ledger_views as views
+    from .envelope import print_json
+    from .kept_views import kept_of
+
+    streams = process_streams()
+    if not folders.has_ledger(folder):
+        hint = "bring the folder back to that place"
+        raise InputError([Problem("id", f"the batch was in {folder}, which is gone", hint, origin="ID")])
+    with folders.open_folder(folder) as ledger:
+        one, entries = folders.overview(folder, runs, ledger), list(folders.rows_of(ledger))
+    if json:
+        print_json(views.history_object(entries, links=links, batches=[one]), streams)
+        return 0
+    # The links alone are the result where they are asked for.
+    say = streams.err if links else streams.out
+    for line in (*views.batch_detail(one), *views.history_table(entries, streams.width)):
+        say(line)
+    for entry in entries if links else ():
+        kept_of(entry, folder / BATCH_HOME / "replies", read_surroundings()).print_found(entry, streams)
+    return 0
+
+
+def _ledger_of(
+    stack: contextlib.ExitStack, own: Ledger, name: str, opened: dict[Path | None, Ledger] | None = None
+) -> tuple[Ledger, Path | None]:
+    """The ledger that knows a request: the user's `own`, or that of the batch in a folder."""
+    from .folders import folder_of, has_ledger, open_folder
+
+    folder = folder_of(own, name)
+    if folder is None:
+        return own, None
+    if not has_ledger(folder):
+        hint = "bring the folder back to that place"
+        raise InputError([Problem("id", f"{name} is of the batch in {folder}, which is gone", hint, origin="ID")])
+    known = {} if opened is None else opened
+    if folder not in known:
+        known[folder] = stack.enter_context(open_folder(folder))
+    return known[folder], folder
+
+
+def _of_name(ledger: Ledger, own: Ledger, folder: Path | None, name: str) -> Sequence[Entry]:
+    """The requests of a name; that of a batch's run means all that is in doubt there."""
+    from .folders import find_batch
+
+    if folder is None or find_batch(own, name) is None:
+        return _found(ledger, name)
+    return ledger.history(status="unknown") or _found(ledger, name)
 
 
 def _doubtful(entries: Sequence[Entry]) -> Sequence[Entry]:

@@ -28,6 +28,7 @@ import re
 import sqlite3
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from json.encoder import encode_basestring_ascii
@@ -299,6 +300,20 @@ class RunRow:
     alive: bool
 
 
+class Charge(NamedTuple):
+    """What a request that was sent cost, for sums: in micro-units, certain and possible, and whether that is known."""
+
+    id: str
+    at: dt.datetime
+    provider: str
+    model: str
+    images: int
+    paid: int
+    possible: int
+    is_priced: bool
+    currency: str
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """What was done to a request beside its way: `resolved`, `resent`, `recovered`, `orphaned`; `purged` names none."""
@@ -506,6 +521,11 @@ _MONEY = f"""SELECT
     coalesce(sum(({_POSSIBLE}) * (currency = :currency)), 0),
     coalesce(sum({_COSTS} AND (currency <> :currency OR coalesce(settled_micro, worst_micro) IS NULL)), 0)
     FROM requests"""  # noqa: S608 -- made of the constants above
+_CHARGES = f"""SELECT id, coalesce(sent_at, charged_at, entered_at), provider, model,
+    (SELECT count(*) FROM pictures WHERE request = requests.id AND pictures.state IN ('saved', 'handed')),
+    {_PAID}, {_RESERVED} + {_POSSIBLE},
+    billed = 'no' AND NOT doubts OR coalesce(settled_micro, worst_micro) IS NOT NULL, currency
+    FROM requests WHERE attempts > 0 OR {_COSTS} ORDER BY number"""  # noqa: S608 -- made of the constants above
 _STANDING = """CASE state
     WHEN 'queued' THEN CASE WHEN owner IS NULL THEN 'unsent' ELSE 'running' END
     WHEN 'sent' THEN 'running' WHEN 'waiting' THEN 'submitted' WHEN 'ready' THEN 'unsaved'
@@ -779,6 +799,8 @@ def _refuse_programs(db: sqlite3.Connection, path: Path) -> None:
 
 
 _NAME = "typeof({0}) <> 'text' OR {0} NOT GLOB '[A-Za-z0-9_]*' OR {0} GLOB '*[^A-Za-z0-9_-]*' OR length({0}) > 100"
+_RUN = "{0} NOT IN (SELECT id FROM runs) AND (" + _NAME + ")"  # noqa: S608 -- a constant
+"""Of a run that is in its table, its name is looked at there, once."""
 _OBJECT = "typeof({0}) <> 'text' OR NOT json_valid({0}) OR json_type({0}) <> 'object'"
 _COUNT = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN 0 AND 1000000000000"
 _WORDS = "typeof({0}) <> 'text' OR instr({0}, char(0))"
@@ -793,8 +815,9 @@ _ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
     "requests": (
         "id",
         [
-            *_odd_columns(_NAME, "id", "run"),
-            *_odd_columns(_NAME, "owner", "listed", "payer", or_null=True),
+            *_odd_columns(_NAME, "id"),
+            *_odd_columns(_RUN, "run"),
+            *_odd_columns(_RUN, "owner", "listed", "payer", or_null=True),
             *_odd_columns(_OBJECT, "body", "fields", "output"),
             *_odd_columns(_OBJECT, "usage", "error", or_null=True),
             *_odd_columns(_COUNT, "position", "occurrence", "pictures_at_most", "earlier_micro", "doubts", "attempts"),
@@ -1056,15 +1079,96 @@ class Ledger:
             rows = db.execute("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", (_most(limit),)).fetchall()
         return tuple(self._run_row(row) for row in rows)
 
+    def batches(self) -> dict[Path, tuple[RunRow, ...]]:
+        """The folders of batches, each with its runs, newest first; what happened there its own ledger knows."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT * FROM runs WHERE command = 'batch' AND folder <> '' ORDER BY rowid DESC"
+            ).fetchall()
+        found: dict[Path, tuple[RunRow, ...]] = {}
+        for run in map(self._run_row, rows):
+            found[Path(run.folder)] = (*found.get(Path(run.folder), ()), run)
+        return found
+
     def batch_of(self, name: str) -> Path | None:
-        """The folder of the batch that a request of this id, or a run, belongs to; its own ledger knows the rest."""
-        runs = (run for run in self.runs() if run.command == "batch")
-        return next((Path(run.folder) for run in runs if name == run.id or name.startswith(f"{run.id}-")), None)
+        """The folder of the batch that a request of this id, or a run, belongs to; its own ledger knows the rest.
+
+        The start of a run's id will do; raises `InputError` where that is several folders'.
+        """
+        batches = {folder: [run.id for run in runs] for folder, runs in self.batches().items()}
+        for folder, ids in batches.items():
+            if any(name == one or name.startswith(f"{one}-") for one in ids):
+                return folder
+        found = [folder for folder, ids in batches.items() if name and any(one.startswith(name) for one in ids)]
+        if len(found) > 1:
+            several = ", ".join(str(folder) for folder in found[:5])
+            raise InputError(
+                [Problem("id", f"{name} is the start of several batches' ids: {several}", "give more of it")]
+            )
+        return found[0] if found else None
+
+    def listing(self) -> Run | None:
+        """The run that listed the rows of a batch's table last."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT id FROM runs WHERE EXISTS(SELECT 1 FROM requests WHERE listed = runs.id) "
+                "ORDER BY rowid DESC LIMIT 1"
+            ).fetchone()
+        return None if row is None else Run(self, row[0])
+
+    def standings(self, run: Run, step: int) -> Counter[frozenset[Standing]]:
+        """How many rows of the run's table stand how, by what their requests do; a row has `step` positions."""
+        with self._read() as db:
+            rows = db.execute(
+                f"""SELECT said, count(*) FROM (SELECT group_concat(DISTINCT {_STANDING}) AS said
+                    FROM requests WHERE listed = ? GROUP BY position / ?) GROUP BY said""",  # noqa: S608 -- a constant
+                (run.id, step),
+            ).fetchall()
+        return Counter({frozenset(said.split(",")): many for said, many in rows})
+
+    def table_of(self, run: Run) -> str:
+        """The name of the table whose rows a run listed."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT file FROM requests WHERE listed = ? ORDER BY position, number LIMIT 1", (run.id,)
+            ).fetchone()
+        return "" if row is None else str(row[0])
+
+    def totals(self) -> tuple[int, frozenset[str], frozenset[str]]:
+        """How many images are saved, and from which providers and models those and the others were asked."""
+        with self._read() as db:
+            images = db.execute("SELECT count(*) FROM pictures WHERE state IN ('saved', 'handed')").fetchone()[0]
+            pairs = db.execute("SELECT DISTINCT provider, model FROM requests").fetchall()
+        return int(images), frozenset(row[0] for row in pairs), frozenset(row[1] for row in pairs)
+
+    def charges(self) -> Iterator[Charge]:
+        """What each request that was ever sent cost, or may have cost, oldest first."""
+        with self._read() as db:
+            rows = db.execute(_CHARGES).fetchall()
+        for row in rows:
+            name, at, provider, model, images, paid, possible, is_priced, currency = row
+            try:
+                moment = dt.datetime.fromisoformat(at).astimezone(dt.UTC)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise _unreadable(name) from error
+            yield Charge(name, moment, provider, model, images, paid, possible, bool(is_priced), currency)
+
+    def booked(self) -> Iterator[tuple[str, Charge]]:
+        """What was booked here of batches' requests, each with the id of its run."""
+        with self._read() as db:
+            rows = db.execute("SELECT key, charged_at, micro, currency FROM outlays ORDER BY charged_at").fetchall()
+        for key, at, micro, currency in rows:
+            run, _, name = key.partition(" ")
+            moment = dt.datetime.fromisoformat(at)
+            yield run, Charge(name, moment, "", "", 0, micro or 0, 0, micro is not None, currency)
 
     def _run_row(self, row: sqlite3.Row) -> RunRow:
         values = dict(row)
-        for name in ("started_at", "finished_at"):
-            values[name] = _moment(values[name])
+        try:
+            for name in ("started_at", "finished_at"):
+                values[name] = _moment(values[name])
+        except (ValueError, TypeError) as error:
+            raise _unreadable(row["id"]) from error
         return RunRow(**values, alive=row["finished_at"] is None and self._is_alive(row["id"]))
 
     def _lock_path(self, run_id: str) -> Path:
@@ -1463,16 +1567,21 @@ class Ledger:
         A request that ended well after a doubtful attempt keeps its state; only the doubt is settled. All or none:
         raises `InputError` for ids that are unknown to the ledger, in a living run's hands, or not in doubt.
         """
-        entries = {entry.id: entry for entry in self._by_ids(ids)}
-        problems = [problem for one in ids if (problem := self._objection(one, entries.get(one)))]
-        if problems:
-            raise InputError(problems)
+        entries = self.check_resolvable(ids)
         self._sums.clear()
         with self._write("no") as db:
             for entry in entries.values():
                 row = db.execute("SELECT * FROM requests WHERE id = ?", (entry.id,)).fetchone()
                 _update(db, entry.id, _resolved(row, paid))
                 self._note(db, entry.id, "resolved", f"{paid}, by {by}; it was {row['state']}")
+
+    def check_resolvable(self, ids: Sequence[str]) -> dict[str, Entry]:
+        """The requests of these ids. Raises `InputError` for those that `resolve` would refuse."""
+        entries = {entry.id: entry for entry in self._by_ids(ids)}
+        problems = [problem for one in ids if (problem := self._objection(one, entries.get(one)))]
+        if problems:
+            raise InputError(problems)
+        return entries
 
     def _objection(self, request_id: str, entry: Entry | None) -> Problem | None:
         """Why a request cannot be resolved."""
@@ -1483,7 +1592,7 @@ class Ledger:
         if entry.state == "sent":
             return Problem("id", f"{request_id} is not settled yet", "try again")
         if entry.state == "ready" and entry.billed == "unknown" and entry.reply and entry.reply.is_file():
-            way = f"`seedream recover {request_id}`, or of a batch the same command, reads it"
+            way = f"`seedream recover {request_id}` reads it"
             return Problem("id", f"the answer to {request_id} is here and was not read yet", way)
         if not entry.doubts and not _is_doubtful(entry.state, entry.billed):
             return Problem("id", f"{request_id} is {entry.status}: there is nothing to resolve")
@@ -1831,10 +1940,11 @@ class Ledger:
         with self._write("yes") as db:
             self._note(db, request_id, what, detail)
 
-    def purge(self, *, before: dt.datetime | None, force: bool = False) -> Purged:
+    def purge(self, *, before: dt.datetime | None, force: bool = False, kept_runs: Sequence[str] = ()) -> Purged:
         """Remove requests entered before a moment (None: all), with their pictures' rows, notes and empty runs.
 
         Those that are unsaved, unknown, in doubt or in flight stay unless `force`; those of a living run stay always.
+        Batches among `kept_runs` stay too: by them their folders are known, where something may be left to fetch.
         Today's money stays in the day's budget. What was removed is overwritten in the file, not only unlinked.
         A batch whose saved rows are purged pays for them again.
         """
@@ -1851,10 +1961,11 @@ class Ledger:
             db.execute("DELETE FROM requests WHERE number IN (SELECT number FROM purged)")
             db.execute(
                 "DELETE FROM runs WHERE started_at < ? AND id NOT IN (SELECT value FROM json_each(?) "
-                "UNION SELECT run FROM requests UNION SELECT owner FROM requests WHERE owner IS NOT NULL "
+                "UNION SELECT value FROM json_each(?) UNION SELECT run FROM requests "
+                "UNION SELECT owner FROM requests WHERE owner IS NOT NULL "
                 "UNION SELECT listed FROM requests WHERE listed IS NOT NULL "
                 "UNION SELECT payer FROM requests WHERE payer IS NOT NULL)",
-                (limit, alive),
+                (limit, alive, json.dumps(list(kept_runs))),
             )
             if picked:
                 self._note(db, None, "purged", f"{picked} requests")

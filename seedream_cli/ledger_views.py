@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from .envelope import SCHEMA, JsonObject, plain_value
+from .folders import Overview
 from .masking import mask
 from .results import Cost
 from .text import clean, clean_path, fits, money_words, stack, table_lines
 
 if TYPE_CHECKING:
-    from .ledger import Entry, Failure, Note, PictureRow, Spent
+    from .ledger import Charge, Entry, Failure, Note, PictureRow, Spent
 
 MICRO = 1_000_000
 _COLUMNS = ("id", "when", "status", "provider", "model", "pictures", "cost", "prompt")
 
 
-def history_table(entries: Sequence[Entry], width: int) -> list[str]:
-    """A line a request. A narrow terminal loses the least telling columns, then stacks the rest."""
-    if not entries:
+def newest(
+    entries: Sequence[Entry], batches: Sequence[Overview], limit: int | None
+) -> tuple[list[Entry], list[Overview]]:
+    """The newest of both, no more than so many together."""
+    both: list[Entry | Overview] = [*entries, *batches]
+    both.sort(key=lambda one: one.started_at if isinstance(one, Overview) else one.entered_at, reverse=True)
+    chosen = both[:limit]
+    return (
+        [one for one in chosen if not isinstance(one, Overview)],
+        [one for one in chosen if isinstance(one, Overview)],
+    )
+
+
+def history_table(entries: Sequence[Entry], width: int, batches: Sequence[Overview] = ()) -> list[str]:
+    """A line a request, and one a batch, newest first among them. A narrow terminal loses the least telling columns,
+    then stacks the rest.
+    """
+    if not (entries or batches):
         return []
-    rows = [_row(entry) for entry in entries]
+    rows, waiting = list[dict[str, str]](), list(batches)
+    for entry in entries:
+        while waiting and waiting[0].started_at >= entry.entered_at:
+            rows.append(_batch_row(waiting.pop(0)))
+        rows.append(_row(entry))
+    rows += map(_batch_row, waiting)
     for dropped in ((), ("model",), ("model", "provider"), ("model", "provider", "pictures")):
         headers = [name for name in _COLUMNS if name not in dropped]
         room = width - sum(max(len(name), *(len(row[name]) for row in rows)) + 2 for name in headers[:-1])
@@ -47,6 +71,181 @@ def _row(entry: Entry) -> dict[str, str]:
         "cost": _cost_words(entry, cost),
         "prompt": clean(entry.prompt or "", 200),
     }
+
+
+def _batch_row(batch: Overview) -> dict[str, str]:
+    return {
+        "id": batch.id,
+        "when": _when(batch.started_at),
+        "status": batch.status,
+        "provider": _several(batch.providers, "providers"),
+        "model": _several(batch.models, "models"),
+        "pictures": str(batch.images) if batch.spent else "?",
+        "cost": _batch_cost_words(batch),
+        "prompt": clean(_batch_words(batch), 200),
+    }
+
+
+def _batch_words(batch: Overview) -> str:
+    """Such as `batch shots.csv 58/60`."""
+    if batch.spent is None:
+        return f"batch {batch.folder}: {'gone' if batch.status == 'gone' else 'cannot be read'}"
+    return f"batch {PurePath(batch.table or batch.folder).name} {batch.done}/{batch.rows}"
+
+
+def _several(names: Sequence[str], what: str) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} {what}" if names else "-"
+
+
+def _batch_cost_words(batch: Overview) -> str:
+    spent = batch.spent
+    if spent is None:
+        return "-"
+    possible = spent.possible + spent.reserved
+    words = [_money(spent.paid, spent)] if spent.paid or not possible else []
+    words += [f"possibly {_money(possible, spent)}{' more' if words else ''}"] if possible else []
+    words += [f"{spent.unpriced} of unknown price"] if spent.unpriced else []
+    return ", ".join(words)
+
+
+def batch_detail(batch: Overview) -> list[str]:
+    """What is known of a batch as a whole, a fact a line."""
+    standing = ", ".join(f"{number} {word}" for word, number in sorted(batch.counts.items()))
+    return [
+        f"batch: {clean(batch.table or batch.folder.name, None)} {batch.done}/{batch.rows}",
+        f"folder: {clean_path(batch.folder)}",
+        f"last run: {batch.id}, {_when(batch.started_at)}",
+        f"rows: {standing or 'none'}",
+        f"images: {batch.images}",
+        f"cost: {_batch_cost_words(batch)}",
+        "",
+    ]
+
+
+def batch_object(batch: Overview) -> JsonObject:
+    """A batch for scripts."""
+    spent = batch.spent
+    possible = spent.possible + spent.reserved if spent else 0
+    return {
+        "id": batch.id,
+        "status": batch.status,
+        "folder": str(batch.folder),
+        "table": batch.table or None,
+        "started_at": _iso(batch.started_at),
+        "rows": batch.rows,
+        "done": batch.done,
+        "counts": dict(sorted(batch.counts.items())),
+        "providers": list(batch.providers),
+        "models": list(batch.models),
+        "images": batch.images,
+        "cost": {"amount": spent.paid / MICRO, "currency": spent.currency} if spent else None,
+        "possible_cost": {"amount": possible / MICRO, "currency": spent.currency} if spent and possible else None,
+        "unpriced": spent.unpriced if spent else 0,
+    } | ({"trouble": batch.trouble} if batch.trouble else {})
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """What requests that have something in common came to."""
+
+    name: str
+    requests: int = 0
+    images: int = 0
+    paid: Counter[str] = field(default_factory=Counter)
+    possible: Counter[str] = field(default_factory=Counter)
+    unpriced: int = 0
+
+    def add(self, charge: Charge) -> None:
+        """Count one more."""
+        self.requests += 1
+        self.images += charge.images
+        self.paid[charge.currency] += charge.paid
+        self.possible[charge.currency] += charge.possible
+        self.unpriced += not charge.is_priced
+
+
+_UNKNOWN_GROUP = "(of a batch folder that is gone)"
+
+
+def group_charges(charges: Iterable[Charge], by: str) -> list[Group]:
+    """Sums by local day or month, or by model or provider, in the order of their names."""
+    groups: dict[str, Group] = {}
+    for charge in charges:
+        if by in {"day", "month"}:
+            name = f"{charge.at.astimezone():%Y-%m-%d}"[: 10 if by == "day" else 7]
+        else:
+            name = (charge.model if by == "model" else charge.provider) or _UNKNOWN_GROUP
+        if name not in groups:
+            groups[name] = Group(name)
+        groups[name].add(charge)
+    return [groups[name] for name in sorted(groups)]
+
+
+def _in_all(groups: Sequence[Group]) -> Group:
+    total = Group("in all")
+    for group in groups:
+        total.requests += group.requests
+        total.images += group.images
+        total.paid += group.paid
+        total.possible += group.possible
+        total.unpriced += group.unpriced
+    return total
+
+
+def stats_table(groups: Sequence[Group], by: str, width: int) -> list[str]:
+    """A line a group, and one for all."""
+    if not groups:
+        return []
+    shown = [*groups, _in_all(groups)] if len(groups) > 1 else groups
+    headers = (by, "requests", "images", "cost", "possibly more", "of unknown price")
+    rows = [
+        (
+            group.name,
+            str(group.requests),
+            str(group.images),
+            _sums(group.paid),
+            _sums(group.possible, "-"),
+            str(group.unpriced or "-"),
+        )
+        for group in shown
+    ]
+    return table_lines(headers, rows, width)
+
+
+def _sums(sums: Counter[str], nothing: str = "") -> str:
+    words = [money_words(Cost(micro / MICRO, currency, "")) for currency, micro in sorted(sums.items()) if micro]
+    return " + ".join(words) or nothing or money_words(Cost(0.0, "USD", ""))
+
+
+def stats_object(groups: Sequence[Group], by: str) -> JsonObject:
+    """The sums for scripts. Amounts of several currencies are not added up: null."""
+    shown = [{by: group.name} | _group_object(group) for group in groups]
+    return {"schema": SCHEMA, "command": "history", "by": by, "stats": shown, "total": _group_object(_in_all(groups))}
+
+
+def _group_object(group: Group) -> JsonObject:
+    return {
+        "requests": group.requests,
+        "images": group.images,
+        "cost": _sum_object(group.paid),
+        "possible_cost": _sum_object(group.possible) if any(group.possible.values()) else None,
+        "unpriced": group.unpriced,
+    }
+
+
+def _sum_object(sums: Counter[str]) -> JsonObject | None:
+    """An amount in the one currency; None for several, which cannot be added."""
+    used = {currency: micro for currency, micro in sums.items() if micro} or {"USD": 0}
+    if len(used) > 1:
+        return None
+    [(currency, micro)] = used.items()
+    return {"amount": round(micro / MICRO, 6), "currency": currency}
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def entry_cost(entry: Entry) -> Cost | None:
@@ -94,9 +293,16 @@ def _money(micro: int, spent: Spent) -> str:
     return money_words(Cost(micro / MICRO, spent.currency, ""))
 
 
-def history_object(entries: Iterable[Entry], *, links: bool = False) -> JsonObject:
-    """The requests for scripts; the body as it was sent, references by name and hash."""
-    return {"schema": SCHEMA, "command": "history", "requests": [entry_object(entry, links=links) for entry in entries]}
+def history_object(
+    entries: Iterable[Entry], *, links: bool = False, batches: Sequence[Overview] | None = None
+) -> JsonObject:
+    """The requests for scripts; the body as it was sent, references by name and hash. Batches stand beside them."""
+    shown = {
+        "schema": SCHEMA,
+        "command": "history",
+        "requests": [entry_object(entry, links=links) for entry in entries],
+    }
+    return shown if batches is None else shown | {"batches": [batch_object(batch) for batch in batches]}
 
 
 def entry_object(entry: Entry, *, links: bool = False) -> JsonObject:

@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +105,6 @@ def ledger_as_it_is(surroundings: Surroundings) -> Iterator[Ledger | None]:
         return
     with open_ledger(place, now=lambda: dt.datetime.now(tz=dt.UTC)) as ledger:
         yield ledger
-
-
-def open_ledger_of(names: Sequence[str]) -> Ledger:
-    """The ledger that knows these requests: the user's, or that of the batch whose run entered the first of them."""
-    ledger = open_ledger_here()
-    strange = next((name for name in names if not ledger.find(name)), None)
-    folder = ledger.batch_of(strange) if strange else None
-    if folder is None or not (folder / BATCH_HOME / "ledger.db").is_file():
-        return ledger
-    ledger.close()
-    return open_ledger_here(home=folder / BATCH_HOME)
 
 
 def reply_names() -> list[str]:

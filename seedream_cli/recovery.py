@@ -7,6 +7,7 @@ or from a task id that the user gives.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from . import names, providers, spool, store
 from .config import complete
 from .credentials import is_known_address, is_same_place, known_keys, may_ask
-from .errors import EXIT_CODES, ApiError, Billed, ConfigError, InputError, LinkError, Problem, SeedreamError
+from .errors import EXIT_CODES, ApiError, Billed, ConfigError, FileError, InputError, LinkError, Problem, SeedreamError
 from .files import is_own_folder, is_plain
 from .findings import Findings
 from .inputs import read_chunks
@@ -51,18 +52,21 @@ def make_recovery(
     ledger: Ledger | None,
     *,
     tasks: Sequence[str] = (),
+    of_batches: Collection[str] = (),
 ) -> Plan:
     """A plan for what is paid and not saved. `wanted` holds ids (of a run or one request of it), files with a raw
     reply, or `-`; nothing means everything, also the kept replies that no ledger knows. Raises `InputError` for what
-    is neither. Where everything is meant, one that is past help is a notice and does not stop the others.
+    is neither. Where everything is meant, one that is past help is a notice and does not stop the others. The names
+    `of_batches` are those of requests that batches' own ledgers know.
     """
     found: list[Problem] = []
     replies = surroundings.state_folder / "replies"
     limits = plan_limits(draft, found)
     every = not wanted and not tasks
+    wanted = [name for name in wanted if name not in of_batches]
     strays = _strays(replies, ledger)
     named = {name for name in wanted if name in strays}
-    files = [name for name in wanted if _is_file(name) and name not in named and not (ledger and ledger.find(name))]
+    files = [name for name in wanted if is_file(name) and name not in named and not (ledger and ledger.find(name))]
     entries = _entries([name for name in wanted if name not in {*named, *files}], ledger, found, every=every)
     past_help, left = list[Problem](), list[JobResult]()
     entries = _without_lost(entries, replies, left)
@@ -72,14 +76,83 @@ def make_recovery(
     for name in files:
         jobs += _reply_jobs(name, replies, draft, surroundings, limits, left=left)
     jobs += [_task_job(task, ledger, draft, surroundings, limits) for task in tasks]
-    jobs = _placed(jobs, draft, found)
     found += [] if every else past_help
     if found:
         raise InputError(found)
+    return _plan(jobs, draft, left, [problem.message for problem in past_help])
+
+
+def batch_recovery(
+    wanted: Sequence[str], draft: Draft, surroundings: Surroundings, ledger: Ledger, *, folder: Path, home: Path
+) -> Plan:
+    """A plan for what a batch paid for and did not save, by the batch's own ledger in its `home`, into its `folder`
+    under the names that were planned. `wanted` are ids of its runs and requests; nothing means everything.
+
+    The folder may have come from anywhere: what cannot be placed within it fails and stays as it is. Raises
+    `InputError` for a name that means nothing, and for one that has nothing to fetch.
+    """
+    found, past_help, left = list[Problem](), list[Problem](), list[JobResult]()
+    entries = _entries(wanted, ledger, found, every=not wanted)
+    given = plan_output(draft, 1, found)
+    if given is None:
+        raise InputError(found)
+    replies, target, jobs = home / "replies", store.Target(folder, given.if_exists, 1), list[Job]()
+    for entry in _without_lost(entries, replies, left):
+        job = lost_job(entry, draft, surroundings, replies, output=target, found=past_help)
+        if job is not None and given.template:
+            job = replace(job, output=replace(job.output, template=given.template))
+        # What is given for all is looked at when all is known.
+        problem = _place_problem(job) if job is not None and "output" not in draft.values else ""
+        if problem:
+            error = FileError(problem, hint="set that right, or name another folder with -o", billed="yes")
+            left.append(JobResult(0, entry.id, "failed", entry.provider, entry.model, {}, error=error))
+        elif job is not None:
+            jobs.append(job)
+    found += past_help if wanted else []
+    if found:
+        raise InputError(found)
+    return _plan(jobs, draft, left, [f"{folder}: {problem.message}" for problem in past_help])
+
+
+def _place_problem(job: Job) -> str:
+    """Why the images of a request cannot go where they were planned; the folders they need are made."""
+    try:
+        numbers = range(job.first, job.first + max(1, min(job.most, GROUP_MOST)))
+        job.output.prepare([job.output.place(job.fields, number=number, of=job.of) for number in numbers])
+    except (FileError, InputError) as error:
+        return error.message
+    return ""
+
+
+def _plan(jobs: Sequence[Job], draft: Draft, left: Sequence[JobResult], notices: Sequence[str]) -> Plan:
     planned = tuple(PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs)
-    notices = tuple(problem.message for problem in past_help)
-    left = [replace(result, index=len(jobs) + number) for number, result in enumerate(left)]
-    return Plan("recover", run_id(), planned, (), notices, Caps(), left=tuple(left))
+    return Plan("recover", run_id(), planned, (), tuple(notices), Caps(), left=tuple(left))
+
+
+def place_all(own: Plan, batches: Sequence[Plan], draft: Draft) -> list[Plan]:
+    """The plans, that of the user's ledger first, with all their jobs numbered as one run's. Where `--output` is given
+    all are sent there; where only `--name` or `--if-exists` is, those of batches stay in their folders. Raises
+    `InputError`.
+    """
+    found = list[Problem]()
+    plans = [own, *batches]
+    given = {"output", "name", "if_exists"} & draft.values.keys()
+    output = plan_output(draft, sum(len(plan.jobs) for plan in plans), found) if given else None
+    if found:
+        raise InputError(found)
+    placed, number = list[Plan](), 0
+    for plan in plans:
+        drafts = []
+        output = output if plan is own or "output" in draft.values else None
+        for one in plan.drafts:
+            jobs = tuple(
+                replace(job, index=number + nth, output=output or job.output) for nth, job in enumerate(one.jobs)
+            )
+            drafts.append(replace(one, jobs=jobs))
+            number += len(jobs)
+        placed.append(replace(plan, drafts=tuple(drafts)))
+    beyond = itertools.count(number)
+    return [replace(plan, left=tuple(replace(result, index=next(beyond)) for result in plan.left)) for plan in placed]
 
 
 def nothing_left(ledger: Ledger | None) -> str:
@@ -90,8 +163,13 @@ def nothing_left(ledger: Ledger | None) -> str:
     return f"{said}; {doubtful} of unknown outcome: {way}" if doubtful else said
 
 
-def _is_file(name: str) -> bool:
-    return name == "-" or Path(name).is_file()
+def is_file(name: str) -> bool:
+    """Whether the user means a file, or standard input."""
+    try:
+        return name == "-" or Path(name).is_file()
+    except OSError:
+        # One that is too long, say.
+        return False
 
 
 def _strays(replies: Path, ledger: Ledger | None) -> dict[str, Path]:
@@ -318,11 +396,6 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
             left = any(entry.id in unsaved for entry in meant)
             found += [] if left else [_nothing_left(entry) for entry in meant]
             continue
-        folder = ledger.batch_of(name) if ledger else None
-        if folder is not None:
-            hint = "the same `seedream batch` command, given again, saves what is paid for"
-            found.append(Problem("id", f"{name} is of the batch in {folder}", hint, origin="ID"))
-            continue
         hint = f"waiting now: {', '.join(unsaved) or 'nothing'}"
         found.append(Problem("id", f"nothing is called {name}: no request, no file", hint, origin="ID"))
     return list(chosen.values())
@@ -428,16 +501,31 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
     )
 
 
-def lost_job(entry: Entry, draft: Draft, surroundings: Surroundings, replies: Path, output: store.Target) -> Job | None:
-    """The job that fetches what was paid for a row which its table has no more, into the batch's folder."""
-    job = _entry_job(entry, draft, surroundings, plan_limits(draft, []), [], replies=replies)
-    if job and job.barred:
+def lost_job(
+    entry: Entry,
+    draft: Draft,
+    surroundings: Surroundings,
+    replies: Path,
+    *,
+    output: store.Target,
+    found: list[Problem],
+) -> Job | None:
+    """The job that fetches what was paid for a row without its table, into the batch's folder; why there can be none
+    goes to `found`.
+    """
+    job = _entry_job(entry, draft, surroundings, plan_limits(draft, []), found, replies=replies)
+    if job and job.barred and not is_known_address(job.route.spec, job.barred, surroundings):
         # Nor does it say where links may lead: to this machine, say.
         job = replace(job, route=replace(job.route, base_url=job.route.spec.base_url or _NOWHERE))
     template = entry.output.get("template")
     output = replace(output, template=str(template) if template else None)
     fields = {"slug": names.slug(entry.prompt or entry.id)}
-    return replace(job, output=output, fields={**fields, **job.fields}) if job else None
+    if entry.sent_at:
+        fields["date"] = f"{entry.sent_at.astimezone():%Y-%m-%d}"
+    if type(seed := entry.body.get("seed")) is int:
+        fields["seed"] = str(seed)
+    fields |= {key: value for key, value in entry.fields.items() if isinstance(value, str)}
+    return replace(job, output=output, fields={**job.fields, **fields}) if job else None
 
 
 _NOWHERE = "https://address.invalid"
@@ -586,15 +674,6 @@ def _task_job(task: str, ledger: Ledger | None, draft: Draft, surroundings: Surr
         task_id=task,
         booked=False,
     )
-
-
-def _placed(jobs: Sequence[Job], draft: Draft, found: list[Problem]) -> list[Job]:
-    """The jobs numbered, and where `--output`, `--name` or `--if-exists` is given sent there instead."""
-    given = {"output", "name", "if_exists"} & draft.values.keys()
-    output = plan_output(draft, len(jobs), found) if given else None
-    return [
-        replace(job, index=index, output=job.output if output is None else output) for index, job in enumerate(jobs)
-    ]
 
 
 def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:

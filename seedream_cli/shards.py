@@ -11,6 +11,7 @@ import operator
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -170,15 +171,16 @@ class Part:
             yield [str(cell) for cell in row.cells[:width]]
 
 
-def open_part(stack: contextlib.ExitStack, folder: Path, ledger: Ledger) -> Part:
-    """What is known of a shard's rows. Results that are missing, or older than its last run, are passed over."""
-    listing = (Run(ledger, row.id) for row in ledger.runs())
-    run = next((run for run in listing if next(ledger.listed(run), None) is not None), None)
+def open_part(stack: contextlib.ExitStack, folder: Path, ledger: Ledger, place: Path | None = None) -> Part:
+    """What is known of a shard's rows. Results that are missing, or older than its last run, are passed over.
+
+    `place` is where the results lie, where that is not the folder.
+    """
+    run, place = ledger.listing(), place or folder / "results.csv"
     results = None
     with contextlib.suppress(InputError):
         # A pipe, say, would be waited for.
-        is_file = files.is_plain(folder / "results.csv")
-        results = stack.enter_context(open_table(str(folder / "results.csv"))) if is_file else None
+        results = stack.enter_context(open_table(str(place))) if files.is_plain(place) else None
     if results and not _has_results(results):
         results = None
     part = Part(folder, ledger, run, results, is_current=False)
@@ -235,6 +237,50 @@ def _by_number(parts: Sequence[Part], headings: Sequence[str]) -> Iterator[tuple
     merged = heapq.merge(*(part.places(headings) for part in parts), key=operator.attrgetter("number"))
     for number, group in itertools.groupby(merged, key=operator.attrgetter("number")):
         yield number, list(group)
+
+
+def refresh_results(folder: Path, ledger: Ledger) -> bool:
+    """Write a batch's results anew without its table, with the columns that they have; whether they are true now.
+
+    Results that are not there are made where the last run was killed before it wrote any; one that ended wrote them
+    elsewhere. Those of another table stay as they are. Raises `FileError`.
+    """
+    place = folder / "results.csv"
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / place.name
+        is_there = os.path.lexists(place)
+        try:
+            if files.is_plain(place):
+                # The table that is written over cannot be the one that is read.
+                shutil.copyfile(place, scratch)
+        except OSError as error:
+            raise FileError(f"cannot read {place}: {files.reason(error)}") from error
+        part = open_part(stack, folder, ledger, scratch)
+        if part.run is None:
+            return False
+        if not is_there:
+            if any(run.id == part.run.id and run.finished_at for run in ledger.runs()):
+                return True
+            headings: tuple[str, ...] = ("id", "prompt")
+        elif part.is_current and _tells_rows(part):
+            headings = part.headings
+        else:
+            return False
+        join_results(place, folder, ledger, part.run, parts=[part], headings=headings)
+    return True
+
+
+def _tells_rows(part: Part) -> bool:
+    """Whether the results are those of the rows that were listed last, by what both know of them."""
+    known = [name.strip().lower() for name in part.headings]
+    name = next((name for name in ("id", "prompt") if name in known), "")
+    at = known.index(name) if name else 0
+    for _, entries, cells in part.places(part.headings) if name else ():
+        said = entries[0].row_id if name == "id" else entries[0].prompt or ""
+        # What would be a formula in a spreadsheet has a mark before it.
+        if cells[at].strip().removeprefix("'") != said.strip().removeprefix("'"):
+            return False
+    return True
 
 
 def list_rows(ledger: Ledger, run: Run, parts: Sequence[Part], headings: Sequence[str]) -> None:

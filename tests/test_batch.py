@@ -365,7 +365,7 @@ def test_no_more_is_spent_than_allowed(seedream: Command) -> None:
         assert summary(done)["unsent"] == 4
         assert summary(done)["cost"]["amount"] == pytest.approx(2 * price)
         settings = seedream.home / ".config" / "seedream" / "config.toml"
-        settings.parent.mkdir(parents=True)
+        settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(f"[budget]\ndaily = {3.5 * price:.4f}\n")
         done = run(seedream, upstream)
         assert (done.code, len(upstream.posts)) == (10, 3), done.err

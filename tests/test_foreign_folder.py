@@ -191,7 +191,9 @@ def test_address_named_before_is_asked_for_what_this_user_began_and_for_no_folde
         elsewhere = seedream("recover", env={**KEYS, "HOME": str(seedream.home / "other")})
         assert (elsewhere.code, len(own.posts)) == (7, posts), elsewhere.err
         done = seedream("recover", env=KEYS)
-        assert (done.code, len(own.posts)) == (0, posts + 1), done.err
+        # The user's own is saved; what lies in the folder stays open.
+        assert (done.code, len(done.paths), len(own.posts)) == (9, 1, posts + 1), done.err
+        assert "task t-1 was not asked after" in done.err
 
 
 # --- links, pipes and devices ---------------------------------------------------------------------------------------
