@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import CANARY, Command, Done
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import answer
 from tests.test_foreign_folder import KEYS, plant_task
 from tests.upstream import Upstream
@@ -23,17 +23,6 @@ from tests.upstream import Upstream
 ENV = {"ARK_API_KEY": CANARY}
 DOWN = answer(b"<html>down</html>", headers=[("Content-Type", "text/html")])
 QUICK = {"SEEDREAM_FAULT": "no-wait"}
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    return Forked(tmp_path / "home", farm)
 
 
 def table(command: Command, rows: int = 3, name: str = "shots.csv") -> None:
