@@ -798,7 +798,11 @@ def _refuse_programs(db: sqlite3.Connection, path: Path) -> None:
             raise _damaged(path, f"it holds a {kind} called {str(name)[:40]!r}, which no ledger of ours does")
 
 
-_NAME = "typeof({0}) <> 'text' OR {0} NOT GLOB '[A-Za-z0-9_]*' OR {0} GLOB '*[^A-Za-z0-9_-]*' OR length({0}) > 100"
+# A class of characters is slow to look for: of a name in the letters of an id it need not be. GLOB ends at a NUL.
+_NAME = (
+    "typeof({0}) <> 'text' OR instr({0}, char(0)) OR {0} NOT GLOB '[A-Za-z0-9_]*' OR length({0}) > 100 "
+    "OR (trim({0}, '-0123456789abcdef') <> '' AND {0} GLOB '*[^A-Za-z0-9_-]*')"
+)
 _RUN = "{0} NOT IN (SELECT id FROM runs) AND (" + _NAME + ")"  # noqa: S608 -- a constant
 """Of a run that is in its table, its name is looked at there, once."""
 _OBJECT = "typeof({0}) <> 'text' OR NOT json_valid({0}) OR json_type({0}) <> 'object'"
