@@ -84,10 +84,9 @@ class Books:
         tasks = {job.id for job in jobs if job.task_id}
         mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
         for entry in taken:
-            expired = [row.index for row in entry.pictures if row.state == "expired" and row.link]
-            if entry.state == "saved" and expired:
+            if entry.state == "saved" and entry.links_left:
                 # It was named, and may be there after all.
-                self._ledger.mark_missing(entry.id, expired)
+                self._ledger.mark_missing(entry.id, entry.links_left)
                 mine.add(entry.id)
         self._elsewhere = frozenset(wanted - mine)
 

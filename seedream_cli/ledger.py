@@ -260,6 +260,11 @@ class Entry:
     reply: Path | None
     pictures: tuple[PictureRow, ...]
 
+    @property
+    def links_left(self) -> list[int]:
+        """The images that are no file, and whose links may be asked: expired ones, and those that were handed out."""
+        return [row.index for row in self.pictures if row.state in {"expired", "handed"} and row.link and not row.path]
+
 
 @dataclass(frozen=True, slots=True)
 class Unsent:

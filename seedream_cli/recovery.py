@@ -388,8 +388,8 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
     chosen: dict[str, Entry] = {}
     for name in wanted:
         meant = ledger.find(name) if ledger else ()
-        # To ask for a link costs nothing: one that is called expired is tried once more where it is named.
-        unsaved |= {entry.id: entry for entry in meant if _has_expired(entry)}
+        # To ask for a link costs nothing: one that is called expired or was handed out is tried where it is named.
+        unsaved |= {entry.id: entry for entry in meant if entry.state == "saved" and entry.links_left}
         chosen |= {entry.id: entry for entry in meant if entry.id in unsaved}
         if meant:
             # Of a run's requests some may be saved; only where none is left is that a problem.
@@ -399,10 +399,6 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
         hint = f"waiting now: {', '.join(unsaved) or 'nothing'}"
         found.append(Problem("id", f"nothing is called {name}: no request, no file", hint, origin="ID"))
     return list(chosen.values())
-
-
-def _has_expired(entry: Entry) -> bool:
-    return entry.state == "saved" and any(row.state == "expired" and row.link for row in entry.pictures)
 
 
 def _nothing_left(entry: Entry) -> Problem:
@@ -478,7 +474,9 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
     known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
     if kept is None and known is None and not entry.task_id:
         return None
-    done = frozenset(row.index for row in entry.pictures if row.state in {"saved", "handed", "failed"})
+    # What was handed out is no file yet, and is asked for where it is named.
+    final = {"saved", "failed"} if entry.state == "saved" else {"saved", "handed", "failed"}
+    done = frozenset(row.index for row in entry.pictures if row.state in final)
     here = job.route.base_url
     elsewhere = entry.base_url if entry.base_url and not is_same_place(entry.base_url, here) else ""
     return replace(

@@ -311,3 +311,65 @@ def test_a_task_that_is_not_there_yet_is_asked_for_again(forked: Forked, gone: i
         done = forked("recover", env=ENV)
         assert (done.code, len(done.paths)) == (0, 1), done.err
         assert sum(post.target == b"/seedream/images" for post in upstream.posts) == 1
+
+
+# --- links that were handed out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--no-download",),
+        ("--no-download", "--sequence", "3"),
+        ("-n", "2", "--no-download"),
+    ],
+    ids=["one link", "a set", "two requests"],
+)
+def test_recover_of_links_that_were_handed_out_saves_them(forked: Forked, args: tuple[str, ...]) -> None:
+    """Where they are named: once, for nothing. Nothing is named, nothing is fetched."""
+    with Upstream() as upstream:
+        made = forked("generate", "a fox", "-p", "ark", "-m", "4.5", "--base-url", upstream.url, *args, env=ENV)
+        assert made.code == 0, made.err
+        paid, [run] = len(upstream.posts), {entry["run"] for entry in entries(forked)}
+        images = sum(len(entry["images"]) for entry in entries(forked))
+        cost = [entry["cost"] for entry in entries(forked)]
+        upstream.server.requests.clear()
+        assert forked("recover", env=ENV).code == 0
+        assert not upstream.gets
+        again = forked("recover", run, env=ENV)
+        assert (again.code, len(again.paths)) == (0, images), again.err
+        assert all((forked.folder / path).stat().st_size for path in again.paths)
+        assert (len(upstream.posts), len(upstream.gets)) == (0, images)
+        assert {entry["status"] for entry in entries(forked)} == {"succeeded"}
+        assert [entry["cost"] for entry in entries(forked)] == cost
+        assert paid == len(cost)
+        third = forked("recover", run, env=ENV)
+        assert third.code == 2
+        assert "all its pictures are saved" in third.err
+
+
+def test_recover_of_a_link_that_was_handed_out_and_is_dead_says_so(forked: Forked) -> None:
+    """It is not called saved, and what was there before is fetched by a later one, if it comes back."""
+    with Upstream(link=lambda request, number: answer(b"busy", status=503) if number < 3 else None) as upstream:
+        made = forked("generate", "a fox", "-p", "ark", "--base-url", upstream.url, "--no-download", "--json", env=ENV)
+        assert made.code == 0
+        again = forked("recover", made.json["id"], "--retries", "0", env=ENV)
+        assert again.code == 8, again.err
+        assert entries(forked)[0]["billed"] == "yes"
+        while (again := forked("recover", made.json["id"], "--retries", "0", env=ENV)).code == 8:
+            assert len(upstream.gets) < 10
+        assert (again.code, len(again.paths), len(upstream.posts)) == (0, 1, 1)
+
+
+def test_recover_of_links_that_were_handed_out_killed_at_each_step_saves_one_file(forked: Forked) -> None:
+    """At every moment the link is known, or the file is there."""
+    with Upstream() as upstream:
+        made = forked("generate", "a fox", "-p", "ark", "--base-url", upstream.url, "--no-download", "--json", env=ENV)
+        for step in range(1, 40):
+            done = forked("recover", made.json["id"], env=ENV, wounds={"kill": step})
+            if done.code >= 0:
+                break
+        assert done.code in {0, 2}, done.err
+        assert len(list(forked.folder.glob("*.jp*g"))) == 1
+        assert entries(forked)[0]["status"] == "succeeded"
+        assert len(upstream.posts) == 1
