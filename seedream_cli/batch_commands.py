@@ -243,7 +243,8 @@ _NAMED = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"}
 
 def _in_users_words(problem: Problem, table: Table, columns: Columns) -> Problem:
     """A problem of the table with the column as it is called there, whatever option it sets."""
-    if not problem.origin.startswith(f"{table.name}:"):
+    if not problem.field or not problem.origin.startswith(f"{table.name}:"):
+        # What is wrong with a whole line is no fault of a column's.
         return problem
     named = [column.name for column in columns.columns if column.key == problem.field]
     name = named[0] if len(named) == 1 else problem.field

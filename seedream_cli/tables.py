@@ -35,6 +35,7 @@ from .errors import FileError, InputError, Problem
 from .inputs import Option
 from .kinds import HEAD, TAIL, find_absent, find_kind
 from .request import ADVISED_CJK, Draft, whole_number
+from .text import clean_path
 
 CELL_MOST = 1024 * 1024
 """Characters of one cell. A quote that is never closed is found out here instead of taking all memory."""
@@ -612,6 +613,14 @@ class Columns:
     def id_at(self) -> int | None:
         """Where the id stands."""
         return self.at.get("id")
+
+    @functools.cached_property
+    def exact(self) -> frozenset[int]:
+        """Where the cells stand by which a row is known again: its id and what its prompt is made of."""
+        own = (
+            at for at, column in enumerate(self.columns) if column.role in {"id", "prompt"} or column.key == "prompt"
+        )
+        return frozenset((*own, *(slot.at for slot in self.slots)))
 
     @functools.cached_property
     def needed_at(self) -> tuple[int, ...]:
@@ -1637,6 +1646,8 @@ def find_results(headings: Sequence[str]) -> int | None:
 
 _CSV_NUMBER = re.compile(r"\s*[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)([eE][+-]?[0-9]+)?%?\s*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_MARKS = re.compile("[\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb]")
+_LAYOUT = re.compile(r"([\n\t])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -1761,9 +1772,12 @@ def _write_rows(descriptor: int, table: Table, rows: Iterable[tuple[Row, RowResu
         writer = csv.writer(_LineEnds(file, form.line_end), delimiter=form.delimiter)
         headings = [heading.name.strip() for heading in table.headings]
         writer.writerow(map(_defuse, (*headings, *_result_names(headings))))
+        exact: frozenset[int] | None = None
         for row, result in rows:
-            texts = (*map(_text, row.cells), *(getattr(result, name) for name in RESULTS))
-            writer.writerow(map(_defuse, texts))
+            exact = row.columns.exact if exact is None else exact
+            cells = (text if at in exact else _show_marks(text) for at, text in enumerate(map(_text, row.cells)))
+            found = (_show_hidden(getattr(result, name)) for name in RESULTS)
+            writer.writerow(map(_defuse, (*cells, *found)))
         file.flush()
         if is_file:
             os.fsync(descriptor)
@@ -1787,6 +1801,20 @@ def _result_names(headings: Collection[str]) -> list[str]:
         numbers = (f"seedream_{name}_{number}" for number in itertools.count(2))
         found.append(next(n for n in itertools.chain((name, f"seedream_{name}"), numbers) if n not in headings))
     return found
+
+
+def _show_marks(text: str) -> str:
+    """A cell of the table, with marks that change how others are read as visible escapes."""
+    return text if text.isascii() else _MARKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _show_hidden(text: str) -> str:
+    """A text of the provider's as the screen shows it, but for line breaks and tabs, which a cell may hold."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        piece if piece in {"\n", "\t"} else clean_path(piece) for piece in _LAYOUT.split(text.replace("\r\n", "\n"))
+    )
 
 
 def _defuse(text: str) -> str:

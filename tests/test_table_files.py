@@ -12,6 +12,7 @@ import pytest
 
 from seedream_cli.tables import open_table
 from tests.conftest import Command, Inside
+from tests.rawserver import answer
 from tests.test_batch import results, run, sent, summary, write
 from tests.upstream import Upstream
 
@@ -259,3 +260,84 @@ def test_an_icloud_placeholder_and_an_empty_file_are_named(inside: Inside) -> No
     assert done.code == 2
     assert done.err.count("placeholder of iCloud") == 2
     assert "empty.png cannot be used: it is empty" in done.err
+
+
+# --- faults of whole lines --------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "too many cells": ("t.csv", b"id,prompt\na,x\nb,y,z\n", 3, "3 cells"),
+    "too few cells": ("t.csv", b"id,prompt,seed\na,x,1\nb\n", 3, "1 cell"),
+    "an open quote": ("t.csv", b'id,prompt\na,x\nb,"y\nz\n', 3, "never closed"),
+    "a quote inside": ("t.csv", b'id,prompt\na,"x"y\n', 2, "not doubled"),
+    "zero bytes": ("t.csv", b"id,prompt\na,x\0y\n", 2, "zero bytes"),
+    "no text": ("t.csv", b"id,prompt\na,x\xff\n", 2, "no text"),
+    "tabs": ("t.tsv", b"id\tprompt\na\tx\ty\n", 2, "3 cells"),
+    "no JSON": ("t.jsonl", b'{"id": "a", "prompt": "x"}\n{"id":\n', 2, "no JSON"),
+    "a list": ("t.jsonl", b'{"id": "a", "prompt": "x"}\n[1]\n', 2, "one object"),
+    "a key twice": ("t.jsonl", b'{"id": "a", "prompt": "x", "id": "b"}\n', 1, "twice"),
+    "no suffix": ("table", b"id,prompt\na,x\nb,y,z\n", 3, "3 cells"),
+    "without an id": ("t.csv", b"prompt,seed\na,1\nb,2,3\n", 3, "3 cells"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_fault_of_a_whole_line_blames_no_column(inside: Inside, case: str) -> None:
+    """It names the file, the line and what is wrong; a fault in a cell still names its column."""
+    name, content, line, said = BROKEN[case]
+    (inside.folder / name).write_bytes(content)
+    done = inside("batch", name, *SANDBOX)
+    assert done.code == 2
+    [told] = [text for text in done.err.splitlines() if text.startswith("error:")]
+    assert told.startswith(f"error: {name}:{line}: "), told
+    assert said in told
+    assert "column id" not in done.err
+    assert "key id" not in done.err
+
+
+def test_fault_of_a_cell_names_its_column(inside: Inside) -> None:
+    """As before: an id that stands twice, and a value that no option takes."""
+    (inside.folder / "t.csv").write_text("id,prompt,size\na,x,2K\na,y,9z\n")
+    done = inside("batch", "t.csv", *SANDBOX)
+    assert "t.csv:3, column id: the id 'a' stands in line 2 already" in done.err
+    assert "t.csv:3, column size: '9z' is no size" in done.err
+
+
+# --- hidden characters ------------------------------------------------------------------------------------------------
+
+MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+
+
+def test_hidden_characters_of_a_provider_are_visible_in_the_results(seedream: Command) -> None:
+    """Directions, marks and control characters, in words and code; a line break and a tab alone stay."""
+    odd = f"no\x1b[31m{MARKS}\x85end\r\nnext\tone"
+    write(seedream, "id,prompt\na,a fox\n")
+    refusal = {"error": {"code": f"Bad{MARKS}\x9b", "message": odd, "request_id": "r\u202e1"}}
+    with Upstream(script=lambda *_: answer(json.dumps(refusal).encode(), status=400)) as upstream:
+        run(seedream, upstream)
+    raw = (seedream.folder / "shots" / "results.csv").read_bytes().decode()
+    assert not set(raw) & {*MARKS, "\x1b", "\x85", "\x9b"}
+    assert "\r" not in raw
+    assert len(results(seedream)) == 1
+    assert "\\u202e" in results(seedream)[0]["error"]
+    assert "\\x1b" in results(seedream)[0]["error"]
+
+
+def test_hidden_characters_of_a_table_are_visible_but_for_what_a_row_is_known_by(seedream: Command) -> None:
+    """Ids and prompts read back as they were, so that the results match their table; a note shows what it hides."""
+    rows = [f"שלום\u200f {number},\u200e{number},city\u202e,note\u202egpj{MARKS}" for number in (1, 2)]
+    write(seedream, "\n".join(["prompt,id,city,note", *rows]) + "\n")
+    with Upstream() as upstream:
+        assert run(seedream, upstream, "--prompt", "{prompt} in {city}").code == 0
+        found = results(seedream)
+        assert [row["prompt"] for row in found] == ["שלום\u200f 1", "שלום\u200f 2"]
+        assert [row["id"] for row in found] == ["\u200e1", "\u200e2"]
+        assert [row["city"] for row in found] == ["city\u202e"] * 2
+        assert not set(found[0]["note"]) & set(MARKS)
+        assert found[0]["note"].startswith("note\\u202egpj")
+        again = run(seedream, upstream, "--prompt", "{prompt} in {city}")
+        assert (again.code, len(upstream.posts)) == (0, 2), again.err
+        results_table = (seedream.folder / "shots" / "results.csv").read_text()
+        (seedream.folder / "shots" / ".seedream" / "ledger.db").unlink()
+        third = run(seedream, upstream, "--prompt", "{prompt} in {city}")
+        assert (third.code, len(upstream.posts)) == (2, 2), third.err
+        assert (seedream.folder / "shots" / "results.csv").read_text() == results_table
