@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import findings, spool
+from . import files, findings, spool
 from .credentials import known_keys
 from .envelope import JsonObject
 from .kept import POLLED
@@ -75,12 +75,12 @@ class KeptReplies:
 def kept_of(entry: Entry, replies: Path, surroundings: Surroundings) -> KeptReplies:
     """What is kept of a request in a folder of replies."""
     names = [f"{entry.id}.reply", f"{entry.id}{POLLED}.reply"]
-    kept = {one.path.name: one.path for one in spool.list_kept(replies)}
+    kept = [path for name in names if files.is_own_folder(replies) and files.is_plain(path := replies / name)]
     asides = [*spool.list_asides(replies, entry.id), *spool.list_asides(replies, entry.id + POLLED)]
-    paths = (*(kept[name] for name in names if name in kept), *reversed(asides))
+    paths = (*kept, *reversed(asides))
     has_links = bool(entry.pictures) and all(one.link or one.state == "failed" for one in entry.pictures)
     is_plain = has_links and entry.status != "unknown" and not entry.doubts
-    return KeptReplies(paths, key_forms(surroundings), is_plain)
+    return KeptReplies(paths, key_forms(surroundings) if paths else (), is_plain)
 
 
 def key_forms(surroundings: Surroundings) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import gzip
 import json
 import random
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from seedream_cli.findings import Findings
 from tests.conftest import Command
-from tests.forked import Forked, Nursery, nursery
+from tests.forked import Forked
 from tests.rawserver import answer
 from tests.upstream import Upstream, picture
 
@@ -206,18 +206,6 @@ def test_reply_made_to_be_read_for_ever_is_read_soon(tmp_path: Path, case: str) 
     assert len(lines) <= 10_000
     assert all(len(line) <= 8_192 for line in lines)
     assert bool(found.notes) == (case in {"links without end", "many links", "brackets"})
-
-
-@pytest.fixture(scope="module", name="farm")
-def _farm() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def forked(tmp_path: Path, farm: Nursery) -> Forked:
-    """The command, without the start-up of an interpreter."""
-    return Forked(tmp_path / "home", farm)
 
 
 @pytest.mark.parametrize(
