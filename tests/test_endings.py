@@ -64,12 +64,16 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("provider", ["openai", "ark", "acedata"])
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        *((name, "openai") for name in REFUSALS),
+        *((name, "ark") for name in ("block page", "empty at new-api", "empty at LiteLLM")),
+        *((name, "acedata") for name in ("block page", "empty at new-api", "empty at LiteLLM")),
+    ],
+)
 def test_refusal_of_every_request_is_exit_3_by_its_kind(forked: Forked, name: str, provider: str) -> None:
     """Whatever provider the address was given for: one request, not billed, the other side's words in the message."""
-    if (name, provider) == ("overdue", "acedata"):
-        pytest.skip("it has another code for that")
     script, kind, words = REFUSALS[name]
     with Upstream(script=lambda request, number: script) as upstream:
         to = ["-p", provider, "-m", "4.5", "--base-url", upstream.url]
