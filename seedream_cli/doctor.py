@@ -29,6 +29,7 @@ from .config import Reading, complete
 from .engine import ask, make_wire
 from .error_text import message_in, text_fault
 from .errors import ApiError, ConfigError, InputError, Problem, SeedreamError
+from .folders import left_in_batches
 from .ledger import open_ledger
 from .models import DEFAULT_MODEL, find_model
 from .plan import Limits, Route, choose_dialect, key_for, plan_output
@@ -308,13 +309,18 @@ def check_ledger(surroundings: Surroundings, clock: Clock) -> Finding:
             wrong = ledger.check()
             unsaved, unknown = len(ledger.unsaved()), len(ledger.history(status="unknown"))
             journal = ledger.journal
+            batches, troubles = left_in_batches(ledger)
     except SeedreamError as error:
         return Finding("ledger", "fail", error.message, error.hint)
     if wrong:
         hint = f"move {path} aside; kept replies stay recoverable from {path.parent / 'replies'}"
         return Finding("ledger", "fail", f"damaged: {'; '.join(wrong[:3])}", hint)
+    unsaved, unknown = unsaved + batches["unsaved"], unknown + batches["unknown"]
     if unsaved:
         return Finding("ledger", "warn", f"{unsaved} paid requests are not saved", "seedream recover")
+    if troubles:
+        hint = "a batch's ledger that is damaged cannot tell what was paid there"
+        return Finding("ledger", "warn", "; ".join(troubles[:3]), hint)
     if unknown:
         hint = "seedream history --status unknown, then seedream history resolve"
         return Finding("ledger", "warn", f"the outcome of {unknown} requests is unknown", hint)

@@ -314,6 +314,21 @@ def _is_settled(own: Ledger) -> bool:
     return not own.unsaved() and not any(open_ones)
 
 
+def left_in_batches(ledger: Ledger) -> tuple[Counter[str], list[str]]:
+    """How many requests of batches are unsaved, and how many of unknown outcome; and what is wrong with folders."""
+    found, troubles = Counter[str](), list[str]()
+    for folder in known_folders(ledger):
+        many, trouble = ask(folder, _open_ones)
+        found += many or Counter()
+        troubles += [f"{folder}: {trouble}"] if trouble and trouble != _IS_GONE else []
+    return found, troubles
+
+
+def _open_ones(own: Ledger) -> Counter[str]:
+    unsaved, unknown = own.unsaved(), own.history(status="unknown")
+    return Counter(unsaved=len(unsaved), unknown=len(unknown))
+
+
 def all_charges(ledger: Ledger) -> tuple[list[Charge], list[str]]:
     """What every request cost, of single runs and of all batches, each once; and why of some folders only what was
     booked when they paid is known.

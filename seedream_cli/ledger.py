@@ -1157,9 +1157,10 @@ class Ledger:
         for row in rows:
             name, at, provider, model, images, paid, possible, is_priced, currency = row
             try:
-                moment = dt.datetime.fromisoformat(at).astimezone(dt.UTC)
-            except (ValueError, TypeError, OverflowError) as error:
+                moment = _moment(at)
+            except (ValueError, TypeError) as error:
                 raise _unreadable(name) from error
+            assert moment is not None  # noqa: S101 - a request has always one
             yield Charge(name, moment, provider, model, images, paid, possible, bool(is_priced), currency)
 
     def booked(self) -> Iterator[tuple[str, Charge]]:
@@ -2302,7 +2303,12 @@ def _picture(row: sqlite3.Row) -> PictureRow:
 
 
 def _note_of(row: sqlite3.Row) -> Note:
-    return Note(row["request"], dt.datetime.fromisoformat(row["at"]), row["what"], row["detail"])
+    try:
+        at = _moment(row["at"])
+    except (ValueError, TypeError) as error:
+        raise _unreadable(row["request"]) from error
+    assert at is not None  # noqa: S101 - the table has no note without
+    return Note(row["request"], at, row["what"], row["detail"])
 
 
 @contextlib.contextmanager
@@ -2343,7 +2349,16 @@ def _stamp(moment: dt.datetime) -> str:
 
 
 def _moment(stamp: str | None) -> dt.datetime | None:
-    return None if stamp is None else dt.datetime.fromisoformat(stamp)
+    if stamp is None:
+        return None
+    moment = dt.datetime.fromisoformat(stamp)
+    if not _FIRST_YEAR <= moment.year < dt.MAXYEAR:
+        raise ValueError(f"{stamp} is no moment of ours")
+    return moment
+
+
+_FIRST_YEAR = 1970
+"""What is earlier, or last of all, has no local time in some place, and was never written here."""
 
 
 def _store_path(path: Path | None) -> str | bytes | None:

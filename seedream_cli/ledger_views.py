@@ -94,7 +94,7 @@ def _batch_words(batch: Overview) -> str:
 
 
 def _several(names: Sequence[str], what: str) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} {what}" if names else "-"
+    return clean(names[0], 80) if len(names) == 1 else f"{len(names)} {what}" if names else "-"
 
 
 def _batch_cost_words(batch: Overview) -> str:
@@ -203,7 +203,7 @@ def stats_table(groups: Sequence[Group], by: str, width: int) -> list[str]:
     headers = (by, "requests", "images", "cost", "possibly more", "of unknown price")
     rows = [
         (
-            group.name,
+            clean(group.name, 80),
             str(group.requests),
             str(group.images),
             _sums(group.paid),

@@ -137,6 +137,7 @@ def test_recover_after_a_kill_pays_nothing_and_leaves_no_row_between(forked: For
 def test_recover_by_id_saves_a_row_and_by_run_the_whole_batch(forked: Forked) -> None:
     """The id of a request, then that of the run; what is saved is said to be."""
     with unsaved(forked) as upstream:
+        assert "3 paid requests are not saved" in " ".join(forked("doctor", "-p", "sandbox").out.split())
         name = first_id(forked)
         done = recover(forked, name)
         assert (done.code, names(forked)) == (0, ["r1.jpg"]), done.err
@@ -259,6 +260,39 @@ def test_recover_takes_no_key_to_an_address_out_of_a_batch(seedream: Command) ->
             assert stranger.server.connections == 0
             assert done.code == (2 if named else 7), done.err
         assert stranger.url in seedream("recover", env=KEYS).err
+
+
+ODD = {
+    "sent_at": "'soon'",
+    "entered_at": "'0001-01-01T00:00:00+23:00'",
+    "model": "'x' || char(27) || '[31m'",
+    "file": "char(27) || '[2J' || char(10) || 'x'",
+    "currency": "char(27) || 'EUR'",
+    "state": "'unheard of'",
+}
+
+
+def test_history_of_a_batch_says_plainly_what_is_odd(forked: Forked) -> None:
+    """Whatever stands in a folder's ledger: no bug, no escape sequence, and single runs are shown all the same."""
+    with unsaved(forked, rows=1):
+        assert forked("generate", "a hen", "-p", "sandbox").code == 0
+        sound = ledger_of(forked).read_bytes()
+        run = forked("history", "--json").json["batches"][0]["id"]
+        for column, value in ODD.items():
+            with closing(sqlite3.connect(ledger_of(forked))) as db:
+                db.execute("PRAGMA ignore_check_constraints = ON")
+                db.execute(f"UPDATE requests SET {column} = {value}, attempts = 1")
+                db.commit()
+            for args in (["history"], ["history", "stats"], ["history", "stats", "--by", "model"]):
+                done = forked(*args, env={"COLUMNS": "160"})
+                assert (done.code, "\x1b" in done.out + done.err) == (0, False), (column, done.err)
+            assert "a hen" in forked("history").out
+            for args in (["history", "show", run], ["recover", "--json"], ["recover", "-q", run]):
+                done = forked(*args, env=QUICK)
+                assert done.code in {0, 2, 7, 8, 9, 74}, (column, args, done.err)
+                assert "\x1b" not in done.out + done.err
+                assert done.err or done.code == 0
+            ledger_of(forked).write_bytes(sound)
 
 
 # --- money ------------------------------------------------------------------------------------------------------------
