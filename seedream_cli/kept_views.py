@@ -12,7 +12,6 @@ from .credentials import known_keys
 from .envelope import JsonObject
 from .kept import POLLED
 from .masking import secret_forms
-from .text import size_words
 
 if TYPE_CHECKING:
     from .ledger import Entry
@@ -36,7 +35,7 @@ class KeptReplies:
         """Where they lie, and what can be done with them."""
         if not self.paths:
             return []
-        lines = [f"reply: {path} ({size_words(path.stat().st_size)})" for path in self.paths]
+        lines = [f"reply: {path} ({path.stat().st_size} bytes)" for path in self.paths]
         if entry.status == "unknown" or entry.doubts:
             look = f"seedream history show {entry.id} --links prints the links and images that are in it"
             settle = f"seedream history resolve {entry.id} --paid or --unpaid settles it"
