@@ -26,10 +26,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from . import names
+from . import names, providers
 from .books import to_micro
 from .errors import EXIT_CODES, PARTIAL, ConfigError, InputError, LinkError, Problem
 from .ledger import Caps, Entry, Forecast, Ledger, Mould, NewRow, Pattern, Queued, Run, Saved, Unsent
+from .models import ModelSpec, find_model, size_gap
 from .pictures import inspect
 from .plan import MICRO, FindKey, Job, Route, key_for, name_fields, plan_draft
 from .providers.base import ProviderSpec
@@ -762,6 +763,7 @@ class Batch:
             "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
             f"{micro / MICRO:.6f}".rstrip("0").rstrip(".") if known else "",
             "; ".join(dict.fromkeys(traces)),
+            "; ".join(dict.fromkeys(words for entry in entries for words in _gaps(entry))),
         )
 
     def _status(self, entry: Entry) -> str:
@@ -770,6 +772,26 @@ class Batch:
             return "missing"
         # A run that is over has nothing under way.
         return {"queued": "unsent", "sent": "unknown"}.get(entry.state, entry.status)
+
+
+def _gaps(entry: Entry) -> Iterator[str]:
+    """Where the images of a request are not what its body asked for."""
+    size, format_ = entry.body.get("size"), entry.body.get("output_format")
+    if any("layer" in name for name in entry.body):
+        return
+    for row in entry.pictures:
+        if row.state != "saved":
+            continue
+        model = _model(entry.provider, entry.model)
+        if isinstance(size, str) and (said := size_gap(model, size, row.width, row.height)):
+            yield said
+        if isinstance(format_, str) and row.format and row.format != format_:
+            yield f"{format_} was asked for, and {row.format} came"
+
+
+@functools.cache
+def _model(provider: str, model_id: str) -> ModelSpec | None:
+    return find_model(model_id, providers.load(provider).spec.spelling) if provider in providers.PROVIDERS else None
 
 
 def _cost_of(entry: Entry) -> int:

@@ -1630,9 +1630,11 @@ class RowResult:
     billed: str = ""
     cost: str = ""
     request_id: str = ""
+    warning: str = ""
 
 
 RESULTS = ("status", "path", "error", "provider_code", "billed", "cost", "request_id")
+_WRITTEN = (*RESULTS, "warning")
 _RESULT_NAME = [re.compile(rf"(seedream_)?{name}(_[0-9]+)?") for name in RESULTS]
 
 
@@ -1776,7 +1778,7 @@ def _write_rows(descriptor: int, table: Table, rows: Iterable[tuple[Row, RowResu
         for row, result in rows:
             exact = row.columns.exact if exact is None else exact
             cells = (text if at in exact else _show_marks(text) for at, text in enumerate(map(_text, row.cells)))
-            found = (_show_hidden(getattr(result, name)) for name in RESULTS)
+            found = (_show_hidden(getattr(result, name)) for name in _WRITTEN)
             writer.writerow(map(_defuse, (*cells, *found)))
         file.flush()
         if is_file:
@@ -1797,7 +1799,7 @@ class _LineEnds:
 def _result_names(headings: Collection[str]) -> list[str]:
     """The names of the result columns; one that the table has already, as earlier results do, gets a prefix."""
     found = []
-    for name in RESULTS:
+    for name in _WRITTEN:
         numbers = (f"seedream_{name}_{number}" for number in itertools.count(2))
         found.append(next(n for n in itertools.chain((name, f"seedream_{name}"), numbers) if n not in headings))
     return found

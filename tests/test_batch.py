@@ -101,7 +101,8 @@ def test_a_table_becomes_files_and_results(seedream: Command) -> None:
             (seedream.folder / "My shots" / "results.csv")
             .read_bytes()
             .startswith(
-                b"id;animal;size;n;note;status;path;error;provider_code;billed;cost;request_id\r\nkitty;'=cat();2K;2;a;succ"
+                b"id;animal;size;n;note;status;path;error;provider_code;billed;cost;request_id;warning\r\n"
+                b"kitty;'=cat();2K;2;a;succ"
             )
         )
         again = run(seedream, upstream, *args, name="My shots.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import csv
 import gzip
 import io
 import random
@@ -542,4 +543,6 @@ def test_size_that_is_not_the_one_asked_for_is_told(
         strict = forked("batch", "shots.csv", *to, "--strict", env=ENV)
         assert strict.code == (9 if differs else 0), strict.err
         assert (said in strict.err) == differs
+        with (forked.folder / "shots" / "results.csv").open(newline="") as file:
+            assert [row["warning"] for row in csv.DictReader(file)] == [said * differs]
         assert len(list(forked.folder.rglob("*.png"))) == 2

@@ -690,10 +690,11 @@ def test_results_are_the_table_with_more_columns(tmp_path: Path) -> None:
     assert raw.startswith(b"\xef\xbb\xbfsep=;\r\nprompt;status;seedream_status;path;error;provider_code;billed;cost;")
     assert raw.count(b"\r\n") == 2 + len(cells)
     _, header, *found = csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), delimiter=";")
-    assert header[2:] == ["seedream_status", "path", "error", "provider_code", "billed", "cost", "request_id"]
+    own = ["path", "error", "provider_code", "billed", "cost", "request_id", "warning"]
+    assert header[2:] == ["seedream_status", *own]
     texts = ["'=1+1", "'+x", "'@x", "-1", "-1,5", "'- item", "'\ttab", "' =x", "'+49 30", "a\rb", 'say "hi"; x', "'-"]
     assert [row[0] for row in found] == texts
-    assert found[0][2:] == ["succeeded", "out/a.png", "'=cmd|' /C calc'!A0\nbroken \\ud800", "", "", "0.04", ""]
+    assert found[0][2:] == ["succeeded", "out/a.png", "'=cmd|' /C calc'!A0\nbroken \\ud800", "", "", "0.04", "", ""]
     again = read(open_table(str(tmp_path / "results.csv")))
     assert [row.prompt for row in again] == texts
 
@@ -704,10 +705,10 @@ def test_results_of_json_lines_are_a_table(tmp_path: Path) -> None:
     with make(tmp_path, text, "shots.jsonl") as table:
         write_results(tmp_path / "r.csv", table, results(table.rows(plan(table))))
     lines = (tmp_path / "r.csv").read_text().splitlines()
-    assert lines[0] == "prompt,image,extra.x,n,status,path,error,provider_code,billed,cost,request_id"
+    assert lines[0] == "prompt,image,extra.x,n,status,path,error,provider_code,billed,cost,request_id,warning"
     assert lines[1:] == [
-        "fox,a.png|b.png,,,succeeded,out/a.png,,,,0.04,",
-        'owl,,"{""k"": 1}",2,succeeded,out/a.png,,,,0.04,',
+        "fox,a.png|b.png,,,succeeded,out/a.png,,,,0.04,,",
+        'owl,,"{""k"": 1}",2,succeeded,out/a.png,,,,0.04,,',
     ]
 
 
