@@ -637,10 +637,10 @@ def test_a_batch_is_held_by_one_process(tmp_path: Path) -> None:
     process = child(code, tmp_path / "a" / "ledger.db", tmp_path / "b")
     assert process.stdout
     assert process.stdout.readline() == "held\n"
-    began = time.monotonic()
     with pytest.raises(BusyError, match=f"process {process.pid}") as caught, hold_batch(tmp_path / "b"):
         pass
-    assert (caught.value.exit_code, time.monotonic() - began < 1) == (75, True)
+    # Its holder is still there: nobody waited for it to go.
+    assert (caught.value.exit_code, process.poll()) == (75, None)
     process.kill()
     process.communicate()
     with hold_batch(tmp_path / "b"), pytest.raises(BusyError), hold_batch(tmp_path / "b"):
@@ -918,8 +918,8 @@ def test_only_whole_requests_are_reused(book: Ledger) -> None:
     assert [entry.pictures[0].path for entry in book.reusable("same")] == [Path("c"), Path("a")]
 
 
-def test_ten_thousand_rows_answer_quickly(book: Ledger) -> None:
-    """The time of the history of 10,000 requests with their pictures, printed and held loosely."""
+def test_ten_thousand_rows_cost_few_steps_of_the_database(book: Ledger) -> None:
+    """What a history of 10,000 requests costs, in thousands of SQLite's own steps: no machine's load changes them."""
     with book.run("r", "batch") as run:
         book.enter(run, (new(f"q-{n}", position=n, identity=str(n)) for n in range(10_000)))
         book._db.execute(
@@ -927,19 +927,26 @@ def test_ten_thousand_rows_answer_quickly(book: Ledger) -> None:
             "1, 1, 1, '', NULL FROM requests"
         )
         book._db.execute("UPDATE requests SET state = 'saved', owner = NULL")
-    for name, call in {
-        "all": book.history,
-        "the last 50": lambda: book.history(limit=50),
-        "by text": lambda: book.history("q-777", limit=50),
-        "partial only": lambda: book.history(status="partial"),
-        "money": lambda: book.spent(since=NOON),
-        "find": lambda: book.find("q-77"),
-    }.items():
-        began = time.perf_counter()
-        found = call()
-        took = time.perf_counter() - began
-        print(f"{name}: {took * 1000:.0f} ms, {len(found) if isinstance(found, tuple) else found}")
-        assert took < 3
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    book._db.set_progress_handler(count, 1000)
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "all": (book.history, 1500),
+        "the last 50": (lambda: book.history(limit=50), 20),
+        "by text": (lambda: book.history("q-777", limit=50), 600),
+        "partial only": (lambda: book.history(status="partial"), 500),
+        "money": (lambda: book.spent(since=NOON), 50),
+        "find": (lambda: book.find("q-77"), 200),
+    }
+    for name, (call, most) in calls.items():
+        steps = 0
+        call()
+        assert steps <= most, f"{name}: {steps}"
 
 
 # --- what must not be there -----------------------------------------------------------------------------------------
