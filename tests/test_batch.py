@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -379,12 +380,17 @@ def test_no_more_is_spent_than_allowed(seedream: Command) -> None:
 def test_a_second_process_ends_at_once(seedream: Command) -> None:
     """75, and nothing sent; the first goes on untroubled."""
     table(seedream, 4)
-    with Upstream() as upstream:
-        upstream.delay_s = 1.5
+    may_answer = threading.Event()
+
+    def wait(request: Received, number: int) -> None:
+        may_answer.wait(60)
+
+    with Upstream(script=wait) as upstream:
         first = start(seedream, upstream)
         while not upstream.posts:
             time.sleep(0.02)
         second = run(seedream, upstream)
+        may_answer.set()
         assert second.code == 75, second.err
         assert len(upstream.posts) <= 4
         first.communicate()
