@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -68,11 +69,18 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax tree, read once for all tests."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[str, int]]:
     """Absolute names of all that a file imports, our own as `seedream_cli.x`."""
     package = ("seedream_cli", *path.relative_to(ROOT).parts[:-1])
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -124,10 +132,11 @@ def test_each_library_has_its_rooms(package: str) -> None:
                 assert place in ONLY[package], f"{place}:{line} imports {package}"
 
 
+@functools.cache
 def calls(path: Path) -> list[tuple[str, int]]:
     """Dotted names of everything a file calls or reads as an attribute."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             found.append((f"{node.value.id}.{node.attr}", node.lineno))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -173,7 +182,7 @@ def test_provider_and_model_names_stay_at_home() -> None:
     models = {text for row in MODELS for ids in row.ids.values() for text in (row.name, *ids)}
     for path in FILES:
         here = room(path)
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
                 continue
             where = f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -199,7 +208,7 @@ def test_every_error_code_is_raised_and_registered() -> None:
     """Each code of the JSON output is raised somewhere, and each one raised has its exit code."""
     from seedream_cli.errors import EXIT_CODES
 
-    trees = [ast.parse(path.read_text()) for path in FILES if room(path) != "errors"]
+    trees = [tree_of(path) for path in FILES if room(path) != "errors"]
     texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     names = {node.func.id for tree in trees for node in ast.walk(tree) if _calls_a_name(node)}
     own = {"InputError": "validation", "ConfigError": "config", "LinkError": "download", "FileError": "filesystem"}
