@@ -168,12 +168,9 @@ def test_system_certificates_are_trusted_beside_the_librarys(monkeypatch: pytest
 
     loaded = []
     monkeypatch.setattr(wire.ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    wire._trusted()
+    wire._trusted(None, None)
     assert loaded == [1]
-    monkeypatch.setenv("SSL_CERT_DIR", str(Path(__file__).parent))
-    wire._trusted()
+    wire._trusted(None, str(Path(__file__).parent))
     assert loaded == [1]
 
 

@@ -110,7 +110,7 @@ def test_every_way_out_of_a_doubt_is_named_and_works(forked: Forked) -> None:
         assert "sends it once more, and pays once more" in hint
         assert f"resolve {name} --paid" in done.err
         assert entries(forked)[0]["billed"] == "unknown"
-        assert "1 of unknown outcome" in forked("recover", env=ENV).err
+        assert "settle the 1 unknown" in forked("recover", env=ENV).err
         assert forked("history", "resolve", name, "--paid").code == 0
         assert entries(forked)[0]["status"] == "resolved"
         assert forked("history", "resolve", name, "--unpaid").code == 0
