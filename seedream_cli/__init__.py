@@ -1,3 +1,5 @@
 """A command-line tool for ByteDance's Seedream image models."""
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

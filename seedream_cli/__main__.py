@@ -17,14 +17,14 @@ def main() -> None:
                 sys.stdout.write(f"seedream {__version__}\n")
                 sys.stdout.flush()
             except OSError:
-                from .cli import main as run
+                from .cli.app import main as run
 
                 # It says what is wrong with standard output.
                 sys.exit(run(["--version"]))
         return
     if sys.argv[1:2] == ["--complete"] and len(sys.argv) > 2:
         # A shell asks at every Tab: the command line itself would take too long to load.
-        from .completion import respond
+        from .cli.completion import respond
 
         if sys.stdout is None:
             return
@@ -34,7 +34,7 @@ def main() -> None:
     # Loading makes no garbage. A run that lasts looks for it again, see `engine`.
     gc.disable()
     try:
-        from .cli import main as run
+        from .cli.app import main as run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -52,7 +52,7 @@ def _say_short(error: Exception) -> int:
     import os
 
     try:
-        from .scarcity import lack_of
+        from .storage.system_limits import lack_of
 
         lack = lack_of(error)
     except (MemoryError, ImportError, OSError, SystemError):

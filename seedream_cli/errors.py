@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Billed = Literal["no", "yes", "unknown"]
+
 Delivered = Literal["no", "maybe", "yes"]
 
 EXIT_CODES: dict[str, int] = {

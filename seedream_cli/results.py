@@ -207,9 +207,6 @@ class BatchReport:
 _URGENCY = (74, 8, 7, 10, 3, 5, 6, 4, 2, 130, 143, 1)
 
 
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Planned:
     """The run is about to start with so many requests; `pictures` is the most they can return."""

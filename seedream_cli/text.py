@@ -6,6 +6,7 @@ prompt or a file name passes `clean` before it is shown, and never begins a line
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import unicodedata
@@ -14,11 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # `config get` shows no money, and the results would be a tenth of its time.
     from .results import Cost
 
+
+def nearest_hint(name: str, known: Sequence[str]) -> str:
+    """What may have been meant, or what there is."""
+    spelled = {one.replace("-", "_"): one for one in known}
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), spelled, 3)
+    if near:
+        return f"did you mean {' or '.join(spelled[one].replace('-', '_') for one in near)}?"
+    return f"known: {', '.join(known)}" if len(known) <= 8 else "seedream config show lists all"
+
+
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+
 _ZWJ = "\u200d"
+
 # A CI runner obeys these wherever they stand in a line (GitHub's older form, Azure Pipelines).
 CI_COMMAND = re.compile(r"#(?=#(?:\[|vso\[))")
 
@@ -144,6 +156,7 @@ def money_words(cost: Cost) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 _GAP = 2
+
 _LAST_COLUMN = 24
 
 

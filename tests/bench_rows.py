@@ -74,16 +74,17 @@ def peak_mib() -> float:
 
 def measure(words: Sequence[str]) -> None:
     """The command as far as the question whether to go on; what it took, as JSON on standard output."""
-    from seedream_cli import batch, batch_commands, cli
+    from seedream_cli.batch import row_requests, run
+    from seedream_cli.cli import app, batch
 
     found: dict[str, list[float]] = {}
-    sheet, rows = batch.Sheet, batch.Batch
+    sheet, rows = row_requests.Sheet, run.Batch
     sheet.check = timed("check", sheet.check, found)  # type: ignore[method-assign]
     rows.enter = timed("enter", rows.enter, found)  # type: ignore[method-assign]
     rows.survey = timed("survey", rows.survey, found)  # type: ignore[method-assign]
-    batch_commands._agreed = lambda *_: False
+    batch._agreed = lambda *_: False
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
-        cli.main(["batch", *words])
+        app.main(["batch", *words])
     whole = os.times()
     print(json.dumps({"phases": found, "peak": peak_mib(), "cpu": whole.user + whole.system}))
 

@@ -95,7 +95,7 @@ class Inside(Command):
         self, *args: str, env: dict[str, str] | None = None, stdin: bytes = b"", timeout: float = 60, **more: Any
     ) -> Done:
         """Run it to its end. It may not be given anything to send, nor a key."""
-        from seedream_cli.cli import main
+        from seedream_cli.cli.app import main
 
         assert not stdin
         assert not more

@@ -90,11 +90,12 @@ class Forked(Command):
 # --- in the child ---------------------------------------------------------------------------------------------------
 
 
-_ROOMS = [f"seedream_cli.{path.stem}" for path in (ROOT / "seedream_cli").glob("[a-z]*.py")]
-_PROVIDERS = [f"seedream_cli.providers.{path.stem}" for path in (ROOT / "seedream_cli/providers").glob("[a-z]*.py")]
+_OURS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "seedream_cli").rglob("[a-z]*.py"))
+]
 _IMPORTED = [
-    *_ROOMS,
-    *_PROVIDERS,
+    *_OURS,
     "PIL.JpegImagePlugin",
     "PIL.PngImagePlugin",
     "_strptime",
@@ -185,7 +186,8 @@ def trace(path: str) -> None:
 
 
 def _at_each_step(step: Callable[[str], None]) -> None:
-    from seedream_cli import cli, ledger
+    from seedream_cli.cli import generate
+    from seedream_cli.ledger import database, ledger
 
     def before(name: str) -> None:
         real = getattr(os, name)
@@ -211,16 +213,16 @@ def _at_each_step(step: Callable[[str], None]) -> None:
         "pwrite",
     ):
         before(name)
-    connect = ledger._connect
+    connect = database._connect
 
     def traced(path: Path) -> Any:
         db = connect(path)
         db.set_trace_callback(lambda statement: step("commit") if statement == "COMMIT" else None)
         return db
 
-    ledger._connect = traced
+    database._connect = ledger._connect = traced
     # Most of the steps that the tool names lie between two of these, with nothing done in between.
-    cli.crash_step = lambda fault: lambda name: step(name) if name in {"sent", "read"} else None
+    generate.crash_step = lambda fault: lambda name: step(name) if name in {"sent", "read"} else None
 
 
 # --- planted bugs: the tests that kill must see each of them ----------------------------------------------------------
@@ -228,7 +230,7 @@ def _at_each_step(step: Callable[[str], None]) -> None:
 
 def sends_before_it_writes() -> None:
     """The intent is written down only when the answer is here."""
-    from seedream_cli.books import Books
+    from seedream_cli.engine.recorder import Books
 
     sent, ready = Books.sent, Books.ready
 
@@ -244,7 +246,7 @@ def sends_before_it_writes() -> None:
 
 def downloads_before_it_writes() -> None:
     """The links are written down only when the pictures are here."""
-    from seedream_cli.books import Books
+    from seedream_cli.engine.recorder import Books
 
     ready, picture = Books.ready, Books.picture
     held: dict[str, Any] = {}
@@ -262,13 +264,13 @@ def downloads_before_it_writes() -> None:
 
 def forgets_before_it_writes() -> None:
     """The reply is removed before the books know that its pictures are saved."""
-    from seedream_cli import spool
-    from seedream_cli.books import Books
+    from seedream_cli.engine.recorder import Books
+    from seedream_cli.storage import reply_file
 
     picture = Books.picture
 
     async def early(self: Books, job: Any, *rest: Any, **more: Any) -> None:
-        spool.forget(Path(os.environ["SEEDREAM_STATE_DIR"]) / "replies", job.id)
+        reply_file.forget(Path(os.environ["SEEDREAM_STATE_DIR"]) / "replies", job.id)
         await picture(self, job, *rest, **more)
 
     Books.picture = early  # type: ignore[method-assign]
@@ -276,52 +278,52 @@ def forgets_before_it_writes() -> None:
 
 def replaces_what_is_there() -> None:
     """A picture takes its name from whoever has it."""
-    from seedream_cli import files
+    from seedream_cli.storage import filesystem
 
-    files.move_to_free = os.replace
+    filesystem.move_to_free = os.replace
 
 
 def takes_orphans_for_new() -> None:
     """What was out when its process died is called never sent."""
-    from seedream_cli import ledger
+    from seedream_cli.ledger import ledger, rows
 
     settle = ledger.Ledger._settle_one
 
     def as_new(self: Any, db: Any, request_id: str, reply: Any) -> None:
         settle(self, db, request_id, reply)
         if reply is None:
-            ledger._update(db, request_id, {"state": "queued", "billed": "no", "error": None})
+            rows._update(db, request_id, {"state": "queued", "billed": "no", "error": None})
 
     ledger.Ledger._settle_one = as_new  # type: ignore[method-assign]
 
 
 def repeats_what_is_in_doubt() -> None:
     """An answer that was lost is asked for again."""
-    from seedream_cli import attempts
+    from seedream_cli.network import retry
 
-    decide = attempts.decide
-    attempts.decide = lambda error, attempt, *rest: 0.0 if attempt < 2 else decide(error, attempt, *rest)
+    decide = retry.decide
+    retry.decide = lambda error, attempt, *rest: 0.0 if attempt < 2 else decide(error, attempt, *rest)
 
 
 def reads_no_remains() -> None:
     """A whole reply that had no name yet when its process died is passed over."""
-    from seedream_cli import spool
+    from seedream_cli.storage import reply_file
 
-    spool.adopt = lambda folder, name, *, limit: None
+    reply_file.adopt = lambda folder, name, *, limit: None
 
 
 def reads_no_journal() -> None:
     """What the journal of a dead batch holds is passed over."""
-    from seedream_cli import journal
+    from seedream_cli.storage import reply_journal
 
-    journal.adopt = lambda folder, request_id, token: None
+    reply_journal.adopt = lambda folder, request_id, token: None
 
 
 def takes_any_token() -> None:
     """A reply in the journal of a dead batch is taken for whichever request is looked for."""
-    from seedream_cli import journal
+    from seedream_cli.storage import reply_journal
 
-    pack, head = journal._HEAD.pack, journal._HEAD
+    pack, head = reply_journal._HEAD.pack, reply_journal._HEAD
 
     class Careless:
         size, unpack_from = head.size, staticmethod(head.unpack_from)
@@ -330,50 +332,50 @@ def takes_any_token() -> None:
         def pack(mark: bytes, length: int, checksum: int, token: bytes) -> bytes:
             return pack(mark, length, checksum, b"")
 
-    journal._HEAD = Careless  # type: ignore[assignment]
-    find = journal._find
-    journal._find = lambda descriptor, token: find(descriptor, "")
+    reply_journal._HEAD = Careless  # type: ignore[assignment]
+    find = reply_journal._find
+    reply_journal._find = lambda descriptor, token: find(descriptor, "")
 
 
 def knows_no_picture_again() -> None:
     """A picture that is on disk, but not in the books, is saved once more."""
-    from seedream_cli import store
+    from seedream_cli.storage import image_file
 
-    store.find_same = lambda place, facts: None
+    image_file.find_same = lambda place, facts: None
 
 
 def flushes_no_commit() -> None:
     """The ledger leaves it to the system when its commits reach the disk."""
-    from seedream_cli import ledger
+    from seedream_cli.ledger import database, ledger
 
-    connect = ledger._connect
+    connect = database._connect
 
     def lazy(path: Path) -> Any:
         db = connect(path)
         db.execute("PRAGMA synchronous = NORMAL")
         return db
 
-    ledger._connect = lazy
+    database._connect = ledger._connect = lazy
 
 
 def flushes_no_picture() -> None:
     """A picture gets its name before its bytes are on the disk."""
-    from seedream_cli import store
+    from seedream_cli.storage import image_file
 
-    store.Part.flush = lambda self: None  # type: ignore[method-assign]
+    image_file.Part.flush = lambda self: None  # type: ignore[method-assign]
 
 
 def flushes_no_folder() -> None:
     """A picture is in the books before its name is on the disk."""
-    from seedream_cli import store
+    from seedream_cli.storage import image_file
 
-    store.flush_folder = lambda folder: None
+    image_file.flush_folder = lambda folder: None
 
 
 def cannot_write_answers() -> None:
     """The disk of the ledger is full from the answer on, for that one write."""
     from seedream_cli.errors import FileError
-    from seedream_cli.ledger import Ledger
+    from seedream_cli.ledger.ledger import Ledger
 
     def full(*_: Any, **__: Any) -> None:
         raise FileError("no room", billed="yes")
@@ -383,21 +385,21 @@ def cannot_write_answers() -> None:
 
 def has_no_room_for_replies() -> None:
     """No reply gets a file of its own; the places of the journal are there."""
-    from seedream_cli import spool
     from seedream_cli.errors import FileError
+    from seedream_cli.storage import reply_file
 
     def full(*_: Any) -> Any:
         raise FileError("no space left", hint="make room")
 
-    spool.open_spool = full
+    reply_file.open_spool = full
 
 
 def breaks_at_the_first_write() -> None:
     """The disk fails once, when a reply that has outgrown the journal is moved to a file."""
-    from seedream_cli import spool
     from seedream_cli.errors import FileError
+    from seedream_cli.storage import reply_file
 
-    write, rest = spool.Spool.write, [None]
+    write, rest = reply_file.Spool.write, [None]
 
     def fail(self: Any, chunk: Any) -> None:
         if rest:
@@ -405,13 +407,13 @@ def breaks_at_the_first_write() -> None:
             raise FileError("input/output error", billed="yes")
         write(self, chunk)
 
-    spool.Spool.write = fail  # type: ignore[method-assign]
+    reply_file.Spool.write = fail  # type: ignore[method-assign]
 
 
 def cannot_book_what_it_cost() -> None:
     """The user's ledger takes what a request may cost, and nothing after that."""
     from seedream_cli.errors import FileError
-    from seedream_cli.ledger import Ledger
+    from seedream_cli.ledger.ledger import Ledger
 
     book, held = Ledger.book, set[str]()
 
@@ -427,7 +429,7 @@ def cannot_book_what_it_cost() -> None:
 def commits_no_links() -> None:
     """The disk of the ledger is full whenever links are to be written down."""
     from seedream_cli.errors import FileError
-    from seedream_cli.ledger import Ledger
+    from seedream_cli.ledger.ledger import Ledger
 
     def full(*_: Any, **__: Any) -> None:
         raise FileError("no space left", billed="yes")
@@ -438,7 +440,8 @@ def commits_no_links() -> None:
 
 def loses_its_table() -> None:
     """The disk that the table is on goes away once the table is checked."""
-    from seedream_cli import engine, tables
+    from seedream_cli.batch import table_source
+    from seedream_cli.engine import run as engine_run
 
     running = list[bool]()
 
@@ -451,7 +454,7 @@ def loses_its_table() -> None:
                 raise OSError(5, "Input/output error")
             return getattr(self.file, name)
 
-    made, conducted = tables._Source.__init__, engine.conduct
+    made, conducted = table_source._Source.__init__, engine_run.conduct
 
     def make(self: Any, shown: str, file: Any, **more: Any) -> None:
         made(self, shown, Gone(file), **more)
@@ -460,8 +463,8 @@ def loses_its_table() -> None:
         running.append(True)
         return conducted(*args)
 
-    tables._Source.__init__ = make  # type: ignore[method-assign]
-    engine.conduct = conduct
+    table_source._Source.__init__ = make  # type: ignore[method-assign]
+    engine_run.conduct = conduct
 
 
 BUGS: dict[str, Callable[[], None]] = {
@@ -528,7 +531,7 @@ WOUNDS: dict[str, Callable[[Any], None]] = {
 
 
 if __name__ == "__main__" and len(sys.argv) > 1:
-    from seedream_cli.cli import main as run
+    from seedream_cli.cli.app import main as run
 
     plant(sys.argv[1])
     sys.exit(run(sys.argv[2:]))

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.batch import Shard, read_shard
-from seedream_cli.live import BatchTally, PlainBatchSink
+from seedream_cli.batch.options import Shard, read_shard
+from seedream_cli.output.plain_progress import BatchTally, PlainBatchSink
 from seedream_cli.results import Cost, Finished, JobResult, Planned, Saved, SavedImage, Stage
 from seedream_cli.text import text_width
 from tests.conftest import CANARY, Command, Done

@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.batch import Tracker
+from seedream_cli.batch.tracker import Tracker
 from seedream_cli.errors import FileError
-from seedream_cli.live import BatchTally, batch_name, make_batch_sink
-from seedream_cli.report import QuietSink
+from seedream_cli.output.plain_progress import BatchTally, QuietSink, batch_name
+from seedream_cli.output.progress import make_batch_sink
 from seedream_cli.results import Draining, Finished, JobResult, Notice, Planned, SavedImage
 from tests.conftest import Command, Inside
 from tests.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write

@@ -595,8 +595,8 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder that comes to be while the table is read does not count as held: that was two runs in one batch."""
-    from seedream_cli.batch import Sheet
-    from seedream_cli.ledger import hold_batch
+    from seedream_cli.batch.row_requests import Sheet
+    from seedream_cli.ledger.ledger import hold_batch
 
     rows(inside, 1)
     check = Sheet.check
@@ -615,7 +615,7 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
 
 def test_rows_that_another_process_had_are_no_success(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that could not be taken in hand are left, and 0 means that all is on disk."""
-    from seedream_cli.ledger import Ledger
+    from seedream_cli.ledger.ledger import Ledger
 
     rows(inside, 2)
     with monkeypatch.context() as patch:

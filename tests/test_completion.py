@@ -1,6 +1,6 @@
 """Completions as the shells ask for them, man pages, and the files that are made of the commands' declarations.
 
-`python -m tests.test_completion` writes `completions/` and `seedream_cli/grammar.json` anew.
+`python -m tests.test_completion` writes `completions/` and `seedream_cli/cli/grammar.json` anew.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 
 import pytest
 
-from seedream_cli import completion, manual
+from seedream_cli.cli import completion, man_pages
 from tests.conftest import Command, Inside
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"bash": "seedream.bash", "zsh": "_seedream", "fish": "seedream.fish", "powershell": "seedream.ps1"}
-GRAMMAR = ROOT / "seedream_cli" / "grammar.json"
+GRAMMAR = ROOT / "seedream_cli" / "cli" / "grammar.json"
 
 
 def made_grammar() -> str:
     """The grammar as the declarations have it."""
     import typer
 
-    from seedream_cli.cli import app
-    from seedream_cli.history_commands import STATUSES
+    from seedream_cli.cli.app import app
+    from seedream_cli.cli.history import STATUSES
 
-    page = manual.read_command(typer.main.get_command(app), "seedream")
-    grammar = manual.grammar(page, extra={"STATUS": STATUSES, "SHELL": completion.SHELLS})
+    page = man_pages.read_command(typer.main.get_command(app), "seedream")
+    grammar = man_pages.grammar(page, extra={"STATUS": STATUSES, "SHELL": completion.SHELLS})
     return json.dumps(grammar, ensure_ascii=False, indent=1) + "\n"
 
 
@@ -249,10 +249,20 @@ def test_zsh_completes(shell_home: Command, line: str, wanted: str) -> None:
 
 def test_an_answer_loads_nothing_heavy() -> None:
     """A Tab loads none of what is heavy."""
-    heavy = ("typer", "httpx", "rich", "pydantic", "sqlite3", "asyncio", "PIL", "dataclasses", "seedream_cli.models")
+    heavy = (
+        "typer",
+        "httpx",
+        "rich",
+        "pydantic",
+        "sqlite3",
+        "asyncio",
+        "PIL",
+        "dataclasses",
+        "seedream_cli.request.models",
+    )
     code = f"""
 import sys
-from seedream_cli.completion import respond
+from seedream_cli.cli.completion import respond
 assert respond("bash", ["seedream generate -m 4.5 -s "]) == "words\\n2K\\n4K\\n"
 print([m for m in {heavy!r} if m in sys.modules])
 """

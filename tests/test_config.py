@@ -12,19 +12,21 @@ from typing import Any
 
 import pytest
 
-from seedream_cli import config, flags
-from seedream_cli.plan import Limits
-from seedream_cli.settings import Settings, Surroundings
+from seedream_cli.cli import flags
+from seedream_cli.config import config_file, load, trust
+from seedream_cli.config.environment import Surroundings
+from seedream_cli.config.settings import DEFAULTS, Settings, complete, price_for
+from seedream_cli.engine.plan import Limits
 
 from .conftest import CANARY, Command
 
 APP = """
 import sys
-from seedream_cli import cli
-from seedream_cli.config_commands import config_app
-if not any(group.name == "config" for group in cli.app.registered_groups):
-    cli.app.add_typer(config_app, name="config")
-sys.exit(cli.main(sys.argv[1:]))
+from seedream_cli.cli import app
+from seedream_cli.cli.config import config_app
+if not any(group.name == "config" for group in app.app.registered_groups):
+    app.app.add_typer(config_app, name="config")
+sys.exit(app.main(sys.argv[1:]))
 """
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +65,7 @@ def tool(tmp_path: Path) -> Iterator[ConfigCommand]:
             assert CANARY.encode() not in path.read_bytes(), f"the key is in {path}"
 
 
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> config.Reading:
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> load.Reading:
     """Read files called `user` and `project` in this process."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
@@ -78,7 +80,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> confi
     if "project" in files:
         (work / "seedream.toml").write_text(files["project"])
     around = Surroundings(environ)
-    return config.read(around, flags.options(), config.find_places(around))
+    return load.read(around, flags.options(), config_file.find_places(around))
 
 
 # --- which one holds --------------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def test_settings_of_a_provider_lie_between_the_top_and_the_profile(
     ):
         settings = read(tmp_path, monkeypatch, user=text, **environ).settings
         around = Surroundings(environ, settings)
-        draft = config.complete(flags.Chosen(typed).draft(around), "ark", settings)
+        draft = complete(flags.Chosen(typed).draft(around), "ark", settings)
         assert draft.values["model"] == wanted
         assert draft.values["base_url"] == "https://gw.example"
         assert draft.origin("base_url") == "~/.config/seedream/config.toml:4"
@@ -165,7 +167,10 @@ def test_every_option_has_a_variable_and_a_place_in_the_file(tmp_path: Path, mon
     assert merged.switches == {"asynchronous": True, "watermark": False}
     assert merged.lists == {"extra": ("k=1",), "image": ("a.png",)}
     limits = Limits()
-    assert (config.DEFAULTS["retries"], float(config.DEFAULTS["timeout"])) == (str(limits.retries), limits.timeout_s)
+    assert (DEFAULTS["retries"], float(DEFAULTS["timeout"])) == (
+        str(limits.retries),
+        limits.timeout_s,
+    )
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -227,7 +232,7 @@ def test_a_project_file_that_is_no_file_is_an_error_and_a_missing_user_file_is_n
 def test_key_lines_are_found_in_every_way_to_write_a_key() -> None:
     """Dotted, quoted and inline keys have their lines; what looks like a key inside a long text has none."""
     text = 'a = """\nb = 1\n"""\n"c d" = 1\np . q = 2\n[t."u.v"]\nw = 1\n[[x]]\n'
-    lines = config.key_lines(text)
+    lines = config_file.key_lines(text)
     assert lines == {("a",): 1, ("c d",): 4, ("p", "q"): 5, ("t", "u.v"): 6, ("t", "u.v", "w"): 7, ("x",): 8}
 
 
@@ -291,8 +296,8 @@ def test_a_strangers_file_sets_only_what_is_harmless(tool: ConfigCommand) -> Non
 def test_a_strangers_output_stays_in_the_project(tmp_path: Path, output: str) -> None:
     """No spelling of a path, no link in the folder, leads a stranger's pictures out of it."""
     (tmp_path / "link").symlink_to("/tmp")
-    assert config.trust_reason("output", output, tmp_path)
-    assert not config.trust_reason("output", "shots/", tmp_path)
+    assert trust.trust_reason("output", output, tmp_path)
+    assert not trust.trust_reason("output", "shots/", tmp_path)
 
 
 def test_trust_holds_until_the_file_changes(tool: ConfigCommand) -> None:
@@ -452,14 +457,14 @@ def test_prices_are_found_for_the_provider_first(tmp_path: Path, monkeypatch: py
     settings = read(tmp_path, monkeypatch, user=text).settings
 
     def amount(*args: str) -> float | None:
-        step = config.price_for(settings, *args)
+        step = price_for(settings, *args)
         return step.amount if step else None
 
     assert amount("ark", "4.5", "doubao-seedream-4-5-251128") == 0.04
     assert amount("cometapi", "4.5", "x") == 0.05
     assert amount("ark", "", "ep-1/x") == 1
     assert (amount("ope", "5.0-pro", "x"), amount("ark", "5.0-pro", "x")) == (0.2, None)
-    assert config.price_for(Settings(), "ark", "4.5", "x") is None
+    assert price_for(Settings(), "ark", "4.5", "x") is None
 
 
 def test_get_is_light(tool: ConfigCommand) -> None:

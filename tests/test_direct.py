@@ -8,9 +8,10 @@ import ssl
 import time
 from typing import Any
 
-from seedream_cli.direct import Direct, write_head
-from seedream_cli.links import split_link
-from seedream_cli.transport import LostConnectionError, NoConnectionError, Outgoing
+from seedream_cli.network.connection import write_head
+from seedream_cli.network.exchange import LostConnectionError, NoConnectionError, Outgoing
+from seedream_cli.network.pool import Direct
+from seedream_cli.network.urls import split_link
 
 from .rawserver import RawServer, Script, answer
 

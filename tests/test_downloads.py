@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.decoding import check_pixels
 from seedream_cli.errors import LinkError
-from seedream_cli.links import absolute, expiry, may_ask, nearness, resolved_nearness
-from seedream_cli.pictures import inspect_bytes
-from seedream_cli.wire import Policy, Wire
+from seedream_cli.network.client import Wire
+from seedream_cli.network.policy import Policy
+from seedream_cli.network.urls import absolute, expiry, may_ask, nearness, resolved_nearness
+from seedream_cli.storage.image_info import inspect_bytes
+from seedream_cli.storage.pixel_check import check_pixels
 from tests.forked import Forked
 from tests.rawserver import RawServer, Received, Script, answer
 from tests.test_batch import ENV

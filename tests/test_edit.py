@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from seedream_cli.references import Fit, fit_reference, read_reference
-from seedream_cli.request import ImageRef
+from seedream_cli.request.image_request import ImageRef
+from seedream_cli.request.references import Fit, fit_reference, read_reference
 from tests.conftest import CANARY, Command, Done, Inside
 from tests.rawserver import RawServer, answer
 from tests.test_generate import KEYS, LITE

@@ -15,14 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 import seedream_cli
-from seedream_cli.cli import app
-from seedream_cli.error_text import code_in, message_in, text_fault
+from seedream_cli.cli.app import app
+from seedream_cli.config.environment import Surroundings
+from seedream_cli.engine.plan import plan_draft
 from seedream_cli.errors import ApiError, InputError, Problem
-from seedream_cli.masking import mask, secret_forms
-from seedream_cli.plan import plan_draft
-from seedream_cli.providers import base, load, specs
-from seedream_cli.request import Draft, ImageRef
-from seedream_cli.settings import Surroundings
+from seedream_cli.providers import base_url, contract, faults, load, specs
+from seedream_cli.providers.error_text import code_in, message_in, text_fault
+from seedream_cli.redaction import mask, secret_forms
+from seedream_cli.request.image_request import Draft, ImageRef
 from tests.conftest import CANARY, Command, Inside
 from tests.rawserver import answer
 from tests.test_batch import table
@@ -72,7 +72,7 @@ WORDS: dict[str, tuple[Any, str]] = {
 def test_words_of_an_error_are_passed_on(body: tuple[Any, str], status: int, provider: str) -> None:
     """Whatever shape an error has, its words are in the message; they never decide what it cost."""
     with pytest.raises(ApiError) as caught:
-        load(provider).read(base.Reply(status, {}, body[0]))
+        load(provider).read(contract.Reply(status, {}, body[0]))
     assert body[1] in caught.value.message
     enveloped = isinstance(body[0], dict) and "error" in body[0]
     if not enveloped:
@@ -121,7 +121,7 @@ def test_words_are_cut_and_their_hidden_characters_shown() -> None:
     ]
     for body in bodies:
         with pytest.raises(ApiError) as caught:
-            load("openai").read(base.Reply(422, {}, body))
+            load("openai").read(contract.Reply(422, {}, body))
         assert len(caught.value.message) < 700
         assert len(caught.value.code) < 700
         assert caught.value.message.isprintable()
@@ -386,7 +386,7 @@ def judged(
 def replaced_reader(reference: ImageRef) -> Iterator[None]:
     """Facts of a picture without its bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seedream_cli.references.read_references", lambda *_, **__: ([reference], []))
+        patch.setattr("seedream_cli.request.references.read_references", lambda *_, **__: ([reference], []))
         yield
 
 
@@ -557,26 +557,26 @@ def test_address_that_ends_in_an_endpoint(provider: str, endpoint: str) -> None:
     """Whatever endpoint of an API was pasted, the API's own address is meant, also behind a proxy's path."""
     spec = load(provider).spec
     for host in ("https://h.invalid", "https://h.invalid/proxy"):
-        right = base.full_url(spec, host)
+        right = base_url.full_url(spec, host)
         for end in ("", "/", "//"):
             pasted = f"{host}{spec.version or '/v1'}/{endpoint}{end}"
-            assert base.full_url(spec, pasted) == right
-            assert base.full_url(spec, base.full_url(spec, pasted)) == right
+            assert base_url.full_url(spec, pasted) == right
+            assert base_url.full_url(spec, base_url.full_url(spec, pasted)) == right
         if "/" in endpoint and not endpoint.startswith("models"):
-            assert base.full_url(spec, f"{host}/{endpoint.title()}") == right
+            assert base_url.full_url(spec, f"{host}/{endpoint.title()}") == right
         with pytest.raises(InputError) as caught:
-            base.full_url(spec, f"{host}{spec.version or '/v1'}/{endpoint}?key={CANARY}#x")
+            base_url.full_url(spec, f"{host}{spec.version or '/v1'}/{endpoint}?key={CANARY}#x")
         problem = caught.value.problems[0]
         assert CANARY not in f"{problem.message} {problem.hint}"
         assert problem.hint.startswith(f"write {host}")
         assert endpoint not in problem.hint
-        assert base.full_url(spec, problem.hint.removeprefix("write ")) in {right, f"{right}/v1"}
+        assert base_url.full_url(spec, problem.hint.removeprefix("write ")) in {right, f"{right}/v1"}
 
 
 @pytest.mark.parametrize("path", ["/images", "/tasks", "/models-proxy", "/v1/my-models", "/chat", "/edits"])
 def test_address_that_only_looks_like_an_endpoint(path: str) -> None:
     """A gateway may lie under a word that is an endpoint elsewhere: it is not taken away."""
-    assert path in base.full_url(load("openai").spec, f"https://h.invalid{path}")
+    assert path in base_url.full_url(load("openai").spec, f"https://h.invalid{path}")
 
 
 def test_address_that_was_pasted_is_asked_where_the_api_is(seedream: Command) -> None:
@@ -615,7 +615,7 @@ def test_hints_of_verdicts_name_no_option() -> None:
     """What a provider answers comes through every command, also through those that have few options."""
     common = offered("generate") & offered("batch") & offered("recover") & offered("doctor")
     for spec in specs():
-        for verdict in (*spec.codes.values(), *spec.statuses.values(), *base._STATUSES.values()):
+        for verdict in (*spec.codes.values(), *spec.statuses.values(), *faults._STATUSES.values()):
             assert named(verdict.hint, "recover") <= common, verdict.hint
             assert not PAYS.search(verdict.hint)
 
@@ -623,42 +623,44 @@ def test_hints_of_verdicts_name_no_option() -> None:
 PAYS = re.compile(r"--retry-ambiguous|pays once more|sends it once more|send(s)? it again|--only")
 # Texts of these rooms are printed by `recover` too. The exceptions say which commands alone print them.
 REACHED = (
-    *(
-        "attempts",
-        "wire",
-        "downloads",
-        "pace",
-        "links",
-        "store",
-        "recovery",
-        "credentials",
-        "settings",
-        "kept",
-        "spool",
-    ),
-    *(
-        "worker",
-        "replies",
-        "proxies",
-        "relay",
-        "direct",
-        "process",
-        "pictures",
-        "disk",
-        "body",
-        "error_text",
-        "masking",
-    ),
+    "cli/context",
+    "config/credentials",
+    "config/environment",
+    "config/settings",
+    "engine/job",
+    "engine/recovery",
+    "engine/stored_reply",
+    "network/client",
+    "network/connection",
+    "network/download",
+    "network/policy",
+    "network/pool",
+    "network/proxies",
+    "network/rate_limit",
+    "network/request_body",
+    "network/response",
+    "network/retry",
+    "network/transports",
+    "network/urls",
+    "providers/error_text",
+    "redaction",
+    "storage/base64_image",
+    "storage/fsync_batch",
+    "storage/image_containers",
+    "storage/image_file",
+    "storage/image_info",
+    "storage/output_path",
+    "storage/reply_file",
 )
 ALONE = {
-    ("wire", "--retry-ambiguous"): "a billable request, which recover has none of",
-    ("worker", "--max-unknown"): "requests that were not sent",
-    ("worker", "--retry-ambiguous"): "a batch",
-    ("worker", "--only"): "a batch",
-    ("worker", "--no-download"): "a docstring's word",
-    ("recovery", "--reuse"): "generate and edit",
-    ("recovery", "--unpaid"): "history resolve, named right before",
-    ("credentials", "--store"): "config key set",
+    ("network/client", "--retry-ambiguous"): "a billable request, which recover has none of",
+    ("engine/job", "--max-unknown"): "requests that were not sent",
+    ("engine/job", "--retry-ambiguous"): "a batch",
+    ("engine/job", "--only"): "a batch",
+    ("engine/job", "--no-download"): "a docstring's word",
+    ("engine/recovery", "--reuse"): "generate and edit",
+    ("engine/recovery", "--unpaid"): "history resolve, named right before",
+    ("config/credentials", "--store"): "config key set",
 }
 
 

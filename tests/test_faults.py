@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.commits import Commits
 from seedream_cli.errors import FileError
-from seedream_cli.journal import Journal, adopt, sweep
+from seedream_cli.ledger.group_commit import Commits
+from seedream_cli.storage.reply_journal import Journal, adopt, sweep
 from tests.conftest import Command
 from tests.forked import Forked
 from tests.rawserver import SILENCE, Received, Script, answer

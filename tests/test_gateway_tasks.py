@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from seedream_cli.errors import TaskEndedError
-from seedream_cli.providers import base, load
+from seedream_cli.providers import contract, load
 from tests.conftest import CANARY, Command
 from tests.forked import Forked
 from tests.rawserver import SILENCE, Received, Script, answer
@@ -147,8 +147,8 @@ def test_the_images_of_a_task_are_found(case: str) -> None:
     """Wherever its record has them, once each, and never what it repeats of the request."""
     body, links = RECORDS[case]
     for asked in (NAME, ""):
-        found = load("openai").read(base.Reply(200, {}, body, task_id=asked))
-        assert isinstance(found, base.Ready)
+        found = load("openai").read(contract.Reply(200, {}, body, task_id=asked))
+        assert isinstance(found, contract.Ready)
         assert [one.link for one in found.pictures] == links
 
 
@@ -258,11 +258,11 @@ def test_an_answer_with_images_is_no_task(forked: Forked, beside: dict[str, Any]
 def test_members_that_were_refused_are_no_task() -> None:
     """A word such as "completed" beside them changes nothing of what they cost."""
     member = {"error": {"code": "OutputImageSensitiveContentDetected", "message": "no"}}
-    found = load("openai").read(base.Reply(200, {}, {"id": "r-1", "status": "completed", "data": [member]}))
-    assert isinstance(found, base.Ready)
+    found = load("openai").read(contract.Reply(200, {}, {"id": "r-1", "status": "completed", "data": [member]}))
+    assert isinstance(found, contract.Ready)
     assert [one.error and one.error.billed for one in found.pictures] == ["no"]
     with pytest.raises(TaskEndedError):
-        load("openai").read(base.Reply(200, {}, {"task_id": "t", "status": "failed"}))
+        load("openai").read(contract.Reply(200, {}, {"task_id": "t", "status": "failed"}))
 
 
 @pytest.mark.parametrize("odd", ["..", "a\x1bb", "x" * 300])

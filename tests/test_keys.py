@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from seedream_cli import credentials
-from seedream_cli.credentials import may_send
+from seedream_cli import redaction
+from seedream_cli.cli.flags import Chosen
+from seedream_cli.config import credentials
+from seedream_cli.config.credentials import may_send
+from seedream_cli.config.environment import Surroundings
+from seedream_cli.config.settings import Key, Layer, ProviderSettings, Settings
 from seedream_cli.errors import ConfigError
-from seedream_cli.flags import Chosen
 from seedream_cli.providers import load
-from seedream_cli.providers.base import full_url
-from seedream_cli.request import Draft
-from seedream_cli.settings import Key, Layer, ProviderSettings, Settings, Surroundings
+from seedream_cli.providers.base_url import full_url
+from seedream_cli.request.image_request import Draft
 
 from .conftest import CANARY
 from .test_config import ConfigCommand, tool
@@ -173,7 +175,7 @@ def test_a_failing_key_command_says_why_without_the_key(home: Path, code: str, w
     """Its last words are shown, masked."""
     command = (sys.executable, "-c", code.replace("{key}", CANARY))
     with pytest.raises(ConfigError) as caught:
-        credentials.check_key(credentials.run_command(command, str(home)))
+        redaction.check_key(credentials.run_command(command, str(home)))
     assert words in caught.value.message
     assert CANARY not in caught.value.message
 

@@ -22,21 +22,13 @@ from typing import Any, get_args
 
 import pytest
 
-from seedream_cli import ledger as room
 from seedream_cli.errors import ApiError, BudgetError, BusyError, FileError, InputError, InternalError
-from seedream_cli.ledger import (
-    MIGRATIONS,
-    TRANSITIONS,
-    Caps,
-    Ledger,
-    NewRequest,
-    PictureRow,
-    Run,
-    State,
-    hold_batch,
-    open_ledger,
-)
-from seedream_cli.request import ImageRef
+from seedream_cli.ledger import database, ledger, records
+from seedream_cli.ledger.ledger import Ledger, Run, hold_batch, open_ledger
+from seedream_cli.ledger.records import Caps, NewRequest, PictureRow, State
+from seedream_cli.ledger.schema import MIGRATIONS
+from seedream_cli.ledger.transitions import TRANSITIONS
+from seedream_cli.request.image_request import ImageRef
 
 CANARY = 'sk-canary-"0123456789"-do-not-store'
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
@@ -93,7 +85,7 @@ def send(book: Ledger, name: str, **more: Any) -> None:
     book.mark_sent(name, attempt=1, token=f"token-{name}", **more)
 
 
-def one(book: Ledger, name: str) -> room.Entry:
+def one(book: Ledger, name: str) -> records.Entry:
     (entry,) = book.find(name)
     return entry
 
@@ -152,7 +144,7 @@ def test_a_new_ledger_is_private_flushed_and_whole(path: Path, book: Ledger) -> 
 def test_a_network_disk_gets_a_rollback_journal(path: Path, now: Now, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where WAL's shared memory cannot be trusted the journal is truncated instead, also for a ledger that had WAL."""
     open_ledger(path, now=now).close()
-    monkeypatch.setattr(room, "_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(database, "_file_system", lambda _: "nfs4")
     with open_ledger(path, now=now) as book, book.run("r", "generate") as run:
         assert book.journal == "truncate"
         book.enter(run, [new("r")])
@@ -163,7 +155,7 @@ def test_a_network_disk_gets_a_rollback_journal(path: Path, now: Now, monkeypatc
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's table of mounts")
 def test_file_systems_are_told_apart() -> None:
     """The type of the mount that a path lies on is found."""
-    assert room._file_system(Path("/proc/self")) == "proc"
+    assert database._file_system(Path("/proc/self")) == "proc"
 
 
 @pytest.mark.parametrize("count", range(1, len(MIGRATIONS)))
@@ -191,7 +183,7 @@ def test_a_migration_and_its_record_are_one(path: Path, now: Now, monkeypatch: p
     """A migration that fails half-way leaves neither its tables nor its record."""
     open_ledger(path, now=now).close()
     broken = ("later", ("CREATE TABLE later(x)", "CREATE TABLE nonsense("))
-    monkeypatch.setattr(room, "MIGRATIONS", (*MIGRATIONS, broken))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, broken))
     with pytest.raises(FileError):
         open_ledger(path, now=now)
     monkeypatch.undo()
@@ -325,7 +317,7 @@ def test_what_was_sent_is_not_sent_again_without_being_told_to(book: Ledger) -> 
         entry = one(book, "r")
         assert (entry.attempts, entry.doubts, entry.billed, entry.error) == (2, 1, "yes", None)
         assert [note.what for note in book.notes("r")] == ["resent"]
-        assert book.spent(run="r") == room.Spent(30_000, 0, 40_000, 0, "USD")
+        assert book.spent(run="r") == records.Spent(30_000, 0, 40_000, 0, "USD")
 
 
 def test_a_refusal_after_a_doubt_does_not_make_it_new(book: Ledger) -> None:
@@ -365,7 +357,7 @@ def test_all_that_is_told_comes_back(book: Ledger, tmp_path: Path) -> None:
         send(book, "r")
         book.mark_waiting("r", "task-9", trace="t-1")
         picture = PictureRow(index=0, link="https://x/1?X=%2f", expires=1_800_000_000)
-        bad = PictureRow(index=1, state="failed", error=room.Failure("moderation", "too dark"))
+        bad = PictureRow(index=1, state="failed", error=records.Failure("moderation", "too dark"))
         book.mark_ready("r", [picture, bad], usage={"generated_images": 1}, billed_count=1, settled_micro=40_000)
         book.mark_picture("r", PictureRow(index=0, state="saved", path=odd, format="png", width=2, bytes=9, sha256="c"))
         book.mark_saved("r")
@@ -431,7 +423,7 @@ DRIVER = """
         step("begun")
         book.enter(run, [new("r")])
         step("entered")
-        book.mark_sent("r", attempt=1, token="t", hold=room.Hold(40_000, Caps(run=1_000_000)))
+        book.mark_sent("r", attempt=1, token="t", hold=records.Hold(40_000, Caps(run=1_000_000)))
         step("sent")
         (replies / "r.part").write_text("{}")
         step("answer in a part")
@@ -482,7 +474,7 @@ def test_killed_at_a_step_the_next_run_knows_the_truth(step: str, path: Path, tm
             ("r",) if step.startswith("answer") else (),
             ("r",) if step == "sent" else (),
         )
-        assert (book.orphans(), book.settle_orphans(tmp_path, adopt)) == ((), room.Settled())
+        assert (book.orphans(), book.settle_orphans(tmp_path, adopt)) == ((), records.Settled())
         assert not list((path.parent / "runs").iterdir())
         if AFTER[step] is None:
             assert book.history() == ()
@@ -533,7 +525,7 @@ def test_a_full_disk_at_the_gate_is_a_file_error(path: Path) -> None:
 
 def test_a_stranger_s_lock_is_a_file_error(path: Path, book: Ledger, now: Now, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that never ends: `FileError` after the timeout, and nothing is sent."""
-    monkeypatch.setattr(room, "_BUSY_S", 0.05)
+    monkeypatch.setattr(database, "_BUSY_S", 0.05)
     with open_ledger(path, now=now) as hasty, hasty.run("r", "generate") as run:
         hasty.enter(run, [new("r")])
         book._db.execute("BEGIN IMMEDIATE")
@@ -658,13 +650,13 @@ def test_a_table_that_comes_again_adds_only_what_is_new(book: Ledger) -> None:
             yield new(f"{run}-{n}", position=n, line=n + 2, identity=name, occurrence=names[:n].count(name), prompt=run)
 
     with book.run("a", "batch") as run:
-        assert book.enter(run, rows("a", "fox", "fox", "owl", "elk")) == room.Entered(4, 0)
+        assert book.enter(run, rows("a", "fox", "fox", "owl", "elk")) == records.Entered(4, 0)
         for name in sorted(book.claim(run, ["a-0", "a-1"])):
             send(book, name)
             book.mark_ready(name, [])
             book.mark_saved(name)
     with book.run("b", "batch") as run:
-        assert book.enter(run, rows("b", "owl", "yak", "fox", "fox")) == room.Entered(1, 3)
+        assert book.enter(run, rows("b", "owl", "yak", "fox", "fox")) == records.Entered(1, 3)
         told = [(e.id, e.position, e.line, e.state, e.prompt) for e in book.listed(run)]
         assert told == [
             ("a-2", 0, 2, "queued", "b"),
@@ -673,7 +665,7 @@ def test_a_table_that_comes_again_adds_only_what_is_new(book: Ledger) -> None:
             ("a-1", 3, 5, "saved", "a"),
         ]
         assert [e.id for e in book.listed(run, ["saved"])] == ["a-0", "a-1"]
-        assert book.tally(run) == room.Tally(queued=2, saved=2)
+        assert book.tally(run) == records.Tally(queued=2, saved=2)
         assert [(e.id, e.position, e.occurrence) for e in book.unsent(run)] == [("a-2", 0, 0), ("b-1", 1, 0)]
         assert book.claim(run, ["a-2", "b-1", "a-0"]) == {"a-2", "b-1"}
         assert not list(book.unsent(run))
@@ -695,7 +687,7 @@ def test_a_long_table_is_entered_in_chunks_of_flat_memory(book: Ledger) -> None:
     with book.run("r", "batch") as run:
         book.enter(run, rows())
         print(f"5000 rows entered in {time.perf_counter() - began:.2f} s")
-        assert max(seen) <= room._CHUNK
+        assert max(seen) <= ledger._CHUNK
         assert [entry.position for entry in book.listed(run)] == list(range(5000))
 
 
@@ -709,23 +701,23 @@ def test_money_follows_the_request(book: Ledger) -> None:
         names = ("free", "lost", "made", "none")
         book.enter(run, [*(new(n) for n in names), new("dear", worst_micro=None), new("yen", currency="CNY")])
         for name in names:
-            send(book, name, hold=room.Hold(40_000, caps))
+            send(book, name, hold=records.Hold(40_000, caps))
             book.mark_queued(name, REFUSED)
         with pytest.raises(BudgetError, match="not known"):
-            send(book, "dear", hold=room.Hold(None, caps))
-        send(book, "dear", hold=room.Hold(None, Caps()))
+            send(book, "dear", hold=records.Hold(None, caps))
+        send(book, "dear", hold=records.Hold(None, Caps()))
         # One that is tried again holds what it held.
-        assert book.spent(run="r") == room.Spent(0, 160_000, 0, 1, "USD")
+        assert book.spent(run="r") == records.Spent(0, 160_000, 0, 1, "USD")
         for name in (*names, "yen"):
-            send(book, name, hold=room.Hold(40_000, caps))
-        assert book.spent(run="r") == room.Spent(0, 160_000, 0, 2, "USD")
+            send(book, name, hold=records.Hold(40_000, caps))
+        assert book.spent(run="r") == records.Spent(0, 160_000, 0, 2, "USD")
         book.mark_failed("free", REFUSED)
         book.mark_unknown("lost", LOST)
         book.mark_ready("made", [], billed_count=1, settled_micro=30_000)
         book.mark_ready("none", [], billed_count=0)
-        assert book.spent(run="r") == room.Spent(30_000, 0, 40_000, 2, "USD")
+        assert book.spent(run="r") == records.Spent(30_000, 0, 40_000, 2, "USD")
         assert book.spent(since=book.today()) == book.spent()
-        assert book.spent(currency="CNY") == room.Spent(0, 40_000, 0, 3, "CNY")
+        assert book.spent(currency="CNY") == records.Spent(0, 40_000, 0, 3, "CNY")
 
 
 def test_caps_count_what_is_spent_held_and_in_doubt(book: Ledger) -> None:
@@ -736,18 +728,18 @@ def test_caps_count_what_is_spent_held_and_in_doubt(book: Ledger) -> None:
         book.mark_ready("paid", [], settled_micro=35_000)
         send(book, "lost")
         book.mark_unknown("lost", LOST)
-        send(book, "held", hold=room.Hold(40_000, Caps()))
+        send(book, "held", hold=records.Hold(40_000, Caps()))
         for caps, named in ((Caps(run=154_999), "--max-cost"), (Caps(daily=154_999), "daily")):
             with pytest.raises(BudgetError) as caught:
-                send(book, "next", hold=room.Hold(40_000, caps))
+                send(book, "next", hold=records.Hold(40_000, caps))
             assert (caught.value.exit_code, named in caught.value.hint) == (10, True)
             for part in ("up to 0.04 USD", "0.035 USD spent", "0.04 USD reserved", "0.04 USD possibly", "0.154999 USD"):
                 assert part in caught.value.message
         assert book.spent(run="r").total == 115_000
-        send(book, "next", hold=room.Hold(40_000, Caps(run=155_000, daily=155_000)))
+        send(book, "next", hold=records.Hold(40_000, Caps(run=155_000, daily=155_000)))
         book.mark_queued("next", REFUSED)
         book.mark_queued("held", REFUSED)
-    assert book.spent(run="r") == room.Spent(35_000, 0, 40_000, 0, "USD"), "a run that ended holds no reservation"
+    assert book.spent(run="r") == records.Spent(35_000, 0, 40_000, 0, "USD"), "a run that ended holds no reservation"
 
 
 def test_a_long_run_under_a_budget_does_not_add_up_all_of_it_again(book: Ledger, path: Path, now: Now) -> None:
@@ -758,20 +750,20 @@ def test_a_long_run_under_a_budget_does_not_add_up_all_of_it_again(book: Ledger,
         book.enter(run, [new(f"r-{n}") for n in range(60)])
         book._db.set_trace_callback(lambda statement: sums.append(statement) if "sum((" in statement else None)
         for n in range(40):
-            book.mark_sent(f"r-{n}", attempt=1, token="t", hold=room.Hold(40_000, caps))
+            book.mark_sent(f"r-{n}", attempt=1, token="t", hold=records.Hold(40_000, caps))
             book.mark_ready(f"r-{n}", [], settled_micro=30_000)
         assert len(sums) == 2, "once for the run, once for the day"
         # 40 of 0.03 are paid, so 20 of 0.04 fit under 2.00, though what was held first would leave no room for them.
         for n in range(40, 60):
-            book.mark_sent(f"r-{n}", attempt=1, token="t", hold=room.Hold(40_000, caps))
+            book.mark_sent(f"r-{n}", attempt=1, token="t", hold=records.Hold(40_000, caps))
         assert book.spent(run="r").total == 2_000_000
         book.enter(run, [new("more")])
         with pytest.raises(BudgetError):
-            book.mark_sent("more", attempt=1, token="t", hold=room.Hold(40_000, caps))
+            book.mark_sent("more", attempt=1, token="t", hold=records.Hold(40_000, caps))
         with open_ledger(path, now=now) as other:
             other.book("elsewhere", 980_000, caps=Caps())
         with pytest.raises(BudgetError, match="today"):
-            book.mark_sent("more", attempt=1, token="t", hold=room.Hold(40_000, Caps(daily=3_000_000)))
+            book.mark_sent("more", attempt=1, token="t", hold=records.Hold(40_000, Caps(daily=3_000_000)))
 
 
 def test_a_budget_counts_what_is_sent_again_with_its_past(book: Ledger) -> None:
@@ -788,7 +780,7 @@ def test_a_budget_counts_what_is_sent_again_with_its_past(book: Ledger) -> None:
         book.take(run, names)
         with contextlib.suppress(BudgetError):
             for name in names:
-                send(book, name, again=True, hold=room.Hold(40_000, caps))
+                send(book, name, again=True, hold=records.Hold(40_000, caps))
                 sent += 1
         # Each holds 0.04, which must have room, and brings as much of doubt with it, which the next one finds there.
         assert (sent, book.spent(run="second").total) == (8, 640_000)
@@ -808,7 +800,7 @@ def test_the_daily_budget_is_of_today_over_all_runs(book: Ledger, now: Now) -> N
     book.book("batch/1", 30_000, caps=caps)
     book.book("batch/2", 40_000, caps=caps)
     assert book.spent(since=book.today()).total == 100_000
-    assert book.purge(before=None) == room.Purged(2, 0)
+    assert book.purge(before=None) == records.Purged(2, 0)
     assert (book.history(), book.spent(since=book.today()).total) == ((), 100_000)
     book.book("batch/2", 0, caps=caps)
     assert book.spent().total == 60_000
@@ -823,7 +815,7 @@ def test_a_daily_budget_holds_across_processes(path: Path, book: Ledger) -> None
             got = 0
             for n in range(4):
                 try:
-                    send(book, f"{run.id}-{n}", hold=room.Hold(40_000, Caps(run=10**9, daily=400_000)))
+                    send(book, f"{run.id}-{n}", hold=records.Hold(40_000, Caps(run=10**9, daily=400_000)))
                 except BudgetError:
                     continue
                 got += 1
@@ -852,7 +844,7 @@ def test_a_person_settles_what_is_in_doubt(book: Ledger) -> None:
     assert told["yes"] == ("resolved", "yes", "resolved")
     assert told["no"] == ("queued", "no", "unsent")
     assert told["both"] == ("saved", "yes", "succeeded")
-    assert book.spent() == room.Spent(40_000 + 70_000, 0, 0, 0, "USD")
+    assert book.spent() == records.Spent(40_000 + 70_000, 0, 0, 0, "USD")
     assert [note.detail for note in book.notes("yes")] == ["paid, by ann; it was unknown"]
     with pytest.raises(InputError) as caught:
         book.resolve(["yes", "out", "nobody"], "unpaid")
@@ -973,7 +965,7 @@ def test_no_key_is_ever_stored(path: Path, now: Now) -> None:
         book.note("r", "recovered", CANARY)
         book.hide("late-secret")
         send(book, "r")
-        failed = PictureRow(index=0, state="failed", link=CANARY, error=room.Failure("refused", CANARY))
+        failed = PictureRow(index=0, state="failed", link=CANARY, error=records.Failure("refused", CANARY))
         book.mark_ready("r", [failed], usage={"late": "late-secret"}, trace=CANARY)
         assert one(book, "r").body["prompt"] == "a monkey with a token and 3 keys"
         assert one(book, "r").body["extra"] == {"headers": {"Authorization": "***", "X-Api-Key": "***"}, "token": "***"}
@@ -995,11 +987,11 @@ def test_purge_keeps_what_is_owed_and_wipes_the_rest(path: Path, book: Ledger, n
     now.moment += dt.timedelta(days=2)
     with book.run("alive", "generate") as run:
         book.enter(run, [new("alive")])
-        assert book.purge(before=NOON) == room.Purged(0, 0)
-        assert book.purge(before=NOON + dt.timedelta(days=1)) == room.Purged(3, 3)
+        assert book.purge(before=NOON) == records.Purged(0, 0)
+        assert book.purge(before=NOON + dt.timedelta(days=1)) == records.Purged(3, 3)
         assert {entry.id for entry in book.history()} == {"lost", "open", "unsaved", "alive"}
         assert b"wiped-" not in bytes_on_disk(path)
-        assert book.purge(before=None, force=True) == room.Purged(3, 1)
+        assert book.purge(before=None, force=True) == records.Purged(3, 1)
         assert [entry.id for entry in book.history()] == ["alive"]
         assert [row.id for row in book.runs()] == ["alive"]
         assert book.check() == ()

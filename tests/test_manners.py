@@ -164,13 +164,13 @@ def test_certificates_are_the_users_or_the_systems(seedream: Command, tmp_path: 
 
 def test_system_certificates_are_trusted_beside_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system trusts counts (a company's authority is there), and what the user names counts alone."""
-    from seedream_cli import wire
+    from seedream_cli.network import client
 
     loaded = []
-    monkeypatch.setattr(wire.ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
-    wire._trusted(None, None)
+    monkeypatch.setattr(client.ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
+    client._trusted(None, None)
     assert loaded == [1]
-    wire._trusted(None, str(Path(__file__).parent))
+    client._trusted(None, str(Path(__file__).parent))
     assert loaded == [1]
 
 

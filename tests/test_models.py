@@ -10,17 +10,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from seedream_cli.errors import Problem
-from seedream_cli.models import (
-    DEFAULT_MODEL,
-    MODELS,
-    ModelSpec,
-    find_model,
-    nearest,
-    parse_size,
-    price_for,
-    resolve_aspect,
-    size_problem,
-)
+from seedream_cli.request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model, nearest
+from seedream_cli.request.prices import price_for
+from seedream_cli.request.sizes import parse_size, resolve_aspect, size_problem
 
 BY_NAME = {row.name: row for row in MODELS}
 ROWS = pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)

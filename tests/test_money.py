@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.engine import Outlets, execute
-from seedream_cli.ledger import open_ledger
-from seedream_cli.recovery import make_recovery
-from seedream_cli.report import QuietSink
-from seedream_cli.request import Draft
-from seedream_cli.settings import Surroundings
+from seedream_cli.config.environment import Surroundings
+from seedream_cli.engine.context import Outlets
+from seedream_cli.engine.recovery import make_recovery
+from seedream_cli.engine.run import execute
+from seedream_cli.ledger.ledger import open_ledger
+from seedream_cli.output.plain_progress import QuietSink
+from seedream_cli.request.image_request import Draft
 from tests.conftest import CANARY, Command
 from tests.forked import Forked, Nursery
 from tests.rawserver import RESET, SILENCE, answer

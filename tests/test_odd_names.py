@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from seedream_cli.errors import FileError
-from seedream_cli.ledger import NewRequest, open_ledger
+from seedream_cli.ledger.ledger import open_ledger
+from seedream_cli.ledger.records import NewRequest
 
 
 def now() -> dt.datetime:

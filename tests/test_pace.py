@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.attempts import Attempts, Trail
 from seedream_cli.errors import ApiError
-from seedream_cli.pace import PATIENCE, Clock, Pace, Policy
-from seedream_cli.providers.base import Call
+from seedream_cli.network.policy import Clock, Policy
+from seedream_cli.network.rate_limit import Pace
+from seedream_cli.network.retry import PATIENCE, Attempts, Trail
+from seedream_cli.providers.contract import Call
 
 SUBMIT = Call("submit", "POST", "/x", {}, billable=True)
 POLL = Call("poll", "GET", "/x")

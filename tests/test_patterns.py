@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seedream_cli.providers import base
+from seedream_cli.providers import faults
 from tests.conftest import Command
 from tests.rawserver import answer
 from tests.upstream import Upstream
@@ -162,11 +162,11 @@ def test_a_message_loses_its_request_id() -> None:
         "no such size, Request-ID=0123.",
         "no such size request_id : 0123 ",
     ):
-        fault = base.fault_in({"error": {"message": message}})
+        fault = faults.fault_in({"error": {"message": message}})
         assert fault is not None
         assert (fault.message, fault.request_id) == ("no such size", "0123")
     for message in ("the request id is missing", "send the request again: now please", "request id:"):
-        fault = base.fault_in({"error": {"message": message}})
+        fault = faults.fault_in({"error": {"message": message}})
         assert fault is not None
         assert (fault.message, fault.request_id) == (message, "")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.flags import options
-from seedream_cli.inputs import fill, split_header
+from seedream_cli.cli.flags import options
+from seedream_cli.config.prompt_file import fill, split_header
 from tests.conftest import CANARY, Command, Done, Inside
 from tests.upstream import Upstream, picture
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from seedream_cli.errors import EXIT_CODES, ApiError, InputError
-from seedream_cli.models import MODELS, Rule, find_model
-from seedream_cli.providers import PROVIDERS, base, load, specs
-from seedream_cli.request import ImageRef, ImageRequest
+from seedream_cli.providers import PROVIDERS, base_url, contract, load, specs
+from seedream_cli.request.image_request import ImageRef, ImageRequest
+from seedream_cli.request.models import MODELS, Rule, find_model
 from seedream_cli.results import Blob, Layer, Picture
 
 CASES = Path(__file__).parent / "cases"
-ROOM = Path(base.__file__).parent
+ROOM = Path(contract.__file__).parent
 
 # The error codes of an image request on the upstream's error page.
 UPSTREAM = """
@@ -66,8 +66,8 @@ def _params(kind: str) -> list[Any]:
     ]
 
 
-def _reply(case: Mapping[str, Any]) -> base.Reply:
-    return base.Reply(case["status"], case.get("headers", {}), case.get("body"), case.get("text", ""))
+def _reply(case: Mapping[str, Any]) -> contract.Reply:
+    return contract.Reply(case["status"], case.get("headers", {}), case.get("body"), case.get("text", ""))
 
 
 def _check_error(error: Any, wanted: Mapping[str, Any], provider: str) -> None:
@@ -105,7 +105,7 @@ def _request(provider: str, options: Mapping[str, Any]) -> ImageRequest:
     plain = dict(options)
     name = plain.pop("typed", plain.get("model", ""))
     row = find_model(name) if name else None
-    model_id = plain.pop("model_id", None) or base.wire_model(load(provider).spec, row, name)
+    model_id = plain.pop("model_id", None) or contract.wire_model(load(provider).spec, row, name)
     plain["images"] = tuple(
         ImageRef(**{**ref, "path": Path(ref["path"])} if "path" in ref else ref) for ref in plain.get("images", ())
     )
@@ -140,10 +140,10 @@ def test_read_finds_every_picture(provider: str, case: dict[str, Any]) -> None:
     """A reply becomes pictures and failed members in their order, or a task."""
     answer = load(provider).read(_reply(case["reply"]))
     if "ticket" in case:
-        assert isinstance(answer, base.Ticket)
+        assert isinstance(answer, contract.Ticket)
         assert {"task_id": answer.task_id, "trace_id": answer.trace_id} == case["ticket"]
         return
-    assert isinstance(answer, base.Ready)
+    assert isinstance(answer, contract.Ready)
     assert len(answer.pictures) == len(case["pictures"])
     for picture, wanted in zip(answer.pictures, case["pictures"], strict=True):
         _check_picture(picture, wanted, provider)
@@ -175,7 +175,7 @@ def test_read_event_takes_a_stream_apart(provider: str, case: dict[str, Any]) ->
     if "picture" in case:
         _check_picture(seen, case["picture"], provider)
     elif "completed" in case:
-        assert isinstance(seen, base.Completed)
+        assert isinstance(seen, contract.Completed)
         assert seen.usage == case["completed"]
     else:
         assert seen is None
@@ -207,7 +207,7 @@ def test_a_module_keeps_the_contract(name: str) -> None:
     assert spec.title
     assert spec.source
     assert spec.as_of.count("-") == 1
-    assert spec.needs_base_url or base.full_url(spec) == spec.base_url
+    assert spec.needs_base_url or base_url.full_url(spec) == spec.base_url
     assert spec.base_url.endswith(spec.version) or spec.needs_base_url
     assert bool(spec.key_variables) != spec.offline
     assert all(verdict.kind in EXIT_CODES for verdict in (*spec.codes.values(), *spec.statuses.values()))
@@ -215,6 +215,10 @@ def test_a_module_keeps_the_contract(name: str) -> None:
     options |= {"background", "layers", "sequence", "images", "watermark", "callback_url", "async"}
     assert set(spec.rules) | {name.rpartition(":")[2] for name in spec.doubtful} <= options
     assert any(spec.spelling in row.ids for row in MODELS)
+
+
+SHARED = {"base_url", "contract", "error_text", "faults", "payload", "reading", "tasks"}
+"""What every provider may use."""
 
 
 @pytest.mark.parametrize("path", sorted(ROOM.glob("*.py")), ids=lambda path: path.stem)
@@ -229,7 +233,7 @@ def test_a_dialect_is_pure(path: Path) -> None:
             names = [node.module or alias.name for alias in node.names]
             if node.level == 1 and path.stem != "__init__":
                 siblings = {(node.module or alias.name).split(".")[0] for alias in node.names}
-                assert siblings <= {"base", "tasks", parent}, f"{path.name} imports {siblings}"
+                assert siblings <= SHARED | {parent}, f"{path.name} imports {siblings}"
         roots = {name.split(".")[0] for name in names}
         assert not roots & {"time", "os", "asyncio", "httpx", "socket", "pathlib", "datetime", "random", "sqlite3"}
 
@@ -237,7 +241,7 @@ def test_a_dialect_is_pure(path: Path) -> None:
 def test_loading_one_provider_loads_no_other() -> None:
     """An unknown name is refused with the nearest ones; every name loads its own module, in a stable order."""
     assert [spec.name for spec in specs()] == list(PROVIDERS)
-    assert {path.stem for path in ROOM.glob("*.py")} == {*PROVIDERS, "__init__", "base", "tasks"}
+    assert {path.stem for path in ROOM.glob("*.py")} == {*PROVIDERS, *SHARED, "__init__"}
     with pytest.raises(InputError) as caught:
         load("comet")
     assert caught.value.exit_code == 2
@@ -249,19 +253,19 @@ def test_loading_one_provider_loads_no_other() -> None:
 
 def test_a_task_is_asked_after_for_free() -> None:
     """AceData Cloud's tasks are read by a POST that is not billable, a gateway's by a GET; a vendor has none."""
-    call = load("acedata").poll(base.Ticket("c9aa", "t"))
-    assert call == base.Call("poll", "POST", "/seedream/tasks", {"id": "c9aa", "action": "retrieve"})
+    call = load("acedata").poll(contract.Ticket("c9aa", "t"))
+    assert call == contract.Call("poll", "POST", "/seedream/tasks", {"id": "c9aa", "action": "retrieve"})
     gateways = {"openai", "ope", "cometapi"}
     for name in gateways:
-        assert load(name).poll(base.Ticket("a/b?c#d e%2e é")) == base.Call(
+        assert load(name).poll(contract.Ticket("a/b?c#d e%2e é")) == contract.Call(
             "poll", "GET", "/tasks/a%2Fb%3Fc%23d%20e%252e%20%C3%A9"
         )
         for odd in ("", ".", "..", "a\nb", "a\x00", "a\x1b[0m", "a\u202eb", "a\udc80", "x" * 201, " "):
             with pytest.raises(InputError):
-                load(name).poll(base.Ticket(odd))
+                load(name).poll(contract.Ticket(odd))
     for name in set(PROVIDERS) - gateways - {"acedata"}:
         with pytest.raises(InputError):
-            load(name).poll(base.Ticket("c9aa"))
+            load(name).poll(contract.Ticket("c9aa"))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,7 @@ def test_a_task_is_asked_after_for_free() -> None:
 )
 def test_the_stricter_rule_holds(provider: str, model: str, option: str, state: str) -> None:
     """What the provider or the model refuses is refused; a provider's doubt never softens a model's refusal."""
-    assert base.rule_for(load(provider).spec, find_model(model), option).state == state
+    assert contract.rule_for(load(provider).spec, find_model(model), option).state == state
 
 
 def test_every_rule_gives_its_reason() -> None:
@@ -330,7 +334,7 @@ def test_every_rule_gives_its_reason() -> None:
 )
 def test_a_model_is_spelled_as_the_provider_spells_it(provider: str, typed: str, sent: str | None) -> None:
     """A name gets the provider's first spelling, an id of its own goes as typed, and a model it lacks has none."""
-    assert base.wire_model(load(provider).spec, find_model(typed), typed) == sent
+    assert contract.wire_model(load(provider).spec, find_model(typed), typed) == sent
 
 
 @pytest.mark.parametrize(
@@ -362,8 +366,8 @@ def test_a_model_is_spelled_as_the_provider_spells_it(provider: str, typed: str,
 def test_the_address_is_completed_once(provider: str, typed: str | None, full: str) -> None:
     """However much of the address was typed, the version stands in it once; doing it again changes nothing."""
     spec = load(provider).spec
-    assert base.full_url(spec, typed) == full
-    assert base.full_url(spec, full) == full
+    assert base_url.full_url(spec, typed) == full
+    assert base_url.full_url(spec, full) == full
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,7 @@ def test_the_address_is_completed_once(provider: str, typed: str | None, full: s
 def test_an_address_that_cannot_be_meant_is_refused(typed: str, said: str) -> None:
     """The message says what to write instead and never repeats what may be a secret."""
     with pytest.raises(InputError) as caught:
-        base.full_url(load("openai").spec, typed)
+        base_url.full_url(load("openai").spec, typed)
     problem = caught.value.problems[0]
     assert said in f"{problem.message}; {problem.hint}"
     assert "pass-word" not in f"{problem.message}; {problem.hint}"
@@ -399,7 +403,7 @@ def test_a_long_message_is_cut_and_a_key_is_named() -> None:
     """An error fits a terminal, and a refused key names the variables it may have come from."""
     body = {"error": {"code": "AuthenticationError", "message": "line\n" * 1000}}
     with pytest.raises(ApiError) as caught:
-        load("byteplus").read(base.Reply(401, {}, body))
+        load("byteplus").read(contract.Reply(401, {}, body))
     assert len(caught.value.message) < 700
     assert "\n" not in caught.value.message
     assert "$BYTEPLUS_API_KEY or $ARK_API_KEY" in caught.value.hint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from seedream_cli.errors import ConfigError
-from seedream_cli.proxies import Proxies, Proxy, is_excepted
+from seedream_cli.network.proxies import Proxies, Proxy, is_excepted
 from tests.conftest import CANARY, Command
 from tests.rawserver import RawServer, Tunnel, answer, free_port, make_certificate
 

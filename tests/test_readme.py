@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import typer
 
-from seedream_cli import __version__, cli
+from seedream_cli import __version__
+from seedream_cli.cli import app
 from seedream_cli.errors import EXIT_CODES, PARTIAL
-from seedream_cli.models import MODELS
+from seedream_cli.output.model_table import models_markdown
 from seedream_cli.providers import specs
+from seedream_cli.request.models import MODELS
 from seedream_cli.sandbox import service
-from seedream_cli.views import models_markdown
 from tests.rawserver import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -223,7 +224,7 @@ def parameters() -> dict[str, set[str]]:
         for word, inner in getattr(command, "commands", {}).items():
             visit(inner, f"{name} {word}".strip())
 
-    visit(typer.main.get_command(cli.app), "")
+    visit(typer.main.get_command(app.app), "")
     return found
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat, PngImagePlugin
 
-from seedream_cli import references
-from seedream_cli.body import encode_reference
 from seedream_cli.errors import InputError
-from seedream_cli.metadata import find_bare, read_orientation
-from seedream_cli.references import prepare_reference, read_reference
-from seedream_cli.request import ImageRef
+from seedream_cli.network.request_body import encode_reference
+from seedream_cli.request import references
+from seedream_cli.request.image_request import ImageRef
+from seedream_cli.request.references import prepare_reference, read_reference
+from seedream_cli.storage.image_metadata import find_bare, read_orientation
 from tests.conftest import CANARY, Command, Done
 from tests.test_batch import run, sent, write
 from tests.upstream import Upstream

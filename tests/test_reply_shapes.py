@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.findings import Findings
+from seedream_cli.storage.reply_findings import Findings
 from tests.conftest import Command
 from tests.forked import Forked
 from tests.rawserver import answer
@@ -174,9 +174,9 @@ def test_reply_tells_every_link_and_image_in_it(tmp_path: Path, case: str) -> No
 @pytest.mark.parametrize("shift", range(0, 120, 7))
 def test_reply_in_pieces_tells_the_same(tmp_path: Path, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No link and no image is cut, lost or told twice where one piece of a long reply ends."""
-    monkeypatch.setattr("seedream_cli.findings._PIECE", 64)
-    monkeypatch.setattr("seedream_cli.findings._LINK_MOST", 200)
-    monkeypatch.setattr("seedream_cli.findings._AHEAD", 100)
+    monkeypatch.setattr("seedream_cli.storage.reply_findings._PIECE", 64)
+    monkeypatch.setattr("seedream_cli.storage.reply_findings._LINK_MOST", 200)
+    monkeypatch.setattr("seedream_cli.storage.reply_findings._AHEAD", 100)
     path = tmp_path / "1.reply"
     body = dumped({"p": "x " * shift, "l": [LINK, PNG, LINK + "2", "y" * shift, JPEG, LINK + "3"]})
     path.write_bytes(body)

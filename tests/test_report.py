@@ -26,8 +26,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedream_cli import envelope, report, views
-from seedream_cli.envelope import Row, render_json
 from seedream_cli.errors import (
     ApiError,
     ConfigError,
@@ -37,10 +35,14 @@ from seedream_cli.errors import (
     Problem,
     SeedreamError,
 )
-from seedream_cli.live import LiveSink, make_sink
-from seedream_cli.models import ModelSpec, PriceStep, Rule
-from seedream_cli.report import PlainSink, QuietSink, ResultSink, TeeSink
-from seedream_cli.request import ImageRef
+from seedream_cli.output import dry_run, json_output, messages, model_table, summary
+from seedream_cli.output.json_output import Row, render_json
+from seedream_cli.output.live_progress import LiveSink
+from seedream_cli.output.plain_progress import PlainSink, QuietSink, ResultSink, TeeSink
+from seedream_cli.output.progress import make_sink
+from seedream_cli.output.streams import Streams
+from seedream_cli.request.image_request import ImageRef
+from seedream_cli.request.models import ModelSpec, PriceStep, Rule
 from seedream_cli.results import (
     Cost,
     Downloading,
@@ -58,7 +60,6 @@ from seedream_cli.results import (
     Stage,
     Timing,
 )
-from seedream_cli.streams import Streams
 from seedream_cli.text import clean, clean_path, table_lines, text_width
 
 HOSTILE = {
@@ -269,7 +270,7 @@ def test_a_long_link_crosses_a_narrow_pipe_unbroken() -> None:
     reading, writing = os.pipe()
     with open(writing, "w", encoding="utf-8") as pipe:
         streams = Streams(stdout=pipe, stderr=None, width=40, color=True)
-        report.print_results(run(job(images=(picture(path=None),))), streams, "urls")
+        summary.print_results(run(job(images=(picture(path=None),))), streams, "urls")
     with open(reading, "rb") as pipe:
         assert len(URL) > 600
         assert pipe.read() == URL.encode() + b"\n"
@@ -281,8 +282,8 @@ def test_a_poor_encoding_loses_no_line(encoding: str) -> None:
     captured = Captured(encoding, stdout_is_terminal=True)
     odd = "狐 ü 👩‍💻"
     captured.streams.out(odd)
-    envelope.print_json({"m": odd}, captured.streams)
-    report.print_results(run(job(), job(1, error=refused(), status="failed", images=())), captured.streams, "none")
+    json_output.print_json({"m": odd}, captured.streams)
+    summary.print_results(run(job(), job(1, error=refused(), status="failed", images=())), captured.streams, "none")
     first, second = captured.out.splitlines()
     assert first == odd.encode(encoding, "backslashreplace").decode(encoding)
     assert json.loads(second) == {"m": odd}
@@ -293,7 +294,7 @@ def test_a_reader_that_leaves_stops_nothing() -> None:
     """A closed pipe is remembered, raises nothing, and Python ends quietly with the exit code of the run."""
     code = """
 import sys
-from seedream_cli.streams import Streams
+from seedream_cli.output.streams import Streams
 streams = Streams(stdout=sys.stdout, stderr=sys.stderr)
 streams.out("first")
 sys.stdin.readline()
@@ -401,7 +402,7 @@ GOLDEN_ERRORS: list[tuple[SeedreamError | Problem, list[str]]] = [
 @pytest.mark.parametrize(("error", "lines"), GOLDEN_ERRORS, ids=lambda value: type(value).__name__)
 def test_errors_say_what_where_money_and_way_out(error: SeedreamError | Problem, lines: list[str]) -> None:
     """The exact lines: every problem of an input error, a shared hint once, the billing truth in words."""
-    assert report.error_lines(error, cost=Cost(0.03, "USD", "2026-11")) == lines
+    assert messages.error_lines(error, cost=Cost(0.03, "USD", "2026-11")) == lines
 
 
 SETTLE = "to settle the 1 unknown: check the provider's usage page, then"
@@ -505,13 +506,13 @@ def test_the_end_of_a_run_in_lines(name: str) -> None:
     """The exact lines on standard error; where an outcome is unknown nothing is called free or to be retried."""
     ended, lines = GOLDEN_REPORTS[name]
     captured = Captured()
-    report.print_results(ended, captured.streams, "paths")
+    summary.print_results(ended, captured.streams, "paths")
     assert captured.err.splitlines() == lines
     tasks = [one.task_id for one in ended.jobs if one.status == "submitted"]
     paths = [f"out/fox-{i.index + 1}.jpeg" for j in ended.jobs for i in j.images if i.path]
     assert captured.out.splitlines() == paths + tasks
     quiet = Captured()
-    report.print_results(ended, quiet.streams, "none", quiet=True)
+    summary.print_results(ended, quiet.streams, "none", quiet=True)
     assert not [line for line in quiet.err.splitlines() if not line.startswith(("error: ", "  "))]
     assert quiet.out == ""
 
@@ -519,7 +520,7 @@ def test_the_end_of_a_run_in_lines(name: str) -> None:
 def test_labels_replace_numbers() -> None:
     """A batch calls a request by its row."""
     ended = run(job(), job(1, status="failed", images=(), cost=None, error=refused(hint="")))
-    lines = report.failure_lines(ended, labels={1: 'row 17 "fox"'})
+    lines = summary.failure_lines(ended, labels={1: 'row 17 "fox"'})
     assert lines[0] == 'error: row 17 "fox": the output may be sensitive'
 
 
@@ -527,7 +528,7 @@ def test_colour_only_repeats_the_word() -> None:
     """With colour the label is tinted on a terminal's standard error alone; without it the same words stand there."""
     plain, tinted, piped = Captured(), Captured(color=True, stderr_is_terminal=True), Captured(color=True)
     for captured in (plain, tinted, piped):
-        report.print_error(lost(), captured.streams)
+        summary.print_error(lost(), captured.streams)
     assert "\x1b[1;31merror:\x1b[0m no answer" in tinted.err
     assert re.sub(r"\x1b\[[\d;]*m", "", tinted.err) == plain.err == piped.err
 
@@ -543,7 +544,7 @@ ERROR_KEYS = "code provider_code message billed retryable hint request_id".split
 
 def test_one_request_in_json() -> None:
     """The contract's keys in the contract's order, with the values a script expects."""
-    shown = json.loads(render_json(envelope.report_object(run(job()))))
+    shown = json.loads(render_json(json_output.report_object(run(job()))))
     assert list(shown) == JOB_KEYS
     assert list(shown["images"][0]) == IMAGE_KEYS
     assert shown["schema"] == "seedream/1"
@@ -563,7 +564,7 @@ def test_several_requests_in_one_object() -> None:
         job(1, cost=Cost(0.1 + 0.2, "USD", "2026-10"), warnings=(Problem("a", "b", code="ignored"),)),
         job(2, status="failed", images=(), usage=None, cost=None, error=refused(retryable=True), attempts=3),
     )
-    shown = envelope.report_object(ended)
+    shown = json_output.report_object(ended)
     assert list(shown) == [*JOB_KEYS, "requests"]
     assert shown["status"] == "partial"
     assert [image["index"] for image in shown["images"]] == [0, 1, 2]
@@ -599,7 +600,7 @@ def test_several_requests_in_one_object() -> None:
 def test_one_word_for_several_requests(states: list[str], whole: str) -> None:
     """The status of a run uses the contract's words alone."""
     jobs = (job(i, status=state, images=()) for i, state in enumerate(states))
-    assert envelope.report_object(run(*jobs))["status"] == whole
+    assert json_output.report_object(run(*jobs))["status"] == whole
 
 
 def test_the_most_urgent_error_speaks() -> None:
@@ -607,13 +608,15 @@ def test_the_most_urgent_error_speaks() -> None:
     ended = run(
         job(status="failed", images=(), error=refused()), job(1, status="unknown", images=(), error=lost()), job(2)
     )
-    assert envelope.report_object(ended)["error"]["code"] == "unknown_outcome"
-    assert envelope.report_object(run(job(), job(1, cost=None)))["cost"] is None
+    assert json_output.report_object(ended)["error"]["code"] == "unknown_outcome"
+    assert json_output.report_object(run(job(), job(1, cost=None)))["cost"] is None
 
 
 def test_failures_before_anything_was_built_keep_the_envelope() -> None:
     """A usage error has the same keys, nothing in them, and all its problems."""
-    shown = envelope.failure_object("edit", InputError([Problem("size", "bad", "2K", origin="--size")], kind="usage"))
+    shown = json_output.failure_object(
+        "edit", InputError([Problem("size", "bad", "2K", origin="--size")], kind="usage")
+    )
     assert list(shown) == JOB_KEYS
     assert (shown["status"], shown["request"], shown["images"], shown["id"]) == ("failed", None, [], None)
     assert shown["error"]["code"] == "usage"
@@ -628,7 +631,7 @@ def test_a_batch_prints_an_object_a_row_and_a_summary() -> None:
     for done in jobs:
         sink.emit(Finished(done))
     sink.close()
-    envelope.print_json(envelope.summary_object(run(*jobs), skipped=5), captured.streams)
+    json_output.print_json(json_output.summary_object(run(*jobs), skipped=5), captured.streams)
     first, second, last = map(json.loads, captured.out.splitlines())
     assert list(first) == ["schema", "type", *JOB_KEYS[1:], "row", "line", "row_id"]
     assert (first["row"], first["line"], first["row_id"], first["command"]) == (3, 7, "fox", "batch")
@@ -698,19 +701,19 @@ def test_no_way_out_lets_hostile_text_through(name: str) -> None:
     captured = Captured(stdout_is_terminal=True, stderr_is_terminal=True, color=True, ci=True, width=40)
     ended = hostile_report(text)
     for mode in ("paths", "urls", "json", "none"):
-        report.print_results(ended, captured.streams, mode)
+        summary.print_results(ended, captured.streams, mode)
     plain = PlainSink(captured.streams, verbosity=1)
     for event in hostile_events(text):
         plain.emit(event)
     odd = model(text, title=text, aliases=(text,), ids={text: (text,)}, rules={text: Rule("taken", text)}, source=text)
     tables = [
-        *views.models_table([odd], 40),
-        *views.model_detail(odd, 40),
-        *views.explain_table([(text, text, text, text)], 80),
+        *model_table.models_table([odd], 40),
+        *model_table.model_detail(odd, 40),
+        *dry_run.explain_table([(text, text, text, text)], 80),
     ]
-    for line in [*tables, *views.models_markdown([odd]).splitlines()]:
+    for line in [*tables, *model_table.models_markdown([odd]).splitlines()]:
         captured.streams.out("| " + line)
-    views.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.streams)
+    dry_run.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.streams)
     assert_harmless(captured.err)
     # Private characters and joiners do nothing alone, so JSON keeps them as they are.
     assert_harmless(re.sub("[\u200d\ue000\U000f0000]", "", captured.out))
@@ -979,13 +982,17 @@ def test_nothing_heavy_is_imported_before_a_request_is_sent() -> None:
     """Reporting costs no start-up time: rich waits for the provider, and a run over before that never loads it."""
     code = """
 import io, sys
-from seedream_cli import envelope, live, report, views
+from seedream_cli.output import json_output
+from seedream_cli.output import progress
+from seedream_cli.output import summary
+from seedream_cli.output import dry_run
 from seedream_cli.results import JobResult, Planned, Stage
-from seedream_cli.streams import Streams
+from seedream_cli.output.streams import Streams
 streams = Streams(stdout=io.StringIO(), stderr=io.StringIO(), stderr_is_terminal=True)
-sink = live.make_sink("auto", streams)
+sink = progress.make_sink("auto", streams)
 sink.emit(Planned(1, 1, "ark", "m")); sink.emit(Stage(0, "connecting")); sink.close()
-envelope.print_json(envelope.job_object(JobResult(0, "", "planned", "", "", {"prompt": "x"}), "generate"), streams)
+job = json_output.job_object(JobResult(0, "", "planned", "", "", {"prompt": "x"}), "generate")
+json_output.print_json(job, streams)
 print([name for name in ("rich", "pydantic", "httpx", "typer", "asyncio", "sqlite3") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -1004,8 +1011,8 @@ def test_views_adapt_to_the_width(width: int) -> None:
         ("--seed", "42", "seed", "模型不支持种子参数" * 6),
         ("--size", "2K", "size=2048x2048", "exact pixels " * 8),
     ]
-    shown = [views.models_table(rows, width), views.explain_table(explained, width)]
-    shown += [views.model_detail(row, width) for row in rows]
+    shown = [model_table.models_table(rows, width), dry_run.explain_table(explained, width)]
+    shown += [model_table.model_detail(row, width) for row in rows]
     for line in (line for lines in shown for line in lines):
         assert text_width(line) <= width or " " not in line.strip()
         assert line == line.rstrip()
@@ -1037,22 +1044,22 @@ def test_columns_align_beside_wide_characters() -> None:
 
 def test_model_views_golden() -> None:
     """The README's table, and the detail of one model with sizes, rules, ids and prices."""
-    assert views.models_markdown([model()]).splitlines() == [
+    assert model_table.models_markdown([model()]).splitlines() == [
         "| model | sizes | references | sequence | stream | formats | list price | as of |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| seedream-4.5 | 2K 4K | 0 to 14 | up to 15 | yes | jpeg | $0.03 to $0.045 | 2026-11 |",
     ]
-    detail = views.model_detail(model(), 100)
+    detail = model_table.model_detail(model(), 100)
     assert detail[0] == "Seedream 4.5 (seedream-4.5)"
     assert "own sizes: WIDTHxHEIGHT of 3,686,400 to 16,777,216 pixels, width / height 1/16 to 16" in detail
     assert "  16:9    2848x1600  -" in detail
     assert "  seed    ignored  4.x draws without a seed | 模型不支持种子参数" in detail
     assert "  cometapi  doubao-seedream-4-5-251128, seedream-4-5" in detail
     assert "  list price  $0.03 for 1K, 1.5K or up to 2.36 MP; $0.045 above; $0.003 more a reference" in detail
-    shown = json.loads(render_json(views.models_object([model()])))
+    shown = json.loads(render_json(model_table.models_object([model()])))
     assert shown["schema"] == "seedream/1"
     assert shown["models"][0]["tiers"]["2K"]["16:9"] == "2848x1600"
-    one = views.model_object(model())
+    one = model_table.model_object(model())
     assert [(step["amount"], step["max_pixels"]) for step in one["price"]["*"]] == [(0.03, 2_359_296), (0.045, None)]
 
 
@@ -1079,7 +1086,7 @@ def test_a_dry_run_shows_the_body_and_the_worst_case(tmp_path: Path) -> None:
     path.write_bytes(b"12345")
     body = body_of(path, "a fox\x1b")
     captured = Captured()
-    views.print_plan(body, ["fox-1.jpeg"], None, "https://ark/api/v3/images/generations", captured.streams)
+    dry_run.print_plan(body, ["fox-1.jpeg"], None, "https://ark/api/v3/images/generations", captured.streams)
     shown = json.loads(captured.out)
     assert shown["image"] == [
         {"file": str(path), "sha256": "cd" * 32, "bytes": 5},
@@ -1091,9 +1098,9 @@ def test_a_dry_run_shows_the_body_and_the_worst_case(tmp_path: Path) -> None:
         "would write: fox-1.jpeg",
         "cost: unknown, no price is known",
     ]
-    lines = views.plan_lines({}, [], Cost(0.12, "USD", "2026-11"), "u")
+    lines = dry_run.plan_lines({}, [], Cost(0.12, "USD", "2026-11"), "u")
     assert lines[-1] == "cost: at most about $0.12 (price of 2026-11)"
-    planned = views.plan_object(body, ["fox-1.jpeg"], None, "u", provider="ark")
+    planned = dry_run.plan_object(body, ["fox-1.jpeg"], None, "u", provider="ark")
     assert list(planned) == [*JOB_KEYS, "endpoint"]
     assert (planned["status"], planned["images"][0]["path"]) == ("planned", "fox-1.jpeg")
     assert planned["request"] == shown
@@ -1136,7 +1143,7 @@ def test_the_curl_command_sends_the_exact_body(
         (tmp_path / name).write_bytes(content)
     refs = [ImageRef("file", name, Path(name), "0", "image/png", size=768) for name in names]
     body = {"prompt": prompt, "image": [*refs, ImageRef("data", "-", mime="image/jpeg", content=b"\xff'")], "n": 1}
-    command = views.curl_command(url, body, "MY_KEY", "text/event-stream")
+    command = dry_run.curl_command(url, body, "MY_KEY", "text/event-stream")
     assert not [char for char in command if is_hidden(char) and char != "\n"]
     environment = {"PATH": os.environ["PATH"], "MY_KEY": "sk-1 $x", "LC_ALL": "C", "HOME": str(tmp_path)}
     subprocess.run([shell, "-c", command], cwd=tmp_path, env=environment, check=True, timeout=30)
@@ -1151,10 +1158,10 @@ def test_the_curl_command_sends_the_exact_body(
 
 def test_the_curl_command_of_a_plain_request() -> None:
     """Without files it is one pipe; a key variable that is no name is not put into a shell."""
-    command = views.curl_command("https://ark/v3", {"prompt": "a fox"}, "ARK_API_KEY")
+    command = dry_run.curl_command("https://ark/v3", {"prompt": "a fox"}, "ARK_API_KEY")
     assert command == (
         """printf '%s' '{"prompt":"a fox"}' | curl -sS -g 'https://ark/v3' \\\n"""
         """  -H "Authorization: Bearer $ARK_API_KEY" \\\n  -H 'Content-Type: application/json' \\\n"""
         """  -H 'Accept: application/json' \\\n  --data-binary @-"""
     )
-    assert "$(id)" not in views.curl_command("https://ark/v3", {}, "X$(id)")
+    assert "$(id)" not in dry_run.curl_command("https://ark/v3", {}, "X$(id)")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from seedream_cli.errors import LinkError
-from seedream_cli.framing import parse_json
-from seedream_cli.links import split_link
+from seedream_cli.network.urls import split_link
+from seedream_cli.storage.json_text import parse_json
 from tests.conftest import CANARY, Command, Inside
 from tests.rawserver import answer
 from tests.upstream import Upstream, completed, events, sse

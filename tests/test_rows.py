@@ -17,13 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seedream_cli import providers
-from seedream_cli.batch import _ORDER, STEP, Batch, Order, Sheet, Survey, _code, explain_stale, find_pattern
+from seedream_cli.batch.columns import plan_columns
+from seedream_cli.batch.options import STEP, Order
+from seedream_cli.batch.row_requests import Sheet, find_pattern
+from seedream_cli.batch.run import _ORDER, Batch, Survey, _code
+from seedream_cli.batch.stale import explain_stale
+from seedream_cli.batch.table import open_table
+from seedream_cli.cli.flags import RUN_KEYS, options
+from seedream_cli.config.environment import read_surroundings
 from seedream_cli.errors import InputError, InternalError
-from seedream_cli.flags import RUN_KEYS, options
-from seedream_cli.ledger import Forecast, Ledger, Mould, NewRequest, NewRow, Pattern, open_ledger
-from seedream_cli.request import Draft
-from seedream_cli.settings import read_surroundings
-from seedream_cli.tables import open_table, plan_columns
+from seedream_cli.ledger.entering import Mould, NewRow, Pattern
+from seedream_cli.ledger.ledger import Ledger, open_ledger
+from seedream_cli.ledger.records import Forecast, NewRequest
+from seedream_cli.request.image_request import Draft
 from tests.conftest import CANARY
 
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
@@ -76,7 +82,7 @@ def test_what_is_entered_is_what_the_dialect_would_send(
     """Whether bodies are made once for a shape or once for a row, the ledger holds what each row's own request is."""
     made = sheet(TABLE, provider=provider, model="4.5")
     if not is_verbatim:
-        monkeypatch.setattr("seedream_cli.batch.find_pattern", lambda job: None)
+        monkeypatch.setattr("seedream_cli.batch.row_requests.find_pattern", lambda job: None)
         made = sheet(TABLE, provider=provider, model="4.5")
     with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
         batch = Batch(made, book, run)
@@ -205,7 +211,7 @@ def test_what_names_a_secret_is_never_a_row_s_own() -> None:
 
 def test_a_table_that_breaks_off_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What raises while rows are drawn, a changed table say, is passed on, and what it had begun is not written."""
-    monkeypatch.setattr("seedream_cli.ledger._ENTERED", 10)
+    monkeypatch.setattr("seedream_cli.ledger.ledger._ENTERED", 10)
 
     def requests() -> Iterator[NewRequest]:
         for number in range(25):

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from seedream_cli import ledger, scarcity
 from seedream_cli.errors import FileError
+from seedream_cli.ledger import ledger
+from seedream_cli.storage import system_limits
 from tests.conftest import CANARY, Command, Done
 from tests.upstream import Upstream
 
@@ -108,7 +109,7 @@ def test_a_disk_that_is_full_while_a_ledger_is_made_leaves_none(tmp_path: Path) 
     script = (
         "import datetime as dt, pathlib, resource, signal, sys\n"
         "from seedream_cli.errors import FileError\n"
-        "from seedream_cli.ledger import open_ledger\n"
+        "from seedream_cli.ledger.ledger import open_ledger\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "now = lambda: dt.datetime.now(dt.timezone.utc)\n"
         "for size in range(0, 200_000, 5_000):\n"
@@ -180,6 +181,6 @@ def test_what_has_run_out_is_told_from_other_errors(error: Exception, words: str
     outer = RuntimeError("outer")
     outer.__cause__ = error
     for each in (error, outer):
-        found = scarcity.lack_of(each)
+        found = system_limits.lack_of(each)
         assert found.startswith(words)
         assert bool(found) == bool(words)

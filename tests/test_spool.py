@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seedream_cli import spool
 from seedream_cli.errors import BusyError, FileError, InternalError
 from seedream_cli.results import Blob
-from seedream_cli.spool import adopt, forget, list_kept, load, load_meta, open_spool, read
+from seedream_cli.storage import json_scan
+from seedream_cli.storage.json_scan import load, read
+from seedream_cli.storage.reply_file import adopt, forget, list_kept, load_meta, open_spool
 
 LIMIT = 1 << 20
 PICTURE = base64.b64encode(bytes(range(256)) * 40).decode()
@@ -99,7 +100,7 @@ def test_a_full_disk_shows_before_anything_is_paid(tmp_path: Path) -> None:
         import resource, signal, sys
         from pathlib import Path
         from seedream_cli.errors import FileError
-        from seedream_cli.spool import open_spool
+        from seedream_cli.storage.reply_file import open_spool
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
@@ -145,7 +146,7 @@ def test_a_whole_reply_of_a_killed_run_is_adopted(tmp_path: Path) -> None:
             """
             import os, signal, sys
             from pathlib import Path
-            from seedream_cli.spool import open_spool
+            from seedream_cli.storage.reply_file import open_spool
             open_spool(Path(sys.argv[1]), sys.argv[2], 700_000).write(sys.argv[3].encode())
             os.kill(os.getpid(), signal.SIGKILL)
             """,
@@ -254,7 +255,7 @@ def test_reading_agrees_with_json_at_every_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object, window: int, ascii_only: bool
 ) -> None:
     """Whatever falls on the border between two reads, the value is that of json.loads once Blobs are read back."""
-    monkeypatch.setattr(spool, "_WINDOW", window)
+    monkeypatch.setattr(json_scan, "_WINDOW", window)
 
     def filled(item: object) -> object:
         if isinstance(item, Blob):
@@ -282,13 +283,15 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
         """
         import re, sys
         from pathlib import Path
-        from seedream_cli import spool, store
+        from seedream_cli.storage import json_scan
+        from seedream_cli.storage import base64_image
+        from seedream_cli.storage import image_file
         def peak():
             return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
         before = peak()
-        blob = spool.load(Path(sys.argv[1]), limit=1000)["data"][0]
-        with store.open_part(Path(sys.argv[1]).parent) as part:
-            store.write_blob(blob, part)
+        blob = json_scan.load(Path(sys.argv[1]), limit=1000)["data"][0]
+        with image_file.open_part(Path(sys.argv[1]).parent) as part:
+            base64_image.write_blob(blob, part)
             print(part.size, peak() - before)
         """,
         path,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.direct import Direct
-from seedream_cli.links import split_link
-from seedream_cli.transport import LostConnectionError, Outgoing
+from seedream_cli.network.exchange import LostConnectionError, Outgoing
+from seedream_cli.network.pool import Direct
+from seedream_cli.network.urls import split_link
 from tests.conftest import CANARY, Command
 from tests.rawserver import RESET, RawServer, Script, answer, make_certificate
 from tests.upstream import Upstream, noise
@@ -76,7 +76,7 @@ def test_refusal_before_the_body_is_whole_is_read_and_the_rest_not_sent(
     framing: Any, end: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the server then closes without reading (which resets), or leaves the connection as it is."""
-    monkeypatch.setattr("seedream_cli.direct._LAST_WORDS_S", 0.2)
+    monkeypatch.setattr("seedream_cli.network.connection._LAST_WORDS_S", 0.2)
     with RawServer(head_only(answer(b"too large", status=413, framing=framing), end)) as server:
         ear, error = post(server.url, 64)
     assert (error, ear.status, bytes(ear.body), ear.was_cut, ear.has_left) == (None, 413, b"too large", True, False)

@@ -24,12 +24,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seedream_cli import files, pictures, store
 from seedream_cli.errors import FileError, InputError, LinkError
-from seedream_cli.names import FIELDS, check_template, clean_name, render_name, slug
-from seedream_cli.pictures import SUFFIXES, Facts, describe, explain_store_error, inspect, inspect_bytes, sniff
 from seedream_cli.results import Blob
-from seedream_cli.store import Place, existing, open_part, plan_output, sweep, write_base64, write_blob
+from seedream_cli.storage import filesystem, image_containers, image_file, output_path
+from seedream_cli.storage.base64_image import write_base64, write_blob
+from seedream_cli.storage.file_names import FIELDS, check_template, clean_name, render_name, slug
+from seedream_cli.storage.image_file import open_part, sweep
+from seedream_cli.storage.image_info import (
+    SUFFIXES,
+    Facts,
+    describe,
+    explain_store_error,
+    inspect,
+    inspect_bytes,
+    sniff,
+)
+from seedream_cli.storage.output_path import Place, existing, plan_output
 
 
 def encode(
@@ -70,7 +80,9 @@ def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
-def save(folder: Path, stem: str, data: bytes, rule: store.IfExists = "rename", suffix: str = "") -> store.Published:
+def save(
+    folder: Path, stem: str, data: bytes, rule: output_path.IfExists = "rename", suffix: str = ""
+) -> image_file.Published:
     with open_part(folder) as part:
         part.write(data)
         return part.publish(folder, stem, part.finish(), rule, suffix=suffix)
@@ -404,7 +416,7 @@ def test_nothing_existing_is_ever_replaced(tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_bytes(b"old")
     (tmp_path / "fox-2.png").symlink_to("nowhere")
     published = save(tmp_path, "fox", PNG)
-    assert published == store.Published(tmp_path / "fox-3.png", tmp_path / "fox.png")
+    assert published == image_file.Published(tmp_path / "fox-3.png", tmp_path / "fox.png")
     assert published.path.read_bytes() == PNG
     assert names(tmp_path) == ["fox-2.png", "fox-3.png", "fox.png"]
     assert (tmp_path / "fox.png").read_bytes() == b"old"
@@ -415,7 +427,7 @@ def test_skip_error_and_overwrite_do_as_they_say(tmp_path: Path) -> None:
     """Skip drops the new picture, error raises as billed, overwrite replaces the name but never follows a link."""
     old = tmp_path / "fox.png"
     old.write_bytes(b"old")
-    assert save(tmp_path, "fox", PNG, "skip") == store.Published(old, skipped=True)
+    assert save(tmp_path, "fox", PNG, "skip") == image_file.Published(old, skipped=True)
     with pytest.raises(FileError, match=r"fox\.png exists already") as caught:
         save(tmp_path, "fox", PNG, "error")
     assert (caught.value.exit_code, caught.value.billed) == (8, "yes")
@@ -430,8 +442,8 @@ def test_skip_error_and_overwrite_do_as_they_say(tmp_path: Path) -> None:
 
 def test_the_bytes_decide_the_suffix(tmp_path: Path) -> None:
     """A suffix that lies is corrected and reported; a name the user did not give is never replaced nor a failure."""
-    assert save(tmp_path, "a", JPEG, suffix=".JPEG") == store.Published(tmp_path / "a.JPEG")
-    assert save(tmp_path, "fox", JPEG, "error", ".png") == store.Published(
+    assert save(tmp_path, "a", JPEG, suffix=".JPEG") == image_file.Published(tmp_path / "a.JPEG")
+    assert save(tmp_path, "fox", JPEG, "error", ".png") == image_file.Published(
         tmp_path / "fox.jpg", retyped_from=tmp_path / "fox.png"
     )
     for rule in ("error", "overwrite", "skip"):
@@ -451,7 +463,7 @@ def test_file_systems_without_links_keep_every_picture_too(
 
     monkeypatch.setattr(os, "link", refuse)
     if way == "reserve":
-        monkeypatch.setattr(files, "_rename_noreplace", lambda part, final: errno.EINVAL)
+        monkeypatch.setattr(filesystem, "_rename_noreplace", lambda part, final: errno.EINVAL)
     for _ in range(3):
         save(tmp_path, "fox", PNG)
     assert names(tmp_path) == ["fox-2.png", "fox-3.png", "fox.png"]
@@ -463,7 +475,7 @@ def test_two_processes_publishing_one_name_keep_all_pictures(tmp_path: Path) -> 
     code = """
         import io, sys
         from pathlib import Path
-        from seedream_cli.store import open_part
+        from seedream_cli.storage.image_file import open_part
         data, folder = bytes.fromhex(sys.argv[1]), Path(sys.argv[2])
         for number in range(25):
             with open_part(folder) as part:
@@ -513,7 +525,7 @@ def test_a_full_disk_after_payment_says_so(tmp_path: Path) -> None:
         import resource, signal, sys
         from pathlib import Path
         from seedream_cli.errors import FileError
-        from seedream_cli.store import open_part
+        from seedream_cli.storage.image_file import open_part
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
@@ -530,14 +542,14 @@ def test_a_full_disk_after_payment_says_so(tmp_path: Path) -> None:
 
 def test_leaving_while_a_thread_publishes_keeps_the_picture(tmp_path: Path) -> None:
     """A task cancelled while its thread publishes waits for it: the picture is there, and no error is made up."""
-    published: list[store.Published] = []
+    published: list[image_file.Published] = []
     for number in range(20):
         with open_part(tmp_path) as part:
             part.write(PNG)
             facts = part.finish()
             inside = threading.Event()
 
-            def publish(part: store.Part = part, facts: Facts = facts, inside: threading.Event = inside) -> None:
+            def publish(part: image_file.Part = part, facts: Facts = facts, inside: threading.Event = inside) -> None:
                 with part._turn:
                     inside.set()
                     published.append(part.publish(tmp_path, "fox", facts, "rename"))
@@ -591,7 +603,7 @@ def test_base64_is_decoded_however_it_was_written(
     lines = ends.join(plain[at : at + 76] for at in range(0, len(plain), 76))
     folder = tmp_path_factory.mktemp("blob")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_WINDOW", window)
+        patch.setattr(image_file, "_WINDOW", window)
         assert decode(folder, lines) == data
         assert decode(folder, plain.rstrip("=")) == data
         assert (
@@ -628,5 +640,5 @@ def test_a_kept_reply_that_is_gone_or_short_is_a_link_error(tmp_path: Path) -> N
 
 def test_every_suffix_is_a_known_picture() -> None:
     """Suffixes come from a closed list, and each is read back as its own format by `--output`."""
-    assert set(SUFFIXES) == set(pictures._CHECKS)
+    assert set(SUFFIXES) == set(image_containers._CHECKS)
     assert all(plan_output(f"x{suffix}", pictures=1).file for suffix in SUFFIXES.values())

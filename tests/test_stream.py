@@ -16,12 +16,15 @@ from typing import Any
 import httpx
 import pytest
 
-from seedream_cli import engine, providers
-from seedream_cli.plan import Plan, make_plan
-from seedream_cli.request import Draft
+from seedream_cli import providers
+from seedream_cli.config.environment import Surroundings
+from seedream_cli.engine import connect, context
+from seedream_cli.engine import run as engine_run
+from seedream_cli.engine.plan import Plan, make_plan
+from seedream_cli.network.client import Wire
+from seedream_cli.network.policy import Policy
+from seedream_cli.request.image_request import Draft
 from seedream_cli.results import Event, Report
-from seedream_cli.settings import Surroundings
-from seedream_cli.wire import Policy, Wire
 from tests.conftest import CANARY, Command, Done
 from tests.rawserver import Received, Script, answer
 from tests.test_generate import KEYS, LITE, _await
@@ -312,8 +315,8 @@ def _execute(
 ) -> tuple[Report, int, Bytes]:
     """One run of the engine over these pieces: its report, how many files it left, and what was asked for."""
     transport = Bytes(pieces, breaks=breaks)
-    monkeypatch.setattr(engine, "Wire", lambda **options: Wire(**{**options, "transport": transport}))
-    report = engine.execute(_plan(folder / "out", provider), engine.Outlets(Quiet(), folder / "state"))
+    monkeypatch.setattr(connect, "Wire", lambda **options: Wire(**{**options, "transport": transport}))
+    report = engine_run.execute(_plan(folder / "out", provider), context.Outlets(Quiet(), folder / "state"))
     saved = list((folder / "out").iterdir())
     for path in saved:
         path.unlink()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.tables import open_table
+from seedream_cli.batch.table import open_table
 from tests.conftest import Command, Inside
 from tests.rawserver import answer
 from tests.test_batch import results, run, sent, summary, write
@@ -41,8 +41,8 @@ def zipped(*names: str) -> bytes:
 def test_text_file_is_one_prompt_a_line(tmp_path: Path, encoding: str) -> None:
     """In any encoding that is certain, with either line end; each with its line in the file."""
     (tmp_path / "prompts.txt").write_bytes(LINES.encode(encoding))
-    from seedream_cli.flags import RUN_KEYS, options
-    from seedream_cli.tables import plan_columns
+    from seedream_cli.batch.columns import plan_columns
+    from seedream_cli.cli.flags import RUN_KEYS, options
 
     with open_table(str(tmp_path / "prompts.txt")) as table:
         columns, problems = plan_columns(table.headings, options(), run_level=RUN_KEYS)

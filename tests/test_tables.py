@@ -19,28 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedream_cli import tables
+from seedream_cli.batch import identity, table_source
+from seedream_cli.batch.checks import Checker, Findings, Shapes, check_table, gather
+from seedream_cli.batch.columns import Columns, plan_columns
+from seedream_cli.batch.identity import Identities, row_key, shard_of
+from seedream_cli.batch.results_file import RowResult, check_results, write_results
+from seedream_cli.batch.table import Row, Table, open_table
+from seedream_cli.cli.flags import options
 from seedream_cli.errors import FileError, InputError, Problem
-from seedream_cli.flags import options
-from seedream_cli.request import Draft
-from seedream_cli.tables import (
-    Checker,
-    Columns,
-    Findings,
-    Identities,
-    Row,
-    RowResult,
-    Shapes,
-    Table,
-    check_results,
-    check_table,
-    gather,
-    open_table,
-    plan_columns,
-    row_key,
-    shard_of,
-    write_results,
-)
+from seedream_cli.request.image_request import Draft
 
 RUN_LEVEL = {
     "output",
@@ -154,10 +141,11 @@ def test_a_table_from_a_pipe_is_read_twice(tmp_path: Path) -> None:
     """Standard input and other pipes are kept, so that the check and the run see the same rows, even side by side."""
     code = """
 import sys
-from seedream_cli import tables
-from seedream_cli.flags import options
-with tables.open_table("-") as table:
-    columns, problems = tables.plan_columns(table.headings, options(), run_level=set())
+from seedream_cli.batch import columns
+from seedream_cli.batch import table
+from seedream_cli.cli.flags import options
+with table.open_table("-") as table:
+    columns, problems = columns.plan_columns(table.headings, options(), run_level=set())
     rows = [(a.origin, a.prompt, b.prompt) for a, b in zip(table.rows(columns), table.rows(columns))]
     print(rows[-1], len(rows), table.folder)
 """
@@ -581,12 +569,12 @@ def test_lines_are_the_same_in_blocks_of_any_size(
     path = tmp_path_factory.mktemp("t") / "t.csv"
     path.write_bytes(b"prompt\n" + raw)
 
-    def take(lines: tables._Lines, texts: Iterable[str]) -> list[tuple[str, tuple[Problem, ...]]]:
+    def take(lines: table_source._Lines, texts: Iterable[str]) -> list[tuple[str, tuple[Problem, ...]]]:
         return [(line, lines.take_problems()) for line in texts]
 
     with open_table(str(path)) as table, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "_BLOCK", size)
-        slow, fast = (tables._Lines(table._source, table._source.open_text("utf-8")) for _ in range(2))
+        patch.setattr(table_source, "_BLOCK", size)
+        slow, fast = (table_source._Lines(table._source, table._source.open_text("utf-8")) for _ in range(2))
         expected = take(slow, slow)
         assert take(fast, itertools.chain.from_iterable(fast.blocks())) == expected
         assert fast.number == slow.number == len(expected)
@@ -595,7 +583,9 @@ def test_lines_are_the_same_in_blocks_of_any_size(
 @pytest.mark.parametrize("lines_before", [0, 1, 700])
 def test_a_line_too_long_is_told_in_its_place(tmp_path: Path, lines_before: int) -> None:
     """The rows above it are read, in whichever block it begins."""
-    content = "prompt\n" + "a fox in a wide and quiet forest at night\n" * lines_before + "x" * (tables.LINE_MOST + 9)
+    content = (
+        "prompt\n" + "a fox in a wide and quiet forest at night\n" * lines_before + "x" * (table_source.LINE_MOST + 9)
+    )
     with make(tmp_path, content) as table:
         rows = list(table.rows(plan(table)))
     assert [bool(row.problems) for row in rows] == [False] * lines_before + [True]
@@ -658,7 +648,7 @@ def test_keys_hold_for_ever() -> None:
 @settings(max_examples=20, deadline=None)
 def test_counting_in_little_memory_counts_right(digests: list[int]) -> None:
     """The compact table is a dict, also where digests share their last bits."""
-    compact, plain = tables._Numbers(), dict[int, int]()
+    compact, plain = identity._Numbers(), dict[int, int]()
     for digest in digests:
         plain[digest or 1] = plain.get(digest or 1, 0) + 1
         assert compact.add(digest) == plain[digest or 1]
@@ -822,12 +812,17 @@ def test_no_bytes_end_in_a_crash(tmp_path_factory: pytest.TempPathFactory, raw: 
 
 MEASURE = """
 import pathlib, re, sys, time
-from seedream_cli import plan, providers
-from seedream_cli.flags import options
-from seedream_cli.models import find_model
-from seedream_cli.providers.base import rule_for
-from seedream_cli.request import Draft, Recipient, build
-from seedream_cli.tables import *
+from seedream_cli.engine import plan
+from seedream_cli import providers
+from seedream_cli.cli.flags import options
+from seedream_cli.request.models import find_model
+from seedream_cli.providers.contract import rule_for
+from seedream_cli.request.image_request import Draft, Recipient
+from seedream_cli.request.validation import build
+from seedream_cli.batch.checks import Checker, Shapes
+from seedream_cli.batch.columns import plan_columns
+from seedream_cli.batch.identity import Identities
+from seedream_cli.batch.table import open_table
 
 dialect = providers.load(providers.PROVIDERS[-1])
 recipient = Recipient("p", find_model("4.5", ""), "m", lambda option: rule_for(dialect.spec, None, option))

@@ -21,8 +21,6 @@ from typing import Any
 import httpx
 import pytest
 
-from seedream_cli.body import encode_body
-from seedream_cli.documents import Document, read_document
 from seedream_cli.errors import (
     ApiError,
     BudgetError,
@@ -33,13 +31,16 @@ from seedream_cli.errors import (
     LinkError,
     SeedreamError,
 )
-from seedream_cli.framing import Done, EventParser
-from seedream_cli.links import next_hop, split_link
-from seedream_cli.masking import check_key, mask, secret_forms
-from seedream_cli.pace import decide, read_retry_after
-from seedream_cli.providers.base import Call, Reply
-from seedream_cli.request import ImageRef
-from seedream_cli.wire import Clock, Policy, Streamed, Wire
+from seedream_cli.network.client import Streamed, Wire
+from seedream_cli.network.policy import Clock, Policy
+from seedream_cli.network.request_body import encode_body
+from seedream_cli.network.retry import decide, read_retry_after
+from seedream_cli.network.urls import next_hop, split_link
+from seedream_cli.providers.contract import Call, Reply
+from seedream_cli.redaction import check_key, mask, secret_forms
+from seedream_cli.request.image_request import ImageRef
+from seedream_cli.storage.event_stream import Done, EventParser
+from seedream_cli.storage.reply_document import Document, read_document
 
 from .rawserver import (
     RESET,
@@ -763,9 +764,10 @@ def test_what_json_cannot_carry_is_refused(value: Any) -> None:
 _MEMORY_CODE = """
 import asyncio, json, resource, sys
 from pathlib import Path
-from seedream_cli.providers.base import Call
-from seedream_cli.request import ImageRef
-from seedream_cli.wire import Policy, Wire
+from seedream_cli.providers.contract import Call
+from seedream_cli.request.image_request import ImageRef
+from seedream_cli.network.client import Wire
+from seedream_cli.network.policy import Policy
 url, path = sys.argv[1], Path(sys.argv[2])
 refs = [ImageRef("file", "a", path, "", "image/png", size=path.stat().st_size) for _ in range(14)]
 call = Call("submit", "POST", "/x", {"image": refs}, billable=True)

@@ -6,25 +6,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from ..errors import InputError, Problem
+from . import contract
 
 if TYPE_CHECKING:
-    from . import acedata, ark, base, byteplus, cometapi, ope, openai, sandbox
+    from . import acedata, ark, byteplus, cometapi, contract, ope, openai, sandbox
 
     # The type checker holds every module against the contract here.
-    _DIALECTS: tuple[base.Dialect, ...] = (cometapi, acedata, ope, ark, byteplus, openai, sandbox)
+    _DIALECTS: tuple[contract.Dialect, ...] = (cometapi, acedata, ope, ark, byteplus, openai, sandbox)
 
 PROVIDERS = ("cometapi", "acedata", "ope", "ark", "byteplus", "openai", "sandbox")
 """Every provider's name, in the order in which a present key is looked for."""
 
 
-def load(name: str) -> base.Dialect:
+def load(name: str) -> contract.Dialect:
     """The dialect of a provider. Raises `InputError` with the nearest names for one that is not known."""
     if name in PROVIDERS:
-        return cast("base.Dialect", import_module(f".{name}", __name__))
+        return cast("contract.Dialect", import_module(f".{name}", __name__))
     raise InputError([_unknown(name)], kind="usage")
 
 
-def specs() -> tuple[base.ProviderSpec, ...]:
+def specs() -> tuple[contract.ProviderSpec, ...]:
     """The data of all providers, in order."""
     return tuple(load(name).spec for name in PROVIDERS)
 

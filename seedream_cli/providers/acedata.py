@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..models import Rule
+from ..request.models import Rule
 from ..results import Picture
-from . import base
-from .base import ACCOUNT, AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN, WRONG_ADDRESS, Verdict
+from . import contract, faults, payload, reading
+from .contract import Verdict
+from .faults import ACCOUNT, AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN, WRONG_ADDRESS
 
 if TYPE_CHECKING:
-    from ..request import ImageRequest
+    from ..request.image_request import ImageRequest
+
 
 _PAGE = "AceData Cloud Seedream pages, 2026-11"
+
 _OLD_ONLY = Rule("refused", "AceData Cloud takes it for 3.0 models only", _PAGE)
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="acedata",
     title="AceData Cloud",
     base_url="https://api.acedata.cloud",
@@ -39,7 +42,7 @@ spec = base.ProviderSpec(
         "prices are quoted in credits; the ones known here are of an older public table",
     ),
     codes={
-        **base.CONTENT,
+        **faults.CONTENT,
         # The same code names a bad parameter under 400 and a bad key under 401.
         "token_mismatched": Verdict("refused", hint="a parameter is missing or wrong: a dry run shows what is sent"),
         "401:token_mismatched": AUTH,
@@ -64,55 +67,57 @@ spec = base.ProviderSpec(
 )
 
 
-def submit(request: ImageRequest) -> base.Call:
+def submit(request: ImageRequest) -> contract.Call:
     """The one billable call for this request. References are a list, but a picture to split stands alone."""
-    body = base.body_of(request, image_list=not request.layers)
-    return base.submission(spec, body, stream_type="application/x-ndjson")
+    body = payload.body_of(request, image_list=not request.layers)
+    return payload.submission(spec, body, stream_type="application/x-ndjson")
 
 
-def poll(ticket: base.Ticket) -> base.Call:
+def poll(ticket: contract.Ticket) -> contract.Call:
     """The free call that asks after a task; reading is a POST here too."""
-    return base.Call("poll", "POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
+    return contract.Call("poll", "POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
 
 
-def read_event(event: Mapping[str, Any]) -> Picture | base.Completed | None:
+def read_event(event: Mapping[str, Any]) -> Picture | contract.Completed | None:
     """One line of a stream; its types are the upstream's."""
-    return base.read_stream_event(spec, event)
+    return reading.read_stream_event(spec, event)
 
 
-def read(reply: base.Reply) -> base.Ready | base.Ticket:
+def read(reply: contract.Reply) -> contract.Ready | contract.Ticket:
     """Pictures or a task, from the answer to a request, a bare task result, a task record, or a list of one record."""
     body = reply.body
     if isinstance(body, Mapping) and isinstance(body.get("items"), list) and len(body["items"]) == 1:
         body = body["items"][0]
     if not isinstance(body, Mapping):
-        raise base.refusal(spec, reply)
+        raise faults.refusal(spec, reply)
     if "data" not in body and ("response" in body or "created_at" in body):
         return _read_record(reply, body)
     return _read_result(reply, body)
 
 
-def _read_result(reply: base.Reply, result: Mapping[str, Any], *, over: bool = False) -> base.Ready | base.Ticket:
+def _read_result(
+    reply: contract.Reply, result: Mapping[str, Any], *, over: bool = False
+) -> contract.Ready | contract.Ticket:
     """An answer in the envelope {"success", "task_id", "trace_id", "data" or "error"}; `over` is a task's end."""
     plain = replace(reply, body=result)
-    ready = base.read_pictures(spec, result, reply.headers)
+    ready = reading.read_pictures(spec, result, reply.headers)
     well = 200 <= reply.status < 300
     if ready and (any(not picture.error for picture in ready.pictures) or (well and not (over and _in_doubt(ready)))):
         return ready
     task_id, trace_id = _name(result, "task_id"), _name(result, "trace_id")
-    if task_id and result.get("data") is None and base.fault_in(result) is None and well and not over:
-        return base.Ticket(task_id, trace_id)
+    if task_id and result.get("data") is None and faults.fault_in(result) is None and well and not over:
+        return contract.Ticket(task_id, trace_id)
     if well and (over or (task_id and result.get("success") is True)):
-        raise base.task_ended(base.refusal(spec, plain), task_id)
-    raise base.refusal(spec, plain)
+        raise faults.task_ended(faults.refusal(spec, plain), task_id)
+    raise faults.refusal(spec, plain)
 
 
-def _in_doubt(ready: base.Ready) -> bool:
+def _in_doubt(ready: contract.Ready) -> bool:
     """Whether nobody knows what became of a member."""
     return any(picture.error is not None and picture.error.billed == "unknown" for picture in ready.pictures)
 
 
-def _read_record(reply: base.Reply, record: Mapping[str, Any]) -> base.Ready | base.Ticket:
+def _read_record(reply: contract.Reply, record: Mapping[str, Any]) -> contract.Ready | contract.Ticket:
     """A task record, which has no word for its state: it is pending until it holds a response or an end."""
     ids = {"task_id": _name(record, "id"), "trace_id": _name(record, "trace_id")}
     answer = record.get("response")
@@ -120,9 +125,9 @@ def _read_record(reply: base.Reply, record: Mapping[str, Any]) -> base.Ready | b
     error = answer.get("error") or record.get("error")
     # `success: false` without an error is how a task looks that has not failed yet.
     undecided = not error and (not answer or answer.get("success") is False)
-    is_open = record.get("finished_at") is None and base.task_state(record) in {"", "pending"}
+    is_open = record.get("finished_at") is None and faults.task_state(record) in {"", "pending"}
     if undecided and is_open and ids["task_id"]:
-        return base.Ticket(ids["task_id"], ids["trace_id"])
+        return contract.Ticket(ids["task_id"], ids["trace_id"])
     return _read_result(reply, {**ids, "data": [], **answer, "error": error}, over=True)
 
 

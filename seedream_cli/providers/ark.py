@@ -10,33 +10,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..models import Rule
+from ..request.models import Rule
 from ..results import Picture
-from . import base, tasks
-from .base import ACCOUNT, AUTH, CONTENT, EMPTY_ACCOUNT, QUOTA, RATE_LIMITED, REFUSED, UNKNOWN, UNKNOWN_MODEL, Verdict
+from . import contract, faults, payload, reading, tasks
+from .contract import EMPTY_ACCOUNT, Verdict
+from .faults import ACCOUNT, AUTH, CONTENT, QUOTA, RATE_LIMITED, REFUSED, UNKNOWN, UNKNOWN_MODEL
 
 if TYPE_CHECKING:
-    from ..request import ImageRequest
+    from ..request.image_request import ImageRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The functions of a dialect in Ark's shape. `image_list` sends a single reference as an array too."""
 
-    spec: base.ProviderSpec
+    spec: contract.ProviderSpec
     image_list: bool = False
 
-    def submit(self, request: ImageRequest) -> base.Call:
+    def submit(self, request: ImageRequest) -> contract.Call:
         """The one billable call for this request."""
-        body = base.body_of(request, image_list=self.image_list)
-        return base.submission(self.spec, body, stream_type="text/event-stream")
+        body = payload.body_of(request, image_list=self.image_list)
+        return payload.submission(self.spec, body, stream_type="text/event-stream")
 
-    def read(self, reply: base.Reply) -> base.Ready | base.Ticket:
+    def read(self, reply: contract.Reply) -> contract.Ready | contract.Ticket:
         """The pictures of an answer. A failed member is a picture with an error; no picture at all is an `ApiError`.
 
         At a gateway that may make a task of a request, what tells of one is that, unless it has pictures in it.
         """
-        ready = base.read_pictures(self.spec, reply.body, reply.headers)
+        ready = reading.read_pictures(self.spec, reply.body, reply.headers)
         if self.spec.task_path and not (ready and any(not picture.error for picture in ready.pictures)):
             found = tasks.read(self.spec, reply)
             if found is not None:
@@ -44,18 +45,19 @@ class Shape:
         # Pictures that were drawn were paid for, whatever status or error came beside them.
         if ready and (200 <= reply.status < 300 or any(not picture.error for picture in ready.pictures)):
             return ready
-        raise base.refusal(self.spec, reply)
+        raise faults.refusal(self.spec, reply)
 
-    def read_event(self, event: Mapping[str, Any]) -> Picture | base.Completed | None:
+    def read_event(self, event: Mapping[str, Any]) -> Picture | contract.Completed | None:
         """One server-sent event, from its `data` line."""
-        return base.read_stream_event(self.spec, event)
+        return reading.read_stream_event(self.spec, event)
 
-    def poll(self, ticket: base.Ticket) -> base.Call:
+    def poll(self, ticket: contract.Ticket) -> contract.Call:
         """The free call that asks after a gateway's task; raises `InputError` where there are none."""
         return tasks.poll(self.spec, ticket)
 
 
 _BAD_IMAGE = Verdict("refused", hint="the provider could not use a reference: check its URL and format")
+
 _OPEN_MODEL = Verdict("refused", hint="open the model in the provider's console, then send again")
 
 CODES: Mapping[str, Verdict] = {
@@ -117,6 +119,7 @@ RESOLD: Mapping[str, Verdict] = {
 """The same codes passed on by a gateway that bills on its own account."""
 
 _PAGE = "Volcengine image generation API, 2026-09"
+
 NOT_NEWER = Rule("refused", "for 3.0 models only: later ones do not support it", _PAGE)
 
 NO_TASKS: Mapping[str, Rule] = {
@@ -130,7 +133,7 @@ GATEWAY_TASKS: Mapping[str, Rule] = {
 }
 """Of the gateways that may answer with a task."""
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="ark",
     title="Volcengine Ark",
     base_url="https://ark.cn-beijing.volces.com/api/v3",
@@ -160,4 +163,5 @@ spec = base.ProviderSpec(
 )
 
 _shape = Shape(spec)
+
 submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

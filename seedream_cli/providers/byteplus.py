@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ..models import Rule
-from . import ark, base
+from ..request.models import Rule
+from . import ark, contract
 
 _PAGE = "BytePlus image generation API, 2026-06"
+
 _NODES = "BytePlus's own nodes for ModelArk, 2026-11"
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="byteplus",
     title="BytePlus ModelArk",
     base_url="https://ark.ap-southeast.bytepluses.com/api/v3",
@@ -47,4 +48,5 @@ spec = base.ProviderSpec(
 )
 
 _shape = ark.Shape(spec)
+
 submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

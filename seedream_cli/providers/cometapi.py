@@ -6,17 +6,22 @@ a malformed request can come as a 500, and a model that no channel serves comes 
 
 from __future__ import annotations
 
-from ..models import Rule
-from . import ark, base
-from .base import ACCOUNT, Verdict
+from ..request.models import Rule
+from . import ark, contract
+from .contract import Verdict
+from .faults import ACCOUNT
 
 _PAGE = "CometAPI Seedream page, 2026-11"
+
 _SILENT = Rule("unconfirmed", "CometAPI's page does not mention it", _PAGE)
+
 _LEGACY = Rule("ignored", "CometAPI's page calls it ignored by newer models", _PAGE)
+
 _NOT_5 = Rule("ignored", "CometAPI's page calls it ignored by 5.0", _PAGE)
+
 _NOT_4 = Rule("unconfirmed", "CometAPI's page lists it; the model's own pages call it not supported", _PAGE)
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="cometapi",
     title="CometAPI",
     base_url="https://api.cometapi.com/v1",
@@ -56,4 +61,5 @@ spec = base.ProviderSpec(
 )
 
 _shape = ark.Shape(spec, image_list=True)
+
 submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

@@ -5,14 +5,16 @@ It turns `n` into a group whose size is a ceiling, not a promise; `n` is therefo
 
 from __future__ import annotations
 
-from ..models import Rule
-from . import ark, base
+from ..request.models import Rule
+from . import ark, contract
 
 _PAGE = "OPE.AI Seedream page, 2026-11"
+
 _SILENT = Rule("unconfirmed", "OPE.AI's page does not mention it", _PAGE)
+
 _IDLE = Rule("ignored", "OPE.AI lists it as without effect", _PAGE)
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="ope",
     title="OPE.AI",
     base_url="https://api-platform.ope.ai/v1",
@@ -41,4 +43,5 @@ spec = base.ProviderSpec(
 )
 
 _shape = ark.Shape(spec)
+
 submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import ark, base
-from .base import AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN_MODEL
+from . import ark, contract
+from .faults import AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN_MODEL
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="openai",
     title="the gateway",
     base_url="",
@@ -39,4 +39,5 @@ spec = base.ProviderSpec(
 )
 
 _shape = ark.Shape(spec)
+
 submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

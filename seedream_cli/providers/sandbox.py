@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import ark, base
+from . import ark, contract
 
-spec = base.ProviderSpec(
+spec = contract.ProviderSpec(
     name="sandbox",
     title="the sandbox",
     base_url="https://sandbox.invalid/api/v3",
@@ -26,4 +26,5 @@ spec = base.ProviderSpec(
 )
 
 _shape = ark.Shape(spec)
+
 submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll

@@ -11,16 +11,19 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from ..error_text import one_line
 from ..errors import ApiError, InputError, Problem
 from ..results import Blob, Picture
-from . import base
+from . import contract, faults, reading
+from .error_text import one_line
 
 _LONGEST_ID = 200
+
 _IDS = ("task_id", "taskId")
 """Names of a member that is an id of a task wherever it stands; `id` is one beside the state of a task."""
+
 _PLACES = ("data", "task", "output", "result", "response")
 """Where a record may lie inside an answer."""
+
 _BARE = frozenset(
     (
         *("id", "object", "type", "model", "created", "created_at", "updated_at", "expires_at", "progress", "status"),
@@ -28,17 +31,22 @@ _BARE = frozenset(
     )
 )
 """The members of an answer that says no more than a task's id. With others `id` alone may be that of anything."""
+
 _ENDS = ("finished_at", "completed_at", "ended_at", "finish_time", "end_time")
+
 _RESULTS = ("result", "results", "output", "outputs", "task_result", "data", "response", "images", "image")
+
 _LINKS = (
     *("url", "image_url", "imageUrl", "b64_json", "urls", "image_urls", "imageUrls"),
     *("result_url", "resultUrl", "result_urls", "resultUrls", "url_list"),
 )
+
 _DEPTH = 6
+
 _MOST_IMAGES = 1000
 
 
-def poll(spec: base.ProviderSpec, ticket: base.Ticket) -> base.Call:
+def poll(spec: contract.ProviderSpec, ticket: contract.Ticket) -> contract.Call:
     """The free GET that asks after a task. Raises `InputError` for what cannot stand in a path as one part of it."""
     if not spec.task_path:
         message = f"{spec.title} answers at once and has no tasks to ask after"
@@ -46,10 +54,10 @@ def poll(spec: base.ProviderSpec, ticket: base.Ticket) -> base.Call:
     if not _is_id(ticket.task_id):
         message = f"{one_line(ticket.task_id, 40)!r} cannot be a task's id"
         raise InputError([Problem("task", message, "give the id as the answer names it", origin="--task")])
-    return base.Call("poll", "GET", spec.task_path + quote(ticket.task_id, safe=""))
+    return contract.Call("poll", "GET", spec.task_path + quote(ticket.task_id, safe=""))
 
 
-def read(spec: base.ProviderSpec, reply: base.Reply) -> base.Ready | base.Ticket | None:
+def read(spec: contract.ProviderSpec, reply: contract.Reply) -> contract.Ready | contract.Ticket | None:
     """The task that a reply without images tells of: to be asked after (again), or its images; None where there is no
     task. Raises `TaskEndedError` for one that is over without an image, and `ApiError` where there are several.
     """
@@ -61,19 +69,19 @@ def read(spec: base.ProviderSpec, reply: base.Reply) -> base.Ready | base.Ticket
     if record is reply.body and _is_only_refused(record):
         return None
     task_id = reply.task_id or _id_of(record, is_202=reply.status == 202) or _task_ids(reply.body)
-    state = base.task_state(record)
+    state = faults.task_state(record)
     images = _images(spec, record) if state != "pending" and (state or task_id) else ()
     if any(not one.error for one in images):
-        return base.Ready(images, usage=_usage(record), model=_text(record.get("model")), task_id=task_id)
+        return contract.Ready(images, usage=_usage(record), model=_text(record.get("model")), task_id=task_id)
     fault = _fault(record)
     if task_id and _is_over(reply, record, state) and not _is_of_the_asking(reply, record):
-        error = base.refusal(spec, replace(reply, body=_plain(record)))
+        error = faults.refusal(spec, replace(reply, body=_plain(record)))
         # A request was taken, and no page says of all gateways that what fails then costs nothing.
         error.billed = "unknown"
-        raise base.task_ended(error, task_id)
+        raise faults.task_ended(error, task_id)
     is_known = not reply.task_id or state == "pending" or _is_named(record, reply.task_id)
     if task_id and fault is None and state in {"", "pending"} and is_known:
-        return base.Ticket(task_id)
+        return contract.Ticket(task_id)
     return None
 
 
@@ -81,7 +89,7 @@ def _record(body: Any) -> Mapping[str, Any] | None:
     """The object in a reply that tells of a task: the inner one, where an envelope has words of its own."""
     if not isinstance(body, Mapping):
         return None
-    whole = bool(_task_ids(body) and base.task_state(body)) or _has_ended(body)
+    whole = bool(_task_ids(body) and faults.task_state(body)) or _has_ended(body)
     for name in _PLACES:
         inner = body.get(name)
         inner = inner[0] if isinstance(inner, list) and inner else inner
@@ -94,10 +102,10 @@ def _record(body: Any) -> Mapping[str, Any] | None:
 
 
 def _tells(record: Mapping[str, Any]) -> bool:
-    return bool(_task_ids(record) or base.task_state(record)) or _has_ended(record)
+    return bool(_task_ids(record) or faults.task_state(record)) or _has_ended(record)
 
 
-def _is_over(reply: base.Reply, record: Mapping[str, Any], state: str) -> bool:
+def _is_over(reply: contract.Reply, record: Mapping[str, Any], state: str) -> bool:
     """Whether a task has come to its end, by its state, a time, or what else only stands in the record of one."""
     if state:
         return state != "pending"
@@ -105,12 +113,12 @@ def _is_over(reply: base.Reply, record: Mapping[str, Any], state: str) -> bool:
     return _has_ended(record) or (bool(reply.task_id) and (is_result or _fault(record) is not None))
 
 
-def _is_of_the_asking(reply: base.Reply, record: Mapping[str, Any]) -> bool:
+def _is_of_the_asking(reply: contract.Reply, record: Mapping[str, Any]) -> bool:
     """Whether the words of an answer are those of any answer of this server, and not of the task."""
     if not reply.task_id or _is_named(record, reply.task_id):
         return False
     words = {str(record.get(name, "")).lower() for name in ("status", "state")}
-    return not base.task_state(record) or (record is reply.body and bool(words & {"error", "fail", "success"}))
+    return not faults.task_state(record) or (record is reply.body and bool(words & {"error", "fail", "success"}))
 
 
 def _is_only_refused(body: Mapping[str, Any]) -> bool:
@@ -121,9 +129,9 @@ def _is_only_refused(body: Mapping[str, Any]) -> bool:
     return all(isinstance(item, Mapping) and _fault(item) is not None and not _task_ids(item) for item in items)
 
 
-def _fault(record: Mapping[str, Any]) -> base.Fault | None:
+def _fault(record: Mapping[str, Any]) -> faults.Fault | None:
     """The error of a record; one without a word in it is the place for an error."""
-    found = base.fault_in({"error": record.get("error")})
+    found = faults.fault_in({"error": record.get("error")})
     return found if found is not None and (found.code or found.message) else None
 
 
@@ -134,9 +142,9 @@ def _several(body: Any) -> list[str]:
     return list(dict.fromkeys(one for one in found if one))
 
 
-def _many(spec: base.ProviderSpec, reply: base.Reply, several: list[str]) -> ApiError:
+def _many(spec: contract.ProviderSpec, reply: contract.Reply, several: list[str]) -> ApiError:
     """The error for one answer with several tasks: all are paid for, and each is asked after on its own."""
-    error = base.refusal(spec, replace(reply, body={}))
+    error = faults.refusal(spec, replace(reply, body={}))
     error.kind, error.billed = "unknown_outcome", "unknown"
     error.message = (
         f"{spec.title} answered with {len(several)} tasks: {one_line(', '.join(several), 1000)}; "
@@ -165,7 +173,7 @@ def _id_of(record: Mapping[str, Any], *, is_202: bool = False) -> str:
     """The id of the task that an object tells of; "" where it tells of none."""
     if found := _task_ids(record):
         return found
-    is_task = is_202 or base.task_state(record) != "" or _has_ended(record) or record.keys() <= _BARE
+    is_task = is_202 or faults.task_state(record) != "" or _has_ended(record) or record.keys() <= _BARE
     return (_one_id(record.get("id")) or (_one_id(record.get("request_id")) if is_202 else "")) if is_task else ""
 
 
@@ -194,7 +202,7 @@ def _usage(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return usage or None
 
 
-def _images(spec: base.ProviderSpec, record: Mapping[str, Any]) -> tuple[Picture, ...]:
+def _images(spec: contract.ProviderSpec, record: Mapping[str, Any]) -> tuple[Picture, ...]:
     """The images of a task that is over, and its failed members. What it repeats of the request is none of them."""
     echoes = "prompt" in record
     for name in _RESULTS:
@@ -207,11 +215,11 @@ def _images(spec: base.ProviderSpec, record: Mapping[str, Any]) -> tuple[Picture
                 found.append(item)
             if len(found) == _MOST_IMAGES:
                 break
-        images = tuple(base.read_picture(spec, item, index) for index, item in enumerate(found))
+        images = tuple(reading.read_picture(spec, item, index) for index, item in enumerate(found))
         if any(not one.error for one in images):
             return images
     own = {name: value for name, value in record.items() if not (echoes and name.startswith("image"))}
-    return tuple(base.read_picture(spec, item, index) for index, item in enumerate(_links(own)))
+    return tuple(reading.read_picture(spec, item, index) for index, item in enumerate(_links(own)))
 
 
 def _is_result(value: Any, *, echoes: bool) -> bool:
@@ -238,7 +246,7 @@ def _members(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
         inner = () if found else [one for name in _RESULTS if (one := tuple(_members(value.get(name), depth - 1)))]
         # The same images under two names count once.
         yield from inner[0] if inner else ()
-        if not found and not inner and base.fault_in(value) is not None:
+        if not found and not inner and faults.fault_in(value) is not None:
             yield value
 
 

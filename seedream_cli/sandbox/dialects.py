@@ -15,6 +15,7 @@ from .families import FAMILIES, Family
 from .rules import Body, Order, Refusal
 
 Action = Literal["generate", "models", "tasks"]
+
 Json = dict[str, Any]
 
 
@@ -32,14 +33,19 @@ class Dialect:
 
 
 ARK = Dialect("ark", ("ark",), "ark", endpoints=True)
+
 BYTEPLUS = Dialect("byteplus", ("byteplus",), "ark", can_search=False, endpoints=True)
+
 COMETAPI = Dialect("cometapi", ("ark",), "comet")
+
 OPE = Dialect("ope", ("ope",), "openai", watermark_default=False)
+
 ACEDATA = Dialect("acedata", ("acedata",), "ace")
 
 # A bare path is a mount of its own for tools whose base URL is fixed but for the host: it takes the ids of all
 # services that answer at that path.
 _ANY_ARK = replace(ARK, spellings=("ark", "byteplus"))
+
 _ANY_OPENAI = replace(COMETAPI, spellings=("ark", "byteplus"))
 
 _MOUNTS: tuple[tuple[str, Dialect], ...] = (

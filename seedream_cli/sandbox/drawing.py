@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 Colour = tuple[int, int, int]
+
 Ink = Literal["jpeg", "png"]
 
 CANVAS = 512
@@ -34,6 +35,7 @@ THUMBNAIL = 112
 MARK = "SANDBOX"
 
 _NO_GLYPH = re.compile(r"[^\x20-\x7e]+")
+
 _NEAR = str.maketrans(
     {"ß": "ss", "æ": "ae", "ø": "o", "ł": "l", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}
 )

@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 PREFIX = b"/links/"
+
 ISSUER = b"&X-Tos-Credential=AKLTsandbox%2F"
+
 LIFETIME_S = 86_400
+
 LABEL_LETTERS = 160
 
 _TAIL = b"&X-Tos-SignedHeaders=host"
+
 _SIGNED = re.compile(
     rb"/links/[a-z0-9.-]+/([A-Za-z0-9_-]+)\.(?:jpeg|png)"
     rb"\?X-Tos-Algorithm=TOS4-HMAC-SHA256&X-Tos-Credential=AKLTsandbox%2F[0-9]{8}%2Fsandbox%2Ftos%2Frequest"
@@ -30,6 +34,7 @@ _SIGNED = re.compile(
 )
 
 LinkFault = Literal["", "cut", "html"]
+
 _FAULTS: dict[str, LinkFault] = {"cut": "cut", "html": "html"}
 
 

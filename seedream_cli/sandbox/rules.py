@@ -409,6 +409,7 @@ def _check_picture(data: bytes, declared: str, family: Family) -> drawing.Facts 
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 _EXACT = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
+
 _RATIO_WORDS = re.compile(r"(?<![\d:])(\d{1,2})\s?[:：]\s?(\d{1,2})(?![\d:])", re.ASCII)
 
 

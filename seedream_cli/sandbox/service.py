@@ -59,6 +59,7 @@ WELL_KNOWN_SECRET = b"the sandbox keeps no secrets"
 IN_PROCESS_URL = "https://sandbox.invalid"
 
 _PIECE = 64 * 1024
+
 _REMEMBERED = 10_000
 
 

@@ -17,6 +17,7 @@ import httpx
 from .service import Cut, Delay, SandboxReply, SandboxRequest, Service
 
 Piece = bytes | Delay | Cut
+
 Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 

@@ -1,0 +1,117 @@
+"""A batch's folder without its ledger: what in it shows that rows were paid for, so that none is paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..engine.job import places
+from ..errors import InputError, Problem
+from ..ledger.database import check_place
+from ..ledger.records import Unsent
+from ..storage import filesystem
+from ..storage.image_info import SPELLINGS
+from ..storage.output_path import existing
+from ..text import count_words
+from .checks import Judged
+from .columns import Columns
+from .options import STEP, Order
+from .results_file import RESULTS, find_results
+from .row_requests import Shape, Sheet
+from .table import open_table
+
+_UNPAID = frozenset({"", "unsent", "planned", "interrupted"})
+
+
+def refuse_remains(sheet: Sheet) -> None:
+    """Raise `InputError` where there is no ledger, and the folder shows that this batch, or another, was paid for.
+
+    What was paid is known to the ledger alone: without it every row would be sent again. Raises `FileError` where the
+    ledger may be there, but in no folder of ours.
+    """
+    order = sheet.order
+    check_place(order.home)
+    if os.path.lexists(order.home / "ledger.db"):
+        return
+    found = [*_told_by_results(order), *_told_by_replies(order)]
+    # Whoever says what is to become of files that are there has seen them.
+    found += [] if found or "if_exists" in sheet.base.values else _told_by_images(sheet)
+    if found:
+        raise InputError(found)
+
+
+def _problem(order: Order, said: str, way: str) -> Problem:
+    message = f"{order.folder} has no ledger ({order.home / 'ledger.db'}) and {said}: nothing is sent, since it may be "
+    return Problem("output", f"{message}paid for already", f"{way}, or give another folder with -o", origin="-o")
+
+
+def _told_by_results(order: Order) -> Iterator[Problem]:
+    """Results by which rows were done, or may have been paid for."""
+    for path in dict.fromkeys((order.results, order.folder / "results.csv")):
+        many = _count_paid(path)
+        if many:
+            way = f"put the ledger back (the folder {order.home.name}), or move {path} away to pay for all again"
+            yield _problem(order, f"{path} tells of {count_words(many, 'row')} done or perhaps paid", way)
+
+
+def _count_paid(path: Path) -> int:
+    """How many rows of a table of results were not left unpaid; 0 where it is none."""
+    if not path.is_file():
+        return 0
+    with contextlib.suppress(InputError, OSError, UnicodeError), open_table(str(path)) as table:
+        at = find_results([heading.name for heading in table.headings])
+        if at is None:
+            return 0
+        status, billed = at + RESULTS.index("status"), at + RESULTS.index("billed")
+        return sum(_is_paid(row.cells, status, billed) for row in table.rows(Columns(())))
+    return 0
+
+
+def _is_paid(cells: Sequence[object], status: int, billed: int) -> bool:
+    """Whether a row was done, or may have cost something."""
+    if len(cells) <= max(status, billed):
+        return False
+    word = str(cells[status])
+    return word not in _UNPAID and not (word == "failed" and str(cells[billed]) == "no")
+
+
+def _told_by_replies(order: Order) -> Iterator[Problem]:
+    """Replies that were kept since their images are not on disk yet."""
+    folder = order.home / "replies"
+    names = sorted(path.name for path in folder.iterdir()) if filesystem.is_own_folder(folder) else []
+    if names:
+        way = f"`seedream recover {folder / names[0]}` saves what a reply holds; move it away to go on"
+        yield _problem(order, f"{count_words(len(names), 'kept reply', 'kept replies')}", way)
+
+
+def _told_by_images(sheet: Sheet) -> list[Problem]:
+    """Images under the names that rows of this table would get."""
+    order = sheet.order
+    if not _has_images(order.folder):
+        return []
+    taken = sum(_is_taken(sheet, judged) for judged in sheet.judged())
+    if not taken:
+        return []
+    way = (
+        "--if-exists skip leaves the rows whose files are there; --if-exists rename or overwrite pays for all, "
+        "which is right where the files are not of this table"
+    )
+    return [_problem(order, f"files by the names of {count_words(taken, 'row')}", way)]
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether there is an image anywhere in a folder; links are not followed."""
+    return any(
+        os.path.splitext(name)[1].lower() in SPELLINGS  # noqa: PTH122 - of a hundred thousand names
+        for _, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def _is_taken(sheet: Sheet, judged: Judged[Shape | None]) -> bool:
+    if judged.value is None:
+        return False
+    job = sheet.job(judged, Unsent("0", judged.row.number * STEP, 0))
+    return any(existing(place) for place in places(job))

@@ -1,0 +1,440 @@
+"""A table as a run: checked whole, entered in the ledger of its folder, and drawn row by row by the engine.
+
+The table is read several times and never held: once to check it, once to enter it, once to run it, once for its
+results. What a row is known by (`tables.Identities`) decides whether it is new; what the ledger says of it decides
+whether it runs:
+
+- new, changed and unfinished rows run, and so do those that failed and were not billed;
+- what is paid and not on disk is fetched, free of charge; a file that was deleted is too, while its link lives;
+- what is done is left alone once its files are seen to be there, and so is what may have been paid (`unknown`).
+
+A picture whose file is gone and whose link is dead is `missing`: told as such, and made anew only when asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import providers
+from ..engine.job import places
+from ..engine.plan import MICRO, Job
+from ..engine.recovery import brings_images, lost_job, resume
+from ..errors import EXIT_CODES, PARTIAL, LinkError
+from ..ledger.entering import NewRow
+from ..ledger.ledger import Ledger, Run
+from ..ledger.records import Entry, Forecast, Queued, Saved, Unsent
+from ..request.models import ModelSpec, find_model
+from ..request.sizes import size_gap
+from ..storage.image_info import inspect
+from ..storage.output_path import Target
+from .checks import Judged
+from .identity import Identities
+from .options import STEP
+from .results_file import RowResult, write_results
+from .row_requests import Shape, Sheet
+from .table import Row
+
+CHUNK = 64
+"""Rows that are taken in hand at once, with one flush."""
+
+GUESSED_S = 20.0
+"""How long a request is taken to last where nothing better is known."""
+
+Deed = Literal["send", "again", "fetch", "done", "left", "failed", "unknown", "missing"]
+
+_RUNS: frozenset[Deed] = frozenset({"send", "again", "fetch"})
+
+
+@dataclass
+class Survey:
+    """What a run would do. Rows are counted by what they are due; `codes` are those of rows that are left as failed."""
+
+    rows: int = 0
+    due: Counter[Deed] = field(default_factory=Counter)
+    forecast: Forecast = field(default_factory=Forecast)
+    fetched: int = 0
+    codes: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+
+    @property
+    def running(self) -> int:
+        """Rows that will run."""
+        return sum(self.due[deed] for deed in _RUNS)
+
+
+class Batch:
+    """A sheet with its ledger, in the hands of one run."""
+
+    def __init__(self, sheet: Sheet, ledger: Ledger, run: Run, *, now: Callable[[], float] = time.time) -> None:
+        self.sheet = sheet
+        self.order = sheet.order
+        self.ledger = ledger
+        self.run = run
+        self.now = now
+        self.home = sheet.order.folder
+        self.verify = sheet.order.verify
+        self._folder = str(self.home)
+
+    def enter(self) -> None:
+        """List every row of the table, or of its shard, in the ledger. Known ones keep what is known of them."""
+        self.ledger.enter_rows(self.run, self._new_rows())
+
+    def _new_rows(self) -> Iterator[NewRow]:
+        identities, sheet, shard, run = Identities(), self.sheet, self.order.shard, self.run.id
+        for judged in sheet.judged():
+            shape, row_id = judged.value, judged.row.id
+            if shape is None:
+                continue
+            key = identities.key_of(row_id, sheet.parts(judged, shape))
+            if shard.has(key):
+                yield from sheet.new_rows(judged, shape, row_id, key, run)
+
+    def deed(self, entry: Entry) -> Deed:
+        """What a request is due, by what the ledger says and what the disk shows."""
+        only = self.order.only
+        if entry.state == "queued":
+            return "send" if only is None else "left"
+        if entry.state in {"waiting", "ready", "sent"}:
+            # What is left of it costs nothing, and tells what became of it.
+            return "fetch" if only in {None, "missing", "unknown"} else "left"
+        if entry.state == "unknown":
+            return "again" if only == "unknown" else "unknown" if only is None else "left"
+        if entry.state == "failed":
+            unbilled = entry.billed == "no" and not entry.doubts
+            if only == "failed" or (only is None and unbilled):
+                return "again"
+            return "failed" if only is None else "left"
+        return self._deed_of_saved(entry)
+
+    def _deed_of_saved(self, entry: Entry) -> Deed:
+        """A request that ended well, or was settled as paid: its files may be gone, or may never have come."""
+        only, gone = self.order.only, self.gone(entry)
+        if gone and all(self._lives(entry, index) for index in gone):
+            return "fetch" if only in {None, "missing"} else "left"
+        lost = gone or entry.state == "resolved" or any(picture.state == "expired" for picture in entry.pictures)
+        if lost:
+            return "again" if only == "missing" else "missing" if only is None else "left"
+        if only is not None:
+            return "left"
+        return "failed" if entry.status in {"partial", "failed"} else "done"
+
+    def gone(self, entry: Entry) -> list[int]:
+        """Which images were saved and are not there any more, or are damaged."""
+        rows = (row for row in entry.pictures if row.state == "saved" and row.path is not None)
+        digest = self.verify
+        return [row.index for row in rows if not _is_saved_file(self.path(row.path), row.bytes, row.sha256 * digest)]
+
+    def path(self, stored: Path | None) -> Path:
+        """A picture's file, wherever the batch's folder lies now."""
+        return self.home / (stored or Path())
+
+    def _lives(self, entry: Entry, index: int) -> bool:
+        """Whether a picture can still be fetched, as far as one can tell."""
+        row = next(row for row in entry.pictures if row.index == index)
+        return bool(row.link) and (row.expires is None or row.expires > self.now())
+
+    def survey(self) -> Survey:
+        """What the run will do, row by row, and what it may cost. Only what is not plain is looked at in Python."""
+        survey, limit = Survey(), self.order.limit if self.order.only is None else None
+        queued: Deed = "send" if self.order.only is None else "left"
+        forecast, single = self.ledger.forecast(self.run), self.ledger.count_single(self.run, STEP)
+        # Of rows with a single request only as many are looked at as can be within the limit.
+        within = min(single, limit or 0)
+        fresh: Iterator[Queued] = itertools.islice(self.ledger.queued(self.run, STEP, single=True), within)
+        if single < forecast.requests:
+            fresh = heapq.merge(fresh, self.ledger.queued(self.run, STEP, single=False))
+        if queued == "send" and not limit:
+            survey.forecast = forecast
+        due: Iterator[_Due] = ((one.position, queued, one if limit else None) for one in fresh)
+        for _, group in itertools.groupby(_merge(self._ended(), due), key=lambda one: one[0] // STEP):
+            self._count(survey, [(deed, entry) for _, deed, entry in group])
+        survey.rows += single - within
+        survey.due["left" if limit else queued] += single - within
+        survey.seconds = self._guess_seconds(survey)
+        return survey
+
+    def _ended(self) -> Iterator[_Due]:
+        """What the requests that are not queued are due, in the order of the table; done ones without their entries."""
+        others: Iterator[_Due] = (
+            (entry.position, self.deed(entry), entry) for entry in self.ledger.listed(self.run, _UNSAVED)
+        )
+        return _merge(others, self._saved())
+
+    def _saved(self) -> Iterator[tuple[int, Deed, Entry | None]]:
+        done: Deed = "done" if self.order.only is None else "left"
+        rows = self.ledger.saved(self.run)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            odd = [one.id for one in chunk if not self._is_whole(one)]
+            entries = {entry.id: entry for entry in self.ledger.entries(odd)} if odd else {}
+            for one in chunk:
+                entry = entries.get(one.id)
+                yield one.position, self.deed(entry) if entry else done, entry
+
+    def _is_whole(self, saved: Saved) -> bool:
+        """Whether every image was made, and every file is there, as far as its size tells; `--verify` looks closer."""
+        home = self._folder
+        for state, path, size in saved.pictures:
+            if state == "handed" or (state == "saved" and path is None):
+                continue
+            # Of a hundred thousand files a path as an object would take longer than the look.
+            if state != "saved" or not _is_saved_file(os.path.join(home, os.fsdecode(path or "")), size):  # noqa: PTH118
+                return False
+        return not self.verify
+
+    def doubtful(self, *, queued: bool = True) -> Iterator[Entry]:
+        """Every request of the table but those that are plainly done, in its order."""
+        states = ("queued", *_UNSAVED) if queued else _UNSAVED
+        others = ((entry.position, entry) for entry in self.ledger.listed(self.run, states))
+        odd = ((position, entry) for position, _, entry in self._saved() if entry)
+        return (entry for _, entry in heapq.merge(others, odd, key=lambda one: one[0]))
+
+    def _count(self, survey: Survey, requests: Sequence[tuple[Deed, Entry | Queued | None]]) -> None:
+        """One row, by the most urgent of what its requests are due."""
+        survey.rows += 1
+        deeds = {deed for deed, _ in requests}
+        if (
+            deeds & {"send", "again"}
+            and self.order.limit
+            and survey.due["send"] + survey.due["again"] >= self.order.limit
+        ):
+            survey.due["left"] += 1
+            return
+        survey.due[next(deed for deed in _ORDER if deed in deeds)] += 1
+        for deed, entry in requests:
+            if entry is None:
+                continue
+            if deed == "fetch":
+                survey.fetched += 1
+            elif deed in {"send", "again"}:
+                priced = entry.worst_micro is not None
+                survey.forecast += Forecast(1, entry.pictures_at_most, entry.worst_micro or 0, int(not priced))
+            elif deed in {"failed", "unknown", "missing"} and isinstance(entry, Entry):
+                survey.codes.add(_code(entry, deed))
+
+    def _guess_seconds(self, survey: Survey) -> float:
+        """How long it may take: by the number at work, and by the pace of the slowest provider."""
+        requests, pictures = survey.forecast.requests, survey.forecast.pictures
+        seconds = [requests * GUESSED_S / min(self.order.concurrency, max(1, requests))]
+        for route in self.sheet.routes:
+            seconds += [60 * requests / route.limits.rpm] if route.limits.rpm else []
+            seconds += [60 * pictures / route.limits.ipm] if route.limits.ipm else []
+        return max(seconds) if requests else 0.0
+
+    # Running.
+
+    def jobs(self, expect: Callable[[Row, int], None]) -> Iterator[Job]:
+        """The jobs of the run in the order of the table, each in hand when it comes.
+
+        `expect` is told of each row, and how many jobs of it come, before the first of them does.
+        """
+        yield from self._lost_jobs()
+        rows = self.sheet.judged()
+        for number, group in itertools.groupby(self._due(), key=lambda entry: entry.position // STEP):
+            due = list(group)
+            judged = next((judged for judged in rows if judged.row.number == number), None)
+            if judged is None:
+                continue
+            jobs = [job for entry in due if (job := self._job(judged, entry))]
+            expect(judged.row, len(jobs))
+            yield from jobs
+
+    def _due(self) -> Iterator[Entry | Unsent]:
+        """What runs, a chunk at a time in hand."""
+        known = (entry for entry in self.doubtful(queued=False) if self.deed(entry) in _RUNS)
+        unsent = self.ledger.unsent(self.run) if self.order.only is None else iter(())
+        runs = self._within_limit(heapq.merge(known, unsent, key=lambda one: one.position))
+        while chunk := list(itertools.islice(runs, CHUNK)):
+            claimed = self.ledger.claim(self.run, [one.id for one in chunk if isinstance(one, Unsent)])
+            wanted = [one.id for one in chunk if isinstance(one, Entry)]
+            taken = {entry.id: entry for entry in self.ledger.take(self.run, wanted)} if wanted else {}
+            for one in chunk:
+                if isinstance(one, Entry) and one.id in taken:
+                    yield self._fetchable(taken[one.id])
+                elif one.id in claimed:
+                    yield one
+
+    def _within_limit(self, entries: Iterable[Entry | Unsent]) -> Iterator[Entry | Unsent]:
+        """What is to be sent for the first rows, up to the limit; what is free of charge is always fetched."""
+        rows, last = 0, None
+        for entry in entries:
+            row = entry.position // STEP
+            if self.order.limit and (isinstance(entry, Unsent) or self.deed(entry) != "fetch"):
+                rows, last = rows + (row != last), row
+                if rows > self.order.limit:
+                    continue
+            yield entry
+
+    def _fetchable(self, entry: Entry) -> Entry:
+        """A saved request whose files are gone has pictures to fetch again."""
+        if entry.state != "saved" or self.deed(entry) != "fetch":
+            return entry
+        self.ledger.mark_missing(entry.id, self.gone(entry))
+        return self.ledger.take(self.run, [entry.id])[0]
+
+    def _job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job | None:
+        job = self.sheet.job(judged, entry)
+        deed = "send" if isinstance(entry, Unsent) else self.deed(entry)
+        if isinstance(entry, Entry) and deed == "fetch":
+            return resume(entry, job, self.order.home / "replies")
+        replies = self.order.home / "replies"
+        if isinstance(entry, Entry) and entry.state == "unknown" and brings_images(entry, replies):
+            # What was paid for is here after all: nothing need be sent again.
+            return resume(entry, job, replies)
+        if job.output.if_exists == "error" or "/" in (job.output.template or ""):
+            job.output.prepare(places(job))
+        return replace(job, again=True) if deed == "again" else job
+
+    def _lost_jobs(self) -> Iterator[Job]:
+        """What was paid for rows that are not in the table any more: it is fetched all the same."""
+        if self.order.only is not None:
+            return
+        target = Target(self.order.folder, "rename", 1)
+        for number, entry in enumerate(self.ledger.unsaved()):
+            is_listed = self.ledger.is_listed(self.run, entry.id)
+            if is_listed or entry.state != "ready" or entry.error is not None:
+                continue
+            sheet = self.sheet
+            replies = self.order.home / "replies"
+            job = lost_job(entry, sheet.base, sheet.surroundings, replies, output=target, found=[])
+            if job and self.ledger.take(self.run, [entry.id]):
+                # Below zero no row has its place.
+                yield replace(job, index=-1 - number)
+
+    # Results.
+
+    def write_results(self, stream: int | None = None) -> None:
+        """The table of results, from the ledger alone, so that it is true whenever it is written."""
+        write_results(self.order.results, self.sheet.table, self._results(), stream=stream)
+
+    def _results(self) -> Iterator[tuple[Row, RowResult]]:
+        rows = self.sheet.table.rows(self.sheet.columns)
+        for number, group in itertools.groupby(self.ledger.listed(self.run), key=lambda entry: entry.position // STEP):
+            entries = list(group)
+            row = next((row for row in rows if row.number == number), None)
+            if row is not None:
+                yield row, self.result(entries)
+
+    def result(self, entries: Sequence[Entry]) -> RowResult:
+        """One row, all its requests together."""
+        pictures = [picture for entry in entries for picture in entry.pictures]
+        errors = [error for entry in entries for error in (entry.error, *(p.error for p in entry.pictures)) if error]
+        words = [error.message for error in errors] + [_LEFT_OPEN for entry in entries if entry.state == "sent"]
+        states = [self._status(entry) for entry in entries]
+        status = states[0] if len(set(states)) == 1 else next(word for word in _WORDS if word in states)
+        paid = [entry for entry in entries if entry.billed != "no" or entry.earlier_micro]
+        known = [entry for entry in paid if entry.settled_micro is not None or entry.worst_micro is not None]
+        micro = sum(_cost_of(entry) for entry in known)
+        traces = [text for e in entries for text in (e.trace, e.error.request_id if e.error else "") if text]
+        return RowResult(
+            "partial" if len(set(states)) > 1 and "succeeded" in states else status,
+            "|".join(str(self.path(p.path)) if p.path else p.link for p in pictures if p.state in {"saved", "handed"}),
+            "; ".join(dict.fromkeys(words)),
+            "; ".join(dict.fromkeys(error.provider_code for error in errors if error.provider_code)),
+            "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
+            f"{micro / MICRO:.6f}".rstrip("0").rstrip(".") if known else "",
+            "; ".join(dict.fromkeys(traces)),
+            "; ".join(dict.fromkeys(words for entry in entries for words in _gaps(entry))),
+        )
+
+    def _status(self, entry: Entry) -> str:
+        """The word for a request in the results."""
+        if entry.state in {"saved", "resolved"} and self.gone(entry):
+            return "missing"
+        # A run that is over has nothing under way.
+        return {"queued": "unsent", "sent": "unknown"}.get(entry.state, entry.status)
+
+
+def _gaps(entry: Entry) -> Iterator[str]:
+    """Where the images of a request are not what its body asked for."""
+    size, format_ = entry.body.get("size"), entry.body.get("output_format")
+    if any("layer" in name for name in entry.body):
+        return
+    for row in entry.pictures:
+        if row.state != "saved":
+            continue
+        model = _model(entry.provider, entry.model)
+        if isinstance(size, str) and (said := size_gap(model, size, row.width, row.height)):
+            yield said
+        if isinstance(format_, str) and row.format and row.format != format_:
+            yield f"{format_} was asked for, and {row.format} came"
+
+
+@functools.cache
+def _model(provider: str, model_id: str) -> ModelSpec | None:
+    return find_model(model_id, providers.load(provider).spec.spelling) if provider in providers.PROVIDERS else None
+
+
+def _cost_of(entry: Entry) -> int:
+    # Of what came in part the images are certain; where nothing came, the price of the request is what it may be.
+    is_settled = entry.settled_micro is not None and (entry.billed != "unknown" or entry.settled_micro > 0)
+    own = entry.settled_micro if is_settled else entry.worst_micro
+    return entry.earlier_micro + (0 if entry.billed == "no" else own or 0)
+
+
+_LEFT_OPEN = "it was out when the run ended; the same command reads what came of it, if anything did"
+
+_WORDS = (
+    "unknown",
+    "unsaved",
+    "submitted",
+    "failed",
+    "partial",
+    "missing",
+    "resolved",
+    "unsent",
+    "running",
+    "succeeded",
+)
+
+_ORDER: tuple[Deed, ...] = ("send", "again", "fetch", "unknown", "missing", "failed", "left", "done")
+
+_ENDED: tuple[Any, ...] = ("sent", "waiting", "ready", "saved", "failed", "unknown", "resolved")
+
+
+_UNSAVED: tuple[Any, ...] = tuple(state for state in _ENDED if state != "saved")
+
+_Due = tuple[int, Deed, Entry | Queued | None]
+
+
+def _merge(*streams: Iterator[_Due]) -> Iterator[_Due]:
+    """Several streams in one, by position."""
+    return heapq.merge(*streams, key=lambda one: one[0])
+
+
+def _code(entry: Entry, deed: Deed) -> int:
+    """The exit code of a row that stays as it ended earlier."""
+    if deed == "unknown":
+        return EXIT_CODES["unknown_outcome"]
+    if deed == "missing":
+        return EXIT_CODES["expired"]
+    if entry.status == "partial":
+        return PARTIAL
+    code = entry.error.code if entry.error else next((p.error.code for p in entry.pictures if p.error), "")
+    return EXIT_CODES.get(code, 1)
+
+
+def _is_saved_file(path: str | Path, size: int | None, sha256: str = "") -> bool:
+    """Whether a file is still the image that was saved: by its size, and by its contents where `sha256` is given.
+
+    Another size is a damaged file, unless it is a whole image: that is what the user made of it.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a hundred thousand of them
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        # No image has no bytes: its size was not written down.
+        if not sha256 and (not size or found.st_size == size):
+            return True
+        return inspect(Path(path)).sha256 == sha256 if sha256 else bool(inspect(Path(path)))
+    except (OSError, LinkError):
+        return False

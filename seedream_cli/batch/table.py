@@ -1,0 +1,456 @@
+"""Tables of requests: CSV, TSV, JSON Lines and plain lines in, read row by row, never held; the same with results out.
+
+A table is opened (`open_table`), its columns are understood (`plan_columns`), its rows are read (`Table.rows`) as often
+as needed, judged (`Checker`), named by what they ask for (`Identities`) and written with what became of them
+(`write_results`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+from ..errors import InputError, Problem
+from ..request.image_request import Draft
+from ..storage import file_names
+from .columns import Column, Columns
+from .table_source import (
+    _END_HINT,
+    _JSON,
+    _SURROGATE,
+    _UNREADABLE,
+    CELL_MOST,
+    COLUMNS_MOST,
+    Cell,
+    Format,
+    Heading,
+    Json,
+    _count,
+    _Lines,
+    _lines_header,
+    _no_object,
+    _open_source,
+    _parse_object,
+    _read_csv_header,
+    _read_json_header,
+    _read_next,
+    _recognise,
+    _Source,
+    _text,
+    _unreadable,
+)
+
+T = TypeVar("T")
+
+
+class Table:
+    """A table that can be read again and again; made by `open_table`, closed as a context manager."""
+
+    def __init__(self, source: _Source, form: Format, headings: tuple[Heading, ...]) -> None:
+        self.name = source.shown
+        self.folder = source.folder
+        self.format = form
+        self.headings = headings
+        self._source = source
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._source.close()
+
+    @property
+    def no_rows(self) -> str:
+        """What is said of a table without a row."""
+        if self.format.kind == "lines":
+            return "the file holds no prompt: every line is blank or begins with #"
+        return "the table has a header and no rows"
+
+    def is_file(self, path: Path) -> bool:
+        """Whether the path is the table itself."""
+        return self._source.is_same(path)
+
+    def rows(self, columns: Columns) -> Iterator[Row]:
+        """Every row from the first, those that cannot be read too: these hold their problems and no cells.
+
+        Raises `InputError` where the file was changed since it was opened.
+        """
+        for number, (line, cells, problems) in enumerate(self.records(columns), 1):
+            yield Row(self, columns, number, line, cells, problems)
+
+    def records(self, columns: Columns) -> Iterator[Record]:
+        """What rows are made of, in their order: the line, the cells, and what is wrong with the reading."""
+        if self.format.kind == "lines":
+            return self._line_records()
+        return self._json_records(columns) if self.format.kind == "jsonl" else self._csv_records()
+
+    def _line_records(self) -> Iterator[Record]:
+        """One prompt a line; blank lines and those that begin with `#` are left out."""
+        with self._source.open_text(self.format.encoding) as file:
+            lines = _Lines(self._source, file)
+            texts = iter(lines)
+            while (text := _read_next(texts, lines)) is not None:
+                problems = lines.take_problems()
+                if isinstance(text, Problem):
+                    yield lines.number, [""], (*problems, text)
+                    return
+                prompt = text.strip()
+                if len(prompt) > CELL_MOST:
+                    message = f"the line has more than {CELL_MOST:,} characters"
+                    problems = (*problems, Problem("", message, origin=f"{self.name}:{lines.number}"))
+                if prompt and (problems or not prompt.startswith("#")):
+                    yield lines.number, [prompt], problems
+
+    def _csv_records(self) -> Iterator[Record]:
+        form, width = self.format, len(self.headings)
+        with self._source.open_text(form.encoding) as file:
+            lines = _Lines(self._source, file)
+            deque(itertools.islice(iter(lines), form.header_lines), 0)
+            lines.take_problems()
+            csv.field_size_limit(CELL_MOST)
+            # Of UTF-16 that is cut in half all would be lost that is read with its end.
+            texts = iter(lines) if form.encoding == "utf-16" else itertools.chain.from_iterable(lines.blocks())
+            reader = csv.reader(texts, delimiter=form.delimiter, strict=True)
+            for line, cells in _number_records(reader, form.header_lines, lines.shown):
+                problems = lines.take_problems()
+                if isinstance(cells, Problem):
+                    yield line, [""] * width, (*problems, cells)
+                elif problems or len(cells) != width:
+                    if problems or not _is_blank(cells):
+                        yield line, *self._fit(cells, line, problems)
+                elif (cells and cells[0] and not cells[0].isspace()) or not _is_blank(cells):
+                    yield line, cells, ()
+
+    def _fit(self, cells: list[str], line: int, problems: tuple[Problem, ...]) -> tuple[list[str], tuple[Problem, ...]]:
+        """As many cells as columns. Empty ones too many are what Excel leaves; anything else is a mistake."""
+        count, width = len(cells), len(self.headings)
+        if count == width:
+            return cells, problems
+        fitted = [*cells[:width], *[""] * (width - count)]
+        if count > width and _is_blank(cells[width:]):
+            return fitted, problems
+        mark = "a tab" if self.format.delimiter == "\t" else self.format.delimiter
+        hint = f"put quotes around a cell that holds {mark} or a line break"
+        if count < width:
+            hint += "; where Excel left out empty last cells, move a column that is always filled to the end"
+        message = f"the row has {_count(count, 'cell')}, but the header names {_count(width, 'column')}"
+        return fitted, (*problems, Problem("", message, hint, origin=f"{self.name}:{line}"))
+
+    def _json_records(self, columns: Columns) -> Iterator[Record]:
+        keys = list(zip([heading.name for heading in self.headings], columns.columns, strict=True))
+        with self._source.open_text(self.format.encoding) as file:
+            lines = _Lines(self._source, file)
+            texts = iter(lines)
+            while (text := _read_next(texts, lines)) is not None:
+                problems = lines.take_problems()
+                line = lines.number
+                if isinstance(text, Problem):
+                    yield line, [""] * len(keys), (*problems, text)
+                elif problems or not text.isspace():
+                    cells, wrong = _read_object(text, keys, f"{self.name}:{line}")
+                    yield line, cells, (*problems, *wrong) if problems or wrong else ()
+
+
+Record = tuple[int, Sequence[Cell], tuple[Problem, ...]]
+
+
+def _number_records(reader: Any, before: int, shown: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Each record of a csv reader with the line it starts at, or what is wrong with it. `before` lines were passed."""
+    line = before
+    while True:
+        try:
+            for cells in reader:
+                yield line + 1, cells
+                line = before + reader.line_num
+            return
+        except _UNREADABLE as error:
+            problem = _unreadable(error, shown, line + 1, before + reader.line_num)
+            yield line + 1, problem
+        # What follows cannot be told apart any more.
+        if problem.hint == _END_HINT:
+            return
+        line = before + reader.line_num
+
+
+_HEADERS = {"csv": _read_csv_header, "jsonl": _read_json_header, "lines": _lines_header}
+
+
+def open_table(name: str, *, is_lines: bool = False) -> Table:
+    """A table by its file's name, or standard input for `-`. Raises `InputError` where it is none.
+
+    The kind is told by the suffix (.csv .tsv .jsonl .ndjson .txt), else by the first bytes; `is_lines` says that it is
+    one prompt a line, whatever it is called.
+    """
+    source = _open_source(name)
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        form = _recognise(source, is_lines=is_lines)
+        form, headings = _HEADERS[form.kind](source, form)
+        if len(headings) > COLUMNS_MOST:
+            message = f"{source.shown} has more than {COLUMNS_MOST:,} columns"
+            raise InputError([Problem("table", message, "leave out those that set nothing")])
+        stack.pop_all()
+    return Table(source, form, tuple(headings))
+
+
+def _is_blank(cells: Sequence[str]) -> bool:
+    return not any(cells) or not "".join(cells).strip()
+
+
+def _read_object(text: str, keys: Sequence[tuple[str, Column]], origin: str) -> tuple[list[Cell], list[Problem]]:
+    """The cells of a line of JSON, one for each key that any line has, and all that is wrong with them."""
+    row = _parse_object(text)
+    if isinstance(row, str):
+        return [""] * len(keys), [_no_object(text, row, origin)]
+    cells, problems = list[Cell](), list[Problem]()
+    # A surrogate can only come from an escape, and a cell can only be too long in a line that is.
+    is_suspect = "\\u" in text or len(text) > CELL_MOST
+    for key, column in keys:
+        value = row.get(key)
+        cell: Cell | Problem = value if type(value) is str and column.role != "pair" else _read_json(value, column)
+        if is_suspect and not isinstance(cell, Problem):
+            cell = _inspect(cell, column)
+        if isinstance(cell, Problem):
+            problems.append(replace(cell, origin=origin))
+            cell = ""
+        cells.append(cell)
+    return cells, problems
+
+
+def _read_json(value: Any, column: Column) -> Cell | Problem:
+    """A JSON value as a cell. Lists are for pictures, objects for the body."""
+    if value is None:
+        return ""
+    if column.role == "pair" or (column.role == "extra" and isinstance(value, dict)):
+        return Json(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        # As it is written, nearly; the module reads 1e999 as infinity.
+        return Problem(column.name, "the number is too large") if value in _INFINITE else repr(value)
+    if isinstance(value, dict):
+        return Problem(column.name, f"{column.name} takes no object", "only extra and extra.KEY take one")
+    if isinstance(value, list):
+        if column.role not in {"image", "list", "extra"} or column.number:
+            return Problem(column.name, f"{column.name} takes one value, not a list", "only image takes several")
+        if not all(isinstance(item, str) for item in value):
+            return Problem(column.name, f"{column.name} takes a list of texts")
+        return tuple(value)
+    return str(value)
+
+
+_INFINITE = {float("inf"), float("-inf")}
+
+
+def _inspect(cell: Cell, column: Column) -> Cell | Problem:
+    """A cell unless it is too long or holds what is no text."""
+    text = _text(cell)
+    if len(text) > CELL_MOST:
+        return Problem(column.name, f"the cell has more than {CELL_MOST:,} characters")
+    if "\0" in text or _SURROGATE.search(text):
+        return Problem(column.name, "the cell holds a zero byte or half a character, which is no text")
+    return cell
+
+
+class Row(NamedTuple):
+    """A row as it stands: its number from 1, the line its record starts at, its cells, and what is wrong with it.
+
+    The problems are those of its reading. What its options are worth is judged by a `Checker`. A tuple, since one is
+    made for each of a hundred thousand rows.
+    """
+
+    table: Table
+    columns: Columns
+    number: int
+    line: int
+    cells: Sequence[Cell]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """Where the row stands: "shots.csv:14"."""
+        return f"{self.table.name}:{self.line}"
+
+    def text(self, name: str) -> str:
+        """The cell of `id`, `prompt`, `seed` or `name`; "" where there is no such column."""
+        at = self.columns.at.get(name)
+        return "" if at is None else _text(self.cells[at])
+
+    @property
+    def id(self) -> str:
+        """What the table calls the row, or ""."""
+        at = self.columns.id_at
+        return "" if at is None else _text(self.cells[at]).strip()
+
+    @property
+    def prompt(self) -> str:
+        """The template filled in, or else the cell as it stands; "" where there is neither."""
+        return self.columns.prompt_of(self.cells)
+
+    @property
+    def shape(self) -> tuple[Cell, ...]:
+        """The cells of its options but prompt, seed and name: rows of one shape share one judgment."""
+        return self.columns.shape_of(self.cells)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Every column by name, those of options too."""
+        pairs = zip(self.columns.columns, self.cells, strict=True)
+        return {column.name: _text(cell) for column, cell in pairs if column.name}
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What file names may use: every column, safe and at most 80 bytes long, the row's number, and its id."""
+        fields = {name: _clean(text) for name, text in self.variables.items()}
+        own = {"id": _clean(self.id)} if self.id else {}
+        return {**fields, "row": str(self.number), **own}
+
+    def read_options(self) -> tuple[Draft, list[Problem]]:
+        """What the row's own cells set, each with its place, and what of it has no meaning. Empty cells set nothing."""
+        reader = self.sort_cells()
+        found = (*reader.values, *reader.switches, *reader.lists)
+        draft = Draft(reader.values, reader.switches, reader.lists, dict.fromkeys(found, self.origin))
+        return draft, reader.problems
+
+    def draft(self, base: Draft) -> Draft:
+        """The row over the options of the run, which hold where it sets nothing; what the body gets is joined."""
+        return _overlay(base, self.sort_cells(), dict.fromkeys(self.columns.places, self.origin))
+
+    def sort_cells(self) -> _OptionReader:
+        """The row's cells by what they set."""
+        reader = _OptionReader(self)
+        for at in self.columns.options_at:
+            cell = self.cells[at]
+            if _text(cell).strip():
+                reader.take(self.columns.columns[at], cell)
+        if prompt := self.prompt:
+            reader.values["prompt"] = prompt
+        return reader
+
+
+def _overlay(base: Draft, own: _OptionReader, places: Mapping[str, str]) -> Draft:
+    """A row's own options over the run's. What nobody set has its place in the row too, since there it is missing."""
+    lists = {**base.lists, **own.lists}
+    if "extra" in own.lists:
+        lists["extra"] = (*base.lists.get("extra", ()), *own.lists["extra"])
+    origins = {**places, **base.origins}
+    for key in (*own.values, *own.switches, *own.lists):
+        origins[key] = places[key]
+    values, switches = {**base.values, **own.values}, {**base.switches, **own.switches}
+    return Draft(values, switches, lists, origins, base.label)
+
+
+def _clean(text: str) -> str:
+    """A cell as part of a file's name; a line break in it is a blank."""
+    joined = " ".join(text.split())
+    return file_names.clean_name(joined, 80) if joined else ""
+
+
+_SWITCHES = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+
+
+class _OptionReader:
+    """Sorts the cells of a row into values, switches and lists."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.values: dict[str, str] = {}
+        self.switches: dict[str, bool] = {}
+        self.lists: dict[str, tuple[str, ...]] = {}
+        self.problems: list[Problem] = []
+
+    def complain(self, column: Column, message: str, hint: str = "") -> None:
+        """Note a problem of the row in a column."""
+        self.problems.append(Problem(column.name, message, hint, origin=self.row.origin))
+
+    def take(self, column: Column, cell: Cell) -> None:
+        """One cell that is not empty, by what its column sets."""
+        text = _text(cell)
+        if column.key in _NUMBERED:
+            # An empty number is written in many ways; so is a whole one, where a column has empty cells.
+            if text := _plain_number(text):
+                self.values[column.key] = text
+        elif column.role == "value":
+            self.values[column.key] = text
+        elif column.role == "switch":
+            self.take_switch(column, text)
+        elif column.role == "image":
+            parts = text.split("|") if isinstance(cell, str) and not column.number else [text]
+            self.add("image", self.locate(column, parts if isinstance(cell, str) else cell))
+        elif column.role == "pair":
+            self.add("extra", [f"{column.part}={_as_json(text, is_json=isinstance(cell, Json))}"])
+        elif column.role == "extra":
+            self.add("extra", self.split_extra(column, cell))
+        else:
+            self.add(column.key, [text] if isinstance(cell, str) else cell)
+
+    def add(self, key: str, items: Iterable[str]) -> None:
+        """Put items behind those of earlier columns."""
+        self.lists[key] = (*self.lists.get(key, ()), *items)
+
+    def take_switch(self, column: Column, text: str) -> None:
+        """A yes or no in one of its spellings; the column may be the off side, as no-watermark is."""
+        value = _SWITCHES.get(text.strip().lower())
+        if value is None:
+            self.complain(column, f"{text.strip()[:40]!r} is neither true nor false", f"write {', '.join(_SWITCHES)}")
+        else:
+            self.switches[column.key] = value is not column.negative
+
+    def locate(self, column: Column, references: Iterable[str]) -> list[str]:
+        """References with paths from the table's folder; addresses and data URIs as they stand."""
+        found = []
+        for reference in filter(None, map(str.strip, references)):
+            if reference == "-":
+                self.complain(column, "a table cannot take a picture from standard input", "name a file or an address")
+            elif re.match(r"data:|[a-z][a-z0-9+.-]+://|~", reference, re.IGNORECASE):
+                found.append(reference)
+            else:
+                found.append(str(self.row.table.folder / reference))
+        return found
+
+    def split_extra(self, column: Column, cell: Cell) -> Iterable[str]:
+        """KEY=JSON, a list of such, or a JSON object whose keys all go to the body."""
+        if not isinstance(cell, str):
+            return cell
+        if not cell.lstrip().startswith("{"):
+            return [cell]
+        pairs = _parse_object(cell)
+        if isinstance(pairs, str):
+            self.complain(column, pairs, 'write KEY=JSON, or an object: {"key": 1}')
+            return []
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in pairs.items()]
+
+
+def _as_json(text: str, *, is_json: bool) -> str:
+    """A cell as JSON: as it stands where it is JSON, else as a JSON string."""
+    if is_json:
+        return text
+    try:
+        _JSON.decode(text)
+    except (ValueError, RecursionError):
+        return json.dumps(text, ensure_ascii=False)
+    return text.strip()
+
+
+_NUMBERED = frozenset({"seed", "count", "sequence", "guidance_scale"})
+
+_UNSET = frozenset({"nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>"})
+"""What programs write into a cell of numbers that holds none."""
+
+
+def _plain_number(text: str) -> str:
+    """A cell of numbers as an option takes it: "" where it is a program's word for nothing."""
+    text = text.strip()
+    return "" if text in _UNSET else text

@@ -1,0 +1,239 @@
+"""The commands: each fills a draft, asks for a plan, hands it to the engine and the outcome to the report."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..config.environment import read_surroundings
+from ..errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
+from . import batch
+from .config import config_app
+from .context import process_streams
+from .doctor import DOCTOR_HELP, doctor
+from .flags import OUTPUT, PlainCommand, PlainGroup, options, read_switch
+from .generate import EDIT_HELP, GENERATE_HELP, RECOVER_HELP, edit, generate, recover
+from .history import history_app
+
+app = typer.Typer(
+    cls=PlainGroup,
+    add_completion=False,
+    no_args_is_help=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+_EXAMPLES = """\b
+  seedream generate "a red fox in the snow" --provider sandbox
+  seedream generate "a lighthouse at dusk" -p ark -m 4.5 -s 2K -a 16:9 -o shots/
+  seedream models 5.0-lite
+"""
+
+
+@app.callback(
+    invoke_without_command=True,
+    help=f"Pictures from ByteDance's Seedream models, saved to disk.\n\nExamples:\n\n{_EXAMPLES}",
+)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,  # noqa: FBT002
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            "--show-completion", metavar="SHELL", help="Print what makes bash, zsh, fish or powershell complete."
+        ),
+    ] = None,
+) -> int:
+    """Answer what concerns no command."""
+    streams = process_streams()
+    if version:
+        streams.out(f"seedream {__version__}")
+    elif show_completion is not None:
+        streams.out_exactly(completion_script(show_completion))
+    elif context.invoked_subcommand is None:
+        streams.out(context.get_help())
+    return 0
+
+
+app.command("generate", cls=PlainCommand, help=GENERATE_HELP)(generate)
+app.command("edit", cls=PlainCommand, help=EDIT_HELP)(edit)
+app.command("batch", cls=PlainCommand, help=batch.HELP)(batch.batch)
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Show what each model can do, or one model in detail.\n\nExamples:\n\n\b\n"
+    "  seedream models\n  seedream models 4.5\n  seedream models --json",
+)
+def models(
+    model: Annotated[str | None, typer.Argument(help="A model name or id.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)] = False,  # noqa: FBT002
+) -> int:
+    """The model table."""
+    from ..output import model_table
+    from ..output.json_output import print_json
+    from ..request.models import MODELS, find_model, nearest
+
+    streams = process_streams()
+    row = find_model(model) if model else None
+    if model and row is None:
+        hint = f"known: {', '.join(nearest(model) or nearest(''))}"
+        raise InputError([Problem("model", f"no model is called {model!r}", hint, origin="MODEL")])
+    if json:
+        print_json(model_table.model_object(row) if row else model_table.models_object(MODELS), streams)
+        return 0
+    for line in (
+        model_table.model_detail(row, streams.width) if row else model_table.models_table(MODELS, streams.width)
+    ):
+        streams.out(line)
+    return 0
+
+
+app.command("recover", cls=PlainCommand, help=RECOVER_HELP)(recover)
+
+
+@app.command(
+    cls=PlainCommand,
+    help="Serve the offline provider over HTTP, for tests of your own.\n\nExamples:\n\n\b\n"
+    "  seedream sandbox --port 8111\n"
+    '  seedream generate "a fox" -p ark --base-url http://127.0.0.1:8111 --api-key-file key.txt',
+)
+def sandbox(
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="N", min=0, max=65535)] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen at.", metavar="HOST")] = "127.0.0.1",
+    latency: Annotated[float, typer.Option(help="Seconds each picture takes.", metavar="S", min=0)] = 0.0,
+) -> int:
+    """The sandbox as a local server, until interrupted."""
+    from ..sandbox.server import Server, serve
+
+    streams = process_streams()
+
+    def announce(server: Server) -> None:
+        streams.out(server.url)
+        streams.err("serving ark, byteplus, cometapi, ope and acedata; any key will do; Ctrl-C ends it")
+
+    serve(host=host, port=port, latency_s=latency, ready=announce)
+    return 0
+
+
+def completion_script(shell: str) -> str:
+    """The script that makes a shell complete `seedream`: it asks the command itself at every Tab."""
+    from .completion import SCRIPTS
+
+    if shell not in SCRIPTS:
+        raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SCRIPTS)}")])
+    return SCRIPTS[shell].removesuffix("\n")
+
+
+app.command("doctor", cls=PlainCommand, help=DOCTOR_HELP)(doctor)
+
+app.add_typer(history_app, name="history")
+
+app.add_typer(config_app, name="config")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code; 74 where all went well but for standard output."""
+    from ..output.streams import out_trouble
+
+    code = _run_line(argv)
+    streams = process_streams()
+    trouble = out_trouble(streams.stdout)
+    if trouble and not code:
+        streams.err(
+            f"error: standard output cannot be written: {trouble}. What was paid for is saved or kept: seedream history"
+        )
+        return _IO
+    return code
+
+
+_IO = 74
+
+_LOOK = "seedream history tells what was sent"
+
+
+def _run_line(argv: Sequence[str]) -> int:
+    """One command line. The one place where a failure becomes words."""
+    try:
+        code = app(args=list(argv), prog_name="seedream", standalone_mode=False)
+    except typer.TyperException as error:
+        return _fail(InputError([_usage_problem(error)], kind="usage"), argv)
+    except SeedreamError as error:
+        return _fail(error, argv)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except OSError as error:
+        # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
+        if isinstance(error, BrokenPipeError):
+            return 0
+        from ..output.streams import out_trouble
+        from ..storage.filesystem import reason
+
+        if trouble := out_trouble(process_streams().stdout):
+            return _fail(FileError(f"standard output cannot be written: {trouble}"), [])
+        return _fail(FileError(f"cannot write or read: {reason(error)}", hint=_LOOK), argv)
+    except Exception as bug:  # noqa: BLE001
+        from ..storage.system_limits import lack_of
+
+        lack = lack_of(bug)
+        return _fail(FileError(lack, hint=_LOOK) if lack else _as_bug(bug), argv)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
+    """Say what ended the command, and with `--json` also as an object."""
+    from ..output.json_output import failure_object, print_json
+    from ..output.summary import print_error
+
+    streams = process_streams()
+    print_error(error, streams)
+    command = next((word for word in argv if not word.startswith("-")), "")
+    if "--json" in argv or (command in _WITH_SETTINGS and _is_json_set()):
+        print_json(failure_object(command, error), streams)
+    return error.exit_code
+
+
+_WITH_SETTINGS = {"generate", "edit", "batch", "recover", "doctor"}
+"""Commands that take options from the environment and the files."""
+
+
+def _is_json_set() -> bool:
+    """Whether the environment or a file asks for JSON, as far as they can be read: they may be what failed."""
+    from ..config.config_file import find_places
+    from ..config.load import read
+
+    surroundings = read_surroundings()
+    stated = read_switch(surroundings.option("json") or "")
+    if stated is not None:
+        return stated
+    with contextlib.suppress(ConfigError):
+        reading = read(surroundings, options(), find_places(surroundings), deep=False)
+        return reading.settings.layer.switches.get("json", False)
+    return False
+
+
+def _usage_problem(error: typer.TyperException) -> Problem:
+    """A mistake on the command line, without repeating a stray argument: it might be a key."""
+    message = error.format_message().rstrip(".")
+    stray = "unexpected extra argument" in message
+    if stray:
+        message = "there is an argument too many"
+    hint = "put the prompt in quotes" if stray else "seedream --help shows the commands and their options"
+    return Problem("command", message[:1].lower() + message[1:], hint, code="usage")
+
+
+def _as_bug(bug: Exception) -> InternalError:
+    """A bug by its kind and place alone: its message may hold anything, a key included."""
+    frames = traceback.extract_tb(bug.__traceback__)
+    place = next((frame for frame in reversed(frames) if __package__ in frame.filename), frames[-1])
+    where = f"{place.filename.rpartition(__package__)[2].strip('/')}:{place.lineno}"
+    return InternalError(
+        f"a bug in seedream: {type(bug).__name__} at {where}",
+        hint="nothing more was sent; `seedream recover` saves what was paid for. Please report this line",
+    )

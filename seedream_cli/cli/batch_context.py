@@ -1,0 +1,333 @@
+"""What every batch command begins with: the table, its plan, the folder and its ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import FileError, InputError, Problem
+from ..storage.filesystem import ForeignError
+from .context import process_streams
+from .flags import RUN_KEYS, Chosen, options
+
+if TYPE_CHECKING:
+    from ..batch.checks import Findings
+    from ..batch.columns import Columns
+    from ..batch.options import Order
+    from ..batch.row_requests import Sheet
+    from ..batch.run import Survey
+    from ..batch.table import Table
+    from ..config.environment import Surroundings
+    from ..config.prompt_file import PromptText
+    from ..ledger.records import Forecast
+    from ..output.streams import Streams
+    from ..request.image_request import Draft
+
+
+@contextlib.contextmanager
+def _saying_unsent(surroundings: Surroundings) -> Iterator[None]:
+    """Ctrl-C while a large table is being read: whoever pressed it wants to know what that means."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        process_streams(surroundings).err(_UNSENT)
+        raise
+
+
+_UNSENT = "stopped: nothing was sent"
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What a run of the command works with."""
+
+    chosen: Chosen
+    surroundings: Surroundings
+    streams: Streams
+    sheet: Sheet
+    sends: bool
+
+    @property
+    def draft(self) -> Draft:
+        """The options of the run."""
+        return self.sheet.base
+
+    @property
+    def order(self) -> Order:
+        """The options of the batch."""
+        return self.sheet.order
+
+    @property
+    def is_quiet(self) -> bool:
+        """With -q."""
+        return self.draft.switches.get("quiet", False)
+
+    @property
+    def is_json(self) -> bool:
+        """With --json."""
+        return self.draft.switches.get("json", False)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees standard error, even on a terminal that can do nothing but print."""
+        stream = self.streams.stderr
+        return stream is not None and not stream.closed and stream.isatty()
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Lines for the user, unless they are not wanted."""
+        for line in () if self.is_quiet else lines:
+            self.streams.err(line)
+
+
+def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: Surroundings) -> _Desk:
+    """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
+    from ..batch.columns import plan_columns
+    from ..batch.options import read_order
+    from ..batch.results_file import check_results, foreign_results
+    from ..batch.row_requests import Sheet
+    from ..batch.table import open_table
+    from ..engine.plan import plan_caps
+    from ..output.messages import warning_lines
+
+    table = stack.enter_context(open_table(name, is_lines=chosen.switches.get("lines", False)))
+    problems = list(chosen.ignored(surroundings))
+    prompt = _read_template(chosen, problems)
+    variables, wrong = chosen.variables()
+    problems += wrong
+    base = _base_draft(chosen, surroundings, prompt)
+    columns, found = plan_columns(
+        table.headings,
+        options(),
+        run_level=RUN_KEYS,
+        maps=chosen.lists.get("map", ()),
+        template=chosen.values.get("prompt_template", prompt.text if prompt else None),
+        variables={**(prompt.variables if prompt else {}), **variables},
+        needs_prompt=not base.switches.get("layers"),
+    )
+    problems += found + _lone_braces(chosen)
+    order = read_order(base, table, surroundings, problems)
+    plan_caps(base, surroundings, problems)
+    wrong_place = check_results(order.results, table, None if "results" in base.values else order.folder)
+    problems += wrong_place or foreign_results(order.results)
+    problems = [_in_users_words(problem, table, columns) for problem in problems]
+    if any(problem.severity == "error" for problem in problems):
+        raise InputError([problem for problem in problems if problem.severity == "error"])
+    base = replace(base, values={**base.values, "output": f"{order.folder}/"})
+    sends = not any(chosen.switches.get(switch) for switch in ("dry_run", "explain_stale", "merge"))
+    sends = sends and not base.switches.get("dry_run")
+    is_held = order.home.is_dir()
+    if (sends or chosen.switches.get("merge")) and is_held:
+        # Somebody else may be at work: that is said before a large table is read.
+        stack.enter_context(_hold(order.home))
+    sheet = Sheet(table, columns, base, order, surroundings, sends, pays=not chosen.switches.get("merge", False))
+    findings = sheet.check()
+    desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
+    findings = replace(
+        findings,
+        errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
+        warnings=tuple(_in_users_words(problem, table, columns) for problem in findings.warnings),
+    )
+    taken = _taken(columns)
+    if findings.errors:
+        # Which columns count as options is what somebody wants to know whose data they are.
+        desk.say([f"note: {note}" for note in taken])
+    _refuse(findings)
+    if sheet.trouble:
+        raise sheet.trouble
+    more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
+    warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
+    notes = (*sheet.notices, *taken, *_unused(columns, base, chosen))
+    desk.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
+    if (sends or chosen.switches.get("merge")) and not is_held:
+        # Another run may have made the folder since: whether it is there now says nothing of who holds it.
+        stack.enter_context(_new_home(order))
+    return desk
+
+
+def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None:
+    """The prompt template of a file, with the options that stand above it."""
+    from ..config.prompt_file import read_prompts
+
+    files = chosen.lists.get("prompt_file", ())
+    if len(files) > 1 or (files and "prompt_template" in chosen.values):
+        problems.append(Problem("prompt", "the prompt was given twice", "give --prompt or one --prompt-file"))
+        return None
+    prompts, wrong = read_prompts(None, files, options())
+    problems += wrong
+    return prompts[0] if prompts else None
+
+
+def _lone_braces(chosen: Chosen) -> list[Problem]:
+    """A brace that opens or closes no column's name is sent as it stands, which is seldom meant."""
+    template = chosen.values.get("prompt_template", "")
+    if not re.search(r"[{}]", re.sub(r"\{\{|\}\}|\{[^{}\r\n]+\}", "", template)):
+        return []
+    message, hint = "a brace in the prompt stands alone, and is sent so", "columns are written {column}"
+    return [Problem("prompt", message, hint, severity="warning", origin="--prompt")]
+
+
+def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText | None) -> Draft:
+    """The options that hold for every row where it sets nothing."""
+    draft = chosen.draft(surroundings, prompt)
+    values = {key: value for key, value in draft.values.items() if key not in {"prompt", "prompt_template"}}
+    return replace(draft, values=values)
+
+
+_NAMED = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"}
+"""Suffixes by which a place in a file is known to be one in a table; of other files it must be said."""
+
+
+def _in_users_words(problem: Problem, table: Table, columns: Columns) -> Problem:
+    """A problem of the table with the column as it is called there, whatever option it sets."""
+    if not problem.field or not problem.origin.startswith(f"{table.name}:"):
+        # What is wrong with a whole line is no fault of a column's.
+        return problem
+    named = [column.name for column in columns.columns if column.key == problem.field]
+    name = named[0] if len(named) == 1 else problem.field
+    unit = "key" if table.format.kind == "jsonl" else "column"
+    is_told = not name or Path(table.name).suffix.lower() in _NAMED
+    origin = problem.origin if is_told else f"{problem.origin}, {unit} {name}"
+    return replace(problem, field=name, origin=origin, hint=_with_way_out(problem, name, columns))
+
+
+def _with_way_out(problem: Problem, name: str, columns: Columns) -> str:
+    """The hint of an error in a column that is an option by its name alone: perhaps it was meant as data."""
+    if problem.severity != "error" or name not in columns.taken:
+        return problem.hint
+    others = [other for other in columns.taken if other != name][:_IDLE_MOST]
+    more = f" (taken as options too: {', '.join(_map_words(other) for other in others)})"
+    way_out = f"{_map_words(name)} makes a plain variable of the column{more if others else ''}"
+    return f"{problem.hint}; {way_out}" if problem.hint else way_out
+
+
+def _map_words(column: str) -> str:
+    """What makes a plain variable of a column."""
+    return f"--map {shlex.quote(f'{column}=')}"
+
+
+def _taken(columns: Columns) -> list[str]:
+    """A note on columns that set an option because they are called like one."""
+    if not columns.taken:
+        return []
+    shown = ", ".join(columns.taken[:_IDLE_MOST])
+    shown += f" and {len(columns.taken) - _IDLE_MOST} more" if len(columns.taken) > _IDLE_MOST else ""
+    what = "columns taken as options" if len(columns.taken) > 1 else "column taken as an option"
+    return [f"{what}: {shown} ({_map_words(columns.taken[0])} makes a plain variable of it)"]
+
+
+def _unused(columns: Columns, base: Draft, chosen: Chosen) -> list[str]:
+    """A note on columns that set nothing and stand in no template: one of them may be an option, misspelt."""
+    if "name" in columns.keys:
+        # Any cell of that column may be a template with any column in it.
+        return []
+    mapped = {pair.rpartition("=")[0].strip() for pair in chosen.lists.get("map", ())}
+    used = base.values.get("name", "")
+    idle = [name for name in columns.unused if name and name not in mapped and f"{{{name}" not in used]
+    shown = ", ".join(idle[:_IDLE_MOST]) + (f" and {len(idle) - _IDLE_MOST} more" if len(idle) > _IDLE_MOST else "")
+    return [f"columns that set nothing and stand in no template: {shown}"] if idle else []
+
+
+_IDLE_MOST = 8
+
+
+def _refuse(findings: Findings) -> None:
+    """Raise all that is wrong with the table."""
+    if not findings.errors:
+        return
+    more = [Problem("", f"and {findings.more_errors} more problems like these")] if findings.more_errors else []
+    raise InputError([*findings.errors, *more])
+
+
+@contextlib.contextmanager
+def _hold(home: Path) -> Iterator[None]:
+    """Hold the batch of this folder. A batch needs its ledger, so there is but one way out where it cannot be."""
+    from ..ledger.ledger import hold_batch
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_batch(home))
+        except FileError as error:
+            if not isinstance(error.__cause__, ForeignError):
+                error.hint = "make the place writable, or choose another folder with -o"
+            raise
+        yield
+
+
+def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
+    """The batch's folder, made, and held until the end."""
+    from ..storage.output_path import Target
+
+    Target(order.folder, "rename", 1).prepare()
+    return _hold(order.home)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(tz=dt.UTC)
+
+
+def _plan_lines(sheet: Sheet, survey: Survey) -> list[str]:
+    """Rows, pictures at most, worst cost, and time at the present pace."""
+    from ..text import count_words, span_words
+
+    forecast, due, order = survey.forecast, survey.due, sheet.order
+    words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
+    told = [f"{due[deed]} {word}" for deed, word in words.items() if due[cast("Any", deed)]]  # type: ignore[index]
+    told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
+    what = f"{sheet.table.name}: {count_words(survey.rows, 'row')}"
+    lines = [", ".join([what, *told, f"{survey.running} to run"])]
+    if survey.fetched:
+        lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
+    if forecast.requests:
+        many = min(order.concurrency, forecast.requests)
+        lines.append(
+            f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(sheet, forecast)}, "
+            f"about {span_words(survey.seconds)} with {many} at once, into {order.folder}/"
+        )
+    if due["missing"]:
+        lines.append("--only missing makes, and pays for, those whose files are gone")
+    if due["unknown"]:
+        lines.append("--only unknown --retry-ambiguous sends those of unknown outcome again, which may cost twice")
+    return lines
+
+
+def _cost_words(sheet: Sheet, forecast: Forecast) -> str:
+    """The most that the requests may cost, how far that is known, and how many of them have no known price."""
+    from ..results import Cost
+    from ..text import count_words, money_words
+
+    amount = money_words(Cost(forecast.micro / 1e6, "USD", ""))
+    cost = f"about {amount} ({sheet.price_note})" if sheet.price_note else f"at most {amount}"
+    if not forecast.unpriced:
+        return cost
+    unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"
+    return f"{cost} and {unknown}" if forecast.micro else f"cost unknown, {unknown}"
+
+
+def _prepare_results(results: Path) -> int | None:
+    """The results are written when all is paid: that they can be is found out before.
+
+    Where they go to no file, such as a pipe, a descriptor to write them to.
+    """
+    from ..batch.results_file import open_results
+    from ..storage.filesystem import final_target
+
+    stream = open_results(results)
+    if stream is None:
+        _prepare_folder((final_target(results) or results).parent, "--results")
+    return stream
+
+
+def _prepare_folder(folder: Path, option: str) -> None:
+    """Make a folder and prove that it can be written; `option` is what it was named by."""
+    from ..storage.output_path import Target
+
+    try:
+        Target(folder, "rename", 1).prepare()
+    except FileError as error:
+        raise FileError(error.message, hint=f"name another place with {option}") from error

@@ -1,0 +1,667 @@
+"""`seedream config …`: what is set and where, setting it, trusting a project, keeping keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config.environment import Surroundings, read_surroundings
+from ..config.settings import Layer, Settings
+from ..errors import FileError, InputError, Problem, SeedreamError
+from .context import process_streams
+from .flags import (
+    _SHARED,
+    FLAGS,
+    PlainCommand,
+    _File,
+    _Json,
+    _Profile,
+    _Project,
+    options,
+    read_environment,
+    read_switch,
+)
+from .keys import _address, _read_secret, key_app
+
+if TYPE_CHECKING:
+    from ..config.config_file import Document, Places
+    from ..config.load import Reading
+    from ..config.prompt_file import Option
+    from ..output.streams import Streams
+    from ..providers.contract import ProviderSpec
+
+
+config_app = typer.Typer(
+    **_SHARED,
+    help="Settings and keys: what holds, where it comes from, and how to change it.\n\nExamples:\n\n\b\n"
+    "  seedream config show\n  seedream config set provider ark\n  seedream config set profiles.wide.aspect 21:9\n"
+    "  seedream config key set ark\n  seedream config init",
+)
+
+config_app.add_typer(key_app, name="key")
+
+_NUMBERS = frozenset(
+    (
+        *("count", "seed", "guidance_scale", "timeout", "connect_timeout", "retries", "sequence", "concurrency"),
+        *("ipm", "rpm", "limit", "max_failures", "max_unknown", "max_cost", "verbose"),
+    )
+)
+"""Options that are written as numbers; a model 4.5 stays text."""
+
+
+@config_app.callback(invoke_without_command=True)
+def config(context: typer.Context) -> int:
+    """Settings and keys."""
+    if context.invoked_subcommand is None:
+        process_streams().out_exactly(context.get_help())
+    return 0
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting as it holds: its name, its value as people write it (None: not set), and where that comes from."""
+
+    name: str
+    value: str | None
+    origin: str
+
+
+@config_app.command(cls=PlainCommand, help="Print every setting with its value and where it comes from.")
+def show(config: _File = None, profile: _Profile = None, json: _Json = False) -> int:  # noqa: FBT002
+    """Everything that is or can be set; secrets are masked."""
+    streams = process_streams()
+    surroundings, reading = _read(config, profile, deep=True)
+    entries = list_entries(reading.settings, read_environment(surroundings))
+    _warn(reading.settings, streams)
+    if json:
+        from ..output.json_output import print_json
+
+        files = [{"path": str(document.path), "trusted": document.trusted} for document in reading.documents]
+        rows = [{"key": entry.name, "value": entry.value, "origin": entry.origin} for entry in entries]
+        object_ = {"schema": "seedream/1", "command": "config show", "files": files, "settings": rows}
+        print_json(object_, streams)
+    else:
+        from ..text import table_lines
+
+        shown = [(entry.name, _words(entry.value), entry.origin) for entry in entries]
+        for line in table_lines(("setting", "value", "from"), shown, streams.width):
+            streams.out(line)
+    return _fail_on(reading)
+
+
+@config_app.command(
+    cls=PlainCommand,
+    help="Print the value of one setting alone; nothing where it is not set.\n\nExamples:\n\n\b\n"
+    "  seedream config get size\n  seedream config get providers.ark.base_url",
+)
+def get(
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    config: _File = None,
+    profile: _Profile = None,
+) -> int:
+    """One setting."""
+    surroundings, reading = _read(config, profile, deep=False)
+    if reading.problems:
+        raise InputError(reading.problems, kind="config")
+    streams = process_streams()
+    _warn(reading.settings, streams)
+    name = _canonical(key)
+    entries = {entry.name: entry for entry in list_entries(reading.settings, read_environment(surroundings))}
+    if name not in entries and not _is_known(name.split(".")):
+        raise _unknown(key, entries)
+    found = entries.get(name)
+    for line in found.value.split("\n") if found is not None and found.value is not None else ():
+        streams.out(line)
+    return 0
+
+
+@config_app.command(
+    cls=PlainCommand,
+    help="Write the manual pages, one for each command, into a folder.\n\nExamples:\n\n\b\n"
+    "  seedream config man ~/.local/share/man/man1\n  man seedream-generate",
+)
+def man(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Made where it is not there.", show_default=False)],
+) -> int:
+    """Man pages, made of the same help."""
+    import datetime as dt
+
+    from ..storage.filesystem import reason
+    from .man_pages import man_pages, read_command
+
+    place = Path(os.path.expanduser(folder))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+    pages = man_pages(read_command(context.find_root().command, "seedream"), dt.datetime.now(tz=dt.UTC))
+    streams = process_streams()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (place / name).write_text(text, encoding="ascii")
+    except OSError as error:
+        raise FileError(f"cannot write the pages to {place}: {reason(error)}", hint="name another folder") from error
+    for name in pages:
+        streams.out(str(place / name))
+    return 0
+
+
+@config_app.command(cls=PlainCommand, help="Print every place that is looked at, and whether it is there.")
+def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
+    """Places of settings and keys."""
+    from ..config.config_file import PROJECT_FILE, find_places
+    from ..config.credentials import STORE_FILE
+    from ..config.trust import TRUST_FILE
+
+    streams, surroundings = process_streams(), read_surroundings()
+    places = find_places(surroundings, file=config)
+    folder = surroundings.config_folder
+    listed = [
+        ("user", places.user),
+        ("project", places.project or Path(PROJECT_FILE).absolute()),
+        ("keys", folder / STORE_FILE),
+        ("trusted", folder / TRUST_FILE),
+        ("state", surroundings.state_folder),
+    ]
+    if json:
+        from ..output.json_output import print_json
+
+        rows = [{"name": name, "path": str(place), "exists": os.path.lexists(place)} for name, place in listed]
+        print_json({"schema": "seedream/1", "command": "config path", "places": rows}, streams)
+        return 0
+    from ..text import table_lines
+
+    rows_ = [(name, str(place), "there" if os.path.lexists(place) else "not there") for name, place in listed]
+    for line in table_lines(("place", "path", ""), rows_, max(streams.width, 200)):
+        streams.out(line)
+    return 0
+
+
+def list_entries(settings: Settings, environment: Layer) -> list[Entry]:
+    """Every option and every other setting, as it holds, with secrets masked."""
+    from ..config.settings import DEFAULTS
+    from ..config.settings_reader import ONLY_TYPED
+
+    layer = environment.over(settings.layer)
+    entries = []
+    for name, option in _names().items():
+        if option.key in ONLY_TYPED:
+            continue
+        if option.key == "profile":
+            entries.append(Entry("profile", settings.profile or None, settings.origins.get("profile") or "-"))
+            continue
+        value = _layer_value(layer, option)
+        default = DEFAULTS.get(option.key)
+        origin = layer.origins[option.key] if value is not None else "default" if default is not None else "-"
+        entries.append(Entry(name, _masked(option.key, value if value is not None else default), origin))
+    return entries + list(_other_entries(settings))
+
+
+def _other_entries(settings: Settings) -> Iterable[Entry]:
+    """What is no option."""
+    for provider, stated in settings.providers.items():
+        values = dict(stated.values)
+        values |= {"api_key_env": stated.key_variable} if stated.key_variable else {}
+        # A command may hold a secret in its words; its program does not.
+        words = " ***" if stated.command[1:] else ""
+        values |= {"api_key_command": stated.command[0] + words} if stated.command else {}
+        for name, value in values.items():
+            yield Entry(f"providers.{provider}.{name}", _masked(name, value), stated.origins[name])
+    for price in reversed(settings.prices):
+        model = f"{price.provider}/{price.model}" if price.provider else price.model
+        yield Entry(f"prices.{model}", f"{price.amount:g}", price.origin)
+    others: dict[str, str | None] = {
+        "budget.daily": None if settings.daily_budget is None else f"{settings.daily_budget:g}",
+        "ledger.enabled": "true" if settings.ledger_enabled else "false",
+        "batch.confirm_above": None if settings.confirm_above is None else f"{settings.confirm_above:g}",
+    }
+    for name, held in others.items():
+        default = "default" if held is not None else "-"
+        yield Entry(name, held, settings.origins.get(name, default))
+
+
+def _layer_value(layer: Layer, option: Option) -> str | None:
+    """The option's value as text; a list one item a line."""
+    if option.kind == "switch":
+        found = layer.switches.get(option.key)
+        return None if found is None else "true" if found else "false"
+    if option.kind == "list":
+        return "\n".join(layer.lists[option.key]) if option.key in layer.lists else None
+    return layer.values.get(option.key)
+
+
+def _masked(key: str, value: str | None) -> str | None:
+    """The value without passwords in it; only addresses can hold them."""
+    if value is None or not (key.endswith("url") or key == "proxy"):
+        return value
+    from ..redaction import mask
+
+    scheme, mark, rest = value.partition("://")
+    # Proxies have schemes of their own, whose user names are as secret.
+    return scheme + mark + mask(f"http://{rest}").removeprefix("http://") if mark else mask(value)
+
+
+def _words(value: str | None) -> str:
+    return "-" if value is None else value.replace("\n", ", ")
+
+
+def _names() -> dict[str, Option]:
+    """Every option under the name that a file gives it, in the order of the help, each once."""
+    known = options()
+    firsts = (flag.names[0].split("/")[0].removeprefix("--") for flag in FLAGS)
+    return {name.replace("-", "_"): known[name] for name in firsts}
+
+
+def _canonical(key: str) -> str:
+    """A key as it is listed: underscores, and the on side of a switch. Names of profiles and models stay."""
+    head, dot, rest = key.partition(".")
+    return f"{head}.{rest.replace('-', '_')}" if dot and head == "providers" else key if dot else key.replace("-", "_")
+
+
+def _is_known(parts: Sequence[str]) -> bool:
+    """Whether something of this name could be set, though it is not."""
+    from ..config.settings_reader import ONLY_TYPED, PROVIDER_KEYS
+
+    if len(parts) == 1:
+        option = options().get(parts[0].replace("_", "-"))
+        return option is not None and option.key not in ONLY_TYPED
+    if parts[0] == "providers" and len(parts) == 3:
+        from ..providers import PROVIDERS
+
+        return parts[1] in PROVIDERS and parts[2].replace("-", "_") in PROVIDER_KEYS
+    if parts[0] == "profiles" and len(parts) == 3:
+        return _is_known(parts[2:])
+    return parts[0] == "prices" or ".".join(parts) in {"budget.daily", "ledger.enabled", "batch.confirm_above"}
+
+
+def _unknown(key: str, known: Iterable[str]) -> InputError:
+    """An unknown key, with the nearest ones."""
+    from ..text import nearest_hint
+
+    listed = [*known, *(name for name in _names() if name not in known)]
+    shown = key if len(key) <= 60 else f"{key[:60]}…"
+    return InputError([Problem("key", f"no setting is called {shown}", nearest_hint(key, listed), origin="KEY")])
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+@config_app.command(
+    cls=PlainCommand,
+    help="Set one setting, in the user's file or with --project in the project's.\n\nExamples:\n\n\b\n"
+    "  seedream config set size 4K\n  seedream config set providers.ark.model 4.5\n"
+    "  seedream config set profiles.draft.size 1K --project\n  seedream config set prices.4.5 0.04",
+    context_settings={"ignore_unknown_options": True},
+)
+def set(  # noqa: A001 - the name of the command
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="Several for a list.", show_default=False)],
+    project: _Project = False,  # noqa: FBT002
+    config: _File = None,
+) -> int:
+    """One setting, judged before it is written. Comments and the order of the file stay."""
+    streams, surroundings = process_streams(), read_surroundings()
+    keys = _split(key)
+    if not _is_known(keys):
+        raise _refusal(key)
+    target = _Target.of(surroundings, config, project=project)
+    old = target.parse()
+    written = target.change(keys, _toml_value(keys, value))
+    _judge(target, surroundings, old, written)
+    target.write(written, surroundings)
+    streams.err(f"set {key} in {target.shown}")
+    document = target.document(written, surroundings)
+    ignored = [] if document is None else _problems_of([document], surroundings).settings.warnings
+    if any(problem.field == ".".join(keys) for problem in ignored):
+        streams.err(f"warning: {target.shown} is not trusted, so {key} is ignored until `seedream config trust`")
+    return 0
+
+
+@config_app.command(cls=PlainCommand, help="Take one setting out of the user's file, or with --project the project's.")
+def unset(
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    project: _Project = False,  # noqa: FBT002
+    config: _File = None,
+) -> int:
+    """One setting out; unknown ones too, so that a mistake can be mended."""
+    surroundings = read_surroundings()
+    target = _Target.of(surroundings, config, project=project)
+    written = target.change(_split(key), None)
+    if written is None:
+        hint = "seedream config show tells where each setting comes from"
+        raise InputError([Problem("key", f"{key} is not set in {target.shown}", hint, origin="KEY")])
+    target.write(written, surroundings)
+    process_streams().err(f"took {key} out of {target.shown}")
+    return 0
+
+
+@config_app.command(cls=PlainCommand, help="Let the project's seedream.toml, as it is now, set everything.")
+def trust() -> int:
+    """Trust the nearest project file until it changes."""
+    from ..config.config_file import find_project, read_document, shown_path
+    from ..config.trust import load_trusted, set_trust
+
+    streams, surroundings = process_streams(), read_surroundings()
+    place, problems = find_project(None, surroundings.home), list[Problem]()
+    if place is None:
+        raise InputError([Problem("project", "there is no seedream.toml here or above", origin="config trust")])
+    document = read_document(place, shown_path(place, surroundings.home), problems, is_project=True)
+    if document is None:
+        raise InputError(problems, kind="config")
+    before = load_trusted(surroundings).get(str(place.resolve()))
+    untrusted = _problems_of([replace(document, trusted=False)], surroundings).settings.warnings
+    for problem in untrusted:
+        streams.err(f"note: {problem.origin} may now set {problem.field}")
+    set_trust(surroundings, place, document.sha256)
+    streams.err(f"{'already trusted' if before == document.sha256 else 'trusted'}: {place}, until it changes")
+    return 0
+
+
+@config_app.command(cls=PlainCommand, help="Trust the project's seedream.toml no longer.")
+def untrust() -> int:
+    """Forget the nearest project file."""
+    from ..config.config_file import find_project
+    from ..config.trust import load_trusted, set_trust
+
+    surroundings = read_surroundings()
+    place = find_project(None, surroundings.home)
+    if place is None or str(place.resolve()) not in load_trusted(surroundings):
+        process_streams().err("nothing here was trusted")
+        return 0
+    set_trust(surroundings, place, None)
+    process_streams().err(f"no longer trusted: {place}")
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The file that is changed, as it is now."""
+
+    path: Path
+    shown: str
+    raw: bytes
+    is_project: bool
+
+    @classmethod
+    def of(cls, surroundings: Surroundings, file: str | None, *, project: bool) -> _Target:
+        """The user's file, or the project's, which begins here where there is none. Raises `InputError`."""
+        from ..config.config_file import PROJECT_FILE, find_places, shown_path
+
+        places: Places = find_places(surroundings, file=file)
+        place = (places.project or Path.cwd() / PROJECT_FILE) if project else places.user
+        if str(place) == "-":
+            raise InputError([Problem("config", "standard input cannot be changed", "name a file", origin="--config")])
+        shown = shown_path(place, surroundings.home)
+        if project and place.is_symlink() and not _lies_beside(place):
+            # It came with the folder: nobody named what is behind it.
+            hint = "change the file itself, by its own name with --config, or put a file in the link's place"
+            problem = Problem("config", f"{shown} is a link that leads out of its folder", hint, origin=shown)
+            raise InputError([problem], kind="config")
+        try:
+            raw = place.read_bytes() if os.path.lexists(place) else b""
+        except OSError as error:
+            problem = Problem("config", f"cannot read {shown}: {error.strerror}", origin=shown)
+            raise InputError([problem], kind="config") from error
+        return cls(place, shown, raw, project)
+
+    def parse(self) -> Document | None:
+        """The file as it is; None where it holds a mistake, which `change` tells."""
+        from ..config.config_file import parse_document
+
+        return parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
+
+    def document(self, raw: bytes, surroundings: Surroundings) -> Document | None:
+        """The file as it would be, trusted as it then is."""
+        from ..config.config_file import parse_document
+        from ..config.trust import load_trusted
+
+        document = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
+        known = load_trusted(surroundings).get(str(self.path.resolve()))
+        return replace(document, trusted=known == document.sha256) if document else None
+
+    def change(self, keys: Sequence[str], value: Any) -> bytes:
+        """The file's bytes with one key set, or with None taken out; raises `InputError` where there is none to take.
+
+        A mistake in the file's TOML is told with its line.
+        """
+        from ..config.config_file import parse_document
+
+        problems: list[Problem] = []
+        if parse_document(self.raw, self.path, self.shown, problems) is None:
+            raise InputError(problems, kind="config")
+        import tomlkit
+
+        document = tomlkit.parse(self.raw.decode("utf-8-sig"))
+        table = _descend(document, keys[:-1], make=value is not None)
+        name = None if table is None else _spelling(table, keys[-1], in_prices=keys[0] == "prices")
+        if value is not None and table is not None:
+            if isinstance(table.get(name or keys[-1]), dict):
+                problem = Problem(
+                    "key", f"{'.'.join(keys)} is a table in {self.shown}", "name a key in it", origin="KEY"
+                )
+                raise InputError([problem])
+            table[name or keys[-1]] = value
+        elif table is None or name is None:
+            hint = "seedream config show tells where each setting comes from"
+            shown = ".".join(keys)
+            raise InputError([Problem("key", f"{shown} is not set in {self.shown}", hint, origin="KEY")])
+        else:
+            del table[name]
+        return tomlkit.dumps(document).encode()
+
+    def write(self, raw: bytes, surroundings: Surroundings) -> None:
+        """Put the bytes in place; a project file that was trusted stays so, since its user changed it."""
+        from ..config.config_file import parse_document
+        from ..config.trust import load_trusted, set_trust
+        from ..storage.filesystem import write_whole
+
+        before = parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
+        was_trusted = before is not None and load_trusted(surroundings).get(str(self.path.resolve())) == before.sha256
+        write_whole(self.path, raw)
+        after = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
+        if self.is_project and was_trusted and after is not None:
+            set_trust(surroundings, self.path, after.sha256)
+
+
+def _lies_beside(link: Path) -> bool:
+    """Whether what a link leads to lies in its own folder, or below."""
+    try:
+        return link.resolve().is_relative_to(link.parent.resolve())
+    except (OSError, RuntimeError):
+        # A loop of links leads nowhere.
+        return False
+
+
+def _descend(document: Any, keys: Sequence[str], *, make: bool) -> Any:
+    """The table under these keys; one that is not there is made, or is None."""
+    import tomlkit
+
+    table = document
+    for position, key in enumerate(keys):
+        if key not in table:
+            if not make:
+                return None
+            # [profiles] alone above [profiles.wide] would only be noise.
+            table.add(key, tomlkit.table(is_super_table=position + 1 < len(keys)))
+        table = table[key]
+        if not isinstance(table, dict):
+            raise InputError([Problem("key", f"{'.'.join(keys)} is no table in the file", origin="KEY")])
+    return table
+
+
+def _spelling(table: Mapping[str, Any], key: str, *, in_prices: bool) -> str | None:
+    """The key as this table spells it: with dashes or underscores, or the off side of the same switch."""
+    if key in table or in_prices:
+        return key if key in table else None
+    known = options()
+    meant = known.get(key.replace("_", "-"))
+    for name in table:
+        other = known.get(name.replace("_", "-"))
+        same = meant is not None and other is not None and (other.key, other.negative) == (meant.key, meant.negative)
+        if same or name.replace("-", "_") == key.replace("-", "_"):
+            return name
+    return None
+
+
+def _split(key: str) -> list[str]:
+    """A dotted key's parts. A model's name may hold dots, so all behind `prices.` is one."""
+    head, dot, rest = key.partition(".")
+    if head == "prices" and dot:
+        return [head, rest.strip("\"'")]
+    parts = key.split(".")
+    return [*parts[:-1], parts[-1].replace("-", "_")]
+
+
+def _toml_value(keys: Sequence[str], words: Sequence[str]) -> Any:
+    """What was typed, as the file writes it. Raises `InputError` for several words where one is taken."""
+    known = options().get(keys[-1].replace("_", "-"))
+    is_option = keys[0] not in {"providers", "prices", "budget", "ledger", "batch"} and known is not None
+    if is_option and known is not None and known.kind == "list":
+        return list(words)
+    if len(words) > 1:
+        hint = "put text with spaces in quotes"
+        raise InputError([Problem("value", f"{'.'.join(keys)} takes one value", hint, origin="VALUE")])
+    text = words[0]
+    if (is_option and known is not None and known.kind == "switch") or keys[0] == "ledger":
+        on = read_switch(text)
+        if on is None:
+            raise InputError([Problem("value", f"{text!r} is neither yes nor no", "give true or false")])
+        return on
+    if keys[-1] in _NUMBERS or keys[0] in {"prices", "budget", "batch"}:
+        return _number(text)
+    return text
+
+
+def _number(text: str) -> int | float | str:
+    """A number where it is one; else the text, which the checks then refuse."""
+    try:
+        return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def _judge(target: _Target, surroundings: Surroundings, old: Document | None, raw: bytes) -> None:
+    """Refuse a change that would bring in a problem, by the rules that the file will be read with."""
+    document = target.document(raw, surroundings)
+    if document is None:
+        raise InputError([Problem("key", "the file would be no TOML any more", "change it by hand", origin="KEY")])
+
+    def told(one: Document) -> list[Problem]:
+        # Trusted, so that what is only ignored for now is judged too.
+        return list(_problems_of([replace(one, trusted=True)], surroundings).problems)
+
+    before = {(problem.field, problem.message) for problem in (told(old) if old else ())}
+    new = [problem for problem in told(document) if (problem.field, problem.message) not in before]
+    if new:
+        raise InputError([replace(problem, origin="VALUE", code="validation") for problem in new])
+
+
+def _problems_of(documents: list[Document], surroundings: Surroundings) -> Reading:
+    from ..config.load import combine
+
+    # Whether a profile exists is not asked of one file alone.
+    bare = Surroundings({name: value for name, value in surroundings.environ.items() if name != "SEEDREAM_PROFILE"})
+    reading = combine(bare, options(), documents, [])
+    return replace(reading, problems=tuple(p for p in reading.problems if p.field != "profile"))
+
+
+def _refusal(key: str) -> InputError:
+    """Why a key cannot be set; a secret is not even repeated."""
+    if any(word in key.lower().replace("-", "_") for word in ("api_key", "token", "secret", "password")):
+        hint = "seedream config key set PROVIDER asks for it, or reads it from standard input"
+        return InputError([Problem("key", "keys are not kept in settings files", hint, origin="KEY")])
+    return _unknown(key, _names())
+
+
+# --- the first steps --------------------------------------------------------------------------------------------------
+
+_PROOF = "a red fox in the snow"
+
+
+@config_app.command(
+    cls=PlainCommand, help="Set the tool up in a short dialogue: provider, key, folder, a test picture."
+)
+def init(context: typer.Context) -> int:
+    """Ask three questions, store the answers and make a sandbox picture as proof."""
+    from ..providers import PROVIDERS, load
+
+    streams = process_streams()
+    if not (streams.stdin_is_terminal and streams.stderr_is_terminal):
+        hint = "seedream config set provider NAME; seedream config key set NAME; seedream config set output FOLDER"
+        message = "config init asks questions, and there is no terminal"
+        raise InputError([Problem("init", message, f"without one: {hint}", origin="config init")], kind="usage")
+    offered = [name for name in PROVIDERS if not load(name).spec.offline]
+    streams.err(f"providers: {', '.join(offered)}; sandbox needs no key")
+    provider = _ask("provider", offered[0])
+    load(provider)
+    _set("provider", provider)
+    spec = load(provider).spec
+    if spec.needs_base_url and not spec.offline:
+        _set(f"providers.{provider}.base_url", _ask("base URL", ""))
+    if not spec.offline:
+        _ask_key(spec, streams)
+    folder = _ask("folder for pictures", "pictures")
+    _set("output", folder if folder.endswith(("/", os.sep)) else f"{folder}/")
+    streams.err("a picture from the sandbox, as proof:")
+    words = ["generate", _PROOF, "--provider", "sandbox", "--output", os.path.expanduser(folder)]  # noqa: PTH111
+    code = int(context.find_root().command.main(args=words, prog_name="seedream", standalone_mode=False) or 0)
+    if code == 0:
+        streams.err('ready: seedream generate "a lighthouse at dusk"')
+    return code
+
+
+def _ask(question: str, default: str) -> str:
+    answer = typer.prompt(question, default=default or None, err=True)
+    return str(answer).strip()
+
+
+def _ask_key(spec: ProviderSpec, streams: Streams) -> None:
+    """Store a key where one is typed; without one say where else it may come from."""
+    from ..config.credentials import store_key
+
+    typed = _read_secret(f"{spec.name}, empty for later")
+    if not typed.strip():
+        streams.err(f"no key now: seedream config key set {spec.name}, or set {spec.key_variables[0]}")
+        return
+    _, url = _address(spec.name, None, None)
+    entry, trouble = store_key(spec, url, typed, read_surroundings())
+    streams.err(f"stored in {entry.words}" + (f" ({trouble})" if trouble else ""))
+
+
+def _set(key: str, value: str) -> None:
+    set(key, [value])
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _read(file: str | None, profile: str | None, *, deep: bool) -> tuple[Surroundings, Reading]:
+    """The surroundings and all that the files say, mistakes included."""
+    from ..config.config_file import find_places
+    from ..config.load import read
+
+    surroundings = read_surroundings()
+    places = find_places(surroundings, file=file)
+    return surroundings, read(surroundings, options(), places, profile=profile, deep=deep)
+
+
+def _warn(settings: Settings, streams: Streams) -> None:
+    """Tell what an untrusted file wanted to set."""
+    for problem in settings.warnings:
+        streams.err(f"warning: {problem.origin}: {problem.message}")
+    if settings.warnings:
+        streams.err(f"  hint: {settings.warnings[-1].hint}")
+
+
+def _fail_on(reading: Reading) -> int:
+    """0, or the exit code of the mistakes in the files, once they are told."""
+    if not reading.problems:
+        return 0
+    error: SeedreamError = InputError(reading.problems, kind="config")
+    raise error

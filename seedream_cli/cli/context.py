@@ -1,0 +1,141 @@
+"""What a command has of its process: its streams, its surroundings' ledger, and the hook by which tests kill it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.environment import Surroundings, prepare_state, read_surroundings
+from ..errors import FileError
+
+if TYPE_CHECKING:
+    from ..ledger.ledger import Ledger
+    from ..output.streams import Streams
+
+
+BATCH_HOME = ".seedream"
+"""The folder in a batch's output that holds its ledger and its kept replies."""
+
+
+def process_streams(surroundings: Surroundings | None = None) -> Streams:
+    """The process's streams, and what is known of them."""
+    from ..output.streams import Streams
+
+    around = surroundings or read_surroundings()
+    return Streams(
+        stdout=sys.stdout,
+        stderr=sys.stderr,
+        stdin_is_terminal=_is_terminal(sys.stdin),
+        stdout_is_terminal=_is_terminal(sys.stdout),
+        stderr_is_terminal=_is_terminal(sys.stderr) and not around.is_dumb,
+        width=shutil.get_terminal_size().columns,
+        color=around.wants_color,
+        color_anywhere=around.forces_color,
+        ci=around.in_ci,
+    )
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; a closed one is none."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def open_ledger_here(
+    surroundings: Surroundings | None = None, *, home: Path | None = None, goes_without: bool = False
+) -> Ledger:
+    """The user's ledger, or a batch's in its folder `home`, what dead processes left in it settled.
+
+    Raises `FileError` where there can be none, with the option for a command that `goes_without`.
+    """
+    from ..engine.stored_reply import POLLED, REPLY_MOST
+    from ..ledger.ledger import open_ledger
+    from ..storage import reply_journal
+    from ..storage.reply_file import adopt, forget, list_kept, list_parts, sweep
+
+    around = surroundings or read_surroundings()
+    # A batch's folder may hold anything under that name; the ledger looks before it makes it.
+    state = home or prepare_state(around.state_folder)
+    try:
+        ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC), is_shared=home is not None)
+    except FileError as error:
+        # A day's budget is kept in the ledger, so there is no way around it.
+        is_free = goes_without and around.settings.daily_budget is None
+        way_out = "--no-ledger goes on without a record of what is paid" if is_free else ""
+        error.hint = "; ".join(part for part in (error.hint, way_out) if part)
+        raise
+    replies = state / "replies"
+    settled = ledger.settle_orphans(
+        replies,
+        lambda name, token: adopt(replies, name, limit=REPLY_MOST) or reply_journal.adopt(replies, name, token),
+    )
+    for name in settled.unknown:
+        process_streams(around).err(
+            f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
+            f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
+        )
+    for name in list_parts(replies):
+        # A run without a ledger died, or its disk was full: its answer is nowhere else.
+        if not ledger.entries([name.removesuffix(POLLED)]):
+            adopt(replies, name, limit=REPLY_MOST)
+    sweep(replies)
+    reply_journal.sweep(replies, ledger.tokens_out())
+    for kept in list_kept(replies):
+        # A process may die between writing that all is saved and removing the reply.
+        [entry] = ledger.entries([kept.id]) or [None]
+        if entry and entry.status in _SETTLED and all(picture.state != "expired" for picture in entry.pictures):
+            forget(replies, kept.id, asides=not entry.doubts)
+    return ledger
+
+
+@contextlib.contextmanager
+def ledger_as_it_is(surroundings: Surroundings) -> Iterator[Ledger | None]:
+    """The user's ledger for what is only shown: None where there is none yet, and nothing in it is settled."""
+    import os
+
+    from ..ledger.ledger import open_ledger
+
+    place = surroundings.state_folder / "ledger.db"
+    if not os.path.lexists(place):
+        yield None
+        return
+    with open_ledger(place, now=lambda: dt.datetime.now(tz=dt.UTC)) as ledger:
+        yield ledger
+
+
+def reply_names() -> list[str]:
+    """The ids of all replies, and of remains of replies, that are kept."""
+    folder = read_surroundings().state_folder / "replies"
+    return sorted({path.name.partition(".")[0] for path in folder.iterdir()}) if folder.is_dir() else []
+
+
+def forget_replies(names: Iterable[str], home: Path | None = None) -> None:
+    """Remove the replies of these requests, whole or cut, of the user's ledger or of the batch in `home`."""
+    from ..storage.reply_file import forget
+
+    for name in names:
+        forget((home or read_surroundings().state_folder) / "replies", name)
+
+
+_SETTLED = {"succeeded", "partial", "failed", "resolved"}
+
+
+def crash_step(fault: str) -> Callable[[str], None]:
+    """A test's hook: `kill:N` kills the process, without a chance to clean up, at its N-th step."""
+    import os
+    import signal
+
+    number = int(fault.removeprefix("kill:")) if fault.startswith("kill:") else 0
+    passed = 0
+
+    def step(name: str) -> None:  # noqa: ARG001 (for a person with a debugger)
+        nonlocal passed
+        passed += 1
+        if passed == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return step

@@ -1,0 +1,384 @@
+"""The set-up check: settings, key, address, clock, models, folders, ledger, versions. Free of charge, works offline.
+
+Each check is a small function that returns what it found; none of them raises for what is wrong with the set-up. The
+network is asked once, by a call that cannot be billed: the list of models, or where a provider has none the address
+itself, and then without the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import email.utils
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import ssl
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from .. import __version__
+from ..config.environment import Surroundings
+from ..config.load import Reading
+from ..config.settings import Key, complete
+from ..engine.connect import ask, make_wire
+from ..engine.plan import Limits, Route, choose_dialect, key_for, plan_output
+from ..errors import ApiError, ConfigError, InputError, Problem, SeedreamError
+from ..ledger.ledger import open_ledger
+from ..network.client import CERTIFICATE_HINT, Wire
+from ..network.policy import Clock
+from ..providers.base_url import full_url
+from ..providers.contract import Call, Dialect, ProviderSpec, Reply, wire_model
+from ..providers.error_text import message_in, text_fault
+from ..providers.faults import refusal
+from ..request.image_request import Draft
+from ..request.models import DEFAULT_MODEL, find_model
+from ..storage import filesystem
+from ..text import clean
+from .batch_folders import left_in_batches
+
+State = Literal["ok", "warn", "fail"]
+
+CONNECT_S, WHOLE_S = 5.0, 10.0
+"""Most seconds to reach the provider, and for its answer."""
+
+SKEW_S = 30.0
+"""Seconds that this machine's clock may be off before links and limits by time are read wrongly."""
+
+PACKAGES = ("typer", "httpx", "rich", "pydantic", "platformdirs", "pillow", "tomlkit", "certifi")
+
+EXTRAS = {"keyring": "keyring", "socks": "socksio"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: its name, how it stands, what there is, and the way out of what is wrong."""
+
+    name: str
+    state: State
+    what: str
+    hint: str = ""
+
+
+def examine(draft: Draft, surroundings: Surroundings, reading: Reading, clock: Clock) -> Iterator[Finding]:
+    """Everything, in the order in which things depend on each other. `draft` is what was typed over all settings."""
+    yield from check_settings(reading, surroundings)
+    found = list[Finding]()
+    dialect = _provider(draft, surroundings, found)
+    yield from found
+    if dialect is not None:
+        draft = complete(draft, dialect.spec.name, surroundings.settings)
+        yield from _check_service(draft, dialect, surroundings, clock)
+    yield from check_folders(draft, surroundings)
+    yield check_ledger(surroundings, clock)
+    yield check_versions()
+    yield check_command()
+
+
+# --- settings and keys ------------------------------------------------------------------------------------------------
+
+
+def check_settings(reading: Reading, surroundings: Surroundings) -> Iterator[Finding]:
+    """The files that were read, and what is wrong with or ignored in them."""
+    for document in reading.documents:
+        kind = "project file" if document.is_project else "user file"
+        trust = "" if document.trusted else ", not trusted: it sets only what is harmless"
+        yield Finding("settings", "ok", f"{kind} {document.shown}{trust}")
+    if not reading.documents and not reading.problems:
+        yield Finding("settings", "ok", f"no file; the user's would be in {surroundings.config_folder}")
+    yield from (_as_finding("settings", problem) for problem in reading.problems)
+    yield from (_as_finding("settings", problem) for problem in reading.settings.warnings)
+
+
+def _as_finding(name: str, problem: Problem) -> Finding:
+    place = f"{problem.origin}: " if problem.origin else ""
+    return Finding(name, "fail" if problem.severity == "error" else "warn", place + problem.message, problem.hint)
+
+
+def _as_failure(name: str, error: SeedreamError) -> Finding:
+    if isinstance(error, InputError) and error.problems:
+        return _as_finding(name, error.problems[0])
+    return Finding(name, "fail", error.message, error.hint)
+
+
+def _provider(draft: Draft, surroundings: Surroundings, found: list[Finding]) -> Dialect | None:
+    """The provider that would be asked; what is to be said of it is added to `found`."""
+    try:
+        dialect, notes = choose_dialect(draft, surroundings, sends=True)
+    except SeedreamError as error:
+        found.append(_as_failure("provider", error))
+        return None
+    origin = draft.origins.get("provider") if "provider" in draft.values else ""
+    said = origin or "; ".join(notes).partition(", ")[2]
+    found.append(Finding("provider", "ok", dialect.spec.name + (f" ({said})" if said else "")))
+    return dialect
+
+
+def _check_service(draft: Draft, dialect: Dialect, surroundings: Surroundings, clock: Clock) -> Iterator[Finding]:
+    """Key, address and what is behind it."""
+    spec = dialect.spec
+    try:
+        base_url = full_url(spec, draft.values.get("base_url"))
+    except InputError as error:
+        yield _as_failure("address", error)
+        return
+    found = list[Finding]()
+    key = None if spec.offline else _key(draft, spec, surroundings, base_url, found)
+    yield from found
+    listed = bool(spec.models_path) and (spec.offline or key is not None)
+    limits = Limits(timeout_s=WHOLE_S, connect_timeout_s=CONNECT_S, retries=0, proxy=draft.values.get("proxy"))
+    # Only the list of models is worth the key; that the address answers is seen without one.
+    route = Route(dialect, base_url, key if listed else None, limits)
+    yield from check_address(route, clock, asks_models=listed, typed=draft.values.get("model", ""))
+    if spec.models_path and not listed:
+        yield Finding("models", "warn", "not asked for: there is no key")
+
+
+def _key(
+    draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str, found: list[Finding]
+) -> Key | None:
+    """The key that would be sent; where it is from, its last four characters, or why there is none is added."""
+    from ..redaction import check_key
+
+    try:
+        key = key_for(draft, spec, surroundings, base_url)
+        value = check_key(key.value)
+    except ConfigError as error:
+        found.append(_as_failure("key", error))
+        return None
+    # Of a short key four characters would be too much.
+    ends = f", ends in {value[-4:]}" if len(value) >= 12 else ""
+    found.append(Finding("key", "ok", f"from {key.source}{ends}"))
+    if key.note:
+        found.append(Finding("key", "warn", key.note))
+    return key
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) -> Iterator[Finding]:
+    """One free call: proxy, name, connection and certificate, the clock, and the models where the key may ask."""
+    spec = route.spec
+    try:
+        wire = make_wire(route, clock=clock)
+        # Of the proxy the first line is said even where it then fails.
+        proxy = wire.proxy_in_use
+        if proxy:
+            yield Finding("proxy", "ok", f"calls go through {proxy}")
+        reply = _ask(wire, Call("list", "GET", spec.models_path if asks_models else "/"))
+    except ApiError as error:
+        yield _unreachable(route.base_url, error)
+        return
+    except SeedreamError as error:
+        yield _as_failure("address", error)
+        return
+    if isinstance(reply, ApiError):
+        yield Finding("address", "ok", f"{route.base_url} answers")
+        return
+    inside = " (inside this program)" if spec.offline else f" (HTTP {reply.status})"
+    yield Finding("address", "ok", f"{route.base_url} answers{inside}")
+    yield from check_clock(reply, clock.now())
+    if asks_models:
+        yield check_models(spec, replace(reply), typed, wire)
+
+
+def _ask(wire: Wire, call: Call) -> Reply | ApiError:
+    """The reply, whatever it says. A redirect, which the wire refuses, is an answer too."""
+    try:
+        return ask(wire, call, lambda reply: reply).value
+    except ApiError as error:
+        if error.status is not None:
+            return error
+        raise
+
+
+def _unreachable(base_url: str, error: ApiError) -> Finding:
+    """Which part of the way failed."""
+    hint = "check the network, --base-url and the proxy"
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror):
+            hint = "the name is not known here: check the network, DNS and --base-url"
+        elif isinstance(cause, ssl.SSLCertVerificationError):
+            hint = CERTIFICATE_HINT
+        elif isinstance(cause, ConnectionRefusedError):
+            hint = "the machine is there and nothing listens: check the port of --base-url, and the proxy"
+    if "proxy" in error.message and error.hint:
+        hint = error.hint
+    return Finding("address", "fail", f"{base_url}: {error.message}", hint)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def check_clock(reply: Reply, now: dt.datetime) -> Iterator[Finding]:
+    """This machine's clock against the server's `Date`, which is whole seconds; nothing where there is none."""
+    try:
+        there = email.utils.parsedate_to_datetime(reply.headers.get("date", ""))
+    except (ValueError, TypeError):
+        return
+    if there.tzinfo is None:
+        there = there.replace(tzinfo=dt.UTC)
+    skew = (now - there).total_seconds()
+    if abs(skew) <= SKEW_S:
+        yield Finding("clock", "ok", f"within {SKEW_S:.0f} s of the server's")
+        return
+    where = "ahead of" if skew > 0 else "behind"
+    hint = "set the clock: how long links live is told by it, and certificates are judged by it"
+    yield Finding("clock", "warn", f"{_span(abs(skew))} {where} the server's", hint)
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def check_models(spec: ProviderSpec, reply: Reply, typed: str, wire: Wire) -> Finding:
+    """What the account may use, and whether the chosen model is in it."""
+    if reply.status in {401, 403}:
+        error = refusal(spec, reply)
+        return Finding("models", "fail", wire.mask(error.message), error.hint or "check the key")
+    listed = listed_models(reply)
+    if listed is None:
+        said = message_in(reply.body) if reply.body is not None else text_fault(reply.text)[1]
+        words = f"{spec.name} gave no list of models (HTTP {reply.status})" + (f": {said}" if said else "")
+        return Finding("models", "warn", wire.mask(clean(words)))
+    typed = typed.strip() or DEFAULT_MODEL
+    spelled = wire_model(spec, find_model(typed, spec.spelling), typed) or typed
+    if spelled in listed:
+        return Finding("models", "ok", f"{spelled} is among the {len(listed)} of this account")
+    if spelled.startswith("ep-"):
+        return Finding("models", "ok", f"{len(listed)} of this account; an endpoint such as {spelled} is not listed")
+    near = [name for name in listed if "seedream" in name.lower() or "seededit" in name.lower()]
+    hint = f"it lists {', '.join(near[:8])}" if near else "switch the model on in the provider's console"
+    return Finding("models", "warn", f"{spelled} is not among the {len(listed)} of this account", hint)
+
+
+def listed_models(reply: Reply) -> tuple[str, ...] | None:
+    """The ids of `{"data": [{"id": …}]}`; None where the reply is no such list."""
+    rows = reply.body.get("data") if reply.status == 200 and isinstance(reply.body, dict) else None
+    if not isinstance(rows, list):
+        return None
+    return tuple(row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str))
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+def check_folders(draft: Draft, surroundings: Surroundings) -> Iterator[Finding]:
+    """Where pictures, the ledger and settings go: whether a file can be made there."""
+    problems: list[Problem] = []
+    target = plan_output(draft, 1, problems)
+    yield from (_as_finding("output", problem) for problem in problems)
+    if target is not None and not target.stdout:
+        yield check_folder("output", target.folder, "choose another with -o, or mend its permissions")
+    moved = "set SEEDREAM_STATE_DIR to a folder that can be written"
+    yield check_folder("state", surroundings.state_folder, moved)
+    yield check_folder("config", surroundings.config_folder, "mend its permissions", needed=False)
+
+
+def check_folder(name: str, folder: Path, hint: str, *, needed: bool = True) -> Finding:
+    """A folder, or the nearest that is there above it, by writing to it for a moment."""
+    folder = folder.expanduser().absolute()
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    probe = there / f".seedream-{os.urandom(6).hex()}"
+    try:
+        os.close(filesystem.create(probe))
+        probe.unlink()
+    except OSError as error:
+        state: State = "fail" if needed else "warn"
+        return Finding(name, state, f"{there} cannot be written: {filesystem.reason(error)}", hint)
+    return Finding(name, "ok", str(folder) + ("" if there == folder else " (will be made)"))
+
+
+def check_ledger(surroundings: Surroundings, clock: Clock) -> Finding:
+    """Whether the ledger is sound, and what in it waits for the user."""
+    if not surroundings.settings.ledger_enabled:
+        return Finding("ledger", "ok", "switched off in the settings")
+    path = surroundings.state_folder / "ledger.db"
+    if not path.exists():
+        return Finding("ledger", "ok", "none yet: the first request makes it")
+    try:
+        with open_ledger(path, now=clock.now) as ledger:
+            wrong = ledger.check()
+            unsaved, unknown = len(ledger.unsaved()), len(ledger.history(status="unknown"))
+            journal = ledger.journal
+            batches, troubles = left_in_batches(ledger)
+    except SeedreamError as error:
+        return Finding("ledger", "fail", error.message, error.hint)
+    if wrong:
+        hint = f"move {path} aside; kept replies stay recoverable from {path.parent / 'replies'}"
+        return Finding("ledger", "fail", f"damaged: {'; '.join(wrong[:3])}", hint)
+    unsaved, unknown = unsaved + batches["unsaved"], unknown + batches["unknown"]
+    if unsaved:
+        return Finding("ledger", "warn", f"{unsaved} paid requests are not saved", "seedream recover")
+    if troubles:
+        hint = "a batch's ledger that is damaged cannot tell what was paid there"
+        return Finding("ledger", "warn", "; ".join(troubles[:3]), hint)
+    if unknown:
+        hint = "seedream history --status unknown, then seedream history resolve"
+        return Finding("ledger", "warn", f"the outcome of {unknown} requests is unknown", hint)
+    return Finding("ledger", "ok", f"sound ({path}, {journal})")
+
+
+def check_versions() -> Finding:
+    """What runs here."""
+    parts = [f"seedream {__version__}", f"python {platform.python_version()}", f"{platform.system()}"]
+    parts += [f"{name} {_version(name)}" for name in PACKAGES]
+    parts.append(ssl.OPENSSL_VERSION)
+    parts += [
+        f"extra {name} {'' if importlib.util.find_spec(module) else 'not '}installed" for name, module in EXTRAS.items()
+    ]
+    return Finding("versions", "ok", ", ".join(parts))
+
+
+def _version(name: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return "unknown"
+
+
+def check_command() -> Finding:
+    """Whose command `seedream` on PATH is: another distribution has one of the same name."""
+    owners = sorted({name for name in _owners() if name != "seedream"})
+    here = Path(sysconfig.get_path("scripts"))
+    found = shutil.which("seedream")
+    if owners:
+        hint = f"pip uninstall {owners[0]}, then install seedream again"
+        return Finding("command", "fail", f"{', '.join(owners)} brings a command seedream too, into {here}", hint)
+    if found is None:
+        return Finding("command", "warn", "seedream is not on PATH", f"add {here} to PATH, or activate its venv")
+    place = Path(found)
+    if place.parent.resolve() == here.resolve():
+        return Finding("command", "ok", f"{found} is this program")
+    whose = "another installation of this program" if _starts_us(place) else "another program"
+    state: State = "ok" if whose.startswith("another inst") else "warn"
+    return Finding("command", state, f"{found} is {whose}; this one runs from {sys.executable}", f"run {here}/seedream")
+
+
+def _owners() -> Sequence[str]:
+    """The distributions of this Python that declare a command of our name."""
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="seedream")
+    return [entry.dist.name for entry in scripts if entry.dist is not None]
+
+
+def _starts_us(script: Path) -> bool:
+    """Whether a script on PATH starts this package, as far as its text tells."""
+    with contextlib.suppress(OSError):
+        return b"seedream_cli.__main__" in script.read_bytes()[-65_536:]
+    return False

@@ -1,0 +1,87 @@
+"""`seedream doctor`: the set-up check, as text or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..config.environment import Surroundings, read_surroundings
+from ..errors import EXIT_CODES, InputError
+from .context import process_streams
+from .flags import FLAGS, PROVIDER_FLAGS, Chosen, options, read_environment, takes
+
+if TYPE_CHECKING:
+    from ..config.load import Reading
+    from ..output.streams import Streams
+    from .diagnostics import Finding
+
+
+DOCTOR_HELP = (
+    "Check settings, key, address, clock, models, folders and ledger. Pays nothing, works offline.\n\nExamples:\n\n\b\n"
+    "  seedream doctor\n  seedream doctor -p ark -m 4.5\n  seedream doctor -p sandbox --json"
+)
+
+_FLAGS = (*(flag for flag in FLAGS if flag.key in {"model", "output", "json"}), *PROVIDER_FLAGS)
+
+
+@takes(_FLAGS)
+def doctor(*, chosen: Chosen) -> int:
+    """Every check, and exit code 3 where one of them failed."""
+    from ..network.policy import Clock
+    from .diagnostics import Finding, examine
+
+    surroundings, reading, broken = _look(chosen)
+    findings = [Finding("settings", "fail", f"{p.origin}: {p.message}", p.hint) for p in broken]
+    # Where the environment itself cannot be read, what was typed and what the files say is still checked.
+    clear = surroundings if not broken else _without(surroundings, [p.origin.removeprefix("$") for p in broken])
+    draft = chosen.draft(clear)
+    findings += examine(draft, clear, reading, Clock())
+    failed = any(finding.state == "fail" for finding in findings)
+    streams = process_streams(surroundings)
+    if draft.switches.get("json"):
+        from ..output.json_output import print_json
+
+        rows = [{"name": f.name, "state": f.state, "what": f.what, "hint": f.hint or None} for f in findings]
+        status = "failed" if failed else "succeeded"
+        print_json({"schema": "seedream/1", "command": "doctor", "status": status, "checks": rows}, streams)
+    else:
+        _print(findings, streams)
+    return EXIT_CODES["config"] if failed else 0
+
+
+def _look(chosen: Chosen) -> tuple[Surroundings, Reading, Sequence[Any]]:
+    """The surroundings with what the files say, mistakes included, and what is wrong with the environment."""
+    from ..config.config_file import find_places
+    from ..config.load import read
+
+    surroundings = read_surroundings()
+    places = find_places(surroundings, file=chosen.values.get("config"))
+    reading = read(surroundings, options(), places, profile=chosen.values.get("profile"))
+    surroundings = replace(surroundings, settings=reading.settings)
+    try:
+        read_environment(surroundings)
+    except InputError as error:
+        return surroundings, reading, error.problems
+    return surroundings, reading, ()
+
+
+def _without(surroundings: Surroundings, names: Sequence[str]) -> Surroundings:
+    environ = {name: value for name, value in surroundings.environ.items() if name not in names}
+    return replace(surroundings, environ=environ)
+
+
+def _print(findings: Sequence[Finding], streams: Streams) -> None:
+    from ..text import clean, wrap
+
+    for finding in findings:
+        start = f"{finding.state:<5} {finding.name:<9} "
+        first, *more = wrap(clean(finding.what, None), max(streams.width - len(start), 30))
+        for line in (start + first, *(" " * len(start) + line for line in more)):
+            streams.out(line.rstrip())
+        if finding.hint and finding.state != "ok":
+            hint = wrap(clean(finding.hint, None), max(streams.width - len(start) - 6, 30))
+            for number, line in enumerate(hint):
+                streams.out(" " * len(start) + ("hint: " if number == 0 else "      ") + line)
+    counts = {state: sum(f.state == state for f in findings) for state in ("fail", "warn")}
+    streams.err(f"{counts['fail']} failed, {counts['warn']} to look at; nothing was sent that costs anything")

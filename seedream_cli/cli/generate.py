@@ -1,0 +1,387 @@
+"""`seedream generate`, `edit` and `recover`: a plan is made, shown or run, and its results are told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ..config.environment import read_surroundings
+from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
+from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_streams
+from .flags import EDIT_FLAGS, GENERATE_FLAGS, RECOVER_FLAGS, Chosen, options, takes
+
+if TYPE_CHECKING:
+    from ..config.environment import Surroundings
+    from ..engine.plan import Plan, PlannedDraft
+    from ..ledger.ledger import Ledger
+    from ..output.json_output import JsonObject
+    from ..output.streams import Streams
+    from ..request.image_request import Draft
+    from ..results import Report
+    from .batch_folders import Search
+
+
+GENERATE_HELP = (
+    "Make pictures from a prompt and save them.\n\nExamples:\n\n\b\n"
+    '  seedream generate "a red fox in the snow" --provider sandbox\n'
+    '  seedream generate "a lighthouse at dusk" -m 4.5 -s 2K -a 16:9 -o lighthouse.jpg\n'
+    "  seedream generate -f prompt.txt -n 3 -o shots/ --json\n"
+    '  echo "a paper boat" | seedream generate - --dry-run -p ark'
+)
+
+
+@takes(GENERATE_FLAGS)
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; - reads standard input.", show_default=False)
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """One request, or `-n` of them, to files."""
+    return _run("generate", prompt, (), chosen)
+
+
+EDIT_HELP = (
+    "Make pictures from pictures and a prompt, and save them.\n\nExamples:\n\n\b\n"
+    '  seedream edit "make it night" photo.jpg --provider sandbox\n'
+    '  seedream edit "the cat of the first on the sofa of the second" cat.jpg sofa.png -o out/\n'
+    '  seedream edit "make it night" *.jpg --each -o night/\n'
+    "  seedream edit --layers poster.png -m 5.0-pro -o layers/"
+)
+
+
+@takes(EDIT_FLAGS + GENERATE_FLAGS)
+def edit(
+    prompt: Annotated[str | None, typer.Argument(help="What to change; - reads it.", show_default=False)] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]...", help="Files, URLs, data URIs or -.", show_default=False),
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """One request with its reference pictures, or one a picture, to files."""
+    images = tuple(pictures or ())
+    # With the prompt in a file, or with no need of one, the first argument is a picture.
+    if prompt is not None and ("prompt_file" in chosen.lists or (chosen.switches.get("layers") and not images)):
+        images, prompt = (prompt, *images), None
+    return _run("edit", prompt, images, chosen)
+
+
+RECOVER_HELP = (
+    "Save pictures that were paid for and are not on disk, of single runs here and of batches in their folders. "
+    "Costs nothing.\n\nExamples:\n\n\b\n"
+    "  seedream recover\n  seedream recover 261121-4f9a2c -o shots/\n"
+    "  curl … | seedream recover - -p ark\n  seedream recover --task TASK -p acedata"
+)
+
+
+@takes(RECOVER_FLAGS)
+def recover(
+    wanted: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID|FILE|-]...", help="Runs, requests or kept replies; none: all.", show_default=False),
+    ] = None,
+    *,
+    chosen: Chosen,
+) -> int:
+    """Pictures of kept replies and of tasks, to files."""
+    from ..engine.recovery import make_recovery, nothing_left, place_all
+    from ..output.messages import warning_lines
+    from ..output.summary import print_results
+    from ..results import Report
+    from .batch_folders import search_folders
+
+    surroundings = chosen.surroundings()
+    draft = chosen.draft(surroundings)
+    ignored = chosen.ignored(surroundings)
+    if any(problem.severity == "error" for problem in ignored):
+        raise InputError(ignored)
+    for line in () if draft.switches.get("quiet") else warning_lines(ignored):
+        process_streams().err(line)
+    names, tasks = wanted or [], chosen.lists.get("task", ())
+    with _ledger(draft, surroundings) as ledger:
+        search = search_folders(names, draft, surroundings, ledger, every=not names and not tasks)
+        own = make_recovery(names, draft, surroundings, ledger, tasks=tasks, of_batches=search.names)
+        plans = place_all(own, [plan for _, plan in search.found], draft)
+        for note in () if draft.switches.get("quiet") else (*own.notices, *search.notes):
+            process_streams().err(f"note: {note}")
+        for line in search.passed:
+            process_streams().err(f"error: {line}")
+        parts = [_Part(plans[0], ledger)]
+        parts += [_Part(plan, None, folder) for plan, (folder, _) in zip(plans[1:], search.found, strict=True)]
+        if any(part.plan.jobs or part.plan.left for part in parts):
+            return _execute(parts, draft, chosen, surroundings, search)
+        if draft.switches.get("json", False):
+            print_results(Report("recover", (), _as_warnings(search)), process_streams(), "json", quiet=True)
+        process_streams().err(nothing_left(ledger))
+        return search.trouble or search.busy
+
+
+def _as_warnings(search: Search | None) -> tuple[Problem, ...]:
+    """The folders that were passed over, for scripts."""
+    return tuple(Problem("folder", line) for line in (search.passed if search else ()))
+
+
+def _tell_found(parts: Sequence[_Part], report: Report, streams: Streams) -> None:
+    """What the replies hold that stay of unknown outcome."""
+    from .stored_replies import found_lines, key_forms
+
+    kept = {job.id: job.kept for part in parts for job in part.plan.jobs}
+    doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
+    forms = key_forms(read_surroundings()) if doubtful else ()
+    for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
+        streams.err(line)
+
+
+def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chosen) -> int:
+    """The way of every generating command: drafts, plan, engine, report."""
+    from ..config.prompt_file import read_prompts
+    from ..engine.plan import make_plan
+
+    surroundings = chosen.surroundings()
+    prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()), options())
+    if problems and not prompts:
+        # Without a prompt that could be read, every further complaint would be about its absence.
+        raise InputError(problems)
+    drafts = chosen.with_pictures(chosen.drafts(surroundings, prompts, problems), pictures)
+    if command == "edit" and not all(draft.lists.get("image") for draft in drafts):
+        hint = 'write seedream edit "PROMPT" IMAGE…; seedream generate works without a picture'
+        raise InputError([*problems, Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
+    sends = not any(draft.switches.get(name) for draft in drafts for name in ("dry_run", "curl", "explain"))
+    plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
+    if not sends:
+        return _show(plan, drafts[0], surroundings)
+    with _ledger(drafts[0], surroundings) as ledger:
+        if ledger is not None:
+            plan = _with_orphans(_with_earlier(plan, drafts[0], ledger), drafts[0], surroundings, ledger)
+        elif drafts[0].switches.get("reuse"):
+            hint = "leave out one of the two"
+            raise InputError([Problem("reuse", "there is nothing to look earlier requests up in: no ledger", hint)])
+        return _execute([_Part(plan, ledger)], drafts[0], chosen, surroundings)
+
+
+def _with_earlier(plan: Plan, draft: Draft, ledger: Ledger) -> Plan:
+    """The plan with what earlier requests made in the place of the same requests now, or a notice that it is not."""
+    from ..engine.reuse import earlier_notices, reuse
+
+    if draft.switches.get("reuse"):
+        return reuse(plan, ledger)
+    return replace(plan, notices=(*plan.notices, *earlier_notices(plan, ledger)))
+
+
+def _with_orphans(plan: Plan, draft: Draft, surroundings: Surroundings, ledger: Ledger) -> Plan:
+    """The plan, and on the way what a process that died had paid for: fetching it costs nothing."""
+    from ..engine.recovery import orphan_jobs
+
+    first = len(plan.jobs)
+    jobs = orphan_jobs(draft, surroundings, ledger)
+    return replace(plan, extra=tuple(replace(job, index=first + number) for number, job in enumerate(jobs)))
+
+
+@contextlib.contextmanager
+def _ledger(draft: Draft, surroundings: Surroundings) -> Iterator[Ledger | None]:
+    """The ledger while a command runs, or None where it is not wanted."""
+    if not draft.switches.get("ledger", surroundings.settings.ledger_enabled):
+        yield None
+        return
+    with open_ledger_here(surroundings, goes_without=True) as ledger:
+        yield ledger
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A plan with the ledger that it is written down in: the user's, or that of the batch in `folder`."""
+
+    plan: Plan
+    ledger: Ledger | None
+    folder: Path | None = None
+
+
+def _execute(
+    parts: Sequence[_Part], draft: Draft, chosen: Chosen, surroundings: Surroundings, search: Search | None = None
+) -> int:
+    """Run plans, one after the other, in front of the user and print what came of them as of one."""
+    from ..config.environment import prepare_state
+    from ..engine.run import release
+    from ..output.messages import warning_lines
+    from ..output.summary import print_results
+    from ..results import Report
+
+    quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
+    streams = process_streams(surroundings)
+    first, *_ = parts
+    if first.plan.command != "recover":
+        for line in (
+            () if quiet else (*(f"note: {note}" for note in first.plan.notices), *warning_lines(first.plan.warnings))
+        ):
+            streams.err(line)
+    jobs = [job for part in parts for job in part.plan.jobs]
+    to_stdout, download = any(job.output.stdout for job in jobs), all(job.download for job in jobs)
+    if to_stdout and (json or streams.stdout_is_terminal):
+        what = "is taken by --json" if json else "is a terminal"
+        raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
+    state = prepare_state(surroundings.state_folder)
+    _remember_addresses(first.plan, surroundings)
+    reports, step = list[tuple[_Part, Report]](), crash_step(surroundings.fault)
+    for part in parts:
+        if part.plan.jobs and not (reports and reports[-1][1].signal_number):
+            try:
+                reports.append((part, _conduct(part, draft, chosen, surroundings, step)))
+            except SeedreamError as error:
+                # What the others brought is told all the same.
+                if part.folder is None or search is None:
+                    raise
+                search.pass_over(part.folder, error)
+                streams.err(f"error: {search.passed[-1]}")
+    report = Report(
+        first.plan.command,
+        (*(job for _, one in reports for job in one.jobs), *(result for part in parts for result in part.plan.left)),
+        (*(warning for _, one in reports for warning in one.warnings), *_as_warnings(search)),
+        sum(one.elapsed_s for _, one in reports),
+        next((one.signal_number for _, one in reports if one.signal_number), None),
+    )
+    mode = "json" if json else "none" if to_stdout else "paths" if download else "urls"
+    print_results(report, streams, cast("Any", mode), quiet=quiet, warned=bool(jobs))
+    if report.command == "recover":
+        _tell_found(parts, report, streams)
+    for part, one in () if download or streams.stdout_closed else reports:
+        release(one, part.folder / BATCH_HOME if part.folder else state)
+    return report.exit_code or (search.trouble if search else 0) or (search.busy if search and not report.jobs else 0)
+
+
+def _conduct(
+    part: _Part, draft: Draft, chosen: Chosen, surroundings: Surroundings, step: Callable[[str], None]
+) -> Report:
+    """Run one plan. A batch is held meanwhile, and its results are told of what came."""
+    from ..engine.context import Outlets
+    from ..engine.run import HurriedClock, execute
+    from ..output.progress import make_sink
+    from ..output.streams import noted_trouble
+    from .batch_folders import hold
+
+    streams, verbosity = process_streams(surroundings), chosen.loudness(draft)
+    loudness = -1 if draft.switches.get("quiet", False) else verbosity
+    sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=loudness)
+
+    def emit(chunk: bytes) -> bool:
+        streams.out_bytes(chunk)
+        if trouble := noted_trouble():
+            raise OutputError(f"standard output cannot be written: {trouble}")
+        return not streams.stdout_closed
+
+    log = (lambda line: streams.err(f"wire: {line}")) if verbosity > 1 else None
+    state = part.folder / BATCH_HOME if part.folder else surroundings.state_folder
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(hold(part.folder, surroundings)) if part.folder else part.ledger
+        try:
+            outlets = Outlets(sink, state, ledger, emit, log, step=step)
+            if surroundings.fault == "no-wait":
+                outlets = replace(outlets, clock=HurriedClock())
+            report = execute(part.plan, outlets, home=part.folder)
+        finally:
+            sink.close()
+        if part.folder and ledger:
+            _refresh_results(part.folder, ledger, streams)
+    return report
+
+
+def _refresh_results(folder: Path, ledger: Ledger, streams: Streams) -> None:
+    """A batch's results say what is true now, or that they do not is told: no image hangs on them."""
+    from ..batch.shards import refresh_results
+
+    place = folder / "results.csv"
+    try:
+        if not refresh_results(folder, ledger):
+            streams.err(f"note: {place} is not of this batch's last table; the same `seedream batch` writes it anew")
+    except (FileError, InputError) as error:
+        streams.err(f"note: {error.message}; the same `seedream batch` writes it anew")
+
+
+def _remember_addresses(plan: Plan, surroundings: Surroundings) -> None:
+    """Keep in mind which addresses the user named, for tasks that may have to be asked after by a later run."""
+    from ..config.credentials import remember_address
+
+    for one in plan.drafts if plan.command != "recover" else ():
+        is_typed = one.draft.origins.get("base_url", "").startswith(("--", "$"))
+        if is_typed and one.route.key is not None and one.route.spec.has_tasks:
+            remember_address(one.route.spec, one.route.base_url, surroundings)
+
+
+def _show(plan: Plan, draft: Draft, surroundings: Surroundings) -> int:
+    """What would be sent: the body, the curl command, or the fate of every option. A dry run ends as a run would."""
+    from ..output import dry_run
+    from ..output.json_output import error_object, print_json
+    from ..output.messages import warning_lines
+    from ..output.summary import print_error
+
+    streams = process_streams()
+    show = _explain if draft.switches.get("explain") else _curl if draft.switches.get("curl") else _dry_run
+    json = draft.switches.get("json", False) and show is not _curl
+    objects = [show(planned, plan.command, None if json else streams) for planned in plan.drafts]
+    stop = _foresee(plan, surroundings) if show is _dry_run else None
+    if json:
+        shown = dry_run.combined_object([one for one in objects if one is not None], plan.warnings)
+        print_json(shown if stop is None else {**shown, "error": error_object(stop)}, streams)
+    for line in (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
+        streams.err(line)
+    if stop is not None:
+        print_error(stop, streams)
+    return 0 if stop is None else stop.exit_code
+
+
+def _foresee(plan: Plan, surroundings: Surroundings) -> SeedreamError | None:
+    """The budget that a run of the plan would come to the end of."""
+    if not plan.caps.any:
+        return None
+    from ..engine.foresight import foresee
+
+    with contextlib.nullcontext() if plan.caps.daily is None else ledger_as_it_is(surroundings) as day:
+        return foresee(plan, day)
+
+
+def _explain(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
+    """What becomes of every option, as a table or an object."""
+    from ..engine.explain import explain
+    from ..output import dry_run
+
+    rows = explain(planned)
+    if streams is None:
+        return dry_run.explain_object(rows, command=command, provider=planned.route.spec.name)
+    for line in dry_run.explain_table(rows, streams.width):
+        streams.out(line)
+    return None
+
+
+def _curl(planned: PlannedDraft, command: str, streams: Streams | None) -> None:  # noqa: ARG001 (one form for three)
+    """The same request for a shell."""
+    from ..output import dry_run
+
+    call = planned.route.dialect.submit(planned.jobs[0].request)
+    variable = next(iter(planned.route.spec.key_variables), "SEEDREAM_API_KEY")
+    if streams is not None:
+        url = planned.route.base_url + call.path
+        streams.out_exactly(dry_run.curl_command(url, call.json or {}, variable, call.accept))
+
+
+def _dry_run(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
+    """The exact body, where it would go, what it would write and cost."""
+    from ..engine.explain import job_names
+    from ..output import dry_run
+    from ..output.json_output import add_costs
+
+    job = planned.jobs[0]
+    call = planned.route.dialect.submit(job.request)
+    body, url = call.json or {}, planned.route.base_url + call.path
+    costs = [one.price(one.request.pictures_at_most) for one in planned.jobs]
+    names, cost = job_names(planned.jobs), None if None in costs else add_costs([one for one in costs if one])
+    if streams is None:
+        return dry_run.plan_object(body, names, cost, url, command=command, provider=planned.route.spec.name)
+    dry_run.print_plan(body, names, cost, url, streams)
+    return None

@@ -1,0 +1,182 @@
+"""`seedream config key`: set, remove and show where a provider's key comes from. Never shows a key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config.environment import Surroundings, read_surroundings
+from ..errors import ConfigError, InputError, Problem
+from .context import process_streams
+from .flags import _SHARED, Chosen, PlainCommand, _File, _Json
+
+if TYPE_CHECKING:
+    from ..output.streams import Streams
+    from ..providers.contract import ProviderSpec
+
+
+key_app = typer.Typer(
+    **_SHARED,
+    help="Keys: kept in the system's keyring, or in a file that only you can read.\n\nExamples:\n\n\b\n"
+    "  seedream config key set ark\n  pass show ark | seedream config key set ark\n  seedream config key status",
+)
+
+_Provider = Annotated[str, typer.Argument(metavar="PROVIDER", help="cometapi, ark, … as `--provider` takes it.")]
+
+_BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="For this address, not the provider's own.", show_default=False),
+]
+
+
+@key_app.callback(invoke_without_command=True)
+def key(context: typer.Context) -> int:
+    """Keys."""
+    if context.invoked_subcommand is None:
+        process_streams().out_exactly(context.get_help())
+    return 0
+
+
+@key_app.command(
+    "set",
+    cls=PlainCommand,
+    help="Keep a key: it is asked for without an echo, or read from standard input. It is never an argument.",
+)
+def key_set(
+    provider: _Provider,
+    base_url: _BaseUrl = None,
+    store: Annotated[
+        str,
+        typer.Option("--store", metavar="auto|keyring|file", help="Where to; auto takes a keyring if there is one."),
+    ] = "auto",
+    config: _File = None,
+) -> int:
+    """Store one key for one address."""
+    from ..config.credentials import store_key
+    from ..text import nearest_hint
+
+    if store not in {"auto", "keyring", "file"}:
+        hint = nearest_hint(store, ("auto", "keyring", "file"))
+        raise InputError([Problem("store", f"{store!r} is no place", hint, origin="--store")])
+    streams = process_streams()
+    spec, url = _address(provider, base_url, config)
+    where: Any = None if store == "auto" else store
+    entry, trouble = store_key(spec, url, _read_secret(spec.name), read_surroundings(), where=where)
+    if trouble:
+        streams.err(f"note: {trouble}")
+    place = "the system keyring" if entry.where == "keyring" else str(_store_path())
+    streams.err(f"stored the key for {spec.name} in {place}; it is sent to {_place(entry.base_url or url)} only")
+    return 0
+
+
+@key_app.command("unset", cls=PlainCommand, help="Forget the stored key of a provider.")
+def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = None) -> int:
+    """Take one stored key away, wherever it is."""
+    from ..config.credentials import forget_key
+
+    spec, url = _address(provider, base_url, config)
+    gone, trouble = forget_key(spec, url, read_surroundings())
+    if not gone:
+        hint = "seedream config key status tells which keys there are"
+        raise ConfigError(f"no key is stored for {spec.name} at {_place(url)}", hint=hint)
+    if trouble:
+        raise ConfigError(f"the key is no longer used, but may still be in the keyring: {trouble}")
+    process_streams().err(f"forgot {' and '.join(item.words for item in gone)} of {spec.name}")
+    return 0
+
+
+@key_app.command(
+    "status", cls=PlainCommand, help="Print where each provider's key comes from, and its last four characters."
+)
+def key_status(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
+    """The key that each provider would get now."""
+    from ..config.credentials import load_store
+    from ..providers import specs
+
+    streams = process_streams()
+    surroundings = Chosen({"config": config} if config else {}).surroundings()
+    rows = [_status(spec, surroundings) for spec in specs() if not spec.offline]
+    _print_status(rows, streams, json=json)
+    # Said once and with the way out, below what the environment holds all the same.
+    load_store(surroundings)
+    return 0
+
+
+def _print_status(rows: Sequence[tuple[str, str, str, str, str]], streams: Streams, *, json: bool) -> None:
+    """The rows as a table or an object."""
+    if json:
+        from ..output.json_output import print_json
+
+        names = ("provider", "source", "last4", "address", "problem")
+        listed = [dict(zip(names, row, strict=True)) for row in rows]
+        print_json({"schema": "seedream/1", "command": "config key status", "keys": listed}, streams)
+        return
+    from ..text import table_lines
+
+    shown = [
+        (name, source or "none", f"…{last}" if last else "-", place, why) for name, source, last, place, why in rows
+    ]
+    for line in table_lines(("provider", "key from", "ends in", "for", "note"), shown, streams.width):
+        streams.out(line)
+
+
+def _status(spec: ProviderSpec, surroundings: Surroundings) -> tuple[str, str, str, str, str]:
+    """Provider, source of its key, last four characters, address, and what is wrong (not: that there is none)."""
+    from ..config.credentials import find_key
+    from ..config.settings import complete
+    from ..providers.base_url import full_url
+    from ..redaction import check_key
+
+    draft = complete(Chosen().draft(surroundings), spec.name, surroundings.settings)
+    url = draft.values.get("base_url") or spec.base_url
+    if not url:
+        return spec.name, "", "", "-", "has no address of its own: give it a base_url"
+    whole = full_url(spec, url)
+    try:
+        found = find_key(draft, spec, whole, surroundings)
+        value = check_key(found.value)
+    except ConfigError as error:
+        why = "" if error.message.startswith(f"no key for {spec.name}: ") and "keyring" not in error.message else error
+        return spec.name, "", "", _place(whole), str(why)
+    # Of a short key four characters would be too much.
+    return spec.name, found.source, value[-4:] if len(value) >= 12 else "", _place(whole), ""
+
+
+def _address(provider: str, base_url: str | None, file: str | None) -> tuple[ProviderSpec, str]:
+    """The provider and the whole address that a key is for: the one named, else the one in use."""
+    from ..config.settings import complete
+    from ..providers import load
+    from ..providers.base_url import full_url
+
+    spec = load(provider.strip().lower()).spec
+    if spec.offline:
+        raise InputError([Problem("provider", f"{spec.name} needs no key", origin="PROVIDER")])
+    if base_url is None:
+        surroundings = Chosen({"config": file} if file else {}).surroundings()
+        base_url = complete(Chosen().draft(surroundings), spec.name, surroundings.settings).values.get("base_url")
+    return spec, full_url(spec, base_url)
+
+
+def _place(url: str) -> str:
+    from ..config.credentials import place_of
+
+    return place_of(url)
+
+
+def _store_path() -> Path:
+    from ..config.credentials import STORE_FILE
+
+    return read_surroundings().config_folder / STORE_FILE
+
+
+def _read_secret(provider: str) -> str:
+    """The key, without an echo from a terminal, else from standard input."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        import getpass
+
+        return getpass.getpass(f"key for {provider} (not shown): ")
+    return sys.stdin.buffer.read(64 * 1024).decode("utf-8-sig", errors="replace") if sys.stdin else ""

@@ -1,0 +1,163 @@
+"""`seedream batch --merge`: the folders of shards joined into one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import PARTIAL, InputError, Problem
+from .batch_context import _IDLE_MOST, _Desk, _hold, _now, _plan_lines, _prepare_folder, _prepare_results
+from .context import BATCH_HOME, open_ledger_here, process_streams
+from .flags import Chosen
+
+if TYPE_CHECKING:
+    from ..config.environment import Surroundings
+    from ..ledger.ledger import Ledger
+    from ..output.streams import Streams
+    from ..request.image_request import Draft
+    from ..results import BatchReport
+
+
+def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) -> int:
+    """Join the folders of shards into one, which the same table then goes on with."""
+    from ..batch.run import Batch
+    from ..batch.shards import absorb, survey_rows
+    from ..engine.plan import run_id
+
+    order = desk.order
+    _check_folders(folders)
+    stream = _prepare_results(order.results)
+    ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
+    for folder, other in _shard_ledgers(stack, folders, order.folder, desk.surroundings):
+        desk.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
+    run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
+    batch = Batch(desk.sheet, ledger, run)
+    batch.enter()
+    survey = batch.survey()
+    batch.write_results(stream)
+    run.finish(0)
+    notes = []
+    if survey.running and any(True for _ in ledger.unlisted(run)):
+        notes = ["note: the shards have rows that this table, with these options, does not ask for"]
+    desk.say([*notes, *_plan_lines(desk.sheet, survey)])
+    report = survey_rows(order.folder, ledger, run)
+    return _tell_merged(report, order.results, desk.streams, is_quiet=desk.is_quiet, is_json=desk.is_json)
+
+
+def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surroundings, folders: list[Path]) -> int:
+    """Join the folders of shards by what they hold, without the table that they came from."""
+    from ..batch import shards
+    from ..batch.results_file import foreign_results
+    from ..engine.plan import run_id
+    from ..ledger.ledger import open_ledger
+
+    draft, streams = chosen.draft(surroundings), process_streams(surroundings)
+    is_quiet = draft.switches.get("quiet", False)
+    _check_folders(folders)
+    folder = _merged_folder(draft, folders)
+    results = Path(draft.values.get("results") or folder / "results.csv")
+    if problems := foreign_results(results):
+        raise InputError(problems)
+    others = list(_shard_ledgers(stack, folders, folder, surroundings))
+    parts = [shards.open_part(stack, path, other) for path, other in others]
+    headings = shards.check_parts(parts)
+    _prepare_folder(folder, "--output")
+    stream = _prepare_results(results)
+    stack.enter_context(_hold(folder / BATCH_HOME))
+    ledger = stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+    # What was merged before is a part too, as it was before the others come.
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
+    ledger.copy_to(scratch)
+    own = shards.open_part(stack, folder, stack.enter_context(open_ledger(scratch, now=_now)))
+    parts.append(shards.without_foreign_columns(own, parts))
+    if parts[-1].run is not None:
+        headings = shards.check_parts(parts)
+    for path, other in others:
+        absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))
+        if not is_quiet:
+            streams.err(absorbed)
+    run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
+    shards.list_rows(ledger, run, parts, headings)
+    shards.join_results(results, folder, ledger, run, parts=parts, headings=headings, stream=stream)
+    run.finish(0)
+    for part in parts:
+        if part.run is not None and not part.is_current and not is_quiet:
+            hint = "their columns are empty in the results; name the table before the folders to fill them"
+            streams.err(f"note: {part.folder} has no results of its last run for its rows: {hint}")
+    absent = shards.absent_parts(folders, ledger)
+    if absent:
+        streams.err(f"note: parts that were not named: {', '.join(absent[:_IDLE_MOST])}; their rows are not here")
+    code = _tell_merged(
+        shards.survey_rows(folder, ledger, run),
+        results,
+        streams,
+        is_quiet=is_quiet,
+        is_json=draft.switches.get("json", False),
+    )
+    return code or (PARTIAL if absent else 0)
+
+
+def _check_folders(folders: Sequence[Path]) -> None:
+    """Refuse what is no batch's folder, before anything is written."""
+    hint = "name the output folders of the shards"
+    found = [
+        Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge")
+        for folder in folders
+        if not os.path.lexists(folder / BATCH_HOME / "ledger.db")
+    ]
+    if found or not folders:
+        raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
+
+
+def _merged_folder(draft: Draft, folders: Sequence[Path]) -> Path:
+    """Where all goes: the folder given, else the one that the table itself would fill."""
+    from ..batch.shards import common_folder
+    from ..storage.file_names import scheme_problem
+
+    wrong = [scheme_problem(key, draft.values[key]) for key in ("output", "results") if key in draft.values]
+    if any(wrong):
+        raise InputError([problem for problem in wrong if problem])
+    output = draft.values.get("output")
+    folder = Path(output).expanduser() if output else common_folder(folders)
+    if folder is None:
+        hint = "name the folder for all with -o"
+        raise InputError([Problem("output", "the names of the folders do not tell where to", hint, origin="--merge")])
+    if output == "-" or folder.is_file():
+        raise InputError([Problem("output", f"{output} is no folder", "give a folder with -o", origin="-o")])
+    return folder
+
+
+def _shard_ledgers(
+    stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, surroundings: Surroundings
+) -> Iterator[tuple[Path, Ledger]]:
+    """Each shard's ledger, in nobody else's hands; not that of the target, should it be among them."""
+    for path in dict.fromkeys(folder.resolve() for folder in folders):
+        if path == target.resolve():
+            continue
+        folder = next(folder for folder in folders if folder.resolve() == path)
+        stack.enter_context(_hold(folder / BATCH_HOME))
+        yield folder, stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+
+
+def _absorbed_words(folder: Path, rows: int, pictures: int, left: int) -> str:
+    from ..text import count_words
+
+    said = f"{folder}: {count_words(rows, 'new request')}, {count_words(pictures, 'new picture')}"
+    why = "no whole pictures, or not in that folder itself"
+    return said + (f"; left behind: {count_words(left, 'file')} ({why})" if left else "")
+
+
+def _tell_merged(report: BatchReport, results: Path, streams: Streams, *, is_quiet: bool, is_json: bool) -> int:
+    """Say what became of all rows; 9 where any of them is not done."""
+    from ..output.json_output import batch_object, print_json
+    from ..output.summary import merged_line
+
+    if is_json:
+        print_json(batch_object(report), streams)
+    for line in () if is_quiet else (merged_line(report), f"results: {results}"):
+        streams.err(line)
+    return report.exit_code

@@ -1,0 +1,100 @@
+"""What is told of a reply that is kept: where it lies, the way on, and every link and image in base64 that is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.credentials import known_keys
+from ..engine.stored_reply import POLLED
+from ..output.json_output import JsonObject
+from ..redaction import secret_forms
+from ..storage import filesystem, reply_file, reply_findings
+
+if TYPE_CHECKING:
+    from ..config.environment import Surroundings
+    from ..ledger.records import Entry
+    from ..output.streams import Streams
+
+
+_TOLD = 20
+"""Findings that are told beside an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReplies:
+    """The kept replies of one request, the last first, and the spellings of the keys that may stand in them."""
+
+    paths: tuple[Path, ...] = ()
+    forms: tuple[str, ...] = ()
+    is_plain: bool = False
+    """Whether its images are known without looking for them."""
+
+    def lines(self, entry: Entry) -> list[str]:
+        """Where they lie, and what can be done with them."""
+        if not self.paths:
+            return []
+        lines = [f"reply: {path} ({path.stat().st_size} bytes)" for path in self.paths]
+        if entry.status == "unknown" or entry.doubts:
+            look = f"seedream history show {entry.id} --links prints the links and images that are in it"
+            settle = f"seedream history resolve {entry.id} --paid or --unpaid settles it"
+            return [*lines, f"way on: {look}; seedream recover {entry.id} reads it again; {settle}"]
+        return [*lines, f"way on: seedream recover {entry.id} saves what is in it"]
+
+    def print_found(self, entry: Entry, streams: Streams) -> None:
+        """The request's links, then what its replies hold, each on a line of its own; what is to be known beside."""
+        known = list(dict.fromkeys(picture.link for picture in entry.pictures if picture.link))
+        for link in known:
+            streams.out(link)
+        for path in () if self.is_plain else self.paths:
+            found = reply_findings.Findings(path, self.forms)
+            for one in found:
+                if one.link not in known:
+                    streams.out(one.line)
+            for note in found.notes:
+                streams.err(f"note: {path}: {note}")
+
+    def as_object(self, *, links: bool) -> JsonObject:
+        """The same for scripts; nothing where no reply is kept."""
+        if not self.paths:
+            return {}
+        shown: JsonObject = {"path": str(self.paths[0]), "bytes": self.paths[0].stat().st_size}
+        if links:
+            found = [one for path in self.paths for one in reply_findings.Findings(path, self.forms)]
+            shown["links"] = list(dict.fromkeys(one.link for one in found if one.link))
+            shown["encoded"] = [
+                {"coding": one.coding, "bytes": one.bytes, "format": one.format or None}
+                for one in found
+                if not one.link
+            ]
+        return {"reply": shown}
+
+
+def kept_of(entry: Entry, replies: Path, surroundings: Surroundings) -> KeptReplies:
+    """What is kept of a request in a folder of replies."""
+    names = [f"{entry.id}.reply", f"{entry.id}{POLLED}.reply"]
+    kept = [path for name in names if filesystem.is_own_folder(replies) and filesystem.is_plain(path := replies / name)]
+    asides = [*reply_file.list_asides(replies, entry.id), *reply_file.list_asides(replies, entry.id + POLLED)]
+    paths = (*kept, *reversed(asides))
+    has_links = bool(entry.pictures) and all(one.link or one.state == "failed" for one in entry.pictures)
+    is_plain = has_links and entry.status != "unknown" and not entry.doubts
+    return KeptReplies(paths, key_forms(surroundings) if paths else (), is_plain)
+
+
+def key_forms(surroundings: Surroundings) -> tuple[str, ...]:
+    """The spellings of all keys that are at hand."""
+    return tuple(form for key in known_keys(surroundings) for form in secret_forms(key))
+
+
+def found_lines(name: str, path: Path, forms: tuple[str, ...]) -> Iterator[str]:
+    """What the reply of a request holds that nobody could read, for standard error."""
+    found, is_first = reply_findings.Findings(path, forms, _TOLD), True
+    for one in found:
+        if is_first:
+            yield f"note: {name}: this is in its reply, and none of it is plainly the image:"
+        is_first = False
+        yield f"  {one.line}"
+    for note in found.notes:
+        yield f"note: {name}: {note}; all of it lies in {path}"

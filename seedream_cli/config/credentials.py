@@ -1,0 +1,535 @@
+"""Keys: where they are found, where they are kept, and to which address each may go.
+
+A key is looked for in this order: `--api-key-file`, SEEDREAM_API_KEY, the provider's variables (`api_key_env` first),
+`api_key_command`, the keys stored by `config key set`: in the system's keyring or in a file that only its owner reads.
+A stored key, like the answer of a command, goes to the address that it was stored for and to no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError, FileError, InputError
+from ..providers import PROVIDERS, load
+from ..providers.base_url import full_url
+from ..providers.contract import ProviderSpec
+from ..redaction import check_key, mask, secret_forms
+from ..request.image_request import Draft
+from ..storage import filesystem
+from ..storage.filesystem import write_whole
+from .environment import PREFIX, Surroundings, environment_without
+from .keyring import ask_keyring
+from .settings import Key, ProviderSettings
+
+STORE_FILE = "credentials.json"
+
+ADDRESS_FILE = "addresses.json"
+
+_KNOWN_MOST = 100
+
+COMMAND_S = 30.0
+"""Most seconds for `api_key_command`."""
+
+Kind = Literal["file", "generic", "variable", "bound"]
+
+Where = Literal["keyring", "file"]
+
+
+# --- which key may go where -------------------------------------------------------------------------------------------
+
+
+def may_send(kind: Kind, *, url: str, own: str, by_user: bool, bound_to: str = "", stated: bool = True) -> bool:
+    """Whether a key may go to the address `url` of a provider whose own address is `own` ("": it has none).
+
+    `file` is what the user names for this run, `generic` SEEDREAM_API_KEY, `variable` one of the provider's, `bound` a
+    stored key or a command's, which belongs to `bound_to` ("": the provider's own). `by_user` tells that the address
+    came from the command line, the environment, the user's file or a trusted one: then a variable that is set counts
+    as given for it. An address out of a prompt file or a table gets only what was named for this very run. One that
+    nothing of this run states (`stated`), such as one out of a ledger, gets no key but one that is bound to it.
+    """
+    if kind == "bound":
+        return is_same_place(url, bound_to or own)
+    return is_same_place(url, own) or (stated and (kind == "file" or by_user))
+
+
+def may_ask(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> bool:
+    """Whether anything with a key in it may go to an address that a ledger, or a reply that was kept, gives.
+
+    Such files may be a stranger's. So it must be the provider's own address, one that this run or its settings name,
+    or one that a key is stored for.
+    """
+    stated = _stated_url(draft, spec, surroundings)
+    if spec.offline or is_same_place(base_url, spec.base_url) or is_same_place(base_url, stated):
+        return True
+    return any(one.provider == spec.name and is_same_place(base_url, one.base_url) for one in load_store(surroundings))
+
+
+def remember_address(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> None:
+    """Write down that the user named an address for a provider, so that `recover` may ask there for what was begun."""
+    known = _known_addresses(surroundings)
+    place = [spec.name, place_of(base_url)]
+    if spec.offline or place in known or is_same_place(base_url, spec.base_url):
+        return
+    text = json.dumps({"schema": 1, "addresses": [*known, place][-_KNOWN_MOST:]}, indent=1) + "\n"
+    # Where it cannot be written, the address has to be named again.
+    with contextlib.suppress(FileError):
+        write_whole(surroundings.config_folder / ADDRESS_FILE, text.encode())
+
+
+def is_known_address(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> bool:
+    """Whether the user named an address for a provider before, on this machine."""
+    return any(name == spec.name and is_same_place(base_url, place) for name, place in _known_addresses(surroundings))
+
+
+def _known_addresses(surroundings: Surroundings) -> list[list[str]]:
+    try:
+        found = json.loads((surroundings.config_folder / ADDRESS_FILE).read_bytes())["addresses"]
+        return [[str(name), str(place)] for name, place in found]
+    except (OSError, ValueError, LookupError, TypeError):
+        # Without a list that can be read nothing is known, and the address has to be named again.
+        return []
+
+
+def _is_for_other(draft: Draft, spec: ProviderSpec) -> bool:
+    """Whether the run is for another provider, and its options too: it came upon what this one is owed."""
+    return draft.values.get("provider", spec.name).strip().lower() != spec.name
+
+
+def _stated_url(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> str:
+    """The address that a run, or its settings, state for a provider; "" where it cannot be one."""
+    values = surroundings.settings.provider(spec.name).values if _is_for_other(draft, spec) else draft.values
+    try:
+        return full_url(spec, values.get("base_url"))
+    except InputError:
+        return ""
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two addresses share scheme, host and port. An empty one is like none, and so is what is no address."""
+    try:
+        return bool(other) and place_of(one) == place_of(other)
+    except ValueError:
+        return False
+
+
+def place_of(url: str) -> str:
+    """Scheme, host and port of an address, the port only where it is not the usual one."""
+    parts = urlsplit(url)
+    usual = {"http": 80, "https": 443}.get(parts.scheme.lower())
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    port = "" if parts.port in {None, usual} else f":{parts.port}"
+    return f"{parts.scheme.lower()}://{host}{port}"
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A place where a key may be. `read` gives it, or None where there is none after all."""
+
+    kind: Kind
+    source: str
+    read: Callable[[], Key | None]
+    bound_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """What a key is wanted for: the provider, the whole address, and who chose both."""
+
+    spec: ProviderSpec
+    url: str
+    url_origin: str
+    url_by_user: bool
+    url_stated: bool
+    provider_by_other: bool
+    key_file: str | None
+    key_file_kind: Kind
+
+
+def find_key(
+    draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings, *, is_known: bool = False
+) -> Key:
+    """The first key that may go to `base_url` (whole, with its version), which the user named before if it `is_known`.
+
+    Raises `ConfigError` where there is none, with the places looked at and the keys that may not go there.
+    """
+    errand = _errand(draft, spec, base_url, surroundings, is_known=is_known)
+    refused: list[str] = []
+    troubles: list[str] = []
+    for candidate in _candidates(errand, surroundings, troubles):
+        allowed = may_send(
+            candidate.kind,
+            url=errand.url,
+            own=spec.base_url,
+            by_user=errand.url_by_user,
+            bound_to=candidate.bound_to,
+            stated=errand.url_stated,
+        )
+        if not allowed or (errand.provider_by_other and candidate.kind == "generic"):
+            refused.append(candidate.source)
+            continue
+        key = candidate.read()
+        if key is not None:
+            return _with_note(key, candidate, errand)
+    raise _missing(errand, surroundings, refused, troubles)
+
+
+def _with_note(key: Key, candidate: _Candidate, errand: _Errand) -> Key:
+    """The key, with a note where it goes to another host than the provider's because the user said so."""
+    own = errand.spec.base_url
+    if candidate.kind == "bound" or not own or is_same_place(errand.url, own):
+        return key
+    origin = f" (from {errand.url_origin})" if errand.url_origin else ""
+    note = f"the key of {key.source} goes to {place_of(errand.url)}{origin}, not to {place_of(own)}"
+    return replace(key, note="; ".join(part for part in (note, key.note) if part))
+
+
+def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings, *, is_known: bool) -> _Errand:
+    settings = surroundings.settings
+
+    def by_user(key: str) -> bool:
+        origin = draft.origins.get(key, "")
+        stated = (settings.layer.origins.get(key), settings.provider(spec.name).origins.get(key))
+        return key not in draft.values or not origin or origin.startswith(("--", "$")) or origin in stated
+
+    overruled = bool(settings.own_provider)
+    overruled &= draft.origins.get("provider") == settings.layer.origins.get("provider", "-")
+    is_for_other = _is_for_other(draft, spec)
+    is_stated = is_same_place(base_url, _stated_url(draft, spec, surroundings))
+    kind: Kind = "file" if by_user("api_key_file") else "variable"
+    if overruled and draft.origins.get("api_key_file") != "--api-key-file":
+        kind = "generic"
+    kind = "generic" if is_for_other else kind
+    return _Errand(
+        spec,
+        base_url,
+        draft.origins.get("base_url", "") if "base_url" in draft.values else "",
+        is_known or (by_user("base_url") and is_stated),
+        is_known or is_stated,
+        # The key without a provider's name is that of the one which the user chose.
+        overruled or is_for_other,
+        draft.values.get("api_key_file"),
+        kind,
+    )
+
+
+def _candidates(errand: _Errand, surroundings: Surroundings, troubles: list[str]) -> Iterator[_Candidate]:
+    """Every place that may hold a key, in order; what went wrong on the way is added to `troubles`."""
+    spec, settings = errand.spec, surroundings.settings.provider(errand.spec.name)
+    if errand.key_file is not None:
+        yield _Candidate(
+            errand.key_file_kind, f"the key file {errand.key_file}", partial(_read_key_file, errand.key_file)
+        )
+    for variable in (PREFIX + "API_KEY", *variables_of(spec, surroundings)):
+        value = surroundings.environ.get(variable, "")
+        if value.strip():
+            kind: Kind = "generic" if variable == PREFIX + "API_KEY" else "variable"
+            yield _Candidate(kind, f"${variable}", partial(Key, value, f"${variable}"))
+    if settings.command:
+        bound = full_url(spec, settings.command_base_url) if settings.command_base_url else ""
+        yield _Candidate("bound", "api_key_command", partial(_read_command, settings, surroundings), bound)
+    for stored in load_store(surroundings):
+        if stored.provider == spec.name:
+            yield _Candidate("bound", stored.words, partial(_read_stored, stored, troubles), stored.base_url)
+
+
+def variables_of(spec: ProviderSpec, surroundings: Surroundings) -> tuple[str, ...]:
+    """The provider's variables, the one of `api_key_env` first."""
+    own = surroundings.settings.provider(spec.name).key_variable
+    return tuple(dict.fromkeys(name for name in (own, *spec.key_variables) if name))
+
+
+def _read_key_file(name: str) -> Key:
+    """The key in a file, with a note where others can read it: it may be a secret that a system mounts so."""
+    key = read_key_file(name)
+    if not key.value.strip():
+        hint = "something else may have read it before: give the prompt another way" if name == "-" else ""
+        raise ConfigError(f"{key.source} holds no key", kind="auth", hint=hint or "check --api-key-file")
+    path = Path(name).expanduser()
+    if name == "-" or os.name == "nt" or not path.is_file() or not stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return key
+    return replace(key, note=f"others can read the key file {path}: chmod 600 {_quoted(path)}")
+
+
+def _read_command(settings: ProviderSettings, surroundings: Surroundings) -> Key:
+    named = (one.key_variable for one in (settings, *surroundings.settings.providers.values()))
+    return Key(run_command(settings.command, settings.command_folder, tuple(sorted(set(named)))), "api_key_command")
+
+
+def _read_stored(stored: Stored, troubles: list[str]) -> Key | None:
+    if stored.where == "file":
+        return Key(stored.key, stored.words)
+    value, trouble = ask_keyring("get", stored.user)
+    if value is None:
+        troubles.append(trouble or "the system keyring no longer holds the key")
+        return None
+    return Key(value, stored.words)
+
+
+def _missing(errand: _Errand, surroundings: Surroundings, refused: list[str], troubles: list[str]) -> ConfigError:
+    """Why there is no key, and the ways to one."""
+    spec, names = errand.spec, (PREFIX + "API_KEY", *variables_of(errand.spec, surroundings))
+    if not refused:
+        message = f"no key for {spec.name}: looked at {', '.join(names)}, stored keys"
+        said = "; ".join([message, *troubles])
+        hint = f"set one of them, run `seedream config key set {spec.name}`, or give --api-key-file FILE"
+        return ConfigError(said, kind="auth", hint=f"{hint}; without a key: {SANDBOX_LINE}")
+    if errand.provider_by_other and refused == [f"${PREFIX}API_KEY"]:
+        message = f"the key in {refused[0]} was not sent: an untrusted {spec.name} in the project file overrules yours"
+        return ConfigError(message, kind="auth", hint=f"name the --provider, or read the file and `{_TRUST}`")
+    place = place_of(errand.url)
+    origin = f" (from {errand.url_origin})" if errand.url_origin else ""
+    message = f"no key was sent to {place}{origin}: what is in {', '.join(refused)} belongs to another"
+    store = f"seedream config key set {spec.name} --base-url {place}"
+    hint = f"give the key for this address: --api-key-file FILE, {names[-1]}, or `{store}`"
+    if not errand.url_by_user:
+        hint = "give --base-url yourself, or the key for it with --api-key-file FILE"
+    return ConfigError("; ".join([message, *troubles]), kind="auth", hint=hint)
+
+
+_TRUST = "seedream config trust"
+
+
+def choose_keyed_provider(specs: Sequence[ProviderSpec], surroundings: Surroundings) -> tuple[str, str]:
+    """The provider whose key is present, with what spoke for it: variables first, then commands and stored keys."""
+    online = [spec for spec in specs if not spec.offline]
+    try:
+        return choose_provider({spec.name: variables_of(spec, surroundings) for spec in online}, surroundings)
+    except ConfigError as error:
+        if error.kind != "auth":
+            raise
+        found = _configured_provider(online, surroundings)
+        if found is None:
+            raise
+        return found
+
+
+def _configured_provider(specs: Sequence[ProviderSpec], surroundings: Surroundings) -> tuple[str, str] | None:
+    for spec in specs:
+        if surroundings.settings.provider(spec.name).command:
+            return spec.name, "its api_key_command"
+    stored = {entry.provider: entry.words for entry in reversed(load_store(surroundings))}
+    return next(((spec.name, stored[spec.name]) for spec in specs if spec.name in stored), None)
+
+
+# --- a command's key --------------------------------------------------------------------------------------------------
+
+
+def secret_variables(more: Iterable[str] = ()) -> set[str]:
+    """The variables that may hold a key: every provider's, our own, and those that a user's settings name."""
+    known = {name for provider in PROVIDERS for name in load(provider).spec.key_variables}
+    return {f"{PREFIX}API_KEY", *known, *more}
+
+
+def known_keys(surroundings: Surroundings) -> set[str]:
+    """Every key that is at hand without asking a program or a keyring for it: to take out of what is shown."""
+    specs = [load(name).spec for name in PROVIDERS]
+    names = secret_variables(name for spec in specs for name in variables_of(spec, surroundings))
+    found = {surroundings.environ.get(name, "").strip() for name in names}
+    with contextlib.suppress(ConfigError):
+        found |= {stored.key.strip() for stored in load_store(surroundings)}
+    file = surroundings.option("api_key_file")
+    with contextlib.suppress(ConfigError):
+        found |= {read_key_file(file).value.strip()} if file and file != "-" else set()
+    return found - {""}
+
+
+@cache
+def run_command(words: tuple[str, ...], folder: str, more: tuple[str, ...] = ()) -> str:
+    """What a command prints, once in a run. No shell is asked. Raises `ConfigError` with its last words, masked.
+
+    It runs in the folder of the file that names it, so that a relative path means the same program everywhere.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - the command of a file that the user wrote or trusts
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_S,
+            check=False,
+            cwd=folder,
+            env=environment_without(secret_variables(more)),
+        )
+    except subprocess.TimeoutExpired as error:
+        message = f"api_key_command gave no key in {COMMAND_S:.0f} s: {words[0]}"
+        raise ConfigError(message, hint="run it by hand: it may be waiting for a password") from error
+    except (OSError, ValueError) as error:
+        reason = filesystem.reason(error) if isinstance(error, OSError) else "its name cannot be used"
+        hint = "name it with its full path; no shell reads it, so write sh -c '…' for pipes"
+        raise ConfigError(f"cannot run api_key_command {words[0]}: {reason}", hint=hint) from error
+    printed = done.stdout.decode(errors="replace").strip()
+    if done.returncode or not printed:
+        lines = mask(done.stderr.decode(errors="replace"), secret_forms(printed)).strip()[-300:]
+        ended = f"ended with {done.returncode}" if done.returncode else "printed nothing"
+        raise ConfigError(f"api_key_command {words[0]} {ended}" + (f": {lines}" if lines else ""))
+    return printed
+
+
+# --- stored keys ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One stored key: for which address (whole; "": the provider's own), and where. `key` is "" in the keyring."""
+
+    provider: str
+    base_url: str
+    where: Where
+    key: str = ""
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Stored({self.provider!r}, {self.base_url!r}, {self.where!r})"
+
+    @property
+    def user(self) -> str:
+        """The name of the key in the keyring."""
+        return f"{self.provider} {place_of(self.base_url)}" if self.base_url else self.provider
+
+    @property
+    def words(self) -> str:
+        """Where the key is, for the user."""
+        place = f" for {place_of(self.base_url)}" if self.base_url else ""
+        return ("the system keyring" if self.where == "keyring" else "the credentials file") + place
+
+
+def load_store(surroundings: Surroundings) -> tuple[Stored, ...]:
+    """What is stored. Raises `ConfigError` where others can read the file, or it is not ours.
+
+    The file lists the keyring's keys too, so that no keyring is asked, let alone waited for, where it holds none.
+    """
+    path = surroundings.config_folder / STORE_FILE
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise ConfigError(f"cannot read the stored keys in {path}: {filesystem.reason(error)}") from error
+    # Windows has no such bits: a file in a user's profile is closed to others there. Not run.
+    if os.name != "nt" and mode & 0o077:
+        hint = f"run `chmod 600 {_quoted(path)}`; if others may have read it, make new keys"
+        raise ConfigError(f"others can read the stored keys in {path} (mode {mode:04o}), so none is used", hint=hint)
+    return _parse_store(raw, path)
+
+
+def _parse_store(raw: bytes, path: Path) -> tuple[Stored, ...]:
+    try:
+        rows = json.loads(raw)["keys"]
+        return tuple(Stored(row["provider"], row["base_url"], row["where"], row.get("key", "")) for row in rows)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        # The parser's error would quote what it stumbled over.
+        message = f"the stored keys in {path} cannot be read: not as seedream wrote them"
+        raise ConfigError(message, hint="move the file away and store the keys again") from None
+
+
+def _save_store(surroundings: Surroundings, kept: Sequence[Stored]) -> Path:
+    path = surroundings.config_folder / STORE_FILE
+    rows = [
+        {"provider": item.provider, "base_url": item.base_url, "where": item.where}
+        | ({"key": item.key} if item.key else {})
+        for item in kept
+    ]
+    write_whole(path, (json.dumps({"schema": 1, "keys": rows}, indent=1) + "\n").encode())
+    return path
+
+
+def store_key(
+    spec: ProviderSpec, base_url: str, raw: str, surroundings: Surroundings, *, where: Where | None = None
+) -> tuple[Stored, str]:
+    """Keep a key for a provider at an address ("": its own): in the keyring if there is one, else in the file.
+
+    Returns where it went, and why not to the keyring. Raises `ConfigError` for a key that is none, and where the
+    keyring was asked for by name and fails.
+    """
+    key = check_key(raw)
+    bound = "" if is_same_place(base_url, spec.base_url) else base_url
+    others = [item for item in load_store(surroundings) if not _is_for(item, spec.name, bound)]
+    entry, trouble = Stored(spec.name, bound, "keyring"), ""
+    if where != "file":
+        value, trouble = ask_keyring("set", entry.user, key)
+        if value is None and where == "keyring":
+            raise ConfigError(trouble, hint="--store file keeps it in a file that only you can read")
+    if where == "file" or trouble:
+        entry = Stored(spec.name, bound, "file", key)
+    _save_store(surroundings, [*others, entry])
+    return entry, trouble
+
+
+def forget_key(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> tuple[list[Stored], str]:
+    """Forget the keys stored for an address; returns them, and what went wrong in the keyring."""
+    bound = "" if is_same_place(base_url, spec.base_url) else base_url
+    known = load_store(surroundings)
+    gone = [item for item in known if _is_for(item, spec.name, bound)]
+    if gone:
+        _save_store(surroundings, [item for item in known if item not in gone])
+    troubles = [ask_keyring("delete", item.user)[1] for item in gone if item.where == "keyring"]
+    return gone, "; ".join(filter(None, troubles))
+
+
+def _is_for(stored: Stored, provider: str, base_url: str) -> bool:
+    same = is_same_place(stored.base_url, base_url) if base_url else not stored.base_url
+    return stored.provider == provider and same
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def read_key_file(name: str) -> Key:
+    """The key in a file, or on standard input for `-`. One trailing newline and a BOM are taken off."""
+    if name == "-":
+        return Key(_read_stdin_line(), "standard input")
+    path = Path(name).expanduser()
+    try:
+        return Key(path.read_text(encoding="utf-8-sig", errors="replace"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read the key file {path}: {error.strerror}", hint="check --api-key-file") from error
+
+
+@functools.cache
+def _read_stdin_line() -> str:
+    """The first line of standard input, read once though every job of a run asks for its key."""
+    if sys.stdin is None:
+        raise ConfigError("cannot read the key: standard input is closed", hint="check --api-key-file")
+    return sys.stdin.readline()
+
+
+SANDBOX_LINE = 'seedream generate "a red fox in the snow" --provider sandbox'
+"""What somebody without a key can run at once."""
+
+
+def choose_provider(variables: Mapping[str, Sequence[str]], surroundings: Surroundings) -> tuple[str, str]:
+    """The provider whose key is present, with the variable that spoke for it; the order is that of `variables`."""
+    for provider, names in variables.items():
+        for name in names:
+            if surroundings.environ.get(name, "").strip():
+                return provider, f"${name}"
+    looked = ", ".join(dict.fromkeys(name for names in variables.values() for name in names))
+    if surroundings.environ.get(PREFIX + "API_KEY", "").strip():
+        raise ConfigError(
+            f"${PREFIX}API_KEY is set, but not for which provider",
+            hint=f"add --provider NAME or set {PREFIX}PROVIDER: {', '.join(variables)}",
+        )
+    raise ConfigError(
+        f"no provider was given and no key was found: looked at {PREFIX}API_KEY, {looked}",
+        kind="auth",
+        hint=f"set one of them, or try without a key: {SANDBOX_LINE}",
+    )

@@ -1,0 +1,128 @@
+"""What the surroundings say: environment variables, keys, places. The only reader of the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import ConfigError, FileError
+from .settings import Settings
+
+PREFIX = "SEEDREAM_"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The process's surroundings, read once at the start of a command: the environment and what the files say."""
+
+    environ: Mapping[str, str]
+    settings: Settings = field(default_factory=Settings)
+
+    def option(self, name: str) -> str | None:
+        """The value of `SEEDREAM_<OPTION>`, where it is set and not empty."""
+        return self.environ.get(variable(name)) or None
+
+    @property
+    def is_dumb(self) -> bool:
+        """Whether the terminal can move no cursor."""
+        return self.environ.get("TERM", "") in {"dumb", "unknown"}
+
+    @property
+    def wants_color(self) -> bool:
+        """NO_COLOR (any value) switches colour off."""
+        return not self.environ.get("NO_COLOR") and not self.is_dumb
+
+    @property
+    def forces_color(self) -> bool:
+        """FORCE_COLOR (any value but 0) asks for colour where no terminal is; NO_COLOR overrules it."""
+        return self.environ.get("FORCE_COLOR", "0") not in {"", "0"} and self.wants_color
+
+    @property
+    def certificates(self) -> tuple[str | None, str | None]:
+        """The file and the folder of the certificates that the user says are to be trusted: those alone then are."""
+        return self.environ.get("SSL_CERT_FILE") or None, self.environ.get("SSL_CERT_DIR") or None
+
+    @property
+    def in_ci(self) -> bool:
+        """Whether a CI service reads the output; some obey commands that stand in it."""
+        return bool(self.environ.get("CI") or self.environ.get("GITHUB_ACTIONS"))
+
+    @property
+    def state_folder(self) -> Path:
+        """Where paid replies are kept until their pictures are saved."""
+        moved = self.environ.get(PREFIX + "STATE_DIR")
+        if moved and not moved.startswith("~"):
+            return Path(moved)
+        import platformdirs
+
+        def find() -> Path:
+            return Path(moved).expanduser() if moved else Path(platformdirs.user_state_dir("seedream", appauthor=False))
+
+        return _below_home(find, f"paid replies and the account would be kept; set HOME, or ${PREFIX}STATE_DIR")
+
+    @property
+    def config_folder(self) -> Path:
+        """Where the user's file, the stored keys and the list of trusted project files are.
+
+        `~/.config/seedream` on Linux, `~/Library/Application Support/seedream` on macOS, `%LOCALAPPDATA%\\seedream` on
+        Windows; the latter two have not been run.
+        """
+        import platformdirs
+
+        def find() -> Path:
+            return Path(platformdirs.user_config_dir("seedream", appauthor=False))
+
+        return _below_home(find, f"the settings are, which may hold a budget; set HOME, or ${PREFIX}CONFIG to a file")
+
+    @property
+    def home(self) -> Path | None:
+        """The user's home; None where the system knows none."""
+        try:
+            return Path.home()
+        except RuntimeError:
+            return None
+
+    @property
+    def fault(self) -> str:
+        """Where the tests ask the process to die; empty outside them."""
+        return self.environ.get(PREFIX + "FAULT", "")
+
+
+def _below_home(find: Callable[[], Path], use: str) -> Path:
+    """A folder below the user's home. Raises `ConfigError` where the system knows none."""
+    with contextlib.suppress(RuntimeError):
+        place = find()
+        if place.parts[:1] != ("~",):
+            return place
+    what, _, way_out = use.partition("; ")
+    raise ConfigError(f"there is no home, so nobody knows where {what}", hint=way_out)
+
+
+def read_surroundings() -> Surroundings:
+    """The surroundings of this process."""
+    return Surroundings(dict(os.environ))
+
+
+def environment_without(names: Collection[str]) -> dict[str, str]:
+    """What a program of the user's inherits: this process's variables without those that hold keys."""
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def variable(option: str) -> str:
+    """The environment variable of an option: `response_format` is SEEDREAM_RESPONSE_FORMAT."""
+    return PREFIX + option.upper()
+
+
+def prepare_state(folder: Path) -> Path:
+    """Make the state folder, for this user alone, and return it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot make the state folder {folder}: {error.strerror}",
+            hint=f"set {PREFIX}STATE_DIR to a folder that can be written; paid replies are kept there until saved",
+        ) from error
+    return folder

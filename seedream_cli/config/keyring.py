@@ -1,0 +1,63 @@
+"""The system's keyring, asked in a process of its own that is given up when it hangs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Literal
+
+SERVICE = "seedream"
+"""The name under which the system's keyring files our keys."""
+
+KEYRING_S = 5.0
+"""Most seconds for one answer of the keyring: a locked one may wait for a password that nobody types."""
+
+
+# The keyring is asked in a process of its own: it can be ended when it hangs, and nothing that a broken back-end
+# raises or prints reaches the user. The key goes through pipes, never through arguments. A back-end that stores
+# nothing says so when it is read back.
+_CHILD = """
+import json, sys
+asked = json.load(sys.stdin)
+answer = {"error": "", "value": None}
+try:
+    import keyring
+    service, user = asked["service"], asked["user"]
+    if asked["deed"] == "set":
+        keyring.set_password(service, user, asked["key"])
+        if keyring.get_password(service, user) != asked["key"]:
+            answer["error"] = "stores nothing"
+    elif asked["deed"] == "delete":
+        keyring.delete_password(service, user)
+    answer["value"] = "" if asked["deed"] != "get" else keyring.get_password(service, user)
+except BaseException as error:
+    answer["error"] = type(error).__name__
+json.dump(answer, sys.stdout)
+"""
+
+
+def ask_keyring(deed: Literal["get", "set", "delete"], user: str, key: str = "") -> tuple[str | None, str]:
+    """Have the keyring do something: the value (of `get`; else "") and "", or None and why not. Never raises."""
+    if find_spec("keyring") is None:
+        return None, 'the system keyring is not used: pip install "seedream[keyring]" adds it'
+    asked = json.dumps({"deed": deed, "service": SERVICE, "user": user, "key": key})
+    try:
+        # -P: nothing in the working folder is imported, whatever it is called.
+        done = subprocess.run(  # noqa: S603 - Python itself, with a text of ours
+            [sys.executable, "-P", "-c", _CHILD],
+            input=asked.encode(),
+            capture_output=True,
+            timeout=KEYRING_S,
+            check=False,
+        )
+        answer = json.loads(done.stdout)
+        value, error = answer["value"], str(answer["error"])
+    except subprocess.TimeoutExpired:
+        return None, f"the system keyring did not answer in {KEYRING_S:.0f} s"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None, "the system keyring failed"
+    if error:
+        return None, f"the system keyring cannot be used ({error})"
+    return value, ""

@@ -1,0 +1,280 @@
+"""What comes in from files and standard input: prompts with their options, and references."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from ..errors import InputError, Problem
+from ..storage.file_kinds import HEAD, TAIL, FileKind, find_absent, find_kind, find_stand_in
+
+PROMPT_MOST = 1024 * 1024
+"""Bytes of a prompt file that are still believed to be a prompt."""
+
+FENCE = "+++"
+
+Kind = Literal["value", "switch", "list", "count"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """A prompt and the options that stood above it, by key, each with its place ("shot.txt:3")."""
+
+    text: str
+    values: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
+    first_line: int = 1
+    is_template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a header or a table needs to know of an option's name: its key, how many values it takes, and whether
+    it is the off side of a switch, as `sync` and `no-watermark` are.
+    """
+
+    key: str
+    kind: Kind
+    negative: bool = False
+
+
+def read_prompts(
+    argument: str | None, files: Sequence[str], options: Mapping[str, Option]
+) -> tuple[list[PromptText], list[Problem]]:
+    """Every prompt of the run: the argument, each file, or standard input (`-`); and all that is wrong with them."""
+    if argument is not None and files:
+        return [], [Problem("prompt", "the prompt was given twice", "give the argument or --prompt-file, not both")]
+    if files.count("-") > 1:
+        return [], [Problem("prompt_file", "standard input can be read only once", origin="--prompt-file")]
+    if argument is not None and argument != "-":
+        return [PromptText(argument, origin="PROMPT")], []
+    prompts, problems = [], list[Problem]()
+    for name in files or ([argument] if argument else []):
+        text, wrong = read_text(name, field="prompt_file" if files else "prompt")
+        problems += wrong
+        if text is not None:
+            prompt, wrong = split_header(text, "standard input" if name == "-" else name, options)
+            prompts.append(prompt)
+            problems += wrong
+    return prompts, problems
+
+
+def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
+    """A text file, or standard input for `-`; UTF-8 with or without BOM, one trailing newline taken off."""
+    origin = "standard input" if name == "-" else name
+    try:
+        raw = _stdin().read(PROMPT_MOST + 1) if name == "-" else _read_bytes(Path(name))
+        text = raw.decode("utf-8-sig")
+    except (OSError, RuntimeError) as error:
+        # A RuntimeError: the "~name" of a user that is not there.
+        if name != "-" and isinstance(error, FileNotFoundError) and (absent := find_absent(Path(name))):
+            return None, [_other(field, origin, absent)]
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        return None, [Problem(field, f"cannot read {origin}: {reason.lower()}", origin=origin)]
+    except ValueError as error:
+        if isinstance(error, UnicodeDecodeError) and (found := find_kind(raw[:HEAD], tail=raw[-TAIL:], name=origin)):
+            return None, [_other(field, origin, found)]
+        line = raw.count(b"\n", 0, error.start) + 1 if isinstance(error, UnicodeDecodeError) else 0
+        where = f"{origin}:{line}" if line else origin
+        return None, [Problem(field, f"{origin} is not UTF-8", "save it as UTF-8", origin=where)]
+    if len(raw) > PROMPT_MOST:
+        return None, [Problem(field, f"{origin} is too long for a prompt (over {PROMPT_MOST} bytes)", origin=origin)]
+    # A pointer is text, and would be paid for as a prompt.
+    if found := find_stand_in(raw[:HEAD]) or (find_kind(raw[:HEAD], name=origin) if "\x00" in text else None):
+        return None, [_other(field, origin, found)]
+    if "\x00" in text:
+        return None, [Problem(field, f"{origin} holds zero bytes, so it is no text", origin=origin)]
+    return text.removesuffix("\n").removesuffix("\r"), []
+
+
+def _other(field: str, origin: str, kind: FileKind) -> Problem:
+    """A file that is no text of the user's, but what it is."""
+    return Problem(field, f"{origin} is {kind.what}", kind.hint, origin=origin)
+
+
+def read_chunks(name: str) -> Iterator[bytes]:
+    """A file's bytes, or standard input's for `-`, a piece at a time. Raises `InputError` where it cannot be read."""
+    try:
+        with contextlib.nullcontext(_stdin()) if name == "-" else Path(name).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                yield chunk
+    except OSError as error:
+        origin = "standard input" if name == "-" else name
+        raise InputError([Problem("file", f"cannot read {origin}: {error.strerror}")]) from error
+
+
+def _stdin() -> BinaryIO:
+    """Standard input; OSError where the process was started without one."""
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "it is closed")
+    return sys.stdin.buffer
+
+
+def _read_bytes(path: Path) -> bytes:
+    """A file up to just past the limit, so that a huge one is told by its length and not by the memory it takes."""
+    with path.expanduser().open("rb") as file:
+        return file.read(PROMPT_MOST + 1)
+
+
+def split_header(text: str, origin: str, options: Mapping[str, Option]) -> tuple[PromptText, list[Problem]]:
+    """Take the TOML block between two lines `+++` off a prompt; without one the text is the prompt as it stands."""
+    lines = text.splitlines(keepends=True)
+    if not lines or lines[0].strip() != FENCE:
+        return PromptText(text, origin=origin), []
+    end = next((number for number, line in enumerate(lines[1:], 1) if line.strip() == FENCE), None)
+    if end is None:
+        where = f"{origin}:1"
+        return PromptText(text, origin=origin), [
+            Problem(
+                "prompt_file", f"the block that opens with {FENCE} never ends", f"close it with {FENCE}", origin=where
+            )
+        ]
+    table, problems = _parse_toml("".join(lines[1:end]), origin)
+    reader = _Header(lines[1:end], origin, options)
+    reader.read(table)
+    body = "".join(lines[end + 1 :])
+    empty = len(body) - len(body.lstrip("\r\n"))
+    prompt = PromptText(
+        body.strip("\r\n"),
+        reader.values,
+        reader.switches,
+        reader.lists,
+        reader.variables,
+        reader.origins,
+        origin,
+        end + 2 + body.count("\n", 0, empty),
+        is_template=True,
+    )
+    return prompt, problems + reader.problems
+
+
+def _parse_toml(text: str, origin: str) -> tuple[Mapping[str, Any], list[Problem]]:
+    """The block as a table; a mistake in it is told with its line in the file."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text), []
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found[1]) + 1 if found else 2 + text.count("\n")
+        message = re.sub(r" \(at .*\)$", "", str(error)).lower()
+        return {}, [Problem("prompt_file", f"no TOML: {message}", origin=f"{origin}:{line}")]
+
+
+class _Header:
+    """Sorts the keys of a header into values, switches and lists, by what the options are."""
+
+    def __init__(self, lines: Sequence[str], origin: str, options: Mapping[str, Option]) -> None:
+        self.lines = lines
+        self.origin = origin
+        self.options = options
+        self.values: dict[str, str] = {}
+        self.switches: dict[str, bool] = {}
+        self.lists: dict[str, tuple[str, ...]] = {}
+        self.variables: dict[str, str] = {}
+        self.origins: dict[str, str] = {}
+        self.problems: list[Problem] = []
+
+    def read(self, table: Mapping[str, Any]) -> None:
+        """Take every key; each that cannot be taken is a problem with its line."""
+        for name, value in table.items():
+            option = self.options.get(name.replace("_", "-"))
+            if option is None:
+                near = difflib.get_close_matches(name, self.options, 1)
+                hint = f"did you mean {near[0]}?" if near else "the options are those of seedream generate --help"
+                self.complain(name, f"unknown option {name}", hint)
+                continue
+            self.origins[option.key] = self.place(name)
+            self.take(name, option, value)
+
+    def take(self, name: str, option: Option, value: Any) -> None:
+        """One option's value, by its kind."""
+        if option.key == "var":
+            self.take_variables(name, value)
+        elif option.key in _ONLY_TYPED:
+            self.complain(name, f"{name} cannot stand in a prompt file", "give it on the command line")
+        elif option.key == "extra" and isinstance(value, dict):
+            self.lists["extra"] = tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
+        elif option.kind == "list":
+            items = [str(item) for item in (value if isinstance(value, list) else [value])]
+            self.lists[option.key] = tuple(map(self.beside, items) if option.key == "image" else items)
+        elif option.kind == "switch" and isinstance(value, bool):
+            self.switches[option.key] = value is not option.negative
+        elif option.kind == "value" and isinstance(value, str | int | float) and not isinstance(value, bool):
+            self.values[option.key] = str(value)
+        else:
+            wanted = "true or false" if option.kind == "switch" else "text or a number"
+            self.complain(name, f"{name} takes {wanted}")
+
+    def beside(self, reference: str) -> str:
+        """A reference's file, which a prompt file names from its own folder, as a table does."""
+        folder = Path(self.origin).parent
+        if reference == "-" or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", reference) or folder == Path():
+            return reference
+        return str(folder / Path(reference).expanduser())
+
+    def take_variables(self, name: str, value: Any) -> None:
+        """`[var]` as a table, or `var` as the text or texts that `--var` takes."""
+        pairs: dict[str, Any] = {}
+        if isinstance(value, dict):
+            pairs = value
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                key, equals, text = str(item).partition("=")
+                pairs[key] = text if equals else None
+        for key, text in pairs.items():
+            if isinstance(text, bool) or not isinstance(text, str | int | float):
+                self.complain(name, f"the variable {key} has no text", 'write [var] and name = "value" below it')
+            else:
+                self.variables[key.strip()] = str(text)
+
+    def place(self, name: str) -> str:
+        """File and line of a key."""
+        pattern = re.compile(rf"\s*\[?[\"']?{re.escape(name)}[\"']?\s*[=.\]]")
+        number = next((n for n, line in enumerate(self.lines) if pattern.match(line)), 0)
+        return f"{self.origin}:{number + 2}"
+
+    def complain(self, name: str, message: str, hint: str = "") -> None:
+        """Note a problem at a key."""
+        self.problems.append(Problem(name, message, hint, origin=self.place(name)))
+
+
+_ONLY_TYPED = {"prompt_file", "verbose", "config", "profile"}
+
+_VARIABLE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
+
+
+def fill(prompt: PromptText, variables: Mapping[str, str]) -> tuple[str, list[Problem]]:
+    """Put variables into `{name}`; `{{` and `}}` are braces. Braces that hold no name stay as they are."""
+    if not (prompt.is_template or variables):
+        return prompt.text, []
+    known = {**prompt.variables, **variables}
+    problems = []
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return found[0][0]
+        if name not in known:
+            line = prompt.first_line + prompt.text.count("\n", 0, found.start())
+            near = difflib.get_close_matches(name, known, 1)
+            hint = (
+                f"did you mean {{{near[0]}}}?" if near else f"give --var {name}=… (or write {{{{{name}}}}} for braces)"
+            )
+            problems.append(Problem("prompt", f"no value for {{{name}}}", hint, origin=f"{prompt.origin}:{line}"))
+            return found[0]
+        return known[name]
+
+    return _VARIABLE.sub(replace, prompt.text), problems

@@ -1,0 +1,93 @@
+"""Which settings a project file may make before the user has trusted it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from ..errors import Problem
+from ..storage import filesystem
+from ..storage.filesystem import write_whole
+from .config_file import shown_path
+from .environment import Surroundings
+
+TRUST_FILE = "trusted.json"
+
+TRUST_LINE = "seedream config trust"
+
+# fmt: off
+_HARMLESS = frozenset((
+    "model", "size", "aspect", "count", "sequence", "image", "fit_images", "seed", "guidance_scale", "format",
+    "response_format", "optimize_prompt", "web_search", "background", "stream", "watermark", "asynchronous",
+    "strict", "each", "layers", "output", "name", "if_exists", "no_download", "json", "progress", "quiet", "verbose",
+    "dry_run", "curl", "explain", "metadata", "timeout", "connect_timeout", "retries", "provider", "concurrency",
+    "ipm", "rpm", "fail_fast", "reuse", "max_failures", "limit", "sheet", "profile",
+))
+
+# fmt: on
+_COUNT_HARMLESS = 10
+"""Pictures a request; each is billed, so that a stranger's file may not ask for a thousand."""
+
+
+def load_trusted(surroundings: Surroundings, problems: list[Problem] | None = None) -> dict[str, str]:
+    """The sha256 of each trusted project file by its absolute path; nothing where the list cannot be read.
+
+    Then nothing is trusted, which is mended by trusting again; but a budget in a file that was trusted would be passed
+    by, so that it is added to `problems`.
+    """
+    place = surroundings.config_folder / TRUST_FILE
+    try:
+        known = json.loads(place.read_bytes())["files"]
+        return {str(path): str(digest) for path, digest in known.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = filesystem.reason(error) if isinstance(error, OSError) else "it is damaged"
+        message = f"the list of trusted project files cannot be read: {why}"
+        hint = f"move it away, then run `{TRUST_LINE}`"
+        origin = shown_path(place, surroundings.home)
+        if problems is not None:
+            problems.append(Problem("", message, hint, origin=origin, code="config"))
+        return {}
+
+
+def set_trust(surroundings: Surroundings, path: Path, sha256: str | None) -> None:
+    """Remember a project file as it is now, or with None forget it."""
+    known = load_trusted(surroundings)
+    known.pop(str(path.resolve()), None)
+    if sha256 is not None:
+        known[str(path.resolve())] = sha256
+    text = json.dumps({"schema": 1, "files": known}, indent=1) + "\n"
+    write_whole(surroundings.config_folder / TRUST_FILE, text.encode())
+
+
+def trust_reason(key: str, value: Any, folder: Path) -> str:
+    """Why a project file must be trusted to set this; "" where it need not be. `folder` is the file's."""
+    if key not in _HARMLESS:
+        return "takes a trusted file"
+    if key == "output" and value != "-" and not is_inside(value, folder):
+        return "lies outside the project's folder"
+    if key == "image" and not all(_is_link(item) or is_inside(item, folder) for item in value):
+        return "lies outside the project's folder"
+    if key == "if_exists" and value.strip().lower() == "overwrite":
+        return "would replace files"
+    if key == "count" and value.strip().isdecimal() and int(value) > _COUNT_HARMLESS:
+        return f"asks for more than {_COUNT_HARMLESS} billed pictures"
+    return ""
+
+
+def _is_link(text: str) -> bool:
+    return text == "-" or re.match(r"(https?://|data:)", text, re.IGNORECASE) is not None
+
+
+def is_inside(text: str, folder: Path) -> bool:
+    """Whether a path, its links followed, stays in the folder. Read as Windows would too: both know this slash."""
+    windows = PureWindowsPath(text)
+    if text.startswith(("~", "/")) or windows.drive or windows.root or ".." in windows.parts or "\0" in text:
+        return False
+    try:
+        return (folder / text).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return False

@@ -1,0 +1,1 @@
+"""The one event loop: jobs are sent, their replies kept and written down, their images saved."""

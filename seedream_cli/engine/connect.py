@@ -1,0 +1,63 @@
+"""An HTTP client for the provider, key and limits of a job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..config.environment import read_surroundings
+from ..errors import InternalError
+from ..network.client import Answer, Wire
+from ..network.policy import Clock, Policy
+from ..providers.contract import Call, Reply
+from .plan import Route
+
+T = TypeVar("T")
+
+_NO_KEY = "no-key-is-needed-offline"
+"""What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
+
+
+def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> Wire:
+    """The wire of a route, keyed for it alone; the sandbox's ends in this process."""
+    transport = None
+    if route.spec.offline:
+        from ..sandbox.transport import SandboxTransport
+
+        transport = SandboxTransport()
+    limits, spec = route.limits, route.spec
+    policy = Policy(
+        limits.timeout_s,
+        limits.connect_timeout_s,
+        limits.retries,
+        limits.retry_ambiguous,
+        rpm=limits.rpm or spec.rpm,
+        ipm=limits.ipm or spec.ipm,
+    )
+    key = route.key.value if route.key else _NO_KEY if spec.offline else ""
+    surroundings = read_surroundings()
+    return Wire(
+        base_url=route.base_url,
+        key=key,
+        policy=policy,
+        proxy=limits.proxy,
+        transport=transport,
+        clock=clock,
+        log=log,
+        by_hand=route.by_hand,
+        environ=surroundings.environ,
+        certificates=surroundings.certificates,
+    )
+
+
+def ask(wire: Wire, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
+    """Send one free call by itself, and close the wire. For looking around; what is billable goes through `execute`."""
+    if call.billable:
+        raise InternalError("a billable call would not be written down")
+
+    async def once() -> Answer[T]:
+        async with wire:
+            return await wire.ask(call, read)
+
+    return asyncio.run(once())

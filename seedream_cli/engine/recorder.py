@@ -1,0 +1,329 @@
+"""The books of a run: tells the ledger, in its own terms, how each request fares. Keeps none where there is no ledger.
+
+Between the engine, which speaks of jobs, answers and saved pictures, and the ledger, which speaks of rows and money
+in micro-units. Every method that must be flushed before the next step has flushed when it returns; those that each
+request of a batch comes by are awaited, and share their flushes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import ApiError, BudgetError, BusyError, FileError, SeedreamError
+from ..ledger.group_commit import Commits
+from ..ledger.ledger import Ledger, Run
+from ..ledger.records import Caps, Failure, Hold, NewRequest, PictureRow
+from ..network.urls import expiry
+from ..providers.contract import Ready
+from ..results import Cost, Picture, SavedImage
+from ..storage import image_file
+from ..text import money_words
+from .plan import Job
+
+MICRO = 1_000_000
+
+
+def to_micro(cost: Cost | None) -> int | None:
+    """Whole micro-units, never rounded down, so that no price is nothing; None where no price is known."""
+    # The crumb is what a float of a decimal has too much.
+    return None if cost is None else max(math.ceil(cost.amount * MICRO - 1e-4), int(cost.amount > 0))
+
+
+class Books:
+    """The books of one run. `run` is None without a ledger, and then nothing is written.
+
+    A batch has a ledger of its own in its folder `home`: paths are written relative to that, so that the folder may be
+    moved, and its money is booked in the user's ledger, `day`, too, which keeps the day's budget.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger | None,
+        run: Run | None,
+        caps: Caps,
+        *,
+        home: Path | None = None,
+        day: Ledger | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._run = run
+        self._caps = caps
+        self._home = home.absolute() if home else None
+        self._day = day
+        self._commits = Commits(ledger, day) if ledger is not None else None
+        self._elsewhere: frozenset[str] = frozenset()
+        # Without a ledger the run's own budget is kept here: what each request holds, doubtful attempts added up.
+        self._held: dict[str, int] = {}
+        self._doubted = 0
+
+    def _of(self, job: Job) -> Ledger | None:
+        """The ledger, for a job that it knows and that is in this run's hands."""
+        return self._ledger if job.booked and self.has(job) else None
+
+    def knows(self, job: Job) -> bool:
+        """Whether a job is written down."""
+        return self._of(job) is not None
+
+    def has(self, job: Job) -> bool:
+        """Whether this run may work on a job: another process may have taken first what is to be recovered."""
+        return job.id not in self._elsewhere
+
+    def open(self, jobs: Sequence[Job]) -> None:
+        """Enter new requests; take those in hand that were paid before."""
+        if self._ledger is None or self._run is None:
+            return
+        self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
+        wanted = {job.id for job in jobs if job.booked and job.recovers}
+        taken = self._ledger.take(self._run, sorted(wanted))
+        # One that another process finished since this run was planned has nothing left, its kept reply least of all.
+        tasks = {job.id for job in jobs if job.task_id}
+        mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
+        for entry in taken:
+            if entry.state == "saved" and entry.links_left:
+                # It was named, and may be there after all.
+                self._ledger.mark_missing(entry.id, entry.links_left)
+                mine.add(entry.id)
+        self._elsewhere = frozenset(wanted - mine)
+
+    def _book(self, job: Job, micro: int | None, caps: Caps | None = None) -> None:
+        """Tell the user's ledger what a batch's request costs, or may cost. What costs nothing needs no entry."""
+        if self._day is None or self._run is None or job.recovers or (job.route.spec.offline and not micro):
+            return
+        # One key a run: what an earlier run paid for the same row stays in the day's account.
+        self._day.book(f"{self._run.id} {job.id}", micro, caps=caps or Caps())
+
+    async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> str:
+        """The first byte is about to leave: hold the worst cost, and write that down. If it raises, nothing may leave.
+
+        Returns the token of the attempt.
+
+        Raises `BudgetError` where the cost would pass a cap, `FileError`, and what `objection` raises, which is asked
+        at the last moment.
+        """
+        ledger = self._of(job)
+        worst, token = to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
+        if ledger is None or self._commits is None:
+            self._hold(job, worst)
+            return token
+        # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
+        caps = self._caps if self._day is None else replace(self._caps, daily=None)
+        is_written = False
+
+        def write() -> None:
+            nonlocal is_written
+            is_written = False
+            objection()
+            self._book(job, worst, self._caps)
+            try:
+                ledger.mark_sent(job.id, attempt=attempt, token=token, again=again or job.again, hold=Hold(worst, caps))
+            except BudgetError:
+                self._book(job, 0)
+                raise
+            is_written = True
+
+        try:
+            await self._commits.do(write, "no", books_money=True)
+        except asyncio.CancelledError:
+            # Stopped between the flush and the first byte: it never left.
+            if is_written:
+                ledger.mark_queued(job.id)
+            raise
+        return token
+
+    def _hold(self, job: Job, worst: int | None) -> None:
+        """Hold the worst cost against the run's budget, where no ledger does. Raises `BudgetError`."""
+        cap = self._caps.run
+        if cap is None or worst == 0:
+            return
+        spent = sum(self._held.values()) - self._held.get(job.id, 0) + self._doubted
+        if worst is None or spent + worst > cap:
+            raise BudgetError(
+                f"the next request may cost up to {_dollars(worst)}, and this run's budget of {_dollars(cap)} has "
+                f"{_dollars(spent)} spent or held",
+                hint="only a higher --max-cost draws the rest; the same command starts anew",
+            )
+        self._held[job.id] = worst
+
+    def refused(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
+        """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt, with what came of it."""
+        ledger = self._of(job)
+        if ledger is None:
+            held = self._held.pop(job.id, 0)
+            self._doubted += held if error.billed != "no" else 0
+        if ledger and error.billed == "no":
+            ledger.mark_queued(job.id, error)
+        elif ledger:
+            ledger.mark_unknown(job.id, error, reply=reply)
+
+    def waiting(self, job: Job, task_id: str) -> None:
+        """The provider works on a task."""
+        ledger = self._of(job)
+        if ledger:
+            ledger.mark_waiting(job.id, task_id)
+
+    def announced(self, job: Job, picture: Picture) -> None:
+        """A stream brought a picture; its link is written down before its download starts."""
+        if ledger := self._of(job):
+            ledger.mark_picture(job.id, _row(picture))
+
+    async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
+        """The answer is read: every link is written down before any download starts."""
+        ledger = self._of(job)
+        settled = None if made is None else to_micro(job.price(made))
+        if ledger is None or self._commits is None:
+            if settled is not None and job.id in self._held:
+                self._held[job.id] = settled
+            return
+        pictures = [_row(picture) for picture in ready.pictures]
+
+        def write() -> None:
+            ledger.mark_ready(
+                job.id,
+                pictures,
+                usage=ready.usage,
+                billed_count=made,
+                settled_micro=settled,
+                reply=reply,
+                trace=ready.request_id,
+            )
+
+        await self._commits.do(write, "yes")
+        # Mostly it costs what was held for it, and then there is nothing new to flush.
+        if settled is not None and settled != to_micro(job.price(job.request.pictures_at_most)):
+            # The links are safe. An account that cannot be written keeps what was held, and holds up no picture.
+            with contextlib.suppress(FileError, BusyError):
+                await self._commits.do(lambda: self._book(job, settled), "no", books_money=True)
+
+    async def picture(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:
+        """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending.
+
+        Its folder is flushed before. With `last` nothing is left to fetch of the request after it.
+        """
+        expired = image.error is not None and image.error.kind == "expired"
+        ledger = self._of(job)
+        if ledger is None or self._commits is None:
+            if image.path is not None:
+                image_file.flush_folder(image.path.parent)
+            return
+        if image.error is not None and not expired:
+            return
+        row = PictureRow(
+            index=image.index,
+            state="expired" if expired else "handed" if handed or image.path is None else "saved",
+            link=image.url,
+            expires=expiry(image.url),
+            path=self._stored(image.path) if image.path else None,
+            format=image.format,
+            width=image.width,
+            height=image.height,
+            bytes=image.bytes,
+            sha256=image.sha256,
+            error=_failure(image.error),
+        )
+
+        def write() -> None:
+            if last:
+                ledger.mark_saved(job.id, picture=row)
+            else:
+                ledger.mark_picture(job.id, row)
+
+        await self._commits.do(write, "yes", folder=image.path.parent if image.path else None)
+
+    def _stored(self, path: Path) -> Path:
+        """A picture's path as it is written down."""
+        whole = path.absolute()
+        return whole.relative_to(self._home) if self._home and whole.is_relative_to(self._home) else whole
+
+    async def saved(self, job: Job) -> None:
+        """Nothing of it is left to fetch."""
+        ledger = self._of(job)
+        if ledger is not None and self._commits is not None:
+            await self._commits.do(lambda: ledger.mark_saved(job.id), "yes")
+
+    def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
+        """It ended without a picture: refused, never sent, or nobody knows."""
+        ledger = self._of(job)
+        if ledger is None and error.billed == "no":
+            self._held.pop(job.id, None)
+        # Where the disk refused an answer, the next run settles by what reached it: a failure would be the end.
+        if ledger is None or (isinstance(error, FileError) and error.billed == "yes"):
+            return
+        if error.billed == "unknown":
+            ledger.mark_unknown(job.id, error, reply=reply)
+        else:
+            ledger.mark_failed(job.id, error)
+            if error.billed == "no":
+                self._book(job, 0)
+
+    def unsent(self, job: Job) -> None:
+        """It stays queued: nothing happened to it."""
+        if self._of(job):
+            self._book(job, 0)
+
+    def doubts(self, job: Job) -> int:
+        """How many earlier attempts at a request may have been billed."""
+        ledger = self._of(job)
+        return sum(entry.doubts for entry in ledger.entries([job.id])) if ledger else 0
+
+    def close(self, exit_code: int) -> None:
+        """The run is over."""
+        if self._run is not None:
+            self._run.finish(exit_code)
+
+
+def _dollars(micro: int | None) -> str:
+    return "an unknown amount" if micro is None else money_words(Cost(micro / MICRO, "USD", ""))
+
+
+def _new(job: Job) -> NewRequest:
+    request, worst = job.request, job.price(job.request.pictures_at_most)
+    output = job.output
+    return NewRequest(
+        id=job.id,
+        position=job.index,
+        provider=job.route.spec.name,
+        base_url=job.route.base_url,
+        model=request.model_id,
+        prompt=request.prompt,
+        body=job.route.dialect.submit(request).json or {},
+        fingerprint=request.fingerprint,
+        pictures_at_most=request.pictures_at_most,
+        worst_micro=to_micro(worst),
+        currency=worst.currency if worst else "USD",
+        as_of=worst.as_of if worst else "",
+        fields={**job.fields, "size": request.size},
+        output={
+            "folder": str(output.folder.absolute()),
+            "file": str(output.file.absolute()) if output.file else None,
+            "template": output.template,
+            "if_exists": output.if_exists,
+            "stdout": output.stdout,
+            "first": job.first,
+            "of": job.of,
+        },
+    )
+
+
+def _row(picture: Picture) -> PictureRow:
+    """A picture as it was announced."""
+    return PictureRow(
+        index=picture.index,
+        state="failed" if picture.error else "pending",
+        link=picture.link,
+        expires=expiry(picture.link),
+        format=picture.format,
+        error=_failure(picture.error),
+    )
+
+
+def _failure(error: SeedreamError | None) -> Failure | None:
+    if error is None:
+        return None
+    said = error if isinstance(error, ApiError) else None
+    return Failure(error.kind, error.message, error.hint, said.code if said else "", said.request_id if said else "")

@@ -1,0 +1,118 @@
+"""The lock that a run holds while it lives, so that others know whether it died."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import sys
+from pathlib import Path
+
+from ..errors import FileError
+from ..storage import filesystem
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_LOCK_BYTE = 1 << 30
+
+
+def _make_folder(folder: Path, *, is_named: bool = False) -> None:
+    """Make a folder of ours. One that the user named may lie behind a link that the user made."""
+    try:
+        if is_named:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            filesystem.make_folder(folder)
+    except OSError as error:
+        raise _no_place(folder, error) from error
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+class _Lock:
+    """An exclusive lock on a file, let go by the system when its process dies, however it dies."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @staticmethod
+    def take(path: Path, *, wait: bool = False) -> _Lock | None:
+        """The lock, or None where another process holds it. Raises `FileError` where the disk has no locks."""
+        descriptor = -1
+        try:
+            descriptor = filesystem.open_own(path, os.O_RDWR | os.O_CREAT)
+            if _try_lock(descriptor, wait=wait):
+                return _Lock(path, descriptor)
+        except OSError as error:
+            raise _no_place(path, error) from error
+        os.close(descriptor)
+        return None
+
+    @staticmethod
+    def is_free(path: Path) -> bool:
+        """Whether nobody holds it: whoever did is dead. A lock that cannot be looked at counts as held."""
+        try:
+            descriptor = filesystem.open_own(path, os.O_RDWR)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        # Shared, so that two processes that look at once do not take each other for the owner.
+        with os.fdopen(descriptor, "rb", buffering=0), contextlib.suppress(OSError):
+            return _try_lock(descriptor, shared=True)
+        return False
+
+    def sign(self) -> None:
+        """Write this process's number into the file, for the message that another one shows."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let go. With `remove` the file goes too, while it is still held where the system allows that."""
+        if remove and sys.platform != "win32":
+            self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        if remove and sys.platform == "win32":
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
+
+def _try_lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> bool:
+    """False where another has it; raises `OSError` where there are no locks."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise
+    return True
+
+
+# --- what went wrong ------------------------------------------------------------------------------------------------
+
+
+def _no_place(path: Path, error: OSError | sqlite3.Error) -> FileError:
+    reason = filesystem.reason(error) if isinstance(error, OSError) else str(error)
+    is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    is_full = is_full or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+    hint = "make room there" if is_full else "make the place writable"
+    if isinstance(error, filesystem.ForeignError):
+        # The name that is meant is the error's own: a log's, say.
+        return FileError(f"cannot keep the ledger {error.filename}: {filesystem.reason(error)}", hint=error.way_out)
+    return FileError(f"cannot keep the ledger {path}: {reason.lower()}", hint=hint)

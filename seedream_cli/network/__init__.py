@@ -1,0 +1,1 @@
+"""Everything that talks HTTP. Knows no ledger and no job."""

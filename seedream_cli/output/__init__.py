@@ -1,0 +1,1 @@
+"""What the user sees: messages, progress, JSON and tables. Reads results and ledger records, runs nothing."""

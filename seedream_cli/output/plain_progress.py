@@ -1,0 +1,277 @@
+"""Progress as lines: for pipes, CI and logs."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from ..results import Cost, Draining, Event, Finished, Notice, Planned, Retrying, Saved, SavedImage, Stage
+from ..text import clean, clean_path, count_words, money_words, size_words, span_words
+from .json_output import Row, job_object, print_json
+from .streams import Streams
+from .summary import Display, Mode, print_places
+
+_PLAIN_S = 10.0
+
+_NOTES_MOST = 10
+
+
+class FewNotes:
+    """Hands every event on, but of notes only the first: a table may give cause for one in each of its rows."""
+
+    def __init__(self, display: Display, streams: Streams) -> None:
+        self._display = display
+        self._streams = streams
+        self._notes = 0
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Notice):
+            self._notes += 1
+            if self._notes > _NOTES_MOST:
+                return
+        self._display.emit(event)
+
+    def close(self) -> None:
+        """Leave the terminal, and say how many notes there were beside those shown."""
+        self._display.close()
+        more, self._notes = self._notes - _NOTES_MOST, 0
+        if more > 0:
+            self._streams.err(f"note: and {count_words(more, 'more note')} like these")
+
+
+def batch_name(index: int) -> str:
+    """What a request of a batch is called, whose number is made of that of its row."""
+    if index < 0:
+        return "a row that is not in the table any more"
+    row, number = divmod(index, 1000)
+    return f"row {row}" if not number else f"row {row}, request {number + 1}"
+
+
+class Tally:
+    """How many requests there are and how many of them have ended, and badly."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.done = 0
+        self.failed = 0
+        self.unknown = 0
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        if isinstance(event, Planned):
+            self.requests = event.requests
+        elif isinstance(event, Finished):
+            self.done += 1
+            self.unknown += event.result.status == "unknown"
+            self.failed += event.result.exit_code != 0 and event.result.status != "unknown"
+
+    @property
+    def crossed_tenth(self) -> bool:
+        """Whether the request that just ended completed another tenth of the run."""
+        return self.done * 10 // self.requests > (self.done - 1) * 10 // self.requests
+
+    def words(self) -> str:
+        """Such as "12 of 120 requests, 1 failed"."""
+        bad = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unknown, "unknown")) if count]
+        return ", ".join([f"{self.done} of {self.requests} requests", *bad])
+
+
+class BatchTally(Tally):
+    """How far a table's run is, how fast it goes and what it has cost."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._since = clock()
+        self._flying: set[int] = set()
+        self._images: deque[float] = deque(maxlen=1000)
+        self._cost = 0.0
+        self._stopping = False
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        super().take(event)
+        if isinstance(event, Planned):
+            self._since = self._clock()
+        elif isinstance(event, Draining):
+            self._stopping = True
+        elif isinstance(event, Stage):
+            self._flying.add(event.job)
+        elif isinstance(event, Saved) and event.image.path:
+            self._images.append(self._clock())
+        elif isinstance(event, Finished):
+            self._flying.discard(event.result.index)
+            cost = event.result.cost if event.result.attempts else None
+            self._cost += cost.amount if cost else 0.0
+
+    def facts(self, now: float) -> list[str]:
+        """What is worth saying, the most important first."""
+        bad = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unknown, "unknown")) if count]
+        recent = [moment for moment in self._images if moment > now - 60]
+        span = min(60.0, now - self._since)
+        left = (now - self._since) / self.done * (self.requests - self.done) if self.done else 0.0
+        # Once a run is being stopped, what is left is not waited for.
+        ahead = ["stopping"] if self._stopping else [f"{span_words(left)} left"] if self.done and left >= 1 else []
+        return [
+            f"{self.done} of {self.requests}",
+            *bad,
+            *ahead,
+            *([money_words(Cost(self._cost, "USD", ""))] if self._cost else []),
+            *([f"{len(recent) * 60 / span:.0f} pictures/min"] if recent and span >= 1 else []),
+            *([f"{len(self._flying)} in flight"] if self._flying else []),
+        ]
+
+    def line(self, now: float, width: int) -> str:
+        """As many of the facts as fit into the width."""
+        line = ""
+        for fact in self.facts(now):
+            longer = f"{line} · {fact}" if line else fact
+            if len(longer) > width:
+                break
+            line = longer
+        return line
+
+
+class PlainBatchSink:
+    """A line every ten seconds or every hundredth of the run, whichever is rarer, and what must be known at once."""
+
+    def __init__(self, streams: Streams, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._streams = streams
+        self._verbosity = verbosity
+        self._clock = clock
+        self._tally = BatchTally(clock)
+        self._told_at = clock()
+        self._told = 0
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        tally, now = self._tally, self._clock()
+        tally.take(event)
+        line = event_line(event, tally, verbosity=self._verbosity, name=batch_name)
+        if line:
+            self._streams.err(line)
+        rare = now - self._told_at >= _PLAIN_S and (tally.done - self._told) * 100 >= tally.requests
+        if isinstance(event, Finished) and rare:
+            self._told_at, self._told = now, tally.done
+            self._streams.err(f"done: {tally.line(now, 200)}")
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+class QuietSink:
+    """Shows nothing."""
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+class PlainSink:
+    """A few plain lines on standard error, for logs and pipes.
+
+    `verbosity` 1 adds stages and saved files, -1 leaves only what the user must know.
+    """
+
+    def __init__(self, streams: Streams, *, verbosity: int = 0) -> None:
+        self._streams = streams
+        self._verbosity = verbosity
+        self._tally = Tally()
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        self._tally.take(event)
+        line = event_line(event, self._tally, verbosity=self._verbosity + 1)
+        if line:
+            self._streams.err(line)
+        # Ten lines tell the progress of any number of requests.
+        tally = self._tally
+        if self._verbosity >= 0 and isinstance(event, Finished) and tally.requests > 1 and tally.crossed_tenth:
+            self._streams.err(f"done: {tally.words()}")
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+class TeeSink:
+    """Hands every event to several sinks."""
+
+    def __init__(self, *sinks: Display) -> None:
+        self._sinks = sinks
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        for sink in self._sinks:
+            sink.emit(event)
+
+    def close(self) -> None:
+        """Close all, the last first."""
+        for sink in reversed(self._sinks):
+            sink.close()
+
+
+class ResultSink:
+    """Prints each result on standard output as it comes, for a batch: paths or links as saved, or an object a row."""
+
+    def __init__(
+        self, streams: Streams, mode: Mode, *, command: str = "batch", rows: Mapping[int, Row] | None = None
+    ) -> None:
+        self._streams = streams
+        self._mode = mode
+        self._command = command
+        self._rows = rows or {}
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if self._mode == "json" and isinstance(event, Finished):
+            job = event.result
+            print_json(job_object(job, self._command, row=self._rows.get(job.index)), self._streams)
+        elif isinstance(event, Finished):
+            print_places(event.result.images, self._streams, self._mode)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+def event_line(event: Event, tally: Tally, *, verbosity: int, name: Callable[[int], str] | None = None) -> str:
+    """The line that tells of an event, or "". At 0 only what must be known, at 1 the course, at 2 every step.
+
+    `name` says what a request is called by its index, where it is not one of so many.
+    """
+    if isinstance(event, Notice):
+        return f"note: {clean(event.message)}"
+    if isinstance(event, Draining):
+        what = count_words(event.in_flight, "request in flight", "requests in flight")
+        stop = f"stopping ({clean(event.signal_name, 20)}): nothing new is sent"
+        if not event.in_flight:
+            return f"{stop}, and nothing is in flight"
+        long = f", which may take up to {span_words(event.most_s)}" if event.most_s else ""
+        return f"{stop}, {what} will be finished and saved{long}; once more stops at once, and may lose what is paid"
+    if verbosity >= 1 and isinstance(event, Planned):
+        upto = "up to " if event.pictures != event.requests else ""
+        asked = f"{count_words(event.requests, 'request')}, {upto}{count_words(event.pictures, 'picture')}"
+        return f"start: {' '.join(filter(None, (clean(event.provider, 40), clean(event.model, 80))))}, {asked}"
+    if verbosity >= 1 and isinstance(event, Retrying):
+        what = f"{_subject(event.job, tally.requests, name)}{clean(event.what, 60)}"
+        return f"retry: {what}: {clean(event.reason)}; again in {event.wait_s:.0f} s"
+    if verbosity >= 2 and isinstance(event, Stage):
+        detail = f" ({clean(event.detail, 80)})" if event.detail else ""
+        return f"stage: {_subject(event.job, tally.requests, name)}{event.stage}{detail}"
+    if verbosity >= 2 and isinstance(event, Saved) and event.image.path:
+        return f"saved: {_facts(event.image)}"
+    return ""
+
+
+def _facts(image: SavedImage) -> str:
+    size = f" ({image.width}x{image.height} {image.format}, {size_words(image.bytes)})" if image.bytes else ""
+    return f"{clean_path(image.path or '')}{size}"
+
+
+def _subject(job: int, requests: int, name: Callable[[int], str] | None = None) -> str:
+    if name:
+        return f"{name(job)}: "
+    return f"request {job + 1} of {requests}: " if requests > 1 else ""

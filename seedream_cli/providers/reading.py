@@ -1,0 +1,185 @@
+"""Images and failed members out of answers and events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..results import Blob, Layer, Picture
+from .contract import _BASE64_STARTS, _CHARACTERS, _DEPTH, _MEMBERS, Completed, ProviderSpec, Ready, _mapping, _text
+from .error_text import message_in, plain_code
+from .faults import _MOST_PICTURES, _fault, _member_error, _no_picture, api_error, fault_in, task_state
+
+
+def read_pictures(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Ready | None:
+    """The images and failed members of an answer, under `data` or where else they plainly lie; None where none are."""
+    items = _image_list(body)
+    if not items:
+        return None
+    outer = body if isinstance(body, Mapping) else {}
+    return Ready(
+        pictures=tuple(read_picture(spec, item, index) for index, item in enumerate(items)),
+        usage=_bounded(outer.get("usage")),
+        request_id=_text(outer.get("trace_id")) or headers.get("x-request-id", ""),
+        model=_text(outer.get("model")),
+        task_id=_text(outer.get("task_id")),
+    )
+
+
+_IMAGE_KEYS = ("url", "image_url", "imageUrl", "b64_json", "b64", "base64", "image_base64", "image", "link", "src")
+"""Names under which a member of an answer has its image, the likeliest first."""
+
+_LIST_KEYS = ("images", "image_urls", "imageUrls", "urls", "output", "outputs", "result", "results", "response")
+"""Names under which gateways put the list of images that belongs under `data`."""
+
+_LIST_DEPTH = 4
+
+
+def _image_list(body: Any) -> list[Any]:
+    """The members of an answer. The list under `data` counts as it is, failed members too; one at another place only
+    where it holds images, and where the answer is neither an error nor the record of a task.
+    """
+    data = body.get("data") if isinstance(body, Mapping) else None
+    if isinstance(data, list) and data:
+        nested = [item for part in data for item in part] if all(isinstance(part, list) for part in data) else data
+        return [one for item in nested for one in _members(item)]
+    if isinstance(body, Mapping) and fault_in(body) is not None:
+        return []
+    found = _images_at(body, _LIST_DEPTH)
+    return list({_image_in(one) or id(one): one for one in found}.values())
+
+
+def _images_at(value: Any, depth: int) -> list[Any]:
+    """The images under a name of an answer: a list of them, one, or an object that has them under a name of its own."""
+    if not depth or value is None:
+        return []
+    if isinstance(value, list):
+        parts = (_images_at(one, depth - 1) if isinstance(one, list) else _members(one) for one in value)
+        found = [one for part in parts for one in part]
+        return found if found and all(_image_in(one) for one in found) else []
+    if isinstance(value, str | Blob):
+        return [value] if _image_in(value) else []
+    if not isinstance(value, Mapping) or task_state(value):
+        return []
+    for name in ("data", *_LIST_KEYS):
+        if found := _images_at(value.get(name), depth - 1):
+            return found
+    # What repeats the prompt repeats the request, and its image is the one that was sent.
+    return _members(value) if "prompt" not in value and _image_in(value) else []
+
+
+def _members(item: Any) -> list[Any]:
+    """A member of an answer, or the several that it stands for where its image is a list of them."""
+    if isinstance(item, Mapping):
+        for key in _IMAGE_KEYS:
+            if isinstance(several := item.get(key), list) and several:
+                return [{**item, key: one} for one in several]
+    return [item]
+
+
+def _image_in(item: Any) -> Any:
+    """The image of a member: its link, data URI or base64; None where it has none."""
+    if isinstance(item, Blob):
+        return item
+    if isinstance(item, str):
+        # Among strings only what can be nothing else is an image.
+        known = item.startswith(_BASE64_STARTS) or re.match(r"https?://.|data:image/|/[^/]", item, re.IGNORECASE)
+        return item if known else None
+    if not isinstance(item, Mapping):
+        return None
+    values = (item.get(key) for key in _IMAGE_KEYS)
+    inner = (_image_in(value) if isinstance(value, Mapping) else value for value in values)
+    return next((value for value in inner if isinstance(value, Blob) or (isinstance(value, str) and value)), None)
+
+
+def read_picture(spec: ProviderSpec, item: Any, index: int) -> Picture:
+    """One member of an answer, or one event of a stream: a link, base64, or an error of its own."""
+    value = _image_in(item)
+    facts = item if isinstance(item, Mapping) else {}
+    size = _text(facts.get("size")).replace("×", "x").replace("*", "x")
+    made = _text(facts.get("output_format"))
+    layer = _read_layer(facts)
+    if isinstance(value, Blob):
+        return Picture(index, blob=value, size=size, format=made, layer=layer)
+    if isinstance(value, str):
+        # Some relays put a data URI where the link belongs, or into the base64 field.
+        inline = re.match(r"data:(?:image/([a-z0-9.+-]{1,40}))?[^,]{0,300},", value, re.IGNORECASE)
+        if inline:
+            made = made or (inline[1] or "").lower()
+            return Picture(index, base64=value[inline.end() :], size=size, format=made, layer=layer)
+        if _is_base64(facts, value):
+            return Picture(index, base64=value, size=size, format=made, layer=layer)
+        return Picture(index, link=value, size=size, format=made, layer=layer)
+    fault = fault_in(facts) if facts else None
+    return Picture(index, size=size, error=_member_error(spec, fault) if fault else _no_picture(spec))
+
+
+def _is_base64(item: Mapping[str, Any], value: str) -> bool:
+    """Whether an image is base64: by the name that it has, or by its first letters where that may hold both."""
+    key = next((key for key in _IMAGE_KEYS if value in (item.get(key), _image_in(item.get(key)))), "")
+    if key in {"", "image"}:
+        return value.startswith(_BASE64_STARTS)
+    return key in {"b64_json", "b64", "base64", "image_base64"}
+
+
+def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture | Completed | None:
+    """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is a picture."""
+    kind = _text(event.get("type"))
+    if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
+        index = event.get("image_index")
+        # Without a number that one can have, a picture gets the next free one, from whoever collects them.
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_PICTURES:
+            index = -1
+        return read_picture(spec, event, index)
+    fault = fault_in(event) or (
+        _fault(plain_code(event.get("code")), message_in(event), "") if kind == "error" else None
+    )
+    if fault:
+        raise api_error(spec, fault)
+    if kind == "image_generation.completed":
+        return Completed(_bounded(event.get("usage")), _text(event.get("trace_id")))
+    return None
+
+
+def _read_layer(item: Mapping[str, Any]) -> Layer | None:
+    """What is said of a layer; None for a picture that is none."""
+    z_index = item.get("z_index")
+    if not isinstance(z_index, int):
+        return None
+    box = _mapping(item.get("bounding_box")) or {}
+    return Layer(
+        z_index,
+        name=_text(item.get("name")),
+        description=_text(item.get("description")),
+        absolute=_numbers(box.get("absolute")),
+        normalized=_numbers(box.get("normalized")),
+    )
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    """Whole numbers of a list; nothing for a list that holds anything else."""
+    if not isinstance(value, list) or not all(isinstance(one, int | float) for one in value):
+        return ()
+    return tuple(round(one) for one in value)
+
+
+def _bounded(value: Any) -> Mapping[str, Any] | None:
+    """An object of the provider's, cut to what can be kept and printed."""
+    return _cut(value, _DEPTH) if isinstance(value, Mapping) else None
+
+
+def _cut(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _CHARACTERS else value[:_CHARACTERS] + "…"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return "…"
+    if not isinstance(value, Mapping | list):
+        return value if isinstance(value, int | float) or value is None else "…"
+    if not depth:
+        return "…"
+    if isinstance(value, list):
+        return [_cut(one, depth - 1) for one in value[:_MEMBERS]] + ["…"] * (len(value) > _MEMBERS)
+    members = list(value.items())
+    cut = {str(name)[:200]: _cut(one, depth - 1) for name, one in members[:_MEMBERS]}
+    return cut | ({"…": "…"} if len(members) > _MEMBERS else {})

@@ -1,0 +1,1 @@
+"""One validated request: the models' rows, sizes, prices and reference images."""

@@ -1,0 +1,184 @@
+"""Where images go: `--output`, `--name` and `--if-exists`, proved to be writable before anything is paid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..errors import FileError, InputError, Problem
+from . import filesystem
+from .file_names import render_name, scheme_problem
+from .filesystem import _part_name
+from .image_info import SPELLINGS, SUFFIXES
+
+IfExists = Literal["rename", "skip", "error", "overwrite"]
+
+_ROOM_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one picture goes: its folder, its name, and the suffix the user typed, "" where the bytes alone decide."""
+
+    folder: Path
+    stem: str
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What `--output`, `--name` and `--if-exists` add up to. With `stdout` the folder is for temporary files."""
+
+    folder: Path
+    if_exists: IfExists
+    pictures: int
+    template: str | None = None
+    file: Path | None = None
+    stdout: bool = False
+
+    def place(self, fields: Mapping[str, str], *, number: int = 1, of: int = 1, default: str = "{slug}") -> Place:
+        """The place of picture `number` (from 1) of `of`; `default` is the template where the user gave none.
+
+        Where several pictures would share a name, it gets "-1", "-2", … at its end.
+        """
+        if self.file is not None:
+            stem = self.file.stem if max(of, self.pictures) <= 1 else f"{self.file.stem}-{number}"
+            return Place(self.folder, stem, self.file.suffix)
+        template = self.template or default
+        path = Path(render_name(template, {**fields, "index": str(number)}))
+        numbered = of <= 1 or any(name == "index" for _, name, _, _ in string.Formatter().parse(template))
+        return Place(self.folder / path.parent, path.name if numbered else f"{path.name}-{number}")
+
+    def prepare(self, places: Iterable[Place] = ()) -> None:
+        """Before anything is paid: makes the folders, proves that they can be written, refuses names that are taken.
+
+        `places` are those known in advance; an explicit file needs none. Raises `FileError` (nothing was sent) for
+        the disk and `InputError` for every name that exists while `--if-exists` is "error".
+        """
+        if self.file is not None:
+            places = [self.place({}, number=number, of=self.pictures) for number in range(1, self.pictures + 1)]
+        taken, proved = list[Path](), set[Path]()
+        for place in [Place(self.folder, ""), *places]:
+            if place.folder not in proved:
+                _make_folder(self.folder, place.folder)
+                _prove_room(place.folder)
+                proved.add(place.folder)
+            if place.stem and self.if_exists == "error" and (path := existing(place)):
+                taken.append(path)
+        if taken:
+            hint = "--if-exists rename keeps both, skip leaves the old one, overwrite replaces it"
+            raise InputError([Problem("output", f"{path} exists already", hint) for path in taken])
+
+
+def existing(place: Place) -> Path | None:
+    """The file that holds this place's name already: under the suffix typed, or under any picture's suffix."""
+    suffixes = (place.suffix,) if place.suffix else SPELLINGS
+    paths = (place.folder / f"{place.stem}{suffix}" for suffix in suffixes)
+    # A dangling link takes a name too, though exists() is blind to it.
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def plan_output(
+    output: str | None, *, pictures: int, if_exists: IfExists | None = None, template: str | None = None
+) -> Target:
+    """Reads `--output`: a folder, a file named by a picture's suffix, "-" for standard output, None for here.
+
+    Looks at the disk but changes nothing. For an explicit file `template` is not used. Raises `InputError`.
+    """
+    if if_exists is not None and if_exists not in get_args(IfExists):
+        hint = f"one of {', '.join(get_args(IfExists))}"
+        raise InputError([Problem("if_exists", f'unknown value "{if_exists}"', hint)])
+    if output == "-":
+        return _plan_stdout(pictures, if_exists)
+    if output is not None and (not output.strip() or "\0" in output):
+        raise InputError([Problem("output", "the output path is empty or holds a NUL", "give a folder or a file")])
+    if output is not None and (problem := scheme_problem("output", output)):
+        raise InputError([problem])
+    path = Path(output or ".")
+    if output is None or output.endswith(tuple(filter(None, ("/", os.sep, os.altsep)))) or _is_folder(path):
+        return Target(path, if_exists or "rename", pictures, template)
+    if path.suffix.lower() in SPELLINGS:
+        return Target(path.parent, if_exists or "error", pictures, file=path)
+    if os.path.lexists(path):
+        raise InputError([Problem("output", f"{path} is a file, but not named as a picture", _NAME_HINT)])
+    if path.suffix:
+        raise InputError([Problem("output", f"{path.suffix} is no picture's suffix (in {path})", _NAME_HINT)])
+    return Target(path, if_exists or "rename", pictures, template)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # an impossible name, or a folder that may not be entered: making it says which
+
+
+_NAME_HINT = f"end a file in {', '.join(SUFFIXES.values())}, a folder in /"
+
+
+def _plan_stdout(pictures: int, if_exists: IfExists | None) -> Target:
+    import tempfile
+
+    if pictures > 1:
+        message = f"standard output takes one picture, and up to {pictures} were asked for"
+        raise InputError([Problem("output", message, "give a folder with --output")])
+    return Target(Path(tempfile.gettempdir()), if_exists or "rename", pictures, stdout=True)
+
+
+def _make_folder(root: Path, folder: Path) -> None:
+    """Makes `folder`, which is `root` or below it, and refuses a link inside `root` that leads out of it."""
+    _make_one(root)
+    inside, step = _real_folder(root), root
+    for part in folder.relative_to(root).parts:
+        step /= part
+        if not Path(os.path.realpath(step)).is_relative_to(inside):
+            raise FileError(f"{step} leads out of the output folder", hint="name its real folder with --output")
+        _make_one(step)
+
+
+def _real_folder(folder: Path) -> Path:
+    try:
+        return Path(os.path.realpath(folder))
+    except OSError as error:
+        # A working folder that was removed under the shell's feet.
+        raise FileError(
+            f"there is no folder {folder}: {filesystem.reason(error)}", hint="name one with --output"
+        ) from error
+
+
+def _make_one(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        above = [folder, *folder.parents]
+        other = next((path for path in above if os.path.lexists(path) and not _is_folder(path)), None)
+        reason = f"{other} is not a folder" if other else filesystem.reason(error)
+        raise FileError(f"cannot make the folder {folder}: {reason}", hint="choose another with --output") from error
+
+
+def _prove_room(folder: Path) -> None:
+    """Proves by a file that the folder can be written: modes say nothing to root, and a mount may be read-only."""
+    try:
+        _write_proof(folder / _part_name())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        hint = "choose another folder with --output"
+        raise FileError(f"cannot write to the folder {folder}: {filesystem.reason(error)}", hint=hint) from error
+    if free < _ROOM_BYTES:
+        hint = "make room, or choose another folder with --output"
+        raise FileError(f"only {free / 1e6:.1f} MB are free in {folder}", hint=hint)
+
+
+def _write_proof(path: Path) -> None:
+    descriptor = filesystem.create(path)
+    try:
+        os.write(descriptor, b"\0")
+    finally:
+        os.close(descriptor)
+        # Another run may have swept it away already.
+        path.unlink(missing_ok=True)

@@ -1,0 +1,260 @@
+"""Whether the pixels of an image are all there: what its container cannot tell.
+
+A container walk finds what was cut off. It does not find an image that was cut and closed again with an end marker, or
+whose compressed data is no such thing. Here that data is read to its end. Only damage that is certain is told: what
+cannot be decoded here, or is too large for it, keeps the verdict of its container.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import LinkError
+from .image_info import Facts
+
+PIXELS_MOST = 64_000_000
+"""No Seedream model draws more than 39 million; what is larger is not decoded."""
+
+_BYTES_MOST = 64 << 20
+
+_FRAMES_MOST = 100
+
+_STEP = 1 << 18
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, MemoryError, struct.error)
+"""What Pillow raises for an image that it cannot read."""
+
+
+def is_checked(facts: Facts) -> bool:
+    """Whether an image is of a kind and a size whose pixels are looked at."""
+    return facts.format in _CHECKS and facts.width * facts.height <= PIXELS_MOST and facts.bytes <= _BYTES_MOST
+
+
+def check_pixels(data: bytes, facts: Facts) -> None:
+    """Read the compressed data of a whole container to its end. Raises LinkError (retryable) where some is missing."""
+    problem = _CHECKS[facts.format](data, facts) if is_checked(facts) else ""
+    if problem:
+        raise LinkError(f"the {facts.format.upper()} is damaged: {problem} ({facts.bytes} bytes)", retryable=True)
+
+
+# --- PNG --------------------------------------------------------------------------------------------------------------
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Left, top and the steps to the right and down of the seven passes of an interlaced PNG (source: PNG, 8.1)."""
+
+
+def _check_png(data: bytes, facts: Facts) -> str:
+    """Inflate all of it: the rows must add up, and the checksum over them is right."""
+    depth, colour, interlaced = data[24], data[25], data[28]
+    bits = depth * _CHANNELS.get(colour, 0)
+    if not bits:
+        return ""
+    passes = _PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = [
+        (-(-(facts.width - left) // right), -(-(facts.height - top) // down))
+        for left, top, right, down in passes
+        if facts.width > left and facts.height > top
+    ]
+    wanted = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes)
+    inflater, size = zlib.decompressobj(), 0
+    try:
+        for piece in _png_data(data):
+            rest = piece
+            while rest and not inflater.eof and size <= wanted:
+                size += len(inflater.decompress(rest, _STEP))
+                rest = inflater.unconsumed_tail
+    except zlib.error:
+        return "its pixels cannot be unpacked"
+    return "" if size >= wanted else "its last rows are missing"
+
+
+def _png_data(data: bytes) -> Iterator[bytes]:
+    at, view = 8, memoryview(data)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IDAT":
+            yield bytes(view[at + 8 : at + 8 + length])
+        at += 12 + length
+
+
+# --- JPEG -------------------------------------------------------------------------------------------------------------
+
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]", re.DOTALL)
+
+_SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1}, {0xC2}
+
+_BARE = {0x01, *range(0xD0, 0xD9)}
+
+_MORE = random.Random(83778332).randbytes(1 << 10).replace(b"\xff", b"\x5a")
+
+_GREY = {127, 128, 129}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """One scan: its components, the band and the precision of what it brings, and where its data lies."""
+
+    components: bytes
+    band: range
+    low_bit: int
+    start: int
+    end: int
+    restart: int
+
+
+@dataclass(slots=True)
+class _Jpeg:
+    """What the markers say. `factors` are the sampling factors of each component; `end` is where the end marker is."""
+
+    kind: int = 0
+    precision: int = 0
+    width: int = 0
+    height: int = 0
+    factors: dict[int, tuple[int, int]] | None = None
+    scans: list[_Scan] | None = None
+    end: int = 0
+
+
+def _check_jpeg(data: bytes, facts: Facts) -> str:
+    """A decoder fills up silently what is missing before an end marker. Nothing is, if more data would change nothing.
+
+    Of one scan that comes to grief the last pixel is grey; only where it is, the second look is worth its time.
+    """
+    jpeg = _read_jpeg(data)
+    if jpeg.kind not in _SEQUENTIAL | _PROGRESSIVE or jpeg.precision != 8 or not jpeg.height or not jpeg.scans:
+        return ""
+    missing = "some of its data is missing before its end marker"
+    if _lacks_scans(jpeg) or any(_lacks_restarts(jpeg, scan, data) for scan in jpeg.scans):
+        return missing
+    is_simple = jpeg.kind in _SEQUENTIAL and len(jpeg.scans) == 1
+    seen = _decode_jpeg(data, facts, 8 if is_simple else 1)
+    if seen is None or (is_simple and not _is_grey(seen.getpixel((seen.width - 1, seen.height - 1)))):
+        return ""
+    other = _decode_jpeg(data[: jpeg.end] + _MORE + data[jpeg.end :], facts, 8 if is_simple else 1)
+    return "" if other is None or other.tobytes() == seen.tobytes() else missing
+
+
+def _is_grey(pixel: Any) -> bool:
+    return all(value in _GREY for value in (pixel if isinstance(pixel, tuple) else (pixel,)))
+
+
+def _decode_jpeg(data: bytes, facts: Facts, scale: int) -> Any:
+    """The image at a fraction of its size, which takes all of its data; None where it cannot be read."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+        image.draft("L", (max(1, facts.width // scale), max(1, facts.height // scale)))
+        image.load()
+    except _UNREADABLE:
+        return None
+    return image
+
+
+def _read_jpeg(data: bytes) -> _Jpeg:
+    """The markers up to the end marker (source: ITU-T T.81, annex B); the container was found whole."""
+    jpeg, restart, at = _Jpeg(factors={}, scans=[]), 0, 2
+    assert jpeg.factors is not None  # noqa: S101 - made one line above
+    assert jpeg.scans is not None  # noqa: S101
+    while at + 2 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        at += 2
+        if marker == 0xD9:
+            jpeg.end = at - 2
+            break
+        if marker in _BARE:
+            continue
+        length = int.from_bytes(data[at : at + 2], "big")
+        body = data[at + 2 : at + length]
+        at += length
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC} and len(body) >= 6:
+            jpeg.kind, jpeg.precision = marker, body[0]
+            jpeg.height, jpeg.width = struct.unpack_from(">HH", body, 1)
+            jpeg.factors |= {
+                body[one]: (body[one + 1] >> 4 or 1, body[one + 1] & 15 or 1) for one in range(6, len(body) - 2, 3)
+            }
+        elif marker == 0xDD and len(body) >= 2:
+            restart = int.from_bytes(body[:2], "big")
+        elif marker == 0xDA and len(body) >= 4:
+            found = _MARKER.search(data, at)
+            end = found.start() if found else len(data)
+            first, last, bits = body[-3:]
+            jpeg.scans.append(_Scan(body[1:-3:2], range(first, last + 1), bits & 15, at, end, restart))
+            at = end
+    return jpeg
+
+
+def _lacks_scans(jpeg: _Jpeg) -> bool:
+    """Whether a component has no data at all, or, in steps of growing precision, never came to its last."""
+    assert jpeg.factors is not None  # noqa: S101 - made when it was read
+    assert jpeg.scans is not None  # noqa: S101
+    if jpeg.kind in _SEQUENTIAL:
+        return not set(jpeg.factors) <= {component for scan in jpeg.scans for component in scan.components}
+    whole = {
+        (component, place)
+        for scan in jpeg.scans
+        if not scan.low_bit
+        for component in scan.components
+        for place in scan.band
+    }
+    return not {(component, place) for component in jpeg.factors for place in range(64)} <= whole
+
+
+def _lacks_restarts(jpeg: _Jpeg, scan: _Scan, data: bytes) -> bool:
+    """Whether a scan has fewer restart markers than its size asks for (source: ITU-T T.81, A.2)."""
+    assert jpeg.factors is not None  # noqa: S101 - made when it was read
+    if not scan.restart:
+        return False
+    widest, tallest = (max(factor[side] for factor in jpeg.factors.values()) for side in (0, 1))
+    across, down = jpeg.width / (8 * widest), jpeg.height / (8 * tallest)
+    if len(scan.components) == 1:
+        horizontal, vertical = jpeg.factors.get(scan.components[0], (1, 1))
+        across, down = across * horizontal, down * vertical
+    units = math.ceil(across) * math.ceil(down)
+    return len(_RESTART.findall(data, scan.start, scan.end)) < -(-units // scan.restart) - 1
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+def _check_frames(data: bytes, facts: Facts) -> str:
+    """Decode every frame."""
+    from PIL import features
+    from PIL.GifImagePlugin import GifImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    if facts.format == "webp" and not features.check("webp"):
+        return ""
+    try:
+        image = (WebPImageFile if facts.format == "webp" else GifImageFile)(io.BytesIO(data))
+        for number in range(min(getattr(image, "n_frames", 1), _FRAMES_MOST)):
+            image.seek(number)
+            image.load()
+    except MemoryError:
+        return ""
+    except _UNREADABLE:
+        return "its pixels cannot be decoded"
+    return ""
+
+
+_CHECKS = {
+    "png": _check_png,
+    "jpeg": _check_jpeg,
+    "webp": _check_frames,
+    "gif": _check_frames,
+}
