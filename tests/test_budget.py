@@ -659,3 +659,35 @@ def test_attempt_before_that_may_be_billed_stays_possible_cost(forked: Forked, m
         many = len(upstream.posts) - 4
         assert done.json["possible_cost"]["amount"] == pytest.approx(0.04 * many)
         assert f"possibly ${0.04 * many:.2f}" in done.err
+
+
+@pytest.mark.parametrize("verb", ["generate", "batch"])
+def test_budget_of_the_day_counts_every_attempt_that_may_be_billed(forked: Forked, verb: str) -> None:
+    """--retry-ambiguous is held by [budget] daily attempt by attempt, and what never left is no possible cost."""
+    rows(forked, 1)
+    write_settings(forked, "[budget]\ndaily = 0.10\n")
+    with Upstream(script=lambda request, number: RESET) as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, "--retry-ambiguous", "--retries", "4"]
+        done = forked(*(["generate", "a fox"] if verb == "generate" else ["batch", "t.csv"]), *to, env=ENV)
+        assert (done.code, len(upstream.posts)) == (7, 2), done.err
+        assert "possibly $0.08" in done.err
+        assert "0.12" not in done.err
+        assert "$0.08" in next(line for line in forked("history").err.splitlines() if line.startswith("today"))
+        told = forked("history", "stats", "--json").json["total"]
+        assert (told["cost"]["amount"], told["possible_cost"]["amount"]) == pytest.approx((0.0, 0.08))
+
+
+@pytest.mark.parametrize("verb", ["generate", "batch"])
+def test_attempt_that_was_refused_unbilled_is_no_possible_cost(forked: Forked, verb: str) -> None:
+    """The one before it, whose answer was lost, stays in doubt: the message, the history and the day say that alone."""
+    rows(forked, 1)
+    refused = refusal(400, "InvalidParameter")
+    with Upstream(script=lambda request, number: RESET if number == 1 else refused) as upstream:
+        to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url, "--retry-ambiguous"]
+        done = forked(*(["generate", "a fox"] if verb == "generate" else ["batch", "t.csv"]), *to, env=ENV)
+        assert (done.code, len(upstream.posts)) == (7, 2), done.err
+        assert "possibly $0.04" in done.err
+        assert "0.08" not in done.err
+        told = forked("history", "stats", "--json").json["total"]
+        assert (told["cost"]["amount"], told["possible_cost"]["amount"]) == pytest.approx((0.0, 0.04))
+        assert "$0.04" in next(line for line in forked("history").err.splitlines() if line.startswith("today"))

@@ -274,6 +274,12 @@ class Worker:
             return
         if self.job.recovers and not self._is_verdict(error):
             return
+        last = error.__cause__
+        if self.doubted and self.is_out and isinstance(last, SeedreamError) and last.billed == "no":
+            # The last attempt was refused unbilled: in doubt are those before it.
+            self.is_out = False
+            self.desk.books.refused(self.job, last, None)
+            self.desk.books.unsent(self.job)
         # What ended before, and was to be sent once more, keeps that end until it has left.
         if self._is_held_back(error) or (self.job.again and not self.attempts):
             self.desk.books.unsent(self.job)
@@ -994,11 +1000,13 @@ class Worker:
     def _cost(self, error: SeedreamError | None) -> tuple[Cost | None, Cost | None]:
         """What the request cost at the most, and how much of that is possible only; None where it cost nothing."""
         cost, possible = self._own_cost(error)
-        each = self.job.price(self.job.request.pictures_at_most) if self.doubts else None
+        # Where the last attempt never left, or was refused unbilled, the doubt that is told is that of one before.
+        before = self.doubts - (not self.is_out)
+        each = self.job.price(self.job.request.pictures_at_most) if before > 0 else None
         if each is None:
             return cost, possible
         # Each attempt before that may have been billed is possible money beside what the last one cost.
-        loose = replace(each, amount=each.amount * self.doubts + (possible.amount if possible else 0.0))
+        loose = replace(each, amount=each.amount * before + (possible.amount if possible else 0.0))
         certain = cost.amount - (possible.amount if possible else 0.0) if cost else 0.0
         return replace(each, amount=certain + loose.amount), loose
 

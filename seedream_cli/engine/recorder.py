@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import math
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,8 @@ class Books:
         # Without a ledger the run's own budget is kept here: what each request holds, doubtful attempts added up.
         self._held: dict[str, int] = {}
         self._doubted = 0
+        # How many attempts of this run at each request may have been billed, and were repeated.
+        self._repeated: Counter[str] = Counter()
 
     def _of(self, job: Job) -> Ledger | None:
         """The ledger, for a job that it knows and that is in this run's hands."""
@@ -95,8 +98,9 @@ class Books:
         """Tell the user's ledger what a batch's request costs, or may cost. What costs nothing needs no entry."""
         if self._day is None or self._run is None or job.recovers or (job.route.spec.offline and not micro):
             return
-        # One key a run: what an earlier run paid for the same row stays in the day's account.
-        self._day.book(f"{self._run.id} {job.id}", micro, caps=caps or Caps())
+        # A key for each run, and for each attempt after one in doubt: what those paid for the same row stays booked.
+        nth = f" {nth}" if (nth := self._repeated[job.id]) else ""
+        self._day.book(f"{self._run.id} {job.id}{nth}", micro, caps=caps or Caps())
 
     async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> str:
         """The first byte is about to leave: hold the worst cost, and write that down. If it raises, nothing may leave.
@@ -153,6 +157,7 @@ class Books:
     def refused(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt, with what came of it."""
         ledger = self._of(job)
+        self._repeated[job.id] += error.billed != "no"
         if ledger is None:
             held = self._held.pop(job.id, 0)
             self._doubted += held if error.billed != "no" else 0

@@ -374,7 +374,8 @@ class Ledger:
         with self._read() as db:
             rows = db.execute("SELECT key, charged_at, micro, currency FROM outlays ORDER BY charged_at").fetchall()
         for key, at, micro, currency in rows:
-            run, _, name = key.partition(" ")
+            # Behind the id there may be which attempt it was.
+            run, name = [*key.split(" "), ""][:2]
             moment = dt.datetime.fromisoformat(at)
             yield run, Charge(name, moment, "", "", 0, micro or 0, 0, micro is not None, currency)
 
