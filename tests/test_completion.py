@@ -1,4 +1,4 @@
-"""Completions as the shells ask for them, man pages, and the files that are made of the commands' declarations.
+"""Completions as the shells ask for them, and the files that are made of the commands' declarations.
 
 `python -m tests.test_completion` writes `completions/` and `seedream_cli/cli/grammar.json` anew.
 """
@@ -15,12 +15,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from seedream_cli.cli import completion, man_pages
-from tests.conftest import Command, Inside
+from tests.conftest import Command
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"bash": "seedream.bash", "zsh": "_seedream", "fish": "seedream.fish", "powershell": "seedream.ps1"}
@@ -85,7 +84,6 @@ CASES: dict[str, tuple[list[str], str, set[str]]] = {
     "a key's model": (["config", "set", "providers.ark.model", "4.5"], "words", {"4.5"}),
     "a status": (["history", "--status", "unk"], "words", {"unknown"}),
     "a shell": (["--show-completion", "z"], "words", {"zsh"}),
-    "a folder": (["config", "man", "x"], "folders", set()),
     "nonsense": (["nonsense", "--what=x", "-"], "words", {"-h", "-V"}),
 }
 
@@ -176,7 +174,7 @@ printf '%s\n' "${COMPREPLY[@]}"
         ("seedream generate --size=2", ["seedream", "generate", "--size", "=", "2"], ["2K"]),
         ("seedream generate -m 4.5 -a 16:", ["seedream", "generate", "-m", "4.5", "-a", "16", ":"], ["9"]),
         ("seedream edit x a", ["seedream", "edit", "x", "a"], ["a photo.png"]),
-        ("seedream config man ", ["seedream", "config", "man", ""], ["shots"]),
+        ("seedream batch x.csv ", ["seedream", "batch", "x.csv", ""], ["shots"]),
     ],
 )
 def test_bash_completes(shell_home: Command, line: str, words: list[str], wanted: list[str]) -> None:
@@ -194,7 +192,7 @@ def test_bash_completes(shell_home: Command, line: str, words: list[str], wanted
         ("seedream generate -m 4.5 -s ", SIZES_OF_45),
         ("seedream generate --output=a", ["--output=a photo.png"]),
         ("seedream edit x a", ["a photo.png"]),
-        ("seedream config man ", ["shots/"]),
+        ("seedream batch x.csv ", ["shots/"]),
     ],
 )
 def test_fish_completes(shell_home: Command, line: str, wanted: list[str]) -> None:
@@ -268,50 +266,6 @@ print([m for m in {heavy!r} if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
-
-
-# --- man pages --------------------------------------------------------------------------------------------------------
-
-
-def test_every_command_has_its_page(inside: Inside) -> None:
-    """`config man DIR` writes a page a command, with the words of its help and each of its options."""
-    folder = inside.folder / "man" / "man1"
-    done = inside("config", "man", str(folder))
-    assert done.code == 0
-    assert {str(path) for path in folder.iterdir()} == set(done.out.splitlines())
-    names = {path.name for path in folder.iterdir()}
-    assert {"seedream.1", "seedream-generate.1", "seedream-config-key-set.1", "seedream-doctor.1"} <= names
-    page = (folder / "seedream-generate.1").read_text()
-    grammar: dict[str, Any] = completion.read_grammar()
-    for option in grammar["nodes"]["generate"]["options"]:
-        for name in option["names"]:
-            assert name.replace("-", "\\-") in page
-    assert ".SH EXAMPLES" in page
-
-
-def test_pages_are_clean_roff(inside: Inside) -> None:
-    """Neither mandoc nor groff finds anything to complain of."""
-    folder = inside.folder / "man"
-    inside("config", "man", str(folder))
-    pages = sorted(map(str, folder.iterdir()))
-    if shutil.which("mandoc") is None and shutil.which("groff") is None:
-        pytest.skip("neither mandoc nor groff is installed")
-    if shutil.which("mandoc"):
-        lint = subprocess.run(
-            ["mandoc", "-T", "lint", "-W", "warning", *pages], capture_output=True, text=True, check=False
-        )
-        assert (lint.returncode, lint.stdout) == (0, "")
-    if shutil.which("groff"):
-        done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", *pages], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_pages_that_cannot_be_written_are_told(inside: Inside) -> None:
-    """A folder that is a file ends with exit code 74 and no traceback."""
-    (inside.folder / "taken").write_text("")
-    done = inside("config", "man", "taken")
-    assert done.code == 74
-    assert "cannot write the pages" in done.err
 
 
 if __name__ == "__main__":

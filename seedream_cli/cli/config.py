@@ -12,7 +12,7 @@ import typer
 
 from ..config.environment import Surroundings, read_surroundings
 from ..config.settings import Layer, Settings
-from ..errors import FileError, InputError, Problem, SeedreamError
+from ..errors import InputError, Problem, SeedreamError
 from .context import process_streams
 from .flags import (
     _SHARED,
@@ -120,35 +120,6 @@ def get(
     found = entries.get(name)
     for line in found.value.split("\n") if found is not None and found.value is not None else ():
         streams.out(line)
-    return 0
-
-
-@config_app.command(
-    cls=PlainCommand,
-    help="Write the manual pages, one for each command, into a folder.\n\nExamples:\n\n\b\n"
-    "  seedream config man ~/.local/share/man/man1\n  man seedream-generate",
-)
-def man(
-    context: typer.Context,
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Made where it is not there.", show_default=False)],
-) -> int:
-    """Man pages, made of the same help."""
-    import datetime as dt
-
-    from ..storage.filesystem import reason
-    from .man_pages import man_pages, read_command
-
-    place = Path(os.path.expanduser(folder))  # noqa: PTH111 - Path.expanduser raises where there is no such user
-    pages = man_pages(read_command(context.find_root().command, "seedream"), dt.datetime.now(tz=dt.UTC))
-    streams = process_streams()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for name, text in pages.items():
-            (place / name).write_text(text, encoding="ascii")
-    except OSError as error:
-        raise FileError(f"cannot write the pages to {place}: {reason(error)}", hint="name another folder") from error
-    for name in pages:
-        streams.out(str(place / name))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command line as data, read from the commands' own declarations: man pages and the grammar of completions.
+"""The command line as data, read from the commands' own declarations: the grammar of completions.
 
 Texts stand in the declarations alone; here is only their form. A command is whatever Typer built: it is asked for its
 parameters and help, and never run.
@@ -6,14 +6,11 @@ parameters and help, and never run.
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
-from ..errors import EXIT_CODES, PARTIAL
 from .flags import BATCH_TYPED_FLAGS, FLAGS
 
 
@@ -146,111 +143,3 @@ def _model(row: Any) -> dict[str, Any]:
         "pixels": list(dict.fromkeys(size for _, size in shapes)),
         "aspects": list(dict.fromkeys(aspect for aspect, _ in shapes)),
     }
-
-
-# --- man pages --------------------------------------------------------------------------------------------------------
-
-
-def man_pages(page: Page, now: dt.datetime) -> dict[str, str]:
-    """Every command's page in the roff language, by its file's name."""
-    pages = {f"{page.words.replace(' ', '-')}.1": _man_page(page, now)}
-    for below in page.commands:
-        pages |= man_pages(below, now)
-    return pages
-
-
-def _man_page(page: Page, now: dt.datetime) -> str:
-    name = page.words.replace(" ", "-")
-    text, examples = _split_help(page.help)
-    lines = [
-        f'.TH {_roff(name.upper())} 1 {now:%Y-%m-%d} "seedream {__version__}" "User Commands"',
-        *(".SH NAME", f"{_roff(name)} \\- {_roff(page.summary)}"),
-        *(".SH SYNOPSIS", *_synopsis(page)),
-        *(".SH DESCRIPTION", *_paragraphs(text)),
-        *(_commands(page) if page.commands else ()),
-        *_options(page),
-        *((".SH EXAMPLES", ".EX", *(_line(line) for line in examples), ".EE") if examples else ()),
-        *((".SH EXIT STATUS", *_exit_codes()) if " " not in page.words else ()),
-        *_see_also(page),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _split_help(text: str) -> tuple[str, list[str]]:
-    """The help's text, and the lines of its examples."""
-    before, _, after = text.partition("Examples:")
-    lines = [line.strip("\b") for line in after.splitlines()]
-    return before.strip(), [line.removeprefix("  ").rstrip() for line in lines if line.strip()]
-
-
-def _synopsis(page: Page) -> Iterator[str]:
-    words = [*(["COMMAND"] if page.commands else []), *(_argument(entry) for entry in page.arguments)]
-    yield " ".join([f"\\fB{_roff(page.words)}\\fR", "[\\fIOPTIONS\\fR]", *(f"\\fI{_roff(word)}\\fR" for word in words)])
-
-
-def _argument(entry: Entry) -> str:
-    return entry.metavar + ("..." if entry.repeats and "..." not in entry.metavar else "")
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    for number, paragraph in enumerate(part for part in text.split("\n\n") if part.strip("\b\n ")):
-        if number:
-            yield ".PP"
-        yield _line(" ".join(paragraph.replace("\b", "").split()))
-
-
-def _commands(page: Page) -> Iterator[str]:
-    yield ".SH COMMANDS"
-    for below in page.commands:
-        yield ".TP"
-        yield f"\\fB{_roff(below.words.rpartition(' ')[2])}\\fR"
-        yield _line(below.summary + ".")
-
-
-def _options(page: Page) -> Iterator[str]:
-    """Arguments that have a help, and options panel by panel."""
-    described = [entry for entry in page.arguments if entry.help]
-    if described:
-        yield ".SH ARGUMENTS"
-    for entry in described:
-        yield from (".TP", f"\\fI{_roff(_argument(entry))}\\fR", _line(entry.help))
-    yield ".SH OPTIONS"
-    panels = dict.fromkeys(entry.panel for entry in page.options)
-    for panel in panels:
-        if len(panels) > 1:
-            yield f".SS {_roff(panel)}"
-        for entry in page.options:
-            if entry.panel == panel:
-                names = ", ".join(f"\\fB{_roff(name)}\\fR" for name in entry.names)
-                yield from (".TP", names + (f" \\fI{_roff(entry.metavar)}\\fR" if entry.takes else ""))
-                yield _line(entry.help or "See the description.")
-
-
-def _exit_codes() -> Iterator[str]:
-    """The codes with the error codes that end a run so."""
-    kinds: dict[int, list[str]] = {0: ["success"], PARTIAL: ["partial"]}
-    for kind, code in EXIT_CODES.items():
-        kinds.setdefault(code, []).append(kind)
-    for code, named in sorted(kinds.items()):
-        yield from (".TP", str(code), _line(", ".join(named).replace("_", " ") + "."))
-
-
-def _see_also(page: Page) -> Iterator[str]:
-    above = page.words.rpartition(" ")[0]
-    names = [*([above] if above else []), *(below.words for below in page.commands)]
-    if names:
-        yield ".SH SEE ALSO"
-        yield ",\n".join(f".BR {_roff(name.replace(' ', '-'))} (1)" for name in names).replace("(1),", '(1) ","')
-
-
-def _roff(text: str) -> str:
-    """Text in which nothing is a command of roff. Other characters than ASCII go by their number."""
-    text = (
-        text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\(ga").replace("'", "\\(aq").replace("^", "\\(ha")
-    )
-    return "".join(char if char.isascii() else f"\\[u{ord(char):04X}]" for char in text.replace("~", "\\(ti"))
-
-
-def _line(text: str) -> str:
-    """A whole line of text; one that begins like a request of roff is none."""
-    return ("\\&" if text.startswith((".", "'")) else "") + _roff(text)
