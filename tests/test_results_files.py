@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import CANARY
 from tests.forked import Forked, Nursery
+from tests.rawserver import Received
 from tests.upstream import Upstream
 
 ENV = {"ARK_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
@@ -100,6 +101,41 @@ def test_results_replace_earlier_results_and_empty_files(forked: Forked, table: 
     assert b"succeeded" in first
     assert forked(*to).code == 0
     assert place.read_bytes() == first
+
+
+@pytest.mark.parametrize("named", ["shots/r1.jpg", "shots/r2.PNG", "shots/.seedream/ledger.db", "out/.seedream/x.csv"])
+def test_results_by_the_name_of_an_image_or_a_ledger_are_refused(forked: Forked, named: str) -> None:
+    """They would replace what was paid for, or all that knows of it."""
+    with Upstream() as upstream:
+        to = ["batch", "shots.csv", "-p", "ark", "--base-url", upstream.url, "--results", named]
+        for args in ([*to, "--dry-run"], to):
+            done = forked(*args, env=ENV)
+            assert done.code == 2, done.err
+            assert named in done.err
+            assert "--results" in done.err
+        assert not upstream.posts
+        assert forked("batch", "shots.csv", "-p", "sandbox", "--shard", "1/2").code == 0
+        assert forked("batch", "--merge", "shots-1-of-2", "-o", "shots", "--results", named).code == 2
+        assert not (forked.folder / named).exists()
+
+
+def test_results_replace_no_image_that_took_their_name_meanwhile(forked: Forked) -> None:
+    """An image without a suffix to tell it by is on disk before the results are: it stays, and they are elsewhere."""
+    place = forked.folder / "made"
+
+    def link(request: Received, number: int) -> None:
+        place.write_bytes(b"what somebody else wrote while the batch ran")
+
+    with Upstream(link=link) as upstream:
+        to = ["batch", "shots.csv", "-p", "ark", "--base-url", upstream.url]
+        done = forked(*to, "--results", "made", env=ENV)
+        assert done.code == 74, done.err
+        assert "made" in done.err
+        assert place.read_bytes().startswith(b"what somebody else")
+        assert len(done.paths) == len(upstream.posts) == 2
+        assert forked(*to, "--results", "results.csv", env=ENV).code == 0
+        assert (forked.folder / "results.csv").exists()
+        assert len(upstream.posts) == 2
 
 
 def test_merged_results_replace_no_file_of_another_program(forked: Forked) -> None:

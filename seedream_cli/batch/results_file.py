@@ -15,7 +15,9 @@ from typing import TextIO
 
 from ..errors import FileError, InputError, Problem
 from ..storage import filesystem
+from ..storage.image_info import SPELLINGS
 from ..text import clean_path
+from .options import HOME
 from .table import Row, Table
 from .table_source import _text
 
@@ -77,10 +79,17 @@ def check_results(path: Path, table: Table, folder: Path | None = None) -> list[
 
 
 def foreign_results(path: Path) -> list[Problem]:
-    """That a file lies where the results go which no batch wrote: it would be replaced. Empty ones are nobody's.
+    """That a file lies where the results go which no batch wrote: it would be replaced. Empty ones are nobody's. Nor do
+    they go by the name of an image, or to a ledger.
 
     Results are known by their columns, behind whatever columns their table has.
     """
+    if path.suffix.lower() in SPELLINGS:
+        message = f"{path} is the name of a picture, and the results are a table"
+        return [Problem("results", message, "name a file such as results.csv with --results")]
+    if HOME in path.absolute().parts[:-1]:
+        message = f"{path} is in {HOME}, where a batch keeps its ledger"
+        return [Problem("results", message, "name another place with --results")]
     try:
         is_foreign = path.is_file() and path.stat().st_size > 0 and not _has_results(path)
     except OSError:
@@ -156,6 +165,10 @@ def write_results(
     part: Path | None = None
     try:
         final = filesystem.final_target(path) or path
+        if foreign_results(final):
+            # It came there since the run began, and may be what was paid for.
+            taken = f"cannot write {path}: another file has taken its place meanwhile"
+            raise FileError(taken, hint="give --results another name: the same command writes them")
         # The name is that of pictures' parts, so that what a killed run leaves is swept away with those.
         part = final.with_name(f".seedream-{os.urandom(6).hex()}.part")
         _write_rows(filesystem.create(part, 0o666), table, rows, is_file=True)
