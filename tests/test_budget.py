@@ -691,3 +691,31 @@ def test_attempt_that_was_refused_unbilled_is_no_possible_cost(forked: Forked, v
         told = forked("history", "stats", "--json").json["total"]
         assert (told["cost"]["amount"], told["possible_cost"]["amount"]) == pytest.approx((0.0, 0.04))
         assert "$0.04" in next(line for line in forked("history").err.splitlines() if line.startswith("today"))
+
+
+@pytest.mark.parametrize("verdict", ["--paid", "--unpaid"])
+def test_rows_settled_as_unpaid_give_the_day_its_budget_back(forked: Forked, verdict: str) -> None:
+    """What history resolve says of a batch's rows holds in the account of the day as in the batch's own."""
+    rows(forked, 3)
+    write_settings(forked, "[budget]\ndaily = 0.12\n")
+    with Upstream(script=lambda request, number: RESET if number in {2, 3} else None) as upstream:
+        assert batch(forked, upstream).code == 9
+        run = forked("history", "--json").json["batches"][0]["id"]
+        assert forked("history", "resolve", run, verdict).code == 0
+        paid = 0.12 if verdict == "--paid" else 0.04
+        today = next(line for line in forked("history").err.splitlines() if line.startswith("today"))
+        assert today == f"today: ${paid:.2f}"
+        assert forked("history", "stats", "--json").json["total"]["cost"]["amount"] == pytest.approx(paid)
+        done = batch(forked, upstream, *(["--only", "missing"] if verdict == "--paid" else []))
+        assert (done.code, len(upstream.posts)) == ((10, 3) if verdict == "--paid" else (0, 5)), done.err
+        # Of a row that was paid twice, one time for nothing, the doubt alone is taken back.
+        if verdict == "--unpaid":
+            return
+        write_settings(forked, "[budget]\ndaily = 0.24\n")
+        upstream._script = lambda request, number: RESET if number == 4 else None
+        assert batch(forked, upstream, "--only", "missing").code == 9
+        run = forked("history", "--json").json["batches"][0]["id"]
+        assert forked("history", "resolve", run, "--unpaid").code == 0
+        told = forked("history", "stats", "--json").json["total"]["cost"]["amount"]
+        today = next(line for line in forked("history").err.splitlines() if line.startswith("today"))
+        assert (told, today) == (pytest.approx(0.16), "today: $0.16")

@@ -10,7 +10,7 @@ import datetime as dt
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -302,6 +302,20 @@ def left_in_batches(ledger: Ledger) -> tuple[Counter[str], list[str]]:
 def _open_ones(own: Ledger) -> Counter[str]:
     unsaved, unknown = own.unsaved(), own.history(status="unknown")
     return Counter(unsaved=len(unsaved), unknown=len(unknown))
+
+
+def take_back(ledger: Ledger, folder: Path, own: Ledger, ids: Collection[str]) -> None:
+    """Leave of what the user's ledger booked for rows of a batch what they cost, now that a person has looked."""
+    runs = next(
+        (runs for one, runs in known_folders(ledger).items() if os.path.realpath(one) == os.path.realpath(folder)), ()
+    )
+    costs = dict.fromkeys(ids, 0)
+    for charge in own.charges():
+        if charge.id in costs and charge.is_priced:
+            costs[charge.id] = charge.paid + charge.possible
+        elif charge.id in costs:
+            del costs[charge.id]
+    ledger.cut_bookings({run.id for run in runs}, costs)
 
 
 def all_charges(ledger: Ledger) -> tuple[list[Charge], list[str]]:

@@ -149,6 +149,8 @@ def resolve(
     if paid is None:
         hint = "the provider's usage page for that minute tells"
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
+    from .batch_folders import take_back
+
     streams = process_streams()
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open_ledger_here())
@@ -164,6 +166,8 @@ def resolve(
             opened[folder].resolve(ids, "paid" if paid else "unpaid")
             # A person has judged what was kept for that.
             forget_replies(ids, opened[folder].path.parent)
+            if folder is not None:
+                take_back(own, folder, opened[folder], ids)
             for one in dict.fromkeys(ids):
                 streams.err(f"{one}: counted as {'paid' if paid else 'not paid'}")
     return 0

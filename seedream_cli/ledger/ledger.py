@@ -26,7 +26,7 @@ import sqlite3
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -856,6 +856,24 @@ class Ledger:
             if micro != 0:
                 row = (key, _stamp(self._now()), micro, caps.currency)
                 db.execute("INSERT OR REPLACE INTO outlays VALUES (?, ?, ?, ?)", row)
+
+    def cut_bookings(self, runs: Collection[str], costs: Mapping[str, int]) -> None:
+        """Take back what was booked for requests of these runs beyond what they cost after all, the newest first."""
+        self._sums.clear()
+        with self._write("no") as db:
+            booked: dict[str, list[tuple[str, int]]] = {}
+            for key, micro in db.execute("SELECT key, micro FROM outlays ORDER BY charged_at DESC, rowid DESC"):
+                run, name = [*key.split(" "), ""][:2]
+                if run in runs and name in costs:
+                    booked.setdefault(name, []).append((key, micro or 0))
+            for name, keys in booked.items():
+                excess = sum(micro for _, micro in keys) - costs[name]
+                for key, micro in keys if excess > 0 or not costs[name] else ():
+                    if excess >= micro:
+                        db.execute("DELETE FROM outlays WHERE key = ?", (key,))
+                    elif excess > 0:
+                        db.execute("UPDATE outlays SET micro = micro - ? WHERE key = ?", (excess, key))
+                    excess -= min(excess, micro)
 
     def spent(
         self,
