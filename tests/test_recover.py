@@ -241,6 +241,9 @@ ENDED = {
     "cancelled": record(status="cancelled", finished_at=None),
     "in a list": answer(b'{"count": 1, "items": [{"id": "t-1", "created_at": 1, "finished_at": 2, "response": {}}]}'),
     "a bare result": answer(b'{"success": true, "task_id": "t-1", "data": []}'),
+    "nothing but an end": answer(b'{"id": "t-1", "finished_at": 2.0}'),
+    "nothing but a state": answer(b'{"id": "t-1", "status": "expired"}'),
+    "under data": answer(b'{"data": {"id": "t-1", "finished_at": "2026-11-28T08:00:00Z"}}'),
 }
 
 
@@ -268,6 +271,29 @@ def test_a_task_that_ended_without_an_image_is_over_at_the_first_poll(forked: Fo
 def _body(script: Script) -> bytes:
     """The body of an answer, which is its last piece."""
     return [piece for piece in script.pieces if isinstance(piece, bytes)][-1]
+
+
+@pytest.mark.parametrize("ended", [0, "", "0", "0001-01-01T00:00:00Z", None])
+@pytest.mark.parametrize("provider", ["acedata", "openai"])
+def test_a_task_without_a_time_of_its_end_goes_on(forked: Forked, provider: str, ended: object) -> None:
+    """Programs write "not yet" in several ways: the image that is still to come is not given up for any of them."""
+    asked = []
+    pending = {"id": "t-1", "created_at": 1.0, "finished_at": ended, "response": None}
+
+    def script(request: Received, number: int) -> Script | None:
+        if request.target.endswith(b"/generations") or request.target == b"/seedream/images":
+            return TICKET
+        asked.append(request.target)
+        links = [{"image_url": upstream.link(), "url": upstream.link()}]
+        whole = {"id": "t-1", "finished_at": 2.0, "response": {"success": True, "data": links}}
+        return answer(json.dumps(pending if len(asked) < 3 else whole).encode())
+
+    def link(request: Received, number: int) -> Script | None:
+        return script(request, number) if b"/tasks/" in request.target else None
+
+    with Upstream(script=script, link=link) as upstream:
+        done = generate(forked, upstream, provider=provider)
+        assert (done.code, len(asked)) == (0, 3), done.err
 
 
 def test_a_batch_of_tasks_that_ended_stops_after_a_few(forked: Forked) -> None:

@@ -88,11 +88,18 @@ def read(reply: contract.Reply) -> contract.Ready | contract.Ticket:
     body = reply.body
     if isinstance(body, Mapping) and isinstance(body.get("items"), list) and len(body["items"]) == 1:
         body = body["items"][0]
+    elif isinstance(body, Mapping) and isinstance(body.get("data"), Mapping) and _is_record(body["data"]):
+        body = body["data"]
     if not isinstance(body, Mapping):
         raise faults.refusal(spec, reply)
-    if "data" not in body and ("response" in body or "created_at" in body):
-        return _read_record(reply, body)
-    return _read_result(reply, body)
+    return _read_record(reply, body) if _is_record(body) else _read_result(reply, body)
+
+
+def _is_record(body: Mapping[str, Any]) -> bool:
+    """Whether an object is the record of a task and not its result: the images of one lie under `response`."""
+    if "data" in body or not _name(body, "id"):
+        return "data" not in body and "response" in body
+    return any(name in body for name in ("response", "created_at", "finished_at")) or faults.task_state(body) != ""
 
 
 def _read_result(
@@ -125,7 +132,7 @@ def _read_record(reply: contract.Reply, record: Mapping[str, Any]) -> contract.R
     error = answer.get("error") or record.get("error")
     # `success: false` without an error is how a task looks that has not failed yet.
     undecided = not error and (not answer or answer.get("success") is False)
-    is_open = record.get("finished_at") is None and faults.task_state(record) in {"", "pending"}
+    is_open = not faults.is_time(record.get("finished_at")) and faults.task_state(record) in {"", "pending"}
     if undecided and is_open and ids["task_id"]:
         return contract.Ticket(ids["task_id"], ids["trace_id"])
     return _read_result(reply, {**ids, "data": [], **answer, "error": error}, over=True)

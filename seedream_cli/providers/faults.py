@@ -164,11 +164,19 @@ _TASK_STATES: Mapping[str, str] = {
 """What the words of tasks come to, in lower case."""
 
 
+_NO_TIMES = ("0000-", "0001-01-01", "1970-01-01T00:00:00", "-")
+
+
 def task_state(record: Mapping[str, Any]) -> str:
     """Whether a task is "pending", "done" or "failed" by its own word; "" where it has none that is known."""
     names = ("status", "state", "task_status", "taskStatus")
     word = next((text for name in names if (text := _text(record.get(name)))), "")
     return _TASK_STATES.get(word.strip().lower().replace("-", "_").replace(" ", "_"), "")
+
+
+def is_time(value: Any) -> bool:
+    """Whether a record's member is a time. Programs write "not yet" as nothing, as 0 and as the year 1."""
+    return bool(value) and not str(value).strip().startswith(_NO_TIMES) and str(value).strip(" 0.") != ""
 
 
 def task_ended(error: ApiError, task_id: str) -> TaskEndedError:

@@ -183,7 +183,7 @@ def _is_named(record: Mapping[str, Any], task_id: str) -> bool:
 
 
 def _has_ended(record: Mapping[str, Any]) -> bool:
-    return any(record.get(name) for name in _ENDS)
+    return any(faults.is_time(record.get(name)) for name in _ENDS)
 
 
 def _plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
