@@ -1,13 +1,19 @@
-# Completion of seedream for PowerShell. Made by `python -m tests.test_completion`.
-Register-ArgumentCompleter -Native -CommandName seedream -ScriptBlock {
+Import-Module PSReadLine
+Set-PSReadLineKeyHandler -Chord Tab -Function MenuComplete
+$scriptblock = {
     param($wordToComplete, $commandAst, $cursorPosition)
-    $line = $commandAst.ToString()
-    $length = $cursorPosition - $commandAst.Extent.StartOffset
-    if ($length -gt $line.Length) { $line += ' ' } else { $line = $line.Substring(0, $length) }
-    # Where files go nothing is returned, and PowerShell offers files itself.
-    & $commandAst.GetCommandName() --complete powershell $line 2>$null | Select-Object -Skip 1 | ForEach-Object {
-        $word, $text = $_ -split "`t", 2
-        if (-not $text) { $text = $word }
-        [System.Management.Automation.CompletionResult]::new($word, $word, 'ParameterValue', $text)
+    $Env:_SEEDREAM_COMPLETE = "complete_powershell"
+    $Env:_TYPER_COMPLETE_ARGS = $commandAst.ToString()
+    $Env:_TYPER_COMPLETE_WORD_TO_COMPLETE = $wordToComplete
+    seedream | ForEach-Object {
+        $commandArray = $_ -Split ":::"
+        $command = $commandArray[0]
+        $helpString = $commandArray[1]
+        [System.Management.Automation.CompletionResult]::new(
+            $command, $command, 'ParameterValue', $helpString)
     }
+    $Env:_SEEDREAM_COMPLETE = ""
+    $Env:_TYPER_COMPLETE_ARGS = ""
+    $Env:_TYPER_COMPLETE_WORD_TO_COMPLETE = ""
 }
+Register-ArgumentCompleter -Native -CommandName seedream -ScriptBlock $scriptblock

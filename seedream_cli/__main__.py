@@ -1,4 +1,4 @@
-"""The way in: `--version` and completions are answered before anything heavy is imported."""
+"""The way in: `--version` is answered before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ def main() -> None:
 
                 # It says what is wrong with standard output.
                 sys.exit(run(["--version"]))
-        return
-    if sys.argv[1:2] == ["--complete"] and len(sys.argv) > 2:
-        # A shell asks at every Tab: the command line itself would take too long to load.
-        from .cli.completion import respond
-
-        if sys.stdout is None:
-            return
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-        sys.stdout.write(respond(sys.argv[2], sys.argv[3:]))
         return
     # Loading makes no garbage. A run that lasts looks for it again, see `engine`.
     gc.disable()

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -468,12 +467,3 @@ def test_version_and_bare_command(seedream: Command) -> None:
     bare = seedream()
     assert bare.code == 0
     assert "generate" in bare.out
-
-
-def test_completions_in_the_tree_are_what_the_command_prints(seedream: Command) -> None:
-    """completions/ is generated (`python -m tests.test_completion`): a change of the command changes the files."""
-    root = Path(__file__).parent.parent / "completions"
-    files = {"bash": "seedream.bash", "zsh": "_seedream", "fish": "seedream.fish", "powershell": "seedream.ps1"}
-    for shell, name in files.items():
-        assert seedream("--show-completion", shell).out == (root / name).read_text()
-    assert seedream("--complete", "bash", "seedream generate -m 4").out.split() == ["words", "4.5", "4.0"]

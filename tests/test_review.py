@@ -267,7 +267,7 @@ def shell(seedream: Command, line: str, **more: Any) -> Any:
 def test_the_version_can_be_asked_for_without_anywhere_to_print_it(seedream: Command) -> None:
     """A closed standard output is no bug."""
     assert shell(seedream, "$SEEDREAM --version >&-").code == 0
-    assert shell(seedream, "$SEEDREAM --complete bash 1 seedream >&-").code == 0
+    assert shell(seedream, "_SEEDREAM_COMPLETE=complete_bash COMP_WORDS=seedream COMP_CWORD=0 $SEEDREAM >&-").code == 0
 
 
 def test_a_working_folder_that_is_gone_is_told(seedream: Command) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from .. import __version__
 from ..config.environment import read_surroundings
 from ..errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
 from . import batch
+from .completion import SHELLS, completion_script, is_asked_by_shell, offer_models, words
 from .config import config_app
 from .context import process_streams
 from .doctor import DOCTOR_HELP, doctor
@@ -46,7 +48,10 @@ def root(
     show_completion: Annotated[
         str | None,
         typer.Option(
-            "--show-completion", metavar="SHELL", help="Print what makes bash, zsh, fish or powershell complete."
+            "--show-completion",
+            metavar="SHELL",
+            help="Print what makes bash, zsh, fish or powershell complete.",
+            autocompletion=words(*SHELLS),
         ),
     ] = None,
 ) -> int:
@@ -72,7 +77,9 @@ app.command("batch", cls=PlainCommand, help=batch.HELP)(batch.batch)
     "  seedream models\n  seedream models 4.5\n  seedream models --json",
 )
 def models(
-    model: Annotated[str | None, typer.Argument(help="A model name or id.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A model name or id.", show_default=False, autocompletion=offer_models)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)] = False,  # noqa: FBT002
 ) -> int:
     """The model table."""
@@ -122,15 +129,6 @@ def sandbox(
     return 0
 
 
-def completion_script(shell: str) -> str:
-    """The script that makes a shell complete `seedream`: it asks the command itself at every Tab."""
-    from .completion import SCRIPTS
-
-    if shell not in SCRIPTS:
-        raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SCRIPTS)}")])
-    return SCRIPTS[shell].removesuffix("\n")
-
-
 app.command("doctor", cls=PlainCommand, help=DOCTOR_HELP)(doctor)
 
 app.add_typer(history_app, name="history")
@@ -160,6 +158,8 @@ _LOOK = "seedream history tells what was sent"
 
 def _run_line(argv: Sequence[str]) -> int:
     """One command line. The one place where a failure becomes words."""
+    # Typer answers a shell's Tab itself, and leaves.
+    completion_init()
     try:
         code = app(args=list(argv), prog_name="seedream", standalone_mode=False)
     except typer.TyperException as error:
@@ -187,7 +187,9 @@ def _run_line(argv: Sequence[str]) -> int:
 
 
 def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
-    """Say what ended the command, and with `--json` also as an object."""
+    """Say what ended the command, and with `--json` also as an object. A shell at a Tab is told nothing."""
+    if is_asked_by_shell():
+        return error.exit_code
     from ..output.json_output import failure_object, print_json
     from ..output.summary import print_error
 

@@ -13,6 +13,7 @@ import typer
 from ..config.environment import Surroundings, read_surroundings
 from ..config.settings import Layer, Settings
 from ..errors import InputError, Problem, SeedreamError
+from .completion import offer_keys
 from .context import process_streams
 from .flags import (
     _SHARED,
@@ -103,7 +104,7 @@ def show(config: _File = None, profile: _Profile = None, json: _Json = False) ->
     "  seedream config get size\n  seedream config get providers.ark.base_url",
 )
 def get(
-    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=offer_keys)],
     config: _File = None,
     profile: _Profile = None,
 ) -> int:
@@ -271,7 +272,7 @@ def _unknown(key: str, known: Iterable[str]) -> InputError:
     context_settings={"ignore_unknown_options": True},
 )
 def set(  # noqa: A001 - the name of the command
-    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=offer_keys)],
     value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="Several for a list.", show_default=False)],
     project: _Project = False,  # noqa: FBT002
     config: _File = None,
@@ -296,7 +297,7 @@ def set(  # noqa: A001 - the name of the command
 
 @config_app.command(cls=PlainCommand, help="Take one setting out of the user's file, or with --project the project's.")
 def unset(
-    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=offer_keys)],
     project: _Project = False,  # noqa: FBT002
     config: _File = None,
 ) -> int:

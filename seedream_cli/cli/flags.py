@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from ..config.environment import Surroundings, read_surroundings, variable
 from ..config.settings import Layer
 from ..errors import InputError, Problem
+from .completion import offer_aspects, offer_models, offer_profiles, offer_providers, offer_sizes, words
 
 if TYPE_CHECKING:
     from ..config.prompt_file import Option, PromptText
@@ -35,7 +36,10 @@ _File = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help="Instead of the user's file.", show_default=False)
 ]
 
-_Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="As if chosen.", show_default=False)]
+_Profile = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="As if chosen.", show_default=False, autocompletion=offer_profiles),
+]
 
 REQUEST, OUTPUT, RELIABILITY, PROVIDER, BATCH = "Request", "Output", "Reliability", "Provider", "Batch"
 
@@ -46,7 +50,10 @@ _Project = Annotated[bool, typer.Option("--project", help="In the project's seed
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One option. `key` is its name in code, environment and tables; `kind` how many values it takes."""
+    """One option. `key` is its name in code, environment and tables; `kind` how many values it takes.
+
+    `offers` names the values that a shell may offer.
+    """
 
     key: str
     names: tuple[str, ...]
@@ -54,12 +61,13 @@ class Flag:
     group: str
     metavar: str = "TEXT"
     kind: Literal["value", "switch", "list", "count"] = "value"
-    offers: Callable[[], Sequence[str]] | None = None
+    offers: Callable[..., Sequence[str | tuple[str, str]]] | None = None
 
     @property
     def annotation(self) -> Any:
         """The Typer parameter that this option is. Values stay text, so that one place checks them, all at once."""
         shared: dict[str, Any] = {"help": self.help, "rich_help_panel": self.group, "show_default": False}
+        shared |= {"autocompletion": self.offers} if self.offers else {}
         if self.kind == "switch":
             return Annotated[bool | None, typer.Option(*self.names, **shared)]
         if self.kind == "count":
@@ -69,33 +77,11 @@ class Flag:
         return Annotated[str | None, typer.Option(*self.names, metavar=self.metavar, **shared)]
 
 
-def _models() -> Sequence[str]:
-    from ..request.models import MODELS
-
-    return [row.name for row in MODELS]
-
-
-def _providers() -> Sequence[str]:
-    from ..providers import PROVIDERS
-
-    return PROVIDERS
-
-
-def _aspects() -> Sequence[str]:
-    from ..request.models import MODELS
-
-    return list(dict.fromkeys(aspect for row in MODELS for tier in row.tiers.values() for aspect in tier))
-
-
-def _words(*words: str) -> Callable[[], Sequence[str]]:
-    return lambda: words
-
-
 def _flags(group: str, *rows: tuple[Any, ...]) -> tuple[Flag, ...]:
     return tuple(Flag(key, tuple(names.split()), text, group, *rest) for key, names, text, *rest in rows)
 
 
-_BACKGROUNDS = _words("transparent", "opaque")
+_BACKGROUNDS = words("transparent", "opaque")
 
 REQUEST_FLAGS = _flags(
     REQUEST,
@@ -107,7 +93,7 @@ REQUEST_FLAGS = _flags(
         "Model name such as 5.0-lite or 4.5, or an id; `seedream models` lists them.",
         "NAME",
         "value",
-        _models,
+        offer_models,
     ),
     (
         "size",
@@ -115,7 +101,7 @@ REQUEST_FLAGS = _flags(
         "Tier (1K 1.5K 2K 3K 4K) or WIDTHxHEIGHT. Default 2K.",
         "SIZE",
         "value",
-        _words("1K", "1.5K", "2K", "3K", "4K"),
+        offer_sizes,
     ),
     (
         "aspect",
@@ -123,7 +109,7 @@ REQUEST_FLAGS = _flags(
         "Ratio such as 16:9: the exact pixels of the tier in that shape.",
         "W:H",
         "value",
-        _aspects,
+        offer_aspects,
     ),
     ("count", "--count -n", "Send N independent requests, each billed. Default 1.", "N"),
     ("sequence", "--sequence", "One request for a related set of up to N pictures.", "N|auto"),
@@ -138,14 +124,14 @@ REQUEST_FLAGS = _flags(
     ("fit_images", "--fit-images", "Shrink or convert references that are too big, and say so.", "", "switch"),
     ("seed", "--seed", "Seed, -1 to 2147483647, for models that take one.", "N"),
     ("guidance_scale", "--guidance-scale", "How closely to follow the prompt, 1 to 10 (3.0 models).", "X"),
-    ("format", "--format", "File format asked of the model: jpeg or png.", "jpeg|png", "value", _words("jpeg", "png")),
+    ("format", "--format", "File format asked of the model: jpeg or png.", "jpeg|png", "value", words("jpeg", "png")),
     (
         "response_format",
         "--response-format",
         "How the picture travels: url (default) or b64_json.",
         "url|b64_json",
         "value",
-        _words("url", "b64_json"),
+        words("url", "b64_json"),
     ),
     (
         "optimize_prompt",
@@ -153,7 +139,7 @@ REQUEST_FLAGS = _flags(
         "Prompt rewriting at the provider: standard or fast.",
         "standard|fast",
         "value",
-        _words("standard", "fast"),
+        words("standard", "fast"),
     ),
     ("web_search", "--web-search/--no-web-search", "Let the model search the web (5.0 lite).", "", "switch"),
     (
@@ -189,7 +175,7 @@ OUTPUT_FLAGS = _flags(
         "rename (default), skip, error (default for a named file) or overwrite.",
         "HOW",
         "value",
-        _words("rename", "skip", "error", "overwrite"),
+        words("rename", "skip", "error", "overwrite"),
     ),
     ("no_download", "--no-download", "Print the result links instead of saving pictures.", "", "switch"),
     ("json", "--json", "Print one JSON object on standard output.", "", "switch"),
@@ -199,7 +185,7 @@ OUTPUT_FLAGS = _flags(
         "auto, bar, plain or none; on standard error.",
         "KIND",
         "value",
-        _words("auto", "bar", "plain", "none"),
+        words("auto", "bar", "plain", "none"),
     ),
     ("quiet", "--quiet -q", "Only results and errors.", "", "switch"),
     ("verbose", "--verbose -v", "Say more; -vv shows the wire with secrets masked.", "", "count"),
@@ -226,11 +212,18 @@ MONEY_FLAGS = _flags(
 
 PROVIDER_FLAGS = _flags(
     PROVIDER,
-    ("provider", "--provider -p", "cometapi acedata ope ark byteplus openai sandbox.", "NAME", "value", _providers),
+    (
+        "provider",
+        "--provider -p",
+        "cometapi acedata ope ark byteplus openai sandbox.",
+        "NAME",
+        "value",
+        offer_providers,
+    ),
     ("base_url", "--base-url", "Another address of the API, with or without its version.", "URL"),
     ("api_key_file", "--api-key-file", "Read the key from FILE, or from standard input with -.", "FILE"),
     ("proxy", "--proxy", "Proxy for every connection; else the environment's.", "URL"),
-    ("profile", "--profile", "Use [profiles.NAME] of the configuration files.", "NAME"),
+    ("profile", "--profile", "Use [profiles.NAME] of the configuration files.", "NAME", "value", offer_profiles),
     ("config", "--config", "Read FILE instead of the user's configuration file.", "FILE"),
 )
 
@@ -253,7 +246,7 @@ BATCH_TYPED_FLAGS = _flags(
         "Run only rows that failed, whose outcome is unknown, or whose files are gone for good.",
         "WHICH",
         "value",
-        _words("failed", "unknown", "missing"),
+        words("failed", "unknown", "missing"),
     ),
     ("shard", "--shard", "Run only part I of N parts; auto asks the variables of the CI or cluster.", "I/N|auto"),
     ("verify", "--verify", "Hash the files that are there, and fetch again what is damaged.", "", "switch"),

@@ -12,6 +12,7 @@ import typer
 
 from ..config.environment import read_surroundings
 from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
+from .completion import offer_ids
 from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_streams
 from .flags import EDIT_FLAGS, GENERATE_FLAGS, RECOVER_FLAGS, Chosen, options, takes
 
@@ -86,7 +87,12 @@ RECOVER_HELP = (
 def recover(
     wanted: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID|FILE|-]...", help="Runs, requests or kept replies; none: all.", show_default=False),
+        typer.Argument(
+            metavar="[ID|FILE|-]...",
+            help="Runs, requests or kept replies; none: all.",
+            show_default=False,
+            autocompletion=offer_ids,
+        ),
     ] = None,
     *,
     chosen: Chosen,

@@ -13,6 +13,7 @@ import typer
 
 from ..config.environment import read_surroundings
 from ..errors import InputError, Problem
+from .completion import offer_ids, offer_providers, words
 from .context import BATCH_HOME, forget_replies, open_ledger_here, process_streams, reply_names
 from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from ..ledger.records import Entry, RunRow
 
 
-def _option(names: str, metavar: str, text: str) -> Any:
-    return typer.Option(*names.split(), metavar=metavar, help=text, rich_help_panel=REQUEST, show_default=False)
+def _option(names: str, metavar: str, text: str, **more: Any) -> Any:
+    return typer.Option(*names.split(), metavar=metavar, help=text, rich_help_panel=REQUEST, show_default=False, **more)
 
 
 history_app = typer.Typer(
@@ -52,8 +53,12 @@ def history(  # noqa: PLR0917 (Typer names them all)
         str | None, _option("--since", "WHEN", "From a day (2026-11-21) or so long ago (36h, 7d).")
     ] = None,
     until: Annotated[str | None, _option("--until", "WHEN", "Before a day or so long ago.")] = None,
-    provider: Annotated[str | None, _option("--provider -p", "NAME", "Only of this provider.")] = None,
-    status: Annotated[str | None, _option("--status", "STATUS", f"Only {', '.join(STATUSES)}.")] = None,
+    provider: Annotated[
+        str | None, _option("--provider -p", "NAME", "Only of this provider.", autocompletion=offer_providers)
+    ] = None,
+    status: Annotated[
+        str | None, _option("--status", "STATUS", f"Only {', '.join(STATUSES)}.", autocompletion=words(*STATUSES))
+    ] = None,
     limit: Annotated[int, _option("--limit -n", "N", "At most so many; 0 for all. Default 50.")] = 50,
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
@@ -101,7 +106,7 @@ def history(  # noqa: PLR0917 (Typer names them all)
     help="One request, all of a run, or the rows of a batch: what was sent, its links masked, its files, its cost.",
 )
 def show(
-    wanted: Annotated[str, typer.Argument(metavar="ID", help="An id, or the start of one.")],
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="An id, or the start of one.", autocompletion=offer_ids)],
     links: Annotated[bool, typer.Option("--links", help="Print every link, whole, and base64 of its reply.")] = False,  # noqa: FBT002
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
@@ -142,7 +147,9 @@ def show(
     "\n\n\b\n  seedream history resolve 261121-4f9a2c --paid\n  seedream history resolve 261121-4f9a2c --unpaid",
 )
 def resolve(
-    wanted: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of requests or runs.")],
+    wanted: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Ids of requests or runs.", autocompletion=offer_ids)
+    ],
     paid: Annotated[bool | None, typer.Option("--paid/--unpaid", help="What the provider charged.")] = None,
 ) -> int:
     """Write down what a person found out."""

@@ -11,6 +11,7 @@ import typer
 
 from ..config.environment import Surroundings, read_surroundings
 from ..errors import ConfigError, InputError, Problem
+from .completion import offer_providers, words
 from .context import process_streams
 from .flags import _SHARED, Chosen, PlainCommand, _File, _Json
 
@@ -25,7 +26,12 @@ key_app = typer.Typer(
     "  seedream config key set ark\n  pass show ark | seedream config key set ark\n  seedream config key status",
 )
 
-_Provider = Annotated[str, typer.Argument(metavar="PROVIDER", help="cometapi, ark, … as `--provider` takes it.")]
+_Provider = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROVIDER", help="cometapi, ark, … as `--provider` takes it.", autocompletion=offer_providers
+    ),
+]
 
 _BaseUrl = Annotated[
     str | None,
@@ -51,7 +57,12 @@ def key_set(
     base_url: _BaseUrl = None,
     store: Annotated[
         str,
-        typer.Option("--store", metavar="auto|keyring|file", help="Where to; auto takes a keyring if there is one."),
+        typer.Option(
+            "--store",
+            metavar="auto|keyring|file",
+            help="Where to; auto takes a keyring if there is one.",
+            autocompletion=words("auto", "keyring", "file"),
+        ),
     ] = "auto",
     config: _File = None,
 ) -> int:
