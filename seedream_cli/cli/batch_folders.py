@@ -52,9 +52,13 @@ def known_folders(ledger: Ledger) -> dict[Path, tuple[RunRow, ...]]:
 
 def folder_of(ledger: Ledger, name: str) -> Path | None:
     """The folder of the batch that a run or a request of this name belongs to, where the user's ledger has no such
-    request itself.
+    request itself. Folders that came from elsewhere hold rows of other users' runs: those are asked one by one.
     """
-    return None if ledger.find(name) else ledger.batch_of(name)
+    if not name or ledger.find(name):
+        return None
+    return ledger.batch_of(name) or next(
+        (folder for folder in known_folders(ledger) if ask(folder, lambda own: bool(own.find(name)))[0]), None
+    )
 
 
 @dataclass
@@ -115,7 +119,7 @@ def search_folders(
     for folder, names in named.items():
         with hold(folder, surroundings) as own:
             ids = _ids(own, names, {run.id for run in known_folders(ledger).get(folder, ())})
-            search.found.append((folder, _plan(folder, own, ids, draft, surroundings)))
+            search.found.append((folder, _plan(folder, own, ids, draft, surroundings, is_named=not ids)))
     search.names = frozenset(name for names in named.values() for name in names)
     return search
 
@@ -166,10 +170,19 @@ def hold(folder: Path, surroundings: Surroundings) -> Iterator[Ledger]:
         yield own
 
 
-def _plan(folder: Path, own: Ledger, names: Sequence[str], draft: Draft, surroundings: Surroundings) -> Plan:
+def _plan(
+    folder: Path,
+    own: Ledger,
+    names: Sequence[str],
+    draft: Draft,
+    surroundings: Surroundings,
+    *,
+    is_named: bool = False,
+) -> Plan:
     from ..engine.recovery import batch_recovery
 
-    return batch_recovery(names, draft, surroundings, own, folder=folder, home=folder / BATCH_HOME)
+    home = folder / BATCH_HOME
+    return batch_recovery(names, draft, surroundings, own, folder=folder, home=home, is_named=is_named)
 
 
 _STANDINGS = ("unknown", "unsaved", "submitted", "running", "failed", "partial", "resolved", "unsent", "succeeded")

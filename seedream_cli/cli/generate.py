@@ -126,7 +126,7 @@ def recover(
             return _execute(parts, draft, chosen, surroundings, search)
         if draft.switches.get("json", False):
             print_results(Report("recover", (), _as_warnings(search)), process_streams(), "json", quiet=True)
-        process_streams().err(nothing_left(ledger))
+        process_streams().err(nothing_left(ledger, is_all=not search.passed))
         return search.trouble or search.busy
 
 

@@ -88,9 +88,9 @@ class Books:
         tasks = {job.id for job in jobs if job.task_id}
         mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
         for entry in taken:
-            if entry.state == "saved" and entry.links_left:
+            if entry.state == "saved" and (left := entry.links_left(self._home)):
                 # It was named, and may be there after all.
-                self._ledger.mark_missing(entry.id, entry.links_left)
+                self._ledger.mark_missing(entry.id, left)
                 mine.add(entry.id)
         self._elsewhere = frozenset(wanted - mine)
 

@@ -86,16 +86,25 @@ def make_recovery(
 
 
 def batch_recovery(
-    wanted: Sequence[str], draft: Draft, surroundings: Surroundings, ledger: Ledger, *, folder: Path, home: Path
+    wanted: Sequence[str],
+    draft: Draft,
+    surroundings: Surroundings,
+    ledger: Ledger,
+    *,
+    folder: Path,
+    home: Path,
+    is_named: bool = False,
 ) -> Plan:
     """A plan for what a batch paid for and did not save, by the batch's own ledger in its `home`, into its `folder`
-    under the names that were planned. `wanted` are ids of its runs and requests; nothing means everything.
+    under the names that were planned. `wanted` are ids of its runs and requests; nothing means everything, and where
+    the batch itself `is_named`, also what was handed out as a link or called expired.
 
     The folder may have come from anywhere: what cannot be placed within it fails and stays as it is. Raises
     `InputError` for a name that means nothing, and for one that has nothing to fetch.
     """
     found, past_help, left = list[Problem](), list[Problem](), list[JobResult]()
-    entries = _entries(wanted, ledger, found, every=not wanted)
+    entries = _entries(wanted, ledger, found, every=not wanted, folder=folder)
+    entries += ledger.askable() if is_named else ()
     given = plan_output(draft, 1, found)
     if given is None:
         raise InputError(found)
@@ -158,10 +167,11 @@ def place_all(own: Plan, batches: Sequence[Plan], draft: Draft) -> list[Plan]:
     return [replace(plan, left=tuple(replace(result, index=next(beyond)) for result in plan.left)) for plan in placed]
 
 
-def nothing_left(ledger: Ledger | None) -> str:
-    """What to say where there is nothing to recover."""
+def nothing_left(ledger: Ledger | None, *, is_all: bool = True) -> str:
+    """What to say where there is nothing to recover; not `is_all` where something could not be looked into."""
     doubtful = len(ledger.history(status="unknown")) if ledger else 0
     said = "nothing to recover: no picture that was paid for and can still be had is missing"
+    said += "" if is_all else " elsewhere"
     way = "seedream history --status unknown lists them, seedream history resolve settles them"
     return f"{said}; {doubtful} of unknown outcome: {way}" if doubtful else said
 
@@ -321,7 +331,9 @@ def _entry_jobs(
     return [job for job in jobs if job is not None]
 
 
-def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem], *, every: bool) -> list[Entry]:
+def _entries(
+    wanted: Sequence[str], ledger: Ledger | None, found: list[Problem], *, every: bool, folder: Path | None = None
+) -> list[Entry]:
     """The ledger's requests that are meant and not saved; a name that means nothing is a problem."""
     doubtful = ledger.history(status="unknown") if ledger else ()
     found_unsaved = (*ledger.unsaved(), *(entry for entry in doubtful if entry.owner is None)) if ledger else ()
@@ -331,9 +343,10 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
     chosen: dict[str, Entry] = {}
     for name in wanted:
         meant = ledger.find(name) if ledger else ()
-        # To ask for a link costs nothing: one that is called expired or was handed out is tried where it is named.
-        unsaved |= {entry.id: entry for entry in meant if entry.state == "saved" and entry.links_left}
-        chosen |= {entry.id: entry for entry in meant if entry.id in unsaved}
+        # To ask for a link costs nothing: what was called expired, handed out or removed is tried where it is named.
+        again = [(entry, entry.links_left(folder)) for entry in meant if entry.state == "saved"]
+        unsaved |= {entry.id: _as_pending(entry, left) for entry, left in again if left}
+        chosen |= {entry.id: unsaved[entry.id] for entry in meant if entry.id in unsaved}
         if meant:
             # Of a run's requests some may be saved; only where none is left is that a problem.
             left = any(entry.id in unsaved for entry in meant)
@@ -342,6 +355,15 @@ def _entries(wanted: Sequence[str], ledger: Ledger | None, found: list[Problem],
         hint = f"waiting now: {', '.join(unsaved) or 'nothing'}"
         found.append(Problem("id", f"nothing is called {name}: no request, no file", hint, origin="ID"))
     return list(chosen.values())
+
+
+def _as_pending(entry: Entry, left: Collection[int]) -> Entry:
+    """A saved request of which some files are gone."""
+    gone = [row.index in left and row.state == "saved" for row in entry.pictures]
+    rows = (
+        replace(row, state="pending") if is_gone else row for row, is_gone in zip(entry.pictures, gone, strict=True)
+    )
+    return replace(entry, pictures=tuple(rows))
 
 
 def _nothing_left(entry: Entry) -> Problem:

@@ -1152,6 +1152,14 @@ class Ledger:
         alive = {owner for owner in {entry.owner for entry in found} if owner and self._is_alive(owner)}
         return tuple(entry for entry in found if entry.owner not in alive)
 
+    def askable(self) -> tuple[Entry, ...]:
+        """Requests of which an image was handed out as a link, or its link called expired: it may be asked again."""
+        with self._read():
+            return self._select(
+                "WHERE state = 'saved' AND EXISTS(SELECT 1 FROM pictures WHERE request = requests.id "
+                "AND pictures.state IN ('expired', 'handed') AND link <> '' AND path IS NULL) ORDER BY number"
+            )
+
     def reusable(self, fingerprint: str, *, limit: int = 100) -> tuple[Entry, ...]:
         """Of the last `limit` requests of this fingerprint those whose pictures were all saved, newest first.
 

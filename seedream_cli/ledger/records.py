@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,10 +134,11 @@ class Entry:
     reply: Path | None
     pictures: tuple[PictureRow, ...]
 
-    @property
-    def links_left(self) -> list[int]:
-        """The images that are no file, and whose links may be asked: expired ones, and those that were handed out."""
-        return [row.index for row in self.pictures if row.state in {"expired", "handed"} and row.link and not row.path]
+    def links_left(self, folder: Path | None = None) -> list[int]:
+        """The images that are no file, and whose links may be asked: expired ones, those that were handed out, and
+        those whose files are gone. Paths are relative to a batch's `folder`.
+        """
+        return [row.index for row in self.pictures if row.link and _is_missing(row, folder or Path())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,3 +313,9 @@ class Tally:
     failed: int = 0
     unknown: int = 0
     resolved: int = 0
+
+
+def _is_missing(row: PictureRow, folder: Path) -> bool:
+    if row.path is None:
+        return row.state in {"expired", "handed"}
+    return row.state == "saved" and not os.path.lexists(folder / row.path)
