@@ -187,7 +187,7 @@ def trace(path: str) -> None:
 
 def _at_each_step(step: Callable[[str], None]) -> None:
     from seedream_cli.cli import generate
-    from seedream_cli.ledger import database, ledger
+    from seedream_cli.ledger import database
 
     def before(name: str) -> None:
         real = getattr(os, name)
@@ -213,14 +213,14 @@ def _at_each_step(step: Callable[[str], None]) -> None:
         "pwrite",
     ):
         before(name)
-    connect = database._connect
+    connect = database.connect
 
     def traced(path: Path) -> Any:
         db = connect(path)
         db.set_trace_callback(lambda statement: step("commit") if statement == "COMMIT" else None)
         return db
 
-    database._connect = ledger._connect = traced
+    database.connect = traced
     # Most of the steps that the tool names lie between two of these, with nothing done in between.
     generate.crash_step = lambda fault: lambda name: step(name) if name in {"sent", "read"} else None
 
@@ -285,16 +285,16 @@ def replaces_what_is_there() -> None:
 
 def takes_orphans_for_new() -> None:
     """What was out when its process died is called never sent."""
-    from seedream_cli.ledger import ledger, rows
+    from seedream_cli.ledger import rows, runs
 
-    settle = ledger.Ledger._settle_one
+    settle = runs.Runs._settle_one
 
     def as_new(self: Any, db: Any, request_id: str, reply: Any) -> None:
         settle(self, db, request_id, reply)
         if reply is None:
-            rows._update(db, request_id, {"state": "queued", "billed": "no", "error": None})
+            rows.update(db, request_id, {"state": "queued", "billed": "no", "error": None})
 
-    ledger.Ledger._settle_one = as_new  # type: ignore[method-assign]
+    runs.Runs._settle_one = as_new  # type: ignore[method-assign]
 
 
 def repeats_what_is_in_doubt() -> None:
@@ -346,16 +346,16 @@ def knows_no_picture_again() -> None:
 
 def flushes_no_commit() -> None:
     """The ledger leaves it to the system when its commits reach the disk."""
-    from seedream_cli.ledger import database, ledger
+    from seedream_cli.ledger import database
 
-    connect = database._connect
+    connect = database.connect
 
     def lazy(path: Path) -> Any:
         db = connect(path)
         db.execute("PRAGMA synchronous = NORMAL")
         return db
 
-    database._connect = ledger._connect = lazy
+    database.connect = lazy
 
 
 def flushes_no_picture() -> None:
@@ -375,12 +375,12 @@ def flushes_no_folder() -> None:
 def cannot_write_answers() -> None:
     """The disk of the ledger is full from the answer on, for that one write."""
     from seedream_cli.errors import FileError
-    from seedream_cli.ledger.ledger import Ledger
+    from seedream_cli.ledger.transitions import Transitions
 
     def full(*_: Any, **__: Any) -> None:
         raise FileError("no room", billed="yes")
 
-    Ledger.mark_ready = full  # type: ignore[method-assign]
+    Transitions.mark_ready = full  # type: ignore[method-assign]
 
 
 def has_no_room_for_replies() -> None:
@@ -413,9 +413,9 @@ def breaks_at_the_first_write() -> None:
 def cannot_book_what_it_cost() -> None:
     """The user's ledger takes what a request may cost, and nothing after that."""
     from seedream_cli.errors import FileError
-    from seedream_cli.ledger.ledger import Ledger
+    from seedream_cli.ledger.budget import Budget
 
-    book, held = Ledger.book, set[str]()
+    book, held = Budget.book, set[str]()
 
     def fail(self: Any, key: str, *args: Any, **more: Any) -> None:
         if key in held:
@@ -423,19 +423,19 @@ def cannot_book_what_it_cost() -> None:
         held.add(key)
         book(self, key, *args, **more)
 
-    Ledger.book = fail  # type: ignore[method-assign]
+    Budget.book = fail  # type: ignore[method-assign]
 
 
 def commits_no_links() -> None:
     """The disk of the ledger is full whenever links are to be written down."""
     from seedream_cli.errors import FileError
-    from seedream_cli.ledger.ledger import Ledger
+    from seedream_cli.ledger.transitions import Transitions
 
     def full(*_: Any, **__: Any) -> None:
         raise FileError("no space left", billed="yes")
 
     has_no_room_for_replies()
-    Ledger.mark_ready = full  # type: ignore[method-assign]
+    Transitions.mark_ready = full  # type: ignore[method-assign]
 
 
 def loses_its_table() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,18 @@ def calls(path: Path) -> list[tuple[str, int]]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             found.append((node.func.id, node.lineno))
     return found
+
+
+DIALECT = re.compile(
+    r"PRAGMA|\bjson_\w+\(|GLOB|INSERT OR|ON CONFLICT|\browid\b|ATTACH DATABASE|\binstr\(|\btypeof\(|TEMP TABLE|"
+    r"IS (NOT )?\?|sqlite_master|group_concat|BEGIN IMMEDIATE"
+)
+
+
+def test_sql_that_only_sqlite_takes_stands_in_one_file() -> None:
+    """A second database needs its own words for that file, and no other."""
+    found = {place_of(path) for path in FILES if DIALECT.search(path.read_text())}
+    assert found == {"ledger/schema"}
 
 
 OWNERS = {

@@ -615,11 +615,11 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
 
 def test_rows_that_another_process_had_are_no_success(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that could not be taken in hand are left, and 0 means that all is on disk."""
-    from seedream_cli.ledger.ledger import Ledger
+    from seedream_cli.ledger.runs import Runs
 
     rows(inside, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "claim", lambda ledger, run, ids: frozenset())
+        patch.setattr(Runs, "claim", lambda runs, run, ids: frozenset())
         done = inside("batch", "t.csv", "-p", "sandbox")
     assert (done.code, "2 not sent" in done.err) == (9, True)
     assert inside("batch", "t.csv", "-p", "sandbox").code == 0

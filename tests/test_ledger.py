@@ -23,12 +23,14 @@ from typing import Any, get_args
 import pytest
 
 from seedream_cli.errors import ApiError, BudgetError, BusyError, FileError, InputError, InternalError
-from seedream_cli.ledger import database, ledger, records
-from seedream_cli.ledger.ledger import Ledger, Run, hold_batch, open_ledger
+from seedream_cli.ledger import database, queries, records, schema
+from seedream_cli.ledger.ledger import Ledger, hold_batch, open_ledger
 from seedream_cli.ledger.records import Caps, NewRequest, PictureRow, State
+from seedream_cli.ledger.runs import Run
 from seedream_cli.ledger.schema import MIGRATIONS
 from seedream_cli.ledger.transitions import TRANSITIONS
 from seedream_cli.request.image_request import ImageRef
+from seedream_cli.storage import filesystem
 
 CANARY = 'sk-canary-"0123456789"-do-not-store'
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
@@ -132,10 +134,13 @@ def test_a_new_ledger_is_private_flushed_and_whole(path: Path, book: Ledger) -> 
     if os.name == "posix":
         assert path.parent.stat().st_mode & 0o777 == 0o700
         assert {p.stat().st_mode & 0o777 for p in path.parent.iterdir() if p.is_file()} == {0o600}
-    pragmas = {name: book._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "foreign_keys")}
+    pragmas = {
+        name: book._database.connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("synchronous", "foreign_keys")
+    }
     assert (book.journal, pragmas) == ("wal", {"synchronous": 2, "foreign_keys": 1})
-    assert book._db.execute("PRAGMA busy_timeout").fetchone()[0] == 30_000
-    recorded = book._db.execute("SELECT name, at FROM migrations ORDER BY rowid").fetchall()
+    assert book._database.connection.execute("PRAGMA busy_timeout").fetchone()[0] == 30_000
+    recorded = book._database.connection.execute("SELECT name, at FROM migrations ORDER BY rowid").fetchall()
     assert [row["name"] for row in recorded] == [name for name, _ in MIGRATIONS]
     assert all(dt.datetime.fromisoformat(row["at"]) > NOON for row in recorded)
     assert book.check() == ()
@@ -144,7 +149,7 @@ def test_a_new_ledger_is_private_flushed_and_whole(path: Path, book: Ledger) -> 
 def test_a_network_disk_gets_a_rollback_journal(path: Path, now: Now, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where WAL's shared memory cannot be trusted the journal is truncated instead, also for a ledger that had WAL."""
     open_ledger(path, now=now).close()
-    monkeypatch.setattr(database, "_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(filesystem, "_file_system", lambda _: "nfs4")
     with open_ledger(path, now=now) as book, book.run("r", "generate") as run:
         assert book.journal == "truncate"
         book.enter(run, [new("r")])
@@ -155,7 +160,7 @@ def test_a_network_disk_gets_a_rollback_journal(path: Path, now: Now, monkeypatc
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's table of mounts")
 def test_file_systems_are_told_apart() -> None:
     """The type of the mount that a path lies on is found."""
-    assert database._file_system(Path("/proc/self")) == "proc"
+    assert filesystem._file_system(Path("/proc/self")) == "proc"
 
 
 @pytest.mark.parametrize("count", range(1, len(MIGRATIONS)))
@@ -183,12 +188,12 @@ def test_a_migration_and_its_record_are_one(path: Path, now: Now, monkeypatch: p
     """A migration that fails half-way leaves neither its tables nor its record."""
     open_ledger(path, now=now).close()
     broken = ("later", ("CREATE TABLE later(x)", "CREATE TABLE nonsense("))
-    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, broken))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
     with pytest.raises(FileError):
         open_ledger(path, now=now)
     monkeypatch.undo()
     with open_ledger(path, now=now) as book:
-        assert not book._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'later'").fetchone()
+        assert not book._database.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'later'").fetchone()
 
 
 def test_a_newer_file_is_refused_and_left_alone(path: Path, now: Now) -> None:
@@ -293,7 +298,7 @@ def test_the_table_is_what_the_methods_do(book: Ledger) -> None:
                 continue
             name = f"{before}-{after}"
             book.enter(run, [new(name)])
-            book._db.execute("UPDATE requests SET state = ? WHERE id = ?", (before, name))
+            book._database.connection.execute("UPDATE requests SET state = ? WHERE id = ?", (before, name))
             if after in TRANSITIONS[before]:
                 MOVES[after](book, name)
                 assert one(book, name).state == after
@@ -528,10 +533,10 @@ def test_a_stranger_s_lock_is_a_file_error(path: Path, book: Ledger, now: Now, m
     monkeypatch.setattr(database, "_BUSY_S", 0.05)
     with open_ledger(path, now=now) as hasty, hasty.run("r", "generate") as run:
         hasty.enter(run, [new("r")])
-        book._db.execute("BEGIN IMMEDIATE")
+        book._database.connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(FileError, match="locked"):
             send(hasty, "r")
-        book._db.execute("ROLLBACK")
+        book._database.connection.execute("ROLLBACK")
         send(hasty, "r")
 
 
@@ -680,14 +685,14 @@ def test_a_long_table_is_entered_in_chunks_of_flat_memory(book: Ledger) -> None:
     def rows() -> Iterator[NewRequest]:
         for n in range(5000):
             if n % 1000 == 0:
-                seen.append(n - book._db.execute("SELECT count(*) FROM requests").fetchone()[0])
+                seen.append(n - book._database.connection.execute("SELECT count(*) FROM requests").fetchone()[0])
             yield new(f"q-{n}", position=n, identity=str(n))
 
     began = time.perf_counter()
     with book.run("r", "batch") as run:
         book.enter(run, rows())
         print(f"5000 rows entered in {time.perf_counter() - began:.2f} s")
-        assert max(seen) <= ledger._CHUNK
+        assert max(seen) <= queries.CHUNK
         assert [entry.position for entry in book.listed(run)] == list(range(5000))
 
 
@@ -748,7 +753,9 @@ def test_a_long_run_under_a_budget_does_not_add_up_all_of_it_again(book: Ledger,
     caps = Caps(run=2_000_000, daily=3_000_000)
     with book.run("r", "generate") as run:
         book.enter(run, [new(f"r-{n}") for n in range(60)])
-        book._db.set_trace_callback(lambda statement: sums.append(statement) if "sum((" in statement else None)
+        book._database.connection.set_trace_callback(
+            lambda statement: sums.append(statement) if "sum((" in statement else None
+        )
         for n in range(40):
             book.mark_sent(f"r-{n}", attempt=1, token="t", hold=records.Hold(40_000, caps))
             book.mark_ready(f"r-{n}", [], settled_micro=30_000)
@@ -914,11 +921,11 @@ def test_ten_thousand_rows_cost_few_steps_of_the_database(book: Ledger) -> None:
     """What a history of 10,000 requests costs, in thousands of SQLite's own steps: no machine's load changes them."""
     with book.run("r", "batch") as run:
         book.enter(run, (new(f"q-{n}", position=n, identity=str(n)) for n in range(10_000)))
-        book._db.execute(
+        book._database.connection.execute(
             "INSERT INTO pictures SELECT id, 0, 'saved', 'https://x/' || id, 1, '/out/' || id || '.png', 'png', "
             "1, 1, 1, '', NULL FROM requests"
         )
-        book._db.execute("UPDATE requests SET state = 'saved', owner = NULL")
+        book._database.connection.execute("UPDATE requests SET state = 'saved', owner = NULL")
     steps = 0
 
     def count() -> int:
@@ -926,7 +933,7 @@ def test_ten_thousand_rows_cost_few_steps_of_the_database(book: Ledger) -> None:
         steps += 1
         return 0
 
-    book._db.set_progress_handler(count, 1000)
+    book._database.connection.set_progress_handler(count, 1000)
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "all": (book.history, 1500),
         "the last 50": (lambda: book.history(limit=50), 20),

@@ -199,7 +199,7 @@ def test_a_row_is_stored_as_a_request_of_its_own_is(
         for way in ("enter", "enter_rows"):
             with book_at(folder / f"{way}{len(secrets)}.db", *secrets) as book, book.run("r", "batch") as run:
                 getattr(book, way)(run, [request if way == "enter" else row])
-                rows.append(tuple(book._db.execute("SELECT * FROM requests").fetchone()))
+                rows.append(tuple(book._database.connection.execute("SELECT * FROM requests").fetchone()))
         assert rows[0] == rows[1]
 
 
@@ -211,7 +211,7 @@ def test_what_names_a_secret_is_never_a_row_s_own() -> None:
 
 def test_a_table_that_breaks_off_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What raises while rows are drawn, a changed table say, is passed on, and what it had begun is not written."""
-    monkeypatch.setattr("seedream_cli.ledger.ledger._ENTERED", 10)
+    monkeypatch.setattr("seedream_cli.ledger.entering.ENTERED", 10)
 
     def requests() -> Iterator[NewRequest]:
         for number in range(25):
@@ -233,7 +233,7 @@ def test_a_table_that_breaks_off_leaves_whole_chunks(tmp_path: Path, monkeypatch
         with pytest.raises(InputError):
             book.enter(run, requests())
         assert len(list(book.listed(run))) == 20
-        assert book._db.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+        assert book._database.connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
 def test_a_row_needs_a_run_that_the_ledger_knows(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_row_needs_a_run_that_the_ledger_knows(tmp_path: Path) -> None:
         with pytest.raises(InternalError):
             book.enter_rows(run, [])
         run.id = "r"
-        assert book._db.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+        assert book._database.connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
 # --- identities -----------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def meet(book: Ledger, name: str, fate: str, folder: Path) -> None:
     error = json.dumps({"code": "moderation", "message": "no"}) if state == "failed" else None
     billed = {"queued": "no", "failed": "yes" if fate == "billed" else "no", "unknown": "unknown"}.get(state, "yes")
     sql = "UPDATE requests SET state = ?, owner = NULL, billed = ?, error = ? WHERE id = ?"
-    book._db.execute(sql, (state, billed, error, name))
+    book._database.connection.execute(sql, (state, billed, error, name))
     if state != "saved" or fate == "none":
         return
     states = {"handed": ["handed", "saved"], "partial": ["saved", "failed"], "expired": ["saved", "expired"]}
@@ -314,7 +314,7 @@ def meet(book: Ledger, name: str, fate: str, folder: Path) -> None:
         if fate not in {"gone", "lost"} or number == 0:
             (folder / path).write_bytes(b"x")
         expires = 1 if fate == "lost" else None
-        book._db.execute(
+        book._database.connection.execute(
             "INSERT INTO pictures VALUES (?, ?, ?, 'https://x/1', ?, ?, 'png', 1, 1, 1, '', ?)",
             (name, number, picture, expires, path if picture == "saved" else None, error),
         )

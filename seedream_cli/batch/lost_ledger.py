@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..engine.job import places
 from ..errors import InputError, Problem
-from ..ledger.database import check_place
+from ..ledger.file import check_place
 from ..ledger.records import Unsent
 from ..storage import filesystem
 from ..storage.image_info import SPELLINGS

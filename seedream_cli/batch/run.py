@@ -31,8 +31,9 @@ from ..engine.plan import MICRO, Job
 from ..engine.recovery import brings_images, lost_job, resume
 from ..errors import EXIT_CODES, PARTIAL, LinkError
 from ..ledger.entering import NewRow
-from ..ledger.ledger import Ledger, Run
+from ..ledger.ledger import Ledger
 from ..ledger.records import Entry, Forecast, Queued, Saved, Unsent
+from ..ledger.runs import Run
 from ..request.models import ModelSpec, find_model
 from ..request.sizes import size_gap
 from ..storage.image_info import inspect

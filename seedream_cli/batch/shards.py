@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from ..engine.plan import MICRO
 from ..errors import PARTIAL, FileError, InputError, Problem, SeedreamError
-from ..ledger.ledger import Ledger, Run
+from ..ledger.ledger import Ledger
 from ..ledger.records import Entry, NewRequest
+from ..ledger.runs import Run
 from ..results import BatchReport, Cost
 from ..storage import filesystem
 from ..storage.file_names import clean_name

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from ..errors import ApiError, BudgetError, BusyError, FileError, SeedreamError
 from ..ledger.group_commit import Commits
-from ..ledger.ledger import Ledger, Run
+from ..ledger.ledger import Ledger
 from ..ledger.records import Caps, Failure, Hold, NewRequest, PictureRow
+from ..ledger.runs import Run
 from ..network.urls import expiry
 from ..providers.contract import Ready
 from ..results import Cost, Picture, SavedImage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import itertools
 import json
@@ -13,43 +14,60 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileError, InternalError
-from ..redaction import _SENSITIVE
-from .database import _moment
+from ..errors import FileError, InternalError, SeedreamError
+from ..redaction import _AUTHORIZATION, _SENSITIVE, _SUSPECT, _USER_INFO, _forms
+from . import schema
 from .records import Entry, Failure, Note, PictureRow
-from .schema import _ENTRY, _PICTURE, _PICTURES
 
 _JSON_COLUMNS = ("body", "fields", "output", "usage")
 
 _MOMENTS = ("entered_at", "sent_at", "answered_at", "finished_at")
 
 
-def _entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
+def to_stamp(moment: dt.datetime) -> str:
+    """A moment as text that sorts: always UTC, always of one length."""
+    return moment.astimezone(dt.UTC).isoformat(timespec="microseconds")
+
+
+def to_moment(stamp: str | None) -> dt.datetime | None:
+    if stamp is None:
+        return None
+    moment = dt.datetime.fromisoformat(stamp)
+    if not _FIRST_YEAR <= moment.year < dt.MAXYEAR:
+        raise ValueError(f"{stamp} is no moment of ours")
+    return moment
+
+
+_FIRST_YEAR = 1970
+"""What is earlier, or last of all, has no local time in some place, and was never written here."""
+
+
+def read_entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
     try:
-        return _read_entry(row, pictures)
+        return _entry_of(row, pictures)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise _unreadable(row["id"]) from error
+        raise unreadable(row["id"]) from error
 
 
-def _unreadable(name: object) -> FileError:
+def unreadable(name: object) -> FileError:
     hint = "move the ledger away; kept replies are untouched (`seedream recover`)"
     return FileError(f"the ledger is damaged: what it says of {str(name)[:80]!r} cannot be read", hint=hint)
 
 
-def _read_entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
+def _entry_of(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
     # By position, since finding forty columns by name would take longer than all the rest.
-    values: dict[str, Any] = dict(zip(_ENTRY, row, strict=False))
+    values: dict[str, Any] = dict(zip(schema.ENTRY, row, strict=False))
     for name in _JSON_COLUMNS:
         values[name] = None if values[name] is None else json.loads(values[name])
     for name in _MOMENTS:
-        values[name] = _moment(values[name])
+        values[name] = to_moment(values[name])
     values["error"] = _load_failure(values["error"])
     values["reply"] = _load_path(values["reply"])
     return Entry(**values, pictures=pictures)
 
 
-def _pictures_of(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[PictureRow, ...]]:
-    rows = db.execute(_PICTURES, (json.dumps(ids),))
+def read_pictures(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[PictureRow, ...]]:
+    rows = db.execute(schema.PICTURES, (json.dumps(ids),))
     return {
         request: tuple(_picture(row) for row in group)
         for request, group in itertools.groupby(rows, key=lambda row: str(row[0]))
@@ -57,30 +75,43 @@ def _pictures_of(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[
 
 
 def _picture(row: sqlite3.Row) -> PictureRow:
-    values: dict[str, Any] = dict(zip(_PICTURE, row[1:], strict=True))
+    values: dict[str, Any] = dict(zip(schema.PICTURE, row[1:], strict=True))
     try:
         values["path"] = _load_path(values["path"])
         values["error"] = _load_failure(values["error"])
     except (ValueError, TypeError, RecursionError) as error:
-        raise _unreadable(row[0]) from error
+        raise unreadable(row[0]) from error
     return PictureRow(**values)
 
 
-def _note_of(row: sqlite3.Row) -> Note:
+def read_note(row: sqlite3.Row) -> Note:
     try:
-        at = _moment(row["at"])
+        at = to_moment(row["at"])
     except (ValueError, TypeError) as error:
-        raise _unreadable(row["request"]) from error
+        raise unreadable(row["request"]) from error
     assert at is not None  # noqa: S101 - the table has no note without
     return Note(row["request"], at, row["what"], row["detail"])
 
 
-def _update(db: sqlite3.Connection, request_id: str, changes: Mapping[str, Any]) -> None:
+def select(db: sqlite3.Connection, clause: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> tuple[Entry, ...]:
+    """The requests that a clause picks, with their pictures."""
+    rows = db.execute(f"{schema.ENTRIES} {clause}", values).fetchall()
+    pictures = read_pictures(db, [row["id"] for row in rows])
+    return tuple(read_entry(row, pictures.get(row["id"], ())) for row in rows)
+
+
+def by_ids(db: sqlite3.Connection, ids: Sequence[str]) -> tuple[Entry, ...]:
+    """The requests of these ids in their order; those that are not there are left out."""
+    known = {entry.id: entry for entry in select(db, schema.AMONG, (json.dumps(list(ids)),))}
+    return tuple(known[one] for one in dict.fromkeys(ids) if one in known)
+
+
+def update(db: sqlite3.Connection, request_id: str, changes: Mapping[str, Any]) -> None:
     columns = ", ".join(f"{name} = :{name}" for name in changes)
     db.execute(f"UPDATE requests SET {columns} WHERE id = :id", {**changes, "id": request_id})  # noqa: S608 -- our names
 
 
-def _store_path(path: Path | None) -> str | bytes | None:
+def store_path(path: Path | None) -> str | bytes | None:
     """A path as text; one whose name is no UTF-8 as its bytes, since text could not hold it."""
     if path is None:
         return None
@@ -100,28 +131,28 @@ def _load_failure(stored: str | None) -> Failure | None:
     return None if stored is None else Failure(**json.loads(stored))
 
 
-def _as_mapping(failure: Failure) -> dict[str, str]:
+def as_mapping(failure: Failure) -> dict[str, str]:
     return {one.name: getattr(failure, one.name) for one in fields(failure)}
 
 
 _LONGEST_URI = 1024
 
 
-def _quote(text: str) -> str:
-    """A text as JSON, as `_plain` has it."""
-    return encode_basestring_ascii(text) if len(text) <= _LONGEST_URI else _ENCODER.encode(_shorten(text))
+def quote(text: str) -> str:
+    """A text as JSON, as `plain` has it."""
+    return encode_basestring_ascii(text) if len(text) <= _LONGEST_URI else ENCODER.encode(_shorten(text))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value without base64, and without what stands under a secret's name."""
     if isinstance(value, str):
         return _shorten(value)
     if isinstance(value, Mapping):
         return {
-            str(key): "***" if isinstance(item, str) and _SENSITIVE.search(str(key)) else _plain(item)
+            str(key): "***" if isinstance(item, str) and _SENSITIVE.search(str(key)) else plain(item)
             for key, item in value.items()
         }
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _shorten(text: str) -> Any:
@@ -153,4 +184,60 @@ def _odd(value: Any) -> Any:
 
 
 # In ASCII, so that half a character comes back as it was.
-_ENCODER = json.JSONEncoder(separators=(",", ":"), default=_odd)
+ENCODER = json.JSONEncoder(separators=(",", ":"), default=_odd)
+
+
+class Masking:
+    """Values on their way into a row: as they may be stored, without secrets."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._secrets = _forms(secrets)
+
+    def hide(self, secret: str) -> None:
+        """Mask this string too from now on."""
+        self._secrets += _forms([secret])
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether a text has to be looked through at all."""
+        return bool(self._secrets)
+
+    def text(self, text: str) -> str:
+        """Text as it may be stored: without secrets, and without half characters, which SQLite cannot take."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+    def url(self, url: str) -> str:
+        """An address without a user's name and password."""
+        return _USER_INFO.sub("//***@", self.text(url))
+
+    def json(self, value: Mapping[str, Any]) -> str:
+        """A mapping as JSON."""
+        # In ASCII, so that half a character comes back as it was.
+        text = ENCODER.encode(value)
+        # A look at the text is cheaper than a walk through every value of every row.
+        lower = text.lower()
+        return self.text(ENCODER.encode(plain(value)) if any(word in lower for word in _SUSPECT) else text)
+
+    def failure(self, error: SeedreamError | None) -> str | None:
+        """An error as JSON."""
+        if error is None:
+            return None
+        failure = Failure(
+            error.kind,
+            _AUTHORIZATION.sub(r"\1 ***", error.message),
+            error.hint,
+            str(getattr(error, "code", "")),
+            str(getattr(error, "request_id", "")),
+        )
+        return self.json(as_mapping(failure))
+
+    def picture(self, request_id: str, picture: PictureRow) -> dict[str, Any]:
+        """The values of a picture's row."""
+        row: dict[str, Any] = {name: getattr(picture, name) for name in schema.PICTURE}
+        row["request"] = request_id
+        row["link"] = self.text(picture.link)
+        row["path"] = store_path(picture.path)
+        row["error"] = None if picture.error is None else self.json(as_mapping(picture.error))
+        return row

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import FileError
+from ..errors import BusyError, FileError, InternalError
 from ..storage import filesystem
 
 if sys.platform == "win32":
@@ -20,7 +22,7 @@ else:
 _LOCK_BYTE = 1 << 30
 
 
-def _make_folder(folder: Path, *, is_named: bool = False) -> None:
+def make_folder(folder: Path, *, is_named: bool = False) -> None:
     """Make a folder of ours. One that the user named may lie behind a link that the user made."""
     try:
         if is_named:
@@ -28,13 +30,13 @@ def _make_folder(folder: Path, *, is_named: bool = False) -> None:
         else:
             filesystem.make_folder(folder)
     except OSError as error:
-        raise _no_place(folder, error) from error
+        raise no_place(folder, error) from error
 
 
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 
-class _Lock:
+class Lock:
     """An exclusive lock on a file, let go by the system when its process dies, however it dies."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -42,15 +44,15 @@ class _Lock:
         self._descriptor = descriptor
 
     @staticmethod
-    def take(path: Path, *, wait: bool = False) -> _Lock | None:
+    def take(path: Path, *, wait: bool = False) -> Lock | None:
         """The lock, or None where another process holds it. Raises `FileError` where the disk has no locks."""
         descriptor = -1
         try:
             descriptor = filesystem.open_own(path, os.O_RDWR | os.O_CREAT)
             if _try_lock(descriptor, wait=wait):
-                return _Lock(path, descriptor)
+                return Lock(path, descriptor)
         except OSError as error:
-            raise _no_place(path, error) from error
+            raise no_place(path, error) from error
         os.close(descriptor)
         return None
 
@@ -85,6 +87,56 @@ class _Lock:
                 self.path.unlink(missing_ok=True)
 
 
+class RunLocks:
+    """The locks of runs in a folder: those of this process, and whether another's is held, whose run then lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, Lock] = {}
+
+    def take(self, run_id: str) -> Lock | None:
+        """The lock of a run that is not this process's, to look after what it left; None where the run lives."""
+        return None if run_id in self._held else Lock.take(self._path(run_id))
+
+    @contextlib.contextmanager
+    def hold(self, run_id: str) -> Iterator[None]:
+        """Be the living run of this id. Raises `BusyError` where another process is."""
+        lock = Lock.take(self._path(run_id))
+        if lock is None:
+            raise BusyError(f"run {run_id} is alive in another process")
+        self._held[run_id] = lock
+        try:
+            yield
+        finally:
+            self._held.pop(run_id, lock).release(remove=True)
+
+    def is_held(self, run_id: str | None) -> bool:
+        """Whether it is a run of this process."""
+        return run_id in self._held
+
+    def is_alive(self, run_id: str) -> bool:
+        """Whether the process of a run lives."""
+        return run_id in self._held or not Lock.is_free(self._path(run_id))
+
+    def list_left(self) -> list[str]:
+        """The ids of which a file is there: of runs that live, or died."""
+        return [file.stem for file in self._folder.glob("*.lock")]
+
+    def release(self) -> None:
+        """Let go of those of runs that were not ended."""
+        for lock in self._held.values():
+            lock.release()
+        self._held.clear()
+
+    def _path(self, run_id: str) -> Path:
+        if not _ID.fullmatch(run_id):
+            raise InternalError(f"{run_id!r} cannot name a run")
+        make_folder(self._folder)
+        return self._folder / f"{run_id}.lock"
+
+
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
@@ -107,7 +159,7 @@ def _try_lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> b
 # --- what went wrong ------------------------------------------------------------------------------------------------
 
 
-def _no_place(path: Path, error: OSError | sqlite3.Error) -> FileError:
+def no_place(path: Path, error: OSError | sqlite3.Error) -> FileError:
     reason = filesystem.reason(error) if isinstance(error, OSError) else str(error)
     is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
     is_full = is_full or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL

@@ -1,12 +1,17 @@
-"""The tables, their migrations and the statements that read and write them."""
+"""The SQL of SQLite: what a ledger of another database would have to say in other words.
+
+Tables and their migrations, settings of a connection, and every statement that is more than plain SQL. What stands
+elsewhere in the room any database takes, but for the marks of its values.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from .records import Entry, PictureRow
 
-_APPLICATION = 0x53454544
+APPLICATION = 0x53454544
 """SQLite's application id of a ledger ("SEED"), which tells it from any other program's database."""
 
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -76,33 +81,93 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """What makes the schema, oldest first. Only ever added to: a name that is recorded in a file is never run again."""
 
-_PAID = "earlier_micro + CASE WHEN billed = 'yes' THEN coalesce(settled_micro, worst_micro, 0) ELSE 0 END"
+SETTINGS = (
+    "PRAGMA trusted_schema = OFF",
+    # What is purged must not stay readable in the file, nor what a row said before.
+    "PRAGMA secure_delete = ON",
+    "PRAGMA temp_store = MEMORY",
+    # A large table is entered a third faster so; neither says anything about what is flushed.
+    "PRAGMA cache_size = -4000",
+    "PRAGMA wal_autocheckpoint = 4000",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA synchronous = FULL",
+)
+"""Of every connection."""
 
-_RESERVED = "CASE WHEN reserved OR state IN ('sent', 'waiting') THEN coalesce(worst_micro, 0) ELSE 0 END"
+# No log while it is made: what a full disk keeps a log's end from the file is told by nobody. The file has
+# another name until it is whole and flushed, so a crash costs nothing.
+BUILDING = ("PRAGMA journal_mode = MEMORY", "PRAGMA synchronous = OFF")
+"""Of the connection that makes a new file."""
 
-_POSSIBLE = (
+JOURNAL = "PRAGMA journal_mode"
+
+# IMMEDIATE, since a read that turns into a write fails at once beside another writer.
+BEGIN = "BEGIN IMMEDIATE"
+
+# All that entered rows refer to is their run, and the columns that are bound to a few words have their first ones.
+UNCHECKED = ("PRAGMA foreign_keys = OFF", "PRAGMA ignore_check_constraints = ON")
+
+CHECKED = ("PRAGMA ignore_check_constraints = OFF", "PRAGMA foreign_keys = ON")
+
+KIND = "PRAGMA application_id"
+
+HAS_MIGRATIONS = "SELECT 1 FROM sqlite_master WHERE name = 'migrations'"
+
+PARTS = "SELECT type, name, sql FROM sqlite_master LIMIT 1000"
+
+# It changes when another connection has written.
+VERSION = "PRAGMA data_version"
+
+FAULTS = "PRAGMA quick_check(20)"
+
+LOOSE_ENDS = "PRAGMA foreign_key_check"
+
+# The write-ahead log still holds removed rows until it is written back and cut.
+CUT_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
+
+
+def most(limit: int | None) -> int:
+    """SQLite's word for no limit is -1."""
+    return -1 if limit is None else limit
+
+
+# --- money and standing -----------------------------------------------------------------------------------------------
+
+PAID = "earlier_micro + CASE WHEN billed = 'yes' THEN coalesce(settled_micro, worst_micro, 0) ELSE 0 END"
+
+RESERVED = "CASE WHEN reserved OR state IN ('sent', 'waiting') THEN coalesce(worst_micro, 0) ELSE 0 END"
+
+POSSIBLE = (
     "coalesce(worst_micro, 0) * "
     "(doubts + CASE WHEN billed = 'unknown' AND state NOT IN ('sent', 'waiting') THEN 1 ELSE 0 END)"
 )
 
-_OUTLAY = f"({_PAID} + {_RESERVED} + {_POSSIBLE})"
+OUTLAY = f"({PAID} + {RESERVED} + {POSSIBLE})"
 
-_COSTS = "(reserved OR doubts OR billed <> 'no')"
+COSTS = "(reserved OR doubts OR billed <> 'no')"
 
-_MONEY = f"""SELECT
-    coalesce(sum(({_PAID}) * (currency = :currency)), 0),
-    coalesce(sum(({_RESERVED}) * (currency = :currency)), 0),
-    coalesce(sum(({_POSSIBLE}) * (currency = :currency)), 0),
-    coalesce(sum({_COSTS} AND (currency <> :currency OR coalesce(settled_micro, worst_micro) IS NULL)), 0)
+MONEY = f"""SELECT
+    coalesce(sum(({PAID}) * (currency = :currency)), 0),
+    coalesce(sum(({RESERVED}) * (currency = :currency)), 0),
+    coalesce(sum(({POSSIBLE}) * (currency = :currency)), 0),
+    coalesce(sum({COSTS} AND (currency <> :currency OR coalesce(settled_micro, worst_micro) IS NULL)), 0)
     FROM requests"""  # noqa: S608 -- made of the constants above
 
-_CHARGES = f"""SELECT id, coalesce(sent_at, charged_at, entered_at), provider, model,
+CHARGES = f"""SELECT id, coalesce(sent_at, charged_at, entered_at), provider, model,
     (SELECT count(*) FROM pictures WHERE request = requests.id AND pictures.state IN ('saved', 'handed')),
-    {_PAID}, {_RESERVED} + {_POSSIBLE},
+    {PAID}, {RESERVED} + {POSSIBLE},
     billed = 'no' AND NOT doubts OR coalesce(settled_micro, worst_micro) IS NOT NULL, currency
-    FROM requests WHERE attempts > 0 OR {_COSTS} ORDER BY number"""  # noqa: S608 -- made of the constants above
+    FROM requests WHERE attempts > 0 OR {COSTS} ORDER BY number"""  # noqa: S608 -- made of the constants above
 
-_STANDING = """CASE state
+BOOKED = """SELECT coalesce(sum(micro * (currency = :currency)), 0),
+    coalesce(sum(micro IS NULL OR currency <> :currency), 0)
+    FROM outlays WHERE :since IS NULL OR charged_at >= :since"""
+
+BOOK = "INSERT OR REPLACE INTO outlays VALUES (?, ?, ?, ?)"
+
+NEWEST_BOOKINGS = "SELECT key, micro FROM outlays ORDER BY charged_at DESC, rowid DESC"
+
+STANDING = """CASE state
     WHEN 'queued' THEN CASE WHEN owner IS NULL THEN 'unsent' ELSE 'running' END
     WHEN 'sent' THEN 'running' WHEN 'waiting' THEN 'submitted' WHEN 'ready' THEN 'unsaved'
     WHEN 'saved' THEN CASE
@@ -112,21 +177,21 @@ _STANDING = """CASE state
         THEN 'partial' ELSE 'failed' END
     ELSE state END"""
 
-_ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
+ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
 
-_ENTRY_COLUMNS = ", ".join(f"{_STANDING} AS status" if name == "status" else name for name in _ENTRY)
+ENTRY_COLUMNS = ", ".join(f"{STANDING} AS status" if name == "status" else name for name in ENTRY)
 
-_ENTRIES = f"SELECT {_ENTRY_COLUMNS} FROM requests"  # noqa: S608 -- made of the constants above
+ENTRIES = f"SELECT {ENTRY_COLUMNS} FROM requests"  # noqa: S608 -- made of the constants above
 
-_LISTED = f"""SELECT {_ENTRY_COLUMNS}, number FROM requests WHERE listed = ? AND (position, number) > (?, ?)
+LISTED = f"""SELECT {ENTRY_COLUMNS}, number FROM requests WHERE listed = ? AND (position, number) > (?, ?)
     AND state IN (SELECT value FROM json_each(?)) ORDER BY position, number LIMIT ?"""  # noqa: S608 -- made as above
 
 # What a step looks at; the whole row, with its body and its prompt, would take longer to read than all else.
-_IN_HAND = """SELECT id, owner, state, billed, reserved, doubts, attempts, token, trace, currency, worst_micro,
+IN_HAND = """SELECT id, owner, state, billed, reserved, doubts, attempts, token, trace, currency, worst_micro,
     settled_micro, earlier_micro, answered_at, reply FROM requests WHERE id = ?"""
 
 # What a row says of its request, which a later listing of the table may say anew while nothing was sent.
-_SAID = (
+SAID = (
     "provider",
     "base_url",
     "model",
@@ -141,23 +206,23 @@ _SAID = (
     "output",
 )
 
-_PLACE = ("position", "row_id", "file", "line")
+PLACE = ("position", "row_id", "file", "line")
 
-_COLUMNS = ("id", "run", "owner", "listed", "identity", "occurrence", "entered_at", *_PLACE, *_SAID)
+COLUMNS = ("id", "run", "owner", "listed", "identity", "occurrence", "entered_at", *PLACE, *SAID)
 
-_NEW = f"""INSERT INTO requests({", ".join(_COLUMNS)})
-    VALUES ({", ".join("?" * len(_COLUMNS))})"""  # noqa: S608 -- made of the constants above
+NEW = f"""INSERT INTO requests({", ".join(COLUMNS)})
+    VALUES ({", ".join("?" * len(COLUMNS))})"""  # noqa: S608 -- made of the constants above
 
-_KNOWN = f"""ON CONFLICT(identity, occurrence) WHERE identity IS NOT NULL DO UPDATE SET listed = excluded.listed,
-    {", ".join(f"{name} = excluded.{name}" for name in _PLACE)},
-    {", ".join(f"{name} = CASE state WHEN 'queued' THEN excluded.{name} ELSE {name} END" for name in _SAID)}
+KNOWN = f"""ON CONFLICT(identity, occurrence) WHERE identity IS NOT NULL DO UPDATE SET listed = excluded.listed,
+    {", ".join(f"{name} = excluded.{name}" for name in PLACE)},
+    {", ".join(f"{name} = CASE state WHEN 'queued' THEN excluded.{name} ELSE {name} END" for name in SAID)}
 """
 
-_ENTER = f"{_NEW} {_KNOWN}"
+ENTER = f"{NEW} {KNOWN}"
 
-_OWN = ("id", "identity", "occurrence", "position", "row_id", "line", "prompt", "body", "fields")
+OWN = ("id", "identity", "occurrence", "position", "row_id", "line", "prompt", "body", "fields")
 
-_COMMON = (
+COMMON = (
     "file",
     "provider",
     "base_url",
@@ -169,42 +234,200 @@ _COMMON = (
     "output",
 )
 
-_TOGETHER = 10
+TOGETHER = 10
 """Rows of one statement: what SQLite does once a statement costs as much as a row."""
 
 
-_QUEUED = "FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL"
+def enter_many(run_id: str, at: str, count: int) -> str:
+    """The statement that enters so many rows of a run; what they have in common is not handed over with each."""
+    width = len(OWN) + len(COMMON)
+    # Neither name comes from outside, and neither can hold a quote.
+    common = f"'{run_id}', '{at}', '{run_id}'"
+    rows = [
+        f"({common}, ?{first + 2}, {', '.join(f'?{first + nth + 1}' for nth in range(width))})"
+        for first in range(0, count * width, width)
+    ]
+    return f"""INSERT INTO requests(listed, entered_at, run, fingerprint, {", ".join((*OWN, *COMMON))})
+        VALUES {", ".join(rows)} {KNOWN}"""  # noqa: S608 -- made of the constants above
 
-_SINGLE = """position % ? = 0 AND NOT EXISTS(
+
+# --- runs and what they have in hand ---------------------------------------------------------------------------------
+
+RUNS = "SELECT * FROM runs ORDER BY rowid DESC LIMIT ?"
+
+BATCHES = "SELECT * FROM runs WHERE command = 'batch' AND folder <> '' ORDER BY rowid DESC"
+
+LISTING = """SELECT id FROM runs WHERE EXISTS(SELECT 1 FROM requests WHERE listed = runs.id)
+    ORDER BY rowid DESC LIMIT 1"""
+
+PERHAPS_DEAD = """SELECT owner FROM requests WHERE owner IS NOT NULL
+    UNION SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?))"""
+
+# Between the look and this write another run may have been quicker.
+TAKE = "UPDATE requests SET owner = ? WHERE id = ? AND owner IS ? AND state = ?"
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+AMONG = "WHERE id IN (SELECT value FROM json_each(?))"
+
+# `folded` is a function of ours.
+FOUND = """(instr(folded(prompt), ?) OR instr(folded(id), ?) OR instr(folded(row_id), ?) OR instr(folded(model), ?)
+    OR EXISTS(SELECT 1 FROM pictures WHERE request = requests.id AND instr(folded(path), ?)))"""
+
+STANDINGS = f"""SELECT said, count(*) FROM (SELECT group_concat(DISTINCT {STANDING}) AS said
+    FROM requests WHERE listed = ? GROUP BY position / ?) GROUP BY said"""  # noqa: S608 -- a constant
+
+UNLISTED = """SELECT id, row_id, position FROM requests
+    WHERE identity IS NOT NULL AND listed IS NOT ? ORDER BY number"""
+
+QUEUED = "FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL"
+
+SINGLE = """position % ? = 0 AND NOT EXISTS(
     SELECT 1 FROM requests AS other WHERE other.listed = requests.listed AND other.position = requests.position + 1)"""
 
-_SAVED = """SELECT chosen.position, number, id, pictures.state, path, bytes FROM (
+SAVED = """SELECT chosen.position, number, id, pictures.state, path, bytes FROM (
         SELECT position, number, id FROM requests WHERE listed = ? AND state = 'saved' AND (position, number) > (?, ?)
         ORDER BY position, number LIMIT ?) AS chosen
     LEFT JOIN pictures ON request = id ORDER BY chosen.position, number"""
 
-_PICTURE = tuple(one.name for one in fields(PictureRow))
+PICTURE = tuple(one.name for one in fields(PictureRow))
 
-_RENEWED = tuple(name for name in _PICTURE if name not in {"index", "link", "expires"})
+RENEWED = tuple(name for name in PICTURE if name not in {"index", "link", "expires"})
 
-_KEEP_PICTURE = f"""INSERT INTO pictures(request, position, {", ".join(_PICTURE[1:])})
-    VALUES (:request, {", ".join(":" + name for name in _PICTURE)})
-    ON CONFLICT(request, position) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _RENEWED)},
+KEEP_PICTURE = f"""INSERT INTO pictures(request, position, {", ".join(PICTURE[1:])})
+    VALUES (:request, {", ".join(":" + name for name in PICTURE)})
+    ON CONFLICT(request, position) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in RENEWED)},
     link = CASE excluded.link WHEN '' THEN link ELSE excluded.link END, expires = coalesce(excluded.expires, expires)
 """  # noqa: S608 -- made of the fields' names
 
-_ANNOUNCE_PICTURE = _KEEP_PICTURE + " WHERE pictures.state NOT IN ('saved', 'handed')"
+ANNOUNCE_PICTURE = KEEP_PICTURE + " WHERE pictures.state NOT IN ('saved', 'handed')"
 
+PICTURES = f"""SELECT request, position, {", ".join(PICTURE[1:])} FROM pictures
+    WHERE request IN (SELECT value FROM json_each(?)) ORDER BY request, position"""  # noqa: S608 -- fields' names
 
-_BOOKED = """SELECT coalesce(sum(micro * (currency = :currency)), 0),
-    coalesce(sum(micro IS NULL OR currency <> :currency), 0)
-    FROM outlays WHERE :since IS NULL OR charged_at >= :since"""
+# --- purge: what goes is first put into a table of its own ------------------------------------------------------------
 
+PURGED = "CREATE TEMP TABLE IF NOT EXISTS purged(number INTEGER PRIMARY KEY)"
 
-_PICK_PURGED = """INSERT INTO purged SELECT number FROM requests WHERE entered_at < ?
+PICK_PURGED = """INSERT INTO purged SELECT number FROM requests WHERE entered_at < ?
     AND (owner IS NULL OR owner NOT IN (SELECT value FROM json_each(?)))
     AND (? OR (state IN ('queued', 'saved', 'failed', 'resolved') AND billed <> 'unknown' AND doubts = 0))"""
 
+DROP_RUNS = """DELETE FROM runs WHERE started_at < ? AND id NOT IN (SELECT value FROM json_each(?)
+    UNION SELECT value FROM json_each(?) UNION SELECT run FROM requests
+    UNION SELECT owner FROM requests WHERE owner IS NOT NULL
+    UNION SELECT listed FROM requests WHERE listed IS NOT NULL
+    UNION SELECT payer FROM requests WHERE payer IS NOT NULL)"""
 
-_PICTURES = f"""SELECT request, position, {", ".join(_PICTURE[1:])} FROM pictures
-    WHERE request IN (SELECT value FROM json_each(?)) ORDER BY request, position"""  # noqa: S608 -- fields' names
+# --- merge: another ledger is attached as `other` ---------------------------------------------------------------------
+
+ATTACH = "ATTACH DATABASE ? AS other"
+
+DETACH = "DETACH DATABASE other"
+
+_KEEP_OUTLAY = f"INSERT OR REPLACE INTO main.outlays SELECT 'merged ' || id, charged_at, {OUTLAY}, currency FROM"
+
+MERGE_OUTLAYS = "INSERT OR IGNORE INTO main.outlays SELECT * FROM other.outlays"
+
+OUTLAYS_THAT_GIVE_WAY = f"""{_KEEP_OUTLAY} main.requests AS mine
+    WHERE state = 'queued' AND charged_at IS NOT NULL AND {OUTLAY} > 0 AND
+    EXISTS(SELECT 1 FROM other.requests AS theirs WHERE theirs.identity = mine.identity
+    AND theirs.occurrence = mine.occurrence AND theirs.state <> 'queued' AND theirs.id <> mine.id)"""  # noqa: S608
+
+OUTLAYS_LEFT_OVER = f"""{_KEEP_OUTLAY} other.requests AS theirs WHERE charged_at IS NOT NULL AND {OUTLAY} > 0
+    AND id NOT IN (SELECT id FROM main.requests)"""  # noqa: S608 -- made of the constants above
+
+DROP_QUEUED = """DELETE FROM main.requests WHERE state = 'queued' AND EXISTS(SELECT 1 FROM other.requests AS theirs
+    WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence
+    AND theirs.state <> 'queued')"""
+
+# A shard that was run again after it was absorbed knows better; it holds all that was known here of its own rows.
+DROP_OLDER = """DELETE FROM main.requests WHERE state <> 'saved' AND EXISTS(SELECT 1 FROM other.requests AS theirs
+    WHERE theirs.id = requests.id AND (theirs.attempts > requests.attempts OR
+    theirs.attempts = requests.attempts AND theirs.state IN ('saved', 'resolved')))"""
+
+_OF_REQUESTS = """WHERE request IN (SELECT id FROM main.requests)
+    AND request NOT IN (SELECT request FROM main.{0} WHERE request IS NOT NULL)"""
+
+# Rows refer to each other, so the order is that of the references.
+_MERGED = {
+    "runs": "",
+    "requests": "ORDER BY number",
+    "pictures": _OF_REQUESTS.format("pictures"),
+    "notes": _OF_REQUESTS.format("notes"),
+}
+
+
+def columns_of(table: str) -> str:
+    """What asks for the names of a table's columns."""
+    return f"PRAGMA main.table_info({table})"
+
+
+def merge_rows(table: str, names: list[str]) -> str:
+    """The statement that takes over the rows of a table. Those who had them in hand, or listed them, are dead."""
+    taken = ", ".join("NULL" if name in {"owner", "listed"} else name for name in names)
+    rows = f"SELECT {taken} FROM other.{table} {_MERGED[table]}"  # noqa: S608 -- made of the schema's own names
+    return f"INSERT OR IGNORE INTO main.{table}({', '.join(names)}) {rows}"
+
+
+# --- what was never written by any version ----------------------------------------------------------------------------
+
+# A class of characters is slow to look for: of a name in the letters of an id it need not be. GLOB ends at a NUL.
+_NAME = (
+    "typeof({0}) <> 'text' OR instr({0}, char(0)) OR {0} NOT GLOB '[A-Za-z0-9_]*' OR length({0}) > 100 "
+    "OR (trim({0}, '-0123456789abcdef') <> '' AND {0} GLOB '*[^A-Za-z0-9_-]*')"
+)
+
+_RUN = "{0} NOT IN (SELECT id FROM runs) AND (" + _NAME + ")"  # noqa: S608 -- a constant
+"""Of a run that is in its table, its name is looked at there, once."""
+
+_OBJECT = "typeof({0}) <> 'text' OR NOT json_valid({0}) OR json_type({0}) <> 'object'"
+
+_COUNT = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN 0 AND 1000000000000"
+
+_WORDS = "typeof({0}) <> 'text' OR instr({0}, char(0))"
+
+
+def _odd_columns(rule: str, *names: str, or_null: bool = False) -> list[str]:
+    """Conditions under which a column holds what was never written there."""
+    return [f"({f'{name} IS NOT NULL AND ' if or_null else ''}({rule.format(name)}))" for name in names]
+
+
+ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "requests": (
+        "id",
+        [
+            *_odd_columns(_NAME, "id"),
+            *_odd_columns(_RUN, "run"),
+            *_odd_columns(_RUN, "owner", "listed", "payer", or_null=True),
+            *_odd_columns(_OBJECT, "body", "fields", "output"),
+            *_odd_columns(_OBJECT, "usage", "error", or_null=True),
+            *_odd_columns(_COUNT, "position", "occurrence", "pictures_at_most", "earlier_micro", "doubts", "attempts"),
+            *_odd_columns(_COUNT, "worst_micro", "settled_micro", "billed_pictures", "line", or_null=True),
+            *_odd_columns(
+                _WORDS, "provider", "base_url", "model", "fingerprint", "row_id", "file", "currency", "as_of"
+            ),
+            *_odd_columns(_WORDS, "token", "task_id", "trace", "entered_at"),
+            *_odd_columns("typeof({0}) <> 'text'", "prompt", "identity", or_null=True),
+            *_odd_columns("typeof({0}) <> 'text'", "sent_at", "answered_at", "finished_at", "charged_at", or_null=True),
+            "state NOT IN ('queued', 'sent', 'waiting', 'ready', 'saved', 'failed', 'unknown', 'resolved')",
+            "billed NOT IN ('no', 'yes', 'unknown')",
+            "reserved NOT IN (0, 1)",
+        ],
+    ),
+    "pictures": (
+        "request",
+        [
+            *_odd_columns(_COUNT, "position", "width", "height", "bytes"),
+            *_odd_columns("typeof({0}) <> 'integer' OR abs({0}) > 100000000000", "expires", or_null=True),
+            *_odd_columns(_WORDS, "request", "link", "format", "sha256"),
+            *_odd_columns(_OBJECT, "error", or_null=True),
+            "state NOT IN ('pending', 'saved', 'handed', 'failed', 'expired')",
+            # A batch writes where its images are from its own folder on, and none lies above that.
+            "'/' || replace(CAST(path AS TEXT), char(92), '/') || '/' LIKE '%/../%'",
+            "CAST(path AS TEXT) LIKE '.seedream/%'",
+            "instr(CAST(path AS TEXT), char(0))",
+        ],
+    ),
+    "runs": ("id", [*_odd_columns(_NAME, "id"), *_odd_columns(_WORDS, "command", "started_at", "version", "folder")]),
+}

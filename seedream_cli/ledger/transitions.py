@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..errors import Billed, InternalError
-from .records import Resolution, State
+from ..errors import Billed, InputError, InternalError, Problem, SeedreamError
+from . import schema
+from .budget import Budget
+from .database import Database
+from .records import Entry, Hold, PictureRow, Resolution, State
+from .rows import by_ids, store_path, update
+from .run_lock import RunLocks
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     "queued": frozenset({"queued", "sent", "failed"}),
@@ -33,6 +39,236 @@ def _check_move(row: sqlite3.Row, to: State, *, again: bool = False) -> None:
         raise InternalError(f"request {row['id']} cannot go from {row['state']} to {to}")
     if to == "sent" and row["state"] in _AGAIN and not again:
         raise InternalError(f"request {row['id']} is {row['state']} and would be sent again without being told to")
+
+
+class Transitions:
+    """The steps of a request. Each has committed and flushed when it returns."""
+
+    def __init__(self, database: Database, locks: RunLocks, budget: Budget) -> None:
+        self._database = database
+        self._masked = database.masked
+        self._locks = locks
+        self._budget = budget
+
+    def mark_sent(
+        self, request_id: str, *, attempt: int, token: str, again: bool = False, hold: Hold | None = None
+    ) -> None:
+        """The first byte is about to leave: committed and flushed when this returns, and if it raises, send nothing.
+
+        With `hold` its worst cost is held in the same step. `token` is this attempt's client request id. A request
+        that ended before (`unknown`, `failed`, `saved`, `resolved`) needs `again`: its old cost or doubt stays in the
+        account, and a note says that it was sent once more. Raises `FileError` (billed no) for whatever the disk or
+        SQLite says.
+        """
+        with self._database.write("no") as db:
+            row = self._row_in_hand(db, request_id)
+            _check_move(row, "sent", again=again)
+            held = self._budget.hold(db, row, hold) if hold else {}
+            at = self._database.stamp()
+            sent_before = row["state"] in _AGAIN
+            changes = {
+                **held,
+                "state": "sent",
+                "billed": "unknown",
+                "attempts": max(row["attempts"] + 1, attempt),
+                "token": token,
+                "sent_at": at,
+                "charged_at": at,
+                "payer": row["owner"],
+            }
+            if sent_before:
+                changes |= _carry_over(row)
+                said = f"after it was {row['state']}, billed {row['billed']}, token {row['token']}"
+                self._database.note(request_id, "resent", said)
+                # The rows of the earlier answer's pictures would pass for the next one's; the files stay.
+                db.execute("DELETE FROM pictures WHERE request = ?", (request_id,))
+            blank = ("answered_at", "finished_at", "error", "usage", "reply", "settled_micro", "billed_pictures")
+            update(db, request_id, {**changes, "task_id": "", "trace": "", **dict.fromkeys(blank)})
+
+    def mark_queued(self, request_id: str, error: SeedreamError | None = None) -> None:
+        """It was refused and not billed, or never left, and will be tried again; its reservation stays.
+
+        One with doubts from earlier attempts becomes `unknown` instead, so that a crash before the next attempt does
+        not make it look like new.
+        """
+        with self._database.write("no") as db:
+            row = self._row_in_hand(db, request_id)
+            changes = {"error": self._masked.failure(error)}
+            if row["doubts"] and row["state"] == "sent":
+                to: State = "unknown"
+                changes |= {"state": to, "billed": "unknown", "doubts": row["doubts"] - 1}
+            else:
+                to = "queued"
+                changes |= {"state": to, "billed": "no"}
+            _check_move(row, to)
+            update(db, request_id, changes)
+
+    def mark_waiting(self, request_id: str, task_id: str, *, trace: str = "") -> None:
+        """The provider took it as a task. Flushed with the task's id, so that a killed run polls instead of paying."""
+        with self._database.write("yes") as db:
+            row = self._row_in_hand(db, request_id)
+            _check_move(row, "waiting")
+            changes = {
+                "state": "waiting",
+                "task_id": self._masked.text(task_id),
+                "trace": self._masked.text(trace) or row["trace"],
+            }
+            update(db, request_id, {**changes, "reserved": 0, **dict.fromkeys(("reply", "error", "finished_at"))})
+
+    def mark_ready(
+        self,
+        request_id: str,
+        pictures: Sequence[PictureRow],
+        *,
+        usage: Mapping[str, Any] | None = None,
+        billed_count: int | None = None,
+        settled_micro: int | None = None,
+        reply: Path | None = None,
+        trace: str = "",
+    ) -> None:
+        """The answer is read: flushed with all its links before any download may start.
+
+        `billed_count` is the provider's own count, None where it gave none; 0 means that nothing was billed. Pictures
+        that are saved or handed out already (from a stream, or an earlier run) stay so.
+        """
+        with self._database.write("yes") as db:
+            row = self._row_in_hand(db, request_id)
+            _check_move(row, "ready")
+            if (settled_micro or 0) > (row["worst_micro"] or 0):
+                # It costs more than was held for it.
+                self._budget.forget()
+            db.executemany(schema.ANNOUNCE_PICTURE, [self._masked.picture(request_id, picture) for picture in pictures])
+            changes = {
+                "state": "ready",
+                "billed": "no" if billed_count == 0 else "yes",
+                "billed_pictures": billed_count,
+                "settled_micro": row["settled_micro"] if settled_micro is None else settled_micro,
+                "usage": None if usage is None else self._masked.json(usage),
+                "answered_at": row["answered_at"] or self._database.stamp(),
+                "finished_at": None,
+                "error": None,
+                "reserved": 0,
+                "reply": store_path(reply),
+                "trace": self._masked.text(trace) or row["trace"],
+            }
+            update(db, request_id, changes)
+
+    def mark_picture(self, request_id: str, picture: PictureRow) -> None:
+        """One picture got on: saved (call it after the file and its folder are flushed), handed, failed or expired.
+
+        Legal while the request is out too, since a stream brings its pictures one by one.
+        """
+        with self._database.write("yes") as db:
+            row = self._row_in_hand(db, request_id)
+            if row["state"] not in _IN_FLIGHT | {"unknown"}:
+                raise InternalError(f"request {request_id} is {row['state']} and can have no new picture")
+            db.execute(schema.KEEP_PICTURE, self._masked.picture(request_id, picture))
+
+    def mark_saved(
+        self, request_id: str, *, settled_micro: int | None = None, picture: PictureRow | None = None
+    ) -> None:
+        """Every picture is on disk, handed out, or for ever out of reach. Flushed; the kept reply may go after this.
+
+        `picture` is the last one, written down in the same step. Raises `InternalError` while a picture is pending.
+        """
+        with self._database.write("yes") as db:
+            row = self._row_in_hand(db, request_id)
+            _check_move(row, "saved")
+            if picture is not None:
+                db.execute(schema.KEEP_PICTURE, self._masked.picture(request_id, picture))
+            if _pending(db, row):
+                raise InternalError(f"request {request_id} has pictures that are not saved")
+            settled = row["settled_micro"] if settled_micro is None else settled_micro
+            changes = {"state": "saved", "settled_micro": settled, "finished_at": self._database.stamp()}
+            update(db, request_id, {**changes, "error": None, "reply": None, "owner": None})
+
+    def mark_missing(self, request_id: str, indexes: Sequence[int]) -> None:
+        """Files of a saved request are gone: it is `ready` again with these pictures pending, to be fetched anew."""
+        with self._database.write("yes") as db:
+            _check_move(self._row_in_hand(db, request_id), "ready")
+            marks = [(request_id, index) for index in indexes]
+            db.executemany("UPDATE pictures SET state = 'pending' WHERE request = ? AND position = ?", marks)
+            update(db, request_id, {"state": "ready", "finished_at": None})
+
+    def mark_failed(self, request_id: str, error: SeedreamError) -> None:
+        """It ended without a picture for a known reason; `error.billed` says whether that was paid for.
+
+        A `ready` request with pending pictures stays so, and only the error is written: what is paid can be fetched.
+        """
+        with self._database.write("unknown") as db:
+            row = self._row_in_hand(db, request_id)
+            _check_move(row, "failed")
+            if _pending(db, row):
+                update(db, request_id, {"error": self._masked.failure(error)})
+                return
+            changes = {"state": "failed", "billed": error.billed, "finished_at": self._database.stamp(), "owner": None}
+            update(db, request_id, {**changes, "error": self._masked.failure(error), "reserved": 0})
+
+    def mark_unknown(self, request_id: str, error: SeedreamError, *, reply: Path | None = None) -> None:
+        """Nobody can say whether it was billed. It is not sent again; a kept `reply` is what `recover` may read.
+
+        A `ready` request with pending pictures stays so, as for `mark_failed`.
+        """
+        with self._database.write("unknown") as db:
+            row = self._row_in_hand(db, request_id)
+            _check_move(row, "unknown")
+            if _pending(db, row):
+                update(db, request_id, {"error": self._masked.failure(error)})
+                return
+            changes = {"state": "unknown", "billed": "unknown", "finished_at": self._database.stamp(), "reserved": 0}
+            kept = store_path(reply) or row["reply"]
+            update(db, request_id, {**changes, "error": self._masked.failure(error), "reply": kept})
+
+    def resolve(self, ids: Sequence[str], paid: Resolution, *, by: str = "the user") -> None:
+        """A person has looked: `paid` counts as paid and ends as `resolved`, `unpaid` is `queued` like new.
+
+        A request that ended well after a doubtful attempt keeps its state; only the doubt is settled. All or none:
+        raises `InputError` for ids that are unknown to the ledger, in a living run's hands, or not in doubt.
+        """
+        entries = self.check_resolvable(ids)
+        self._budget.forget()
+        with self._database.write("no") as db:
+            for entry in entries.values():
+                row = db.execute("SELECT * FROM requests WHERE id = ?", (entry.id,)).fetchone()
+                update(db, entry.id, _resolved(row, paid))
+                self._database.note(entry.id, "resolved", f"{paid}, by {by}; it was {row['state']}")
+
+    def check_resolvable(self, ids: Sequence[str]) -> dict[str, Entry]:
+        """The requests of these ids. Raises `InputError` for those that `resolve` would refuse."""
+        with self._database.read() as db:
+            entries = {entry.id: entry for entry in by_ids(db, ids)}
+        problems = [problem for one in ids if (problem := self._objection(one, entries.get(one)))]
+        if problems:
+            raise InputError(problems)
+        return entries
+
+    def _objection(self, request_id: str, entry: Entry | None) -> Problem | None:
+        """Why a request cannot be resolved."""
+        if entry is None:
+            return Problem("id", f"the ledger knows no request {request_id}", "`seedream history` lists them")
+        if entry.owner and self._locks.is_alive(entry.owner):
+            return Problem("id", f"{request_id} is in the hands of a run that lives", "wait for it")
+        if entry.state == "sent":
+            return Problem("id", f"{request_id} is not settled yet", "try again")
+        if entry.state == "ready" and entry.billed == "unknown" and entry.reply and entry.reply.is_file():
+            way = f"`seedream recover {request_id}` reads it"
+            return Problem("id", f"the answer to {request_id} is here and was not read yet", way)
+        if not entry.doubts and not _is_doubtful(entry.state, entry.billed):
+            return Problem("id", f"{request_id} is {entry.status}: there is nothing to resolve")
+        return None
+
+    def note(self, request_id: str, what: str, detail: str = "") -> None:
+        """Write down that something was done to a request, such as `recovered`."""
+        with self._database.write("yes"):
+            self._database.note(request_id, what, detail)
+
+    def _row_in_hand(self, db: sqlite3.Connection, request_id: str) -> sqlite3.Row:
+        row: sqlite3.Row | None = db.execute(schema.IN_HAND, (request_id,)).fetchone()
+        if row is None:
+            raise InternalError(f"the ledger knows no request {request_id}")
+        if not self._locks.is_held(row["owner"]):
+            raise InternalError(f"request {request_id} is not in the hands of this process")
+        return row
 
 
 def _pending(db: sqlite3.Connection, row: sqlite3.Row) -> int:

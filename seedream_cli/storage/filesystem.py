@@ -371,6 +371,33 @@ def _rename_noreplace(part: Path, final: Path) -> int:
     return errno.ENOSYS
 
 
+_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "ceph", "glusterfs", "lustre", "gpfs", "davfs"}
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the file lies on another machine. Unknown counts as local: SQLite refuses most of what it cannot do."""
+    if sys.platform == "win32":
+        return str(path.absolute()).startswith("\\\\")
+    kind = _file_system(path.resolve())
+    return kind in _REMOTE or kind.startswith("fuse.")
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system a path lies on, from Linux's table of mounts; "" elsewhere."""
+    try:
+        lines = Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for line in lines:
+        place, found = line.split()[1:3]
+        place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), place)
+        # Of mounts on one place the last one lies on top.
+        if len(place) >= best and path.is_relative_to(place):
+            best, kind = len(place), found
+    return kind
+
+
 def _flush_folder(folder: Path) -> None:
     """Make a new name survive a power cut, where the system knows such a thing."""
     if sys.platform == "win32":

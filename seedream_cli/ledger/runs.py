@@ -1,0 +1,222 @@
+"""Runs: which live, what they have in hand, and what dead ones left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..errors import FileError, InputError, Problem
+from ..storage import filesystem
+from . import schema
+from .database import Database
+from .records import Entry, Failure, RunRow, Settled
+from .rows import as_mapping, by_ids, select, store_path, to_moment, unreadable, update
+from .run_lock import RunLocks
+
+
+class Run:
+    """A run that lives: `finish` it with its exit code before its block ends."""
+
+    def __init__(self, runs: Runs, run_id: str) -> None:
+        self.id = run_id
+        self.finished = False
+        self._runs = runs
+
+    def finish(self, exit_code: int | None) -> None:
+        """Write down the end, and let go of every request in hand but those still out, which stay as orphans."""
+        self._runs.end(self.id, exit_code)
+        self.finished = True
+
+
+class Runs:
+    """Runs and their requests in hand."""
+
+    def __init__(self, database: Database, locks: RunLocks) -> None:
+        self._database = database
+        self._masked = database.masked
+        self._locks = locks
+
+    @contextlib.contextmanager
+    def run(self, run_id: str, command: str, *, folder: str = "") -> Iterator[Run]:
+        """Live as a run, with its lock held to the end of the block. `folder` is where the user stands.
+
+        Raises `BusyError` where a living process has this id, `FileError` where there can be no lock.
+        """
+        run = Run(self, run_id)
+        with self._locks.hold(run_id):
+            try:
+                self._start(run_id, command, folder)
+                yield run
+            finally:
+                # A full disk must not hide how the block ended; what could not be written the next run settles.
+                with contextlib.suppress(FileError):
+                    if not run.finished:
+                        self.end(run_id, None)
+
+    def _start(self, run_id: str, command: str, folder: str) -> None:
+        with self._database.write("no") as db:
+            row = (run_id, command, self._database.stamp(), __version__, self._masked.text(folder))
+            db.execute("INSERT INTO runs(id, command, started_at, version, folder) VALUES (?, ?, ?, ?, ?)", row)
+
+    def end(self, run_id: str, exit_code: int | None) -> None:
+        """Write down a run's end; see `Run.finish`. What is still `sent` keeps its owner and so becomes an orphan."""
+        with self._database.write("no") as db:
+            at = self._database.stamp()
+            db.execute("UPDATE runs SET finished_at = ?, exit_code = ? WHERE id = ?", (at, exit_code, run_id))
+            db.execute("UPDATE requests SET owner = NULL, reserved = 0 WHERE owner = ? AND state <> 'sent'", (run_id,))
+
+    def runs(self, *, limit: int | None = None) -> tuple[RunRow, ...]:
+        """Runs, newest first."""
+        with self._database.read() as db:
+            rows = db.execute(schema.RUNS, (schema.most(limit),)).fetchall()
+        return tuple(self._run_row(row) for row in rows)
+
+    def batches(self) -> dict[Path, tuple[RunRow, ...]]:
+        """The folders of batches, each with its runs, newest first; what happened there its own ledger knows."""
+        with self._database.read() as db:
+            rows = db.execute(schema.BATCHES).fetchall()
+        found: dict[Path, tuple[RunRow, ...]] = {}
+        for run in map(self._run_row, rows):
+            found[Path(run.folder)] = (*found.get(Path(run.folder), ()), run)
+        return found
+
+    def batch_of(self, name: str) -> Path | None:
+        """The folder of the batch that a request of this id, or a run, belongs to; its own ledger knows the rest.
+
+        The start of a run's id will do; raises `InputError` where that is several folders'.
+        """
+        batches = {folder: [run.id for run in runs] for folder, runs in self.batches().items()}
+        for folder, ids in batches.items():
+            if any(name == one or name.startswith(f"{one}-") for one in ids):
+                return folder
+        found = [folder for folder, ids in batches.items() if name and any(one.startswith(name) for one in ids)]
+        if len(found) > 1:
+            several = ", ".join(str(folder) for folder in found[:5])
+            raise InputError(
+                [Problem("id", f"{name} is the start of several batches' ids: {several}", "give more of it")]
+            )
+        return found[0] if found else None
+
+    def listing(self) -> Run | None:
+        """The run that listed the rows of a batch's table last."""
+        with self._database.read() as db:
+            row = db.execute(schema.LISTING).fetchone()
+        return None if row is None else Run(self, row[0])
+
+    def _run_row(self, row: sqlite3.Row) -> RunRow:
+        values = dict(row)
+        try:
+            for name in ("started_at", "finished_at"):
+                values[name] = to_moment(values[name])
+        except (ValueError, TypeError) as error:
+            raise unreadable(row["id"]) from error
+        return RunRow(**values, alive=row["finished_at"] is None and self._locks.is_alive(row["id"]))
+
+    def claim(self, run: Run, ids: Sequence[str]) -> frozenset[str]:
+        """Take queued rows in hand; those that could be had. Each goes to one run, whatever the rush."""
+        taken = []
+        with self._database.write("no") as db:
+            for one in ids:
+                claimed = "UPDATE requests SET owner = ? WHERE id = ? AND state = 'queued' AND owner IS NULL"
+                taken += [one] if db.execute(claimed, (run.id, one)).rowcount else []
+        return frozenset(taken)
+
+    def take(self, run: Run, ids: Sequence[str]) -> tuple[Entry, ...]:
+        """Take requests in hand, to recover or to send them again; returns those that could be had.
+
+        Not those that a living run holds, and none that is `sent`: `settle_orphans` comes first.
+        """
+        with self._database.read() as db:
+            entries = by_ids(db, ids)
+        free = [entry for entry in entries if entry.state != "sent" and self._is_free(entry.owner, run)]
+        taken = []
+        with self._database.write("no") as db:
+            for entry in free:
+                changed = db.execute(schema.TAKE, (run.id, entry.id, entry.owner, entry.state))
+                taken += [entry.id] if changed.rowcount else []
+            return by_ids(db, taken)
+
+    def _is_free(self, owner: str | None, run: Run) -> bool:
+        return owner is None or owner == run.id or not self._locks.is_alive(owner)
+
+    def orphans(self) -> tuple[Entry, ...]:
+        """Requests that are out, or paid and not saved, in the hands of a run that is dead."""
+        with self._database.read() as db:
+            rows = select(db, "WHERE owner IS NOT NULL AND state IN ('sent', 'waiting', 'ready') ORDER BY number")
+        dead = {owner for owner in {row.owner for row in rows} if owner and not self._locks.is_alive(owner)}
+        return tuple(row for row in rows if row.owner in dead)
+
+    def settle_orphans(self, replies: Path, adopt: Callable[[str, str], Path | None]) -> Settled:
+        """Settle what dead runs left. Call it before a run starts, and before history and money are shown.
+
+        A request that was out becomes `ready` where its whole reply is in `replies` or `adopt(id, token)` finds it:
+        without pictures, its `reply` still to be read, which ends in `mark_ready`, `mark_waiting` or `mark_failed`.
+        Else it becomes `unknown`. Tasks and paid pictures are let go for `unsaved`. Never touches what a living run
+        holds; of several processes at once one settles a run. Each step is committed and flushed by itself.
+        """
+        ready: list[str] = []
+        unknown: list[str] = []
+        for owner in self._possibly_dead():
+            # Holding the dead run's own lock keeps a second process from judging a reply that this one is moving.
+            lock = self._locks.take(owner)
+            if lock is None:
+                continue
+            settled = False
+            try:
+                self._settle_run(owner, replies, adopt, ready, unknown)
+                settled = True
+            finally:
+                lock.release(remove=settled)
+        return Settled(tuple(ready), tuple(unknown))
+
+    def _possibly_dead(self) -> list[str]:
+        """Runs that have requests in hand or left a lock file. A file without a run may be of one that just starts."""
+        files = json.dumps(self._locks.list_left())
+        with self._database.read() as db:
+            return [row[0] for row in db.execute(schema.PERHAPS_DEAD, (files,))]
+
+    def _settle_run(
+        self, owner: str, replies: Path, adopt: Callable[[str, str], Path | None], ready: list[str], unknown: list[str]
+    ) -> None:
+        with self._database.read() as db:
+            out = db.execute(
+                "SELECT id, token FROM requests WHERE owner = ? AND state = 'sent' ORDER BY number", (owner,)
+            ).fetchall()
+        for request_id, token in out:
+            kept = replies / f"{request_id}.reply"
+            reply = kept if filesystem.is_plain(kept) else adopt(request_id, token)
+            with self._database.write("unknown") as db:
+                self._settle_one(db, request_id, reply)
+            (unknown if reply is None else ready).append(request_id)
+        with self._database.write("unknown") as db:
+            db.execute("UPDATE requests SET owner = NULL, reserved = 0 WHERE owner = ?", (owner,))
+
+    def tokens_out(self) -> frozenset[str]:
+        """The tokens of the attempts that are out, whoever has them in hand: a reply to one of them is still wanted."""
+        with self._database.read() as db:
+            return frozenset(row[0] for row in db.execute("SELECT token FROM requests WHERE state = 'sent'"))
+
+    def _settle_one(self, db: sqlite3.Connection, request_id: str, reply: Path | None) -> None:
+        at = self._database.stamp()
+        if reply is not None:
+            # Whether it was billed is in the reply, which may hold an error: unknown until it is read.
+            update(db, request_id, {"state": "ready", "answered_at": at, "reply": store_path(reply), "reserved": 0})
+            self._database.note(request_id, "orphaned", "the process died before it read the reply, which was kept")
+            return
+        failure = Failure(
+            "unknown_outcome",
+            "the process stopped while the request was out; it may have been billed, and is not sent again",
+            f"look at the provider's usage page, then `seedream history resolve {request_id} --paid` or `--unpaid`",
+        )
+        changes = {
+            "state": "unknown",
+            "finished_at": at,
+            "error": self._masked.json(as_mapping(failure)),
+            "reserved": 0,
+        }
+        update(db, request_id, changes)
+        self._database.note(request_id, "orphaned", "the process died while the request was out")
