@@ -84,6 +84,10 @@ WRAPPED: dict[str, Callable[[bytes], bytes]] = {
     "no UTF-8": lambda body: body.replace(b'"m"', b'"\xff\xfem"'),
     "names twice": lambda body: body.replace(b'"usage"', b'"data": [], "usage"'),
     "long number": lambda body: body.replace(b'"total_tokens": 1', b'"total_tokens": ' + b"9" * 5000),
+    "lists in lists": lambda body: body.replace(b'"m"', b"[" * 5000 + b'"]"' + b"]" * 5000),
+    "objects in objects": lambda body: body.replace(
+        b'"total_tokens": 1', b'"a":' + b'{"a":' * 5000 + b"1" + b"}" * 5000
+    ),
     "an event": lambda body: b"data: " + body + b"\n\ndata: [DONE]\n\n",
     "events without empty lines": lambda body: b'data: {"progress": 1}\ndata: ' + body + b"\n",
     "lines": lambda body: b'{"progress": 1}\n' + body + b"\n",
@@ -95,6 +99,8 @@ FRAMED: dict[str, Callable[[bytes], Script]] = {
     "a length beside chunks": lambda body: raw(
         f"{BEFORE}Content-Length: 7\nTransfer-Encoding: chunked\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     ),
+    "a length that says nothing": lambda body: raw(f"{BEFORE}Content-Length: \n", body),
+    "a length and a comma": lambda body: raw(f"{BEFORE}Content-Length: {len(body)},\n", body),
     "no last chunk": lambda body: raw(f"{BEFORE}Transfer-Encoding: chunked\n", b"%x\r\n%s\r\n" % (len(body), body)),
     "garbage behind the chunks": lambda body: raw(
         f"{BEFORE}Transfer-Encoding: chunked\n", b"%x\r\n%s\r\n0\r\n\r\nHTTP?" % (len(body), body)

@@ -291,3 +291,20 @@ def test_links_of_the_ledger_are_printed_alone(forked: Forked) -> None:
         assert shown.out.splitlines() == [upstream.link(100)]
         plain = forked("history", "show", made.json["id"], env=env)
         assert f"way on: seedream recover {made.json['id']}" in plain.out
+
+
+def test_reply_of_many_openings_is_left_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error counts the lines before it: a million of them, one behind the other, would take minutes."""
+    from seedream_cli.storage import reply_document
+
+    tried, read = list[int](), reply_document.read_value
+
+    def counted(text: str, start: int) -> Any:
+        tried.append(start)
+        return read(text, start)
+
+    monkeypatch.setattr(reply_document, "read_value", counted)
+    with pytest.raises(ValueError, match="no JSON"):
+        reply_document.read_document(b"x[" * 300_000)
+    assert len(tried) < 30_000
+    assert reply_document.read_document(b"x [1 of 4]\n" * 100 + b'{"data": []}').values == ({"data": []},)

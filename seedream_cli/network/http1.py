@@ -122,7 +122,8 @@ class AnswerReader:
         out: who reads them later shall not be led by one that does not.
         """
         codings = {word.strip() for word in headers.get("transfer-encoding", "").lower().split(",")} - {"", "identity"}
-        lengths = {word.strip().lstrip("0") or "0" for word in headers.pop("content-length", "no").split(",")}
+        words = (word.strip() for word in headers.pop("content-length", "").split(","))
+        lengths = {word.lstrip("0") or "0" for word in words if word}
         known = sorted(int(length) for length in lengths if _LENGTH.fullmatch(length))
         if status in _BODILESS:
             return

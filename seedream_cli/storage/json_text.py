@@ -15,6 +15,10 @@ _ESCAPE = re.compile(
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
+_BRACKET = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+
+_DEPTH = 100
+
 _DIGITS = 18
 """As many as fit into the 64 bits of a database, whatever they are."""
 
@@ -45,8 +49,31 @@ def read_value(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at `start`, and where it ends. ValueError where none does, or it is cut."""
     try:
         return _decoder().raw_decode(text, start)
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
+    except RecursionError:
+        shallow, end = _cut_depths(text, start)
+    try:
+        return _decoder().raw_decode(shallow)[0], end
+    except json.JSONDecodeError as error:
+        # It was looked at as far as that.
+        raise json.JSONDecodeError(error.msg, text, end) from error
+
+
+def _cut_depths(text: str, start: int) -> tuple[str, int]:
+    """The JSON value that begins at `start` with null for all that is nested too deeply to be read, and where it ends.
+    No image lies there. ValueError where it is cut.
+    """
+    depth, pieces, begin = 0, list[str](), start
+    for found in _BRACKET.finditer(text, start):
+        if found[0] in {"[", "{"}:
+            depth += 1
+            if depth == _DEPTH:
+                pieces += [text[begin : found.start()], "null"]
+        elif found[0] in {"]", "}"}:
+            begin = found.end() if depth == _DEPTH else begin
+            depth -= 1
+            if depth == 0:
+                return "".join([*pieces, text[begin : found.end()]]), found.end()
+    raise json.JSONDecodeError("the JSON is nested deeply, and cut", text, len(text))
 
 
 @functools.cache

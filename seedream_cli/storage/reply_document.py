@@ -93,7 +93,9 @@ def _values(text: str, depth: int = 0) -> list[Any]:
                 # It is cut or damaged: what stands inside it was not said by itself.
                 break
             # How far it was looked at tells the effort: many openings before one long text must not cost its square.
-            effort -= max(1, getattr(error, "pos", len(text)) - start)
+            # An error counts the lines before it, too.
+            end = getattr(error, "pos", len(text))
+            effort -= max(1, end - start) + end // 100
             at = start + 1
             continue
         found.append(value)
