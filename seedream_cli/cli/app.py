@@ -18,7 +18,7 @@ from .completion import SHELLS, completion_script, is_asked_by_shell, offer_mode
 from .config import config_app
 from .context import process_streams
 from .doctor import DOCTOR_HELP, doctor
-from .flags import OUTPUT, PlainCommand, PlainGroup, options, read_switch
+from .flags import OUTPUT, PlainCommand, PlainGroup, number, options, read_switch
 from .generate import EDIT_HELP, GENERATE_HELP, RECOVER_HELP, edit, generate, recover
 from .history import history_app
 
@@ -112,9 +112,13 @@ app.command("recover", cls=PlainCommand, help=RECOVER_HELP)(recover)
     '  seedream generate "a fox" -p ark --base-url http://127.0.0.1:8111 --api-key-file key.txt',
 )
 def sandbox(
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="N", min=0, max=65535)] = 0,
+    port: Annotated[
+        int, typer.Option(help="Port; 0 takes a free one.", metavar="N", parser=number("port", 0, 65535))
+    ] = 0,
     host: Annotated[str, typer.Option(help="Address to listen at.", metavar="HOST")] = "127.0.0.1",
-    latency: Annotated[float, typer.Option(help="Seconds each picture takes.", metavar="S", min=0)] = 0.0,
+    latency: Annotated[
+        float, typer.Option(help="Seconds each picture takes.", metavar="S", parser=number("latency", 0, 3600, float))
+    ] = 0.0,
 ) -> int:
     """The sandbox as a local server, until interrupted."""
     from ..sandbox.server import Server, serve

@@ -47,7 +47,7 @@ def batch(
     ] = None,
     folders: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DIR]...", help="With --merge: the folders of the shards.", show_default=False),
+        typer.Argument(metavar="DIR", help="With --merge: the folders of the shards.", show_default=False),
     ] = None,
     *,
     chosen: Chosen,

@@ -273,7 +273,7 @@ def _unknown(key: str, known: Iterable[str]) -> InputError:
 )
 def set(  # noqa: A001 - the name of the command
     key: Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=offer_keys)],
-    value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="Several for a list.", show_default=False)],
+    value: Annotated[list[str], typer.Argument(metavar="VALUE", help="Several for a list.", show_default=False)],
     project: _Project = False,  # noqa: FBT002
     config: _File = None,
 ) -> int:

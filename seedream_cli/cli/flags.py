@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -460,8 +461,26 @@ def takes(flags: Iterable[Flag]) -> Callable[[Callable[..., int]], Callable[...,
     return decorate
 
 
+def number(option: str, least: int, most: int, kind: type[int] | type[float] = int) -> Callable[[Any], Any]:
+    """What reads an option that is a number, and says in our own words what is none."""
+
+    def read(value: Any) -> Any:
+        with contextlib.suppress(ValueError):
+            found = kind(value)
+            if least <= found <= most:
+                return found
+        raise InputError([Problem(option, f"{value!r} is no number from {least} to {most}", origin=f"--{option}")])
+
+    return read
+
+
 class PlainCommand(TyperCommand):
     """A command whose help is plain text with its options in groups: rich would cost 65 ms at every `--help`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The arguments in the usage line; each version of Typer has marks of its own for them."""
+        arguments = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "argument"]
+        return ["[OPTIONS]", *(_argument_word(argument) for argument in arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options group by group, in the order in which the groups first appear."""
@@ -470,8 +489,18 @@ class PlainCommand(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"
+                # A newer Typer writes the name of a Python type behind an argument.
+                record = (
+                    (_argument_word(parameter).replace("[", "").replace("]", ""), record[1]) if is_argument else record
+                )
                 panel = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Other"
                 groups.setdefault(panel, []).append(record)
         for panel, records in groups.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
+
+
+def _argument_word(argument: Any) -> str:
+    """An argument as a person types it: "[IMAGE]..." where it may be left out and may repeat."""
+    word = argument.metavar or argument.name.upper()
+    return (word if argument.required else f"[{word}]") + ("..." if argument.nargs == -1 else "")

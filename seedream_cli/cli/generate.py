@@ -62,7 +62,7 @@ def edit(
     prompt: Annotated[str | None, typer.Argument(help="What to change; - reads it.", show_default=False)] = None,
     pictures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]...", help="Files, URLs, data URIs or -.", show_default=False),
+        typer.Argument(metavar="IMAGE", help="Files, URLs, data URIs or -.", show_default=False),
     ] = None,
     *,
     chosen: Chosen,
@@ -88,7 +88,7 @@ def recover(
     wanted: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ID|FILE|-]...",
+            metavar="ID|FILE|-",
             help="Runs, requests or kept replies; none: all.",
             show_default=False,
             autocompletion=offer_ids,

@@ -15,7 +15,7 @@ from ..config.environment import read_surroundings
 from ..errors import InputError, Problem
 from .completion import offer_ids, offer_providers, words
 from .context import BATCH_HOME, forget_replies, open_ledger_here, process_streams, reply_names
-from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup
+from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup, number
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
@@ -59,7 +59,9 @@ def history(  # noqa: PLR0917 (Typer names them all)
     status: Annotated[
         str | None, _option("--status", "STATUS", f"Only {', '.join(STATUSES)}.", autocompletion=words(*STATUSES))
     ] = None,
-    limit: Annotated[int, _option("--limit -n", "N", "At most so many; 0 for all. Default 50.")] = 50,
+    limit: Annotated[
+        int, _option("--limit -n", "N", "At most so many; 0 for all. Default 50.", parser=number("limit", 0, 10**9))
+    ] = 50,
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
     """The table of requests, unless a command of its own follows."""
@@ -73,8 +75,6 @@ def history(  # noqa: PLR0917 (Typer names them all)
     period = [_moment(name, value, found) for name, value in (("since", since), ("until", until))]
     if status is not None and status not in STATUSES:
         found.append(Problem("status", f"{status!r} is no status", f"one of {', '.join(STATUSES)}", origin="--status"))
-    if limit < 0:
-        found.append(Problem("limit", "a negative number of rows", "0 means all", origin="--limit"))
     if found:
         raise InputError(found)
     streams, ledger = process_streams(), open_ledger_here()
@@ -148,7 +148,7 @@ def show(
 )
 def resolve(
     wanted: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="Ids of requests or runs.", autocompletion=offer_ids)
+        list[str], typer.Argument(metavar="ID", help="Ids of requests or runs.", autocompletion=offer_ids)
     ],
     paid: Annotated[bool | None, typer.Option("--paid/--unpaid", help="What the provider charged.")] = None,
 ) -> int:
