@@ -24,9 +24,9 @@ _USER_INFO = re.compile(r"//[^/@?#]*@")
 
 
 def _forms(secrets: Sequence[str]) -> tuple[str, ...]:
-    """Each secret as it is and as it stands inside JSON, longest first; blanks would mask everything."""
-    both = {form for one in secrets if one.strip() for form in (one, json.dumps(one)[1:-1])}
-    return tuple(sorted(both, key=len, reverse=True))
+    """Each secret in every spelling that is searched for, longest first; blanks would mask everything."""
+    found = {form for one in secrets if one.strip() for form in (one, json.dumps(one)[1:-1], *secret_forms(one))}
+    return tuple(sorted(found, key=len, reverse=True))
 
 
 _KEY = re.compile(r"[\x21-\x7e]+")

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -322,6 +323,38 @@ def test_nothing_existing_is_replaced_unless_told(seedream: Command) -> None:
         assert (done.code, done.out.strip()) == (0, "fox-3.jpg"), "the bytes decide on the suffix"
 
 
+def test_an_image_that_was_there_costs_nothing(seedream: Command) -> None:
+    """What was left is free and known to be: it hides nothing of what the others cost."""
+    with Upstream() as upstream:
+        (seedream.folder / "fox-1.jpg").write_bytes(b"mine")
+        args = ["fox", "-n", "2", "--if-exists", "skip"]
+        done = ark(seedream, upstream, *args, "--json")
+        assert (len(upstream.posts), done.json["cost"]["amount"], done.json["cost"]["as_of"]) == (1, 0.035, "2026-11")
+        done = ark(seedream, upstream, *args)
+        assert (done.code, len(upstream.posts)) == (0, 1), done.err
+        assert "unknown price" not in done.err
+
+
+@pytest.mark.parametrize("place", ["x/" + "y" * 300 + ".jpg", "z" * 260 + "/", "é" * 126 + ".jpg", "a/" * 1500])
+def test_a_name_that_no_disk_takes_is_refused_before_payment(seedream: Command, place: str) -> None:
+    """Whatever part of the path it is."""
+    with Upstream() as upstream:
+        done = ark(seedream, upstream, "x", "-n", "2", "-o", place)
+        assert (done.code, upstream.posts) == (74 if place.startswith("z") else 2, []), done.err
+        assert list(seedream.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the stream")
+def test_an_image_for_a_closed_standard_output_is_not_paid_for(seedream: Command) -> None:
+    """That it is closed is known before."""
+    with Upstream() as upstream:
+        args = ["generate", "x", "-o", "-", "-p", "ark", "--base-url", upstream.url]
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "seedream_cli", *args]
+        env = {**seedream.env, "ARK_API_KEY": CANARY}
+        done = subprocess.run(closed, cwd=seedream.folder, env=env, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, upstream.posts) == (74, []), done.stderr
+
+
 def test_two_processes_with_one_name_keep_both_pictures(seedream: Command) -> None:
     """Two runs that end at once with the same name leave two files."""
     with Upstream(script=lambda request, number: None) as upstream:
@@ -465,5 +498,6 @@ def test_version_and_bare_command(seedream: Command) -> None:
 
     assert seedream("--version").out == f"seedream {__version__}\n"
     bare = seedream()
+    assert len(bare.out.splitlines()) > 5, "a line a line"
     assert bare.code == 0
     assert "generate" in bare.out

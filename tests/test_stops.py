@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
 import ssl
@@ -234,6 +235,17 @@ def test_full_disk_behind_standard_output_is_told(seedream: Command, args: list[
         assert list(seedream.folder.rglob("*.jp*g")) or list(seedream.folder.rglob("*.png"))
 
 
+def test_full_disk_behind_standard_output_is_told_beside_a_failure(seedream: Command) -> None:
+    """A script that finds half an object behind `>` must be told why, though something else went wrong as well."""
+    refusal = answer(b'{"error": {"message": "no", "code": "x"}}', status=400)
+    with RawServer(refusal) as server, Path("/dev/full").open("wb") as full:
+        args = ["generate", "x", "-p", "openai", "--base-url", f"{server.url}/v1", "--json"]
+        process = seedream.popen(*args, env=ENV, stdout=full)
+        err = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 74, err
+    assert "standard output cannot be written" in err
+
+
 # --- places that are no files -----------------------------------------------------------------------------------------
 
 
@@ -281,13 +293,25 @@ def test_key_and_commands_in_what_a_provider_says_are_not_passed_on(seedream: Co
     deep: Any = CANARY
     for _ in range(240):
         deep = {CANARY: [deep]}
-    usage = {"generated_images": 1, "echo": f"Bearer {CANARY}", "big": 10**400, "deep": deep, "many": list(range(9999))}
+    inside = base64.b64encode(f"user:{CANARY}:".encode()).decode()
+    usage = {
+        "generated_images": 1,
+        "echo": f"Bearer {CANARY}",
+        "inside": inside,
+        "big": 10**400,
+        "deep": deep,
+        "many": list(range(9999)),
+    }
     with Upstream() as upstream:
         upstream._reply = lambda body, number: {**upstream.pictures(body, number), "usage": usage}
         args = ["-p", "ark", "--base-url", upstream.url, "--json"]
         done = seedream("generate", "x", *args, env=ENV)
         assert (done.code, done.json["usage"]["generated_images"]) == (0, 1), done.err
         assert seedream("history", "--json", env=ENV).code == 0
+        ledger = b"".join(path.read_bytes() for path in (seedream.home / "state").glob("ledger.db*"))
+        assert b"generated_images" in ledger
+        for told in (done.out.encode(), ledger):
+            assert inside[12:36].encode() not in told
         error = {"error": {"code": "bad\x1b[2J", "message": f"\x1b]0;x\x07 {CANARY} \x9b2J"}}
         upstream._reply = lambda body, number: {"data": [error]}
         (seedream.folder / "shots.csv").write_text("prompt\nx")

@@ -62,7 +62,8 @@ def root(
     elif show_completion is not None:
         streams.out_exactly(completion_script(show_completion))
     elif context.invoked_subcommand is None:
-        streams.out(context.get_help())
+        for line in context.get_help().splitlines():
+            streams.out(line)
     return 0
 
 
@@ -141,13 +142,13 @@ app.add_typer(config_app, name="config")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code; 74 where all went well but for standard output."""
+    """Run one command line and return its exit code; 74 where standard output cannot be written, a failure or not."""
     from ..output.streams import out_trouble
 
     code = _run_line(argv)
     streams = process_streams()
     trouble = out_trouble(streams.stdout)
-    if trouble and not code:
+    if trouble and code not in {_IO, *_SIGNALS}:
         streams.err(
             f"error: standard output cannot be written: {trouble}. What was paid for is saved or kept: seedream history"
         )
@@ -156,6 +157,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 _IO = 74
+
+_SIGNALS = (129, 130, 143)
 
 _LOOK = "seedream history tells what was sent"
 

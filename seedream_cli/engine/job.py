@@ -104,6 +104,7 @@ class Worker:
         self.absent_s = 0.0
         self.taken: set[int] = set()
         self.saved: dict[int, SavedImage] = {}
+        self.is_left = False
         self.ready: Ready | None = None
         self.reply: Path | None = None
         self.kept: KeptReply | JournalReply | None = None
@@ -476,6 +477,7 @@ class Worker:
 
     def _leave(self) -> None:
         """Everything is there already, and nothing need be paid."""
+        self.is_left = True
         paths = [path for place in places(self.job) if (path := output_path.existing(place))]
         self.saved = {index: SavedImage(index, path) for index, path in enumerate(paths)}
         self.desk.sink.emit(Notice(f"{paths[0]} exists already; nothing was sent"))
@@ -930,7 +932,7 @@ class Worker:
             request={} if job.recovers else self.submission.json or {},
             images=images,
             usage=self.wire.hide(dict(self.ready.usage)) if self.ready and self.ready.usage else None,
-            cost=Cost(0.0, "USD", "") if job.reused else cost,
+            cost=Cost(0.0, "USD", "") if job.reused or self.is_left else cost,
             possible=possible,
             error=error,
             attempts=self.attempts,

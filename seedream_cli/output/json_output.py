@@ -362,4 +362,5 @@ def add_costs(costs: Sequence[Cost]) -> Cost | None:
         return None
     note = next((cost.note for cost in costs if cost.note), "")
     amount = math.fsum(cost.amount for cost in costs)
-    return Cost(amount, costs[0].currency, min(cost.as_of for cost in costs), note)
+    # What cost nothing has no date.
+    return Cost(amount, costs[0].currency, min((cost.as_of for cost in costs if cost.as_of), default=""), note)

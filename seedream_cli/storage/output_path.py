@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import string
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from .image_info import SPELLINGS, SUFFIXES
 IfExists = Literal["rename", "skip", "error", "overwrite"]
 
 _ROOM_BYTES = 8 << 20
+
+_NAME_MOST = 255
+
+_DEEPEST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,8 @@ def plan_output(
     if output is not None and (problem := scheme_problem("output", output)):
         raise InputError([problem])
     path = Path(output or ".")
+    if problem := _length_problem(path, pictures):
+        raise InputError([problem])
     if output is None or output.endswith(tuple(filter(None, ("/", os.sep, os.altsep)))) or _is_folder(path):
         return Target(path, if_exists or "rename", pictures, template)
     if path.suffix.lower() in SPELLINGS:
@@ -109,6 +116,17 @@ def plan_output(
     if path.suffix:
         raise InputError([Problem("output", f"{path.suffix} is no picture's suffix (in {path})", _NAME_HINT)])
     return Target(path, if_exists or "rename", pictures, template)
+
+
+def _length_problem(path: Path, pictures: int) -> Problem | None:
+    """What no disk takes as a file: found out before anything is paid, for an image may come that has no place."""
+    is_file = path.suffix.lower() in SPELLINGS
+    name = path.name + (f"-{pictures}" if pictures > 1 else "")
+    if is_file and (length := len(os.fsencode(name))) > _NAME_MOST:
+        return Problem("output", f"a name of {length} bytes is longer than disks take, {_NAME_MOST}", "shorten it")
+    if len(path.parts) > _DEEPEST:
+        return Problem("output", f"{len(path.parts)} folders deep is deeper than is made, {_DEEPEST}", "shorten it")
+    return None
 
 
 def _is_folder(path: Path) -> bool:
@@ -127,6 +145,8 @@ def _plan_stdout(pictures: int, if_exists: IfExists | None) -> Target:
     if pictures > 1:
         message = f"standard output takes one picture, and up to {pictures} were asked for"
         raise InputError([Problem("output", message, "give a folder with --output")])
+    if sys.stdout is None:
+        raise FileError("standard output is closed", hint="give a file or a folder with --output")
     return Target(Path(tempfile.gettempdir()), if_exists or "rename", pictures, stdout=True)
 
 
