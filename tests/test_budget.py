@@ -418,6 +418,30 @@ def test_doubt_about_one_of_several_images_is_told_beside_what_is_certain(forked
         assert "charged about $0.04 · possibly $0.04 more" in done.err
 
 
+@pytest.mark.parametrize("code", ["odd", "InternalServiceErrorX", ""])
+def test_doubt_about_the_only_image_is_an_unknown_outcome(forked: Forked, code: str) -> None:
+    """An answer of 200 whose image failed without a clear word may be billed: no exit code says otherwise."""
+    with Upstream() as upstream:
+        upstream._reply = lambda body, number: {"data": [{"error": {"code": code, "message": "it broke"}}]}
+        args = ["-p", "openai", "--base-url", upstream.url, "--json"]
+        done = forked("generate", "a fox", *args, env=ENV)
+        error = done.json["error"]
+        assert (done.code, done.json["status"], error["code"], error["billed"]) == (
+            7,
+            "unknown",
+            "unknown_outcome",
+            "unknown",
+        )
+        assert done.json["images"][0]["error"]["code"] == "unknown_outcome"
+        assert "history resolve" in error["hint"]
+        rows(forked, 2)
+        done = forked("batch", "t.csv", *args, env=ENV)
+        summary = json.loads(done.out.splitlines()[-1])
+        assert (done.code, summary["failed"], summary["unknown"]) == (7, 0, 2)
+        forked("batch", "t.csv", *args, "--only", "failed", env=ENV)
+        assert len(upstream.posts) == 3, "nothing is paid again"
+
+
 def test_unknown_outcome_at_an_unknown_price_is_no_price_of_nothing(forked: Forked) -> None:
     """Of a batch whose prices nobody knows the sum stays unknown."""
     rows(forked, 1)

@@ -233,6 +233,8 @@ def _execute(
     if to_stdout and (json or streams.stdout_is_terminal):
         what = "is taken by --json" if json else "is a terminal"
         raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
+    if to_stdout and streams.stdout_closed:
+        raise FileError("standard output is closed; nothing was sent", hint="give a file or a folder with -o")
     state = prepare_state(surroundings.state_folder)
     _remember_addresses(first.plan, surroundings)
     reports, step = list[tuple[_Part, Report]](), crash_step(surroundings.fault)

@@ -225,6 +225,10 @@ class Worker:
         if error and not (self.in_flight or self.answered or self.job.recovers):
             # Nothing left the house, whatever the failure says of itself.
             error.billed = "no"
+        has_image = any(not image.error for image in self.saved.values())
+        if isinstance(error, ApiError) and error.billed == "unknown" and not has_image:
+            # No code that stands for "not billed" is given to what may have been.
+            error.kind = "unknown_outcome"
         if error and error.kind == "unknown_outcome":
             error.hint = self._way_back()
         # A disk that is full now was not when the intent was written: the next run settles what is left open.

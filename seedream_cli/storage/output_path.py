@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import string
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +144,6 @@ def _plan_stdout(pictures: int, if_exists: IfExists | None) -> Target:
     if pictures > 1:
         message = f"standard output takes one picture, and up to {pictures} were asked for"
         raise InputError([Problem("output", message, "give a folder with --output")])
-    if sys.stdout is None:
-        raise FileError("standard output is closed", hint="give a file or a folder with --output")
     return Target(Path(tempfile.gettempdir()), if_exists or "rename", pictures, stdout=True)
 
 
