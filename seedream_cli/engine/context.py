@@ -15,7 +15,7 @@ from ..results import Sink
 from ..storage.fsync_batch import Disk
 from ..storage.reply_journal import Journal
 from .plan import Job
-from .recorder import Books
+from .recorder import Books, NullRecorder
 
 CONCURRENCY = 8
 
@@ -85,7 +85,7 @@ class Desk:
     sink: Sink
     clock: Clock
     replies: Path
-    books: Books
+    books: Books | NullRecorder
     slots: asyncio.Semaphore
     downloads: asyncio.Semaphore
     emit: Callable[[bytes], bool] | None = None

@@ -84,6 +84,7 @@ class Worker:
         self.desk = desk
         self.wire = wire
         self.job = job
+        self.recorder = desk.books.of(job)
         self.dialect = job.route.dialect
         self.task: asyncio.Task[JobResult] | None = None
         self.holds_slot = False
@@ -135,7 +136,7 @@ class Worker:
         self.raise_objection()
         self.desk.step("gate")
         # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
-        self.token = await self.desk.books.sent(self.job, attempt, self.raise_objection, again=self.doubted)
+        self.token = await self.recorder.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         if self.incoming is not None and self.incoming.size:
             # What came of the attempt before must not be taken for the answer to this one.
             self.incoming.reset()
@@ -162,7 +163,7 @@ class Worker:
         # One that never came as far as the gate is not in the books either.
         if was_out:
             self.doubts += error.billed != "no"
-            self.desk.books.refused(self.job, error, self._put_aside(error))
+            self.recorder.refused(self.job, error, self._put_aside(error))
         self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
     def unsent(self) -> None:
@@ -172,7 +173,7 @@ class Worker:
         self.is_out = False
         number = self.desk.signal.value if self.desk.signal else signal.SIGINT.value
         error = InterruptedRunError("stopped before it was sent", signal_number=number)
-        self._try(lambda: self.desk.books.refused(self.job, error, None))
+        self._try(lambda: self.recorder.refused(self.job, error, None))
 
     def _put_aside(self, error: SeedreamError) -> Path | None:
         """What came of an attempt that may have been paid for, before another one is made; of others nothing stays."""
@@ -283,13 +284,13 @@ class Worker:
         if self.doubted and self.is_out and isinstance(last, SeedreamError) and last.billed == "no":
             # The last attempt was refused unbilled: in doubt are those before it.
             self.is_out = False
-            self.desk.books.refused(self.job, last, None)
-            self.desk.books.unsent(self.job)
+            self.recorder.refused(self.job, last, None)
+            self.recorder.unsent(self.job)
         # What ended before, and was to be sent once more, keeps that end until it has left.
         if self._is_held_back(error) or (self.job.again and not self.attempts):
-            self.desk.books.unsent(self.job)
+            self.recorder.unsent(self.job)
         else:
-            self.desk.books.ended(self.job, error, self.reply)
+            self.recorder.ended(self.job, error, self.reply)
 
     def _is_verdict(self, error: SeedreamError) -> bool:
         """Whether a failure says what became of a request that was paid for before: only the provider's own word does,
@@ -319,7 +320,7 @@ class Worker:
     def _rescue_of(self, error: SeedreamError) -> str:
         """As `_rescue`; and where trying again may not help, the command that shows the link."""
         final = isinstance(error, LinkError) and not error.retryable
-        if not final or self.desk.goes_on or not self.desk.books.knows(self.job):
+        if not final or self.desk.goes_on or not self.recorder.records:
             return self._rescue()
         return f"{self._rescue()} tries again; seedream history show {self.job.id} --links prints the link"
 
@@ -337,7 +338,7 @@ class Worker:
         if self.absent_task:
             again = f"seedream recover --task {shlex.quote(self.absent_task)} -p {self._address_options()}"
             look = f"{again} asks once more; {look}"
-        if not self.desk.books.knows(self.job):
+        if not self.recorder.records:
             return look if self.job.recovers else f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
         came = self.ready is not None or self.reply is not None
@@ -391,18 +392,18 @@ class Worker:
         if broken or not all(image.error is None or self._is_past(image.error) for image in self.saved.values()):
             # What can still be fetched stays to be fetched; the books only learn why it is not here.
             self._secure_reply()
-            self.desk.books.ended(self.job, broken or error or _cut_short(), self.reply)
+            self.recorder.ended(self.job, broken or error or _cut_short(), self.reply)
         else:
             self.desk.step("all saved")
             if not self.closed:
-                await self.desk.books.saved(self.job)
+                await self.recorder.saved(self.job)
             self.desk.step("saved written")
             self._forget_reply()
         return error
 
     def _is_past(self, error: SeedreamError) -> bool:
         """Whether nothing need be kept of a picture. Without books the reply alone knows the link of an expired one."""
-        return _is_final(error) and (error.billed == "no" or self.desk.books.knows(self.job))
+        return _is_final(error) and (error.billed == "no" or self.recorder.records)
 
     def _rest_in_doubt(self, ready: Ready) -> ApiError | None:
         """What is wrong with a stream that was kept and has no end: more may have been made than came."""
@@ -417,7 +418,7 @@ class Worker:
         self._leave_slot()
         self.desk.step("read")
         try:
-            await self.desk.books.ready(self.job, ready, self._made(), self.reply)
+            await self.recorder.ready(self.job, ready, self._made(), self.reply)
         except BaseException:
             # What is not in the books must be on disk.
             self._secure_reply()
@@ -432,12 +433,12 @@ class Worker:
         self.saved = {one.index: SavedImage(one.index, url=one.link, error=one.error) for one in ready.pictures}
         for image in self.saved.values():
             if image.error is None:
-                await self.desk.books.picture(self.job, image, handed=True)
+                await self.recorder.picture(self.job, image, handed=True)
         error = _first_error(self.saved.values())
         if error is not None and not _is_final(error):
-            self.desk.books.ended(self.job, error, self.reply)
+            self.recorder.ended(self.job, error, self.reply)
             return error
-        await self.desk.books.saved(self.job)
+        await self.recorder.saved(self.job)
         return error
 
     def _secure_reply(self) -> None:
@@ -456,7 +457,7 @@ class Worker:
         replies, name = self.desk.replies, self.job.id
         # What came of an attempt before is all there is of it, until the user settles that.
         in_doubt = self.job.again or self.doubted or self.job.recovers
-        in_doubt = in_doubt and bool(reply_file.list_asides(replies, name)) and self.desk.books.doubts(self.job) > 0
+        in_doubt = in_doubt and bool(reply_file.list_asides(replies, name)) and self.recorder.doubts(self.job) > 0
         reply_file.forget(replies, name, asides=not in_doubt)
 
     def _tell_life(self, ready: Ready) -> None:
@@ -499,7 +500,7 @@ class Worker:
         while isinstance(outcome, Ticket):
             if not self.task_id:
                 self.task_id = outcome.task_id
-                self.desk.books.waiting(self.job, outcome.task_id)
+                self.recorder.waiting(self.job, outcome.task_id)
                 self.desk.step("task written")
             if self.job.request.callback_url:
                 return None
@@ -563,7 +564,7 @@ class Worker:
     def _make_room(self) -> KeptReply | JournalReply:
         """Room for the reply, before it is asked for. Where the books take its links, it need not be flushed itself."""
         desk, job = self.desk, self.job
-        links_suffice = desk.books.knows(job) and job.request.response_format != "b64_json"
+        links_suffice = self.recorder.records and job.request.response_format != "b64_json"
         if links_suffice and desk.journal is not None and desk.journal.has_place_for(job.id):
             return JournalReply(desk.journal, desk.replies, job, lambda: self.token)
         return KeptReply(desk.replies, job, links_suffice=links_suffice)
@@ -590,7 +591,7 @@ class Worker:
         self.left_behind = True
         # Where the disk refuses it, the intent is still there.
         with contextlib.suppress(SeedreamError):
-            if self.desk.books.knows(self.job):
+            if self.recorder.records:
                 kept.leave_behind()
             else:
                 self.reply = kept.secure()
@@ -703,7 +704,7 @@ class Worker:
                 # The link must be on disk before its download starts, as with a whole reply.
                 kept.flush()
                 self._note_age()
-                self.desk.books.announced(job, picture)
+                self.recorder.announced(job, picture)
                 self.desk.step("event written")
                 self.taken.add(picture.index)
                 # Its base64 is held only until it is saved.
@@ -793,7 +794,7 @@ class Worker:
             image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
         self.saved[picture.index] = image
         self.closed = last and image.error is None
-        await self.desk.books.picture(self.job, image, handed=self.job.output.stdout, last=self.closed)
+        await self.recorder.picture(self.job, image, handed=self.job.output.stdout, last=self.closed)
         self.desk.step("picture written")
         self.desk.sink.emit(Saved(self.job.index, image))
 
@@ -944,7 +945,7 @@ class Worker:
             asked_up_to=request.pictures_at_most if request.sequence else None,
             task_id=self.wire.hide(self.task_id or self.absent_task),
             warnings=self._gaps(images),
-            booked=self.desk.books.knows(job),
+            booked=self.recorder.records,
         )
 
     def _gaps(self, images: Iterable[SavedImage]) -> tuple[Problem, ...]:

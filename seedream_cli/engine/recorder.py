@@ -1,4 +1,4 @@
-"""The books of a run: tells the ledger, in its own terms, how each request fares. Keeps none where there is no ledger.
+"""The books of a run: tells the ledger, in its own terms, how each request fares.
 
 Between the engine, which speaks of jobs, answers and saved pictures, and the ledger, which speaks of rows and money
 in micro-units. Every method that must be flushed before the next step has flushed when it returns; those that each
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from ..errors import ApiError, BudgetError, BusyError, FileError, SeedreamError
 from ..ledger.group_commit import Commits
@@ -37,17 +38,97 @@ def to_micro(cost: Cost | None) -> int | None:
     return None if cost is None else max(math.ceil(cost.amount * MICRO - 1e-4), int(cost.amount > 0))
 
 
+class NullRecorder:
+    """Writes nothing down, for what no ledger knows: it keeps the budget of the run alone."""
+
+    records: ClassVar = False
+    """Whether what it is told is written down."""
+
+    def __init__(self, caps: Caps) -> None:
+        self._caps = caps
+        # What each request holds, doubtful attempts added up.
+        self._held: dict[str, int] = {}
+        self._doubted = 0
+
+    def of(self, job: Job) -> NullRecorder:  # noqa: ARG002
+        """The recorder of a job."""
+        return self
+
+    def has(self, job: Job) -> bool:  # noqa: ARG002
+        """Whether this run may work on a job."""
+        return True
+
+    def open(self, jobs: Sequence[Job]) -> None:
+        """Nothing is entered."""
+
+    async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> str:  # noqa: ARG002
+        """The first byte is about to leave: hold the worst cost against the run's budget. Raises `BudgetError`."""
+        cap, worst = self._caps.run, to_micro(job.price(job.request.pictures_at_most))
+        if cap is not None and worst != 0:
+            spent = sum(self._held.values()) - self._held.get(job.id, 0) + self._doubted
+            if worst is None or spent + worst > cap:
+                raise BudgetError(
+                    f"the next request may cost up to {_dollars(worst)}, and this run's budget of {_dollars(cap)} has "
+                    f"{_dollars(spent)} spent or held",
+                    hint="only a higher --max-cost draws the rest; the same command starts anew",
+                )
+            self._held[job.id] = worst
+        return uuid.uuid4().hex
+
+    def refused(self, job: Job, error: SeedreamError, reply: Path | None) -> None:  # noqa: ARG002
+        """An attempt failed and will be repeated; what may be billed stays in the account."""
+        held = self._held.pop(job.id, 0)
+        self._doubted += held if error.billed != "no" else 0
+
+    def waiting(self, job: Job, task_id: str) -> None:
+        """A task costs what was held for it."""
+
+    def announced(self, job: Job, picture: Picture) -> None:
+        """A link is kept in the reply alone."""
+
+    async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:  # noqa: ARG002
+        """The answer is read: what it cost takes the place of what was held."""
+        settled = None if made is None else to_micro(job.price(made))
+        if settled is not None and job.id in self._held:
+            self._held[job.id] = settled
+
+    async def picture(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:  # noqa: ARG002
+        """A picture ended: its folder is flushed."""
+        if image.path is not None:
+            image_file.flush_folder(image.path.parent)
+
+    async def saved(self, job: Job) -> None:
+        """Nothing of it is left to fetch."""
+
+    def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:  # noqa: ARG002
+        """It ended without a picture; unbilled, it gives back what it held."""
+        if error.billed == "no":
+            self._held.pop(job.id, None)
+
+    def unsent(self, job: Job) -> None:
+        """It stays as it was."""
+
+    def doubts(self, job: Job) -> int:  # noqa: ARG002
+        """Earlier attempts are not known."""
+        return 0
+
+    def close(self, exit_code: int) -> None:
+        """The run is over."""
+
+
 class Books:
-    """The books of one run. `run` is None without a ledger, and then nothing is written.
+    """The books of one run.
 
     A batch has a ledger of its own in its folder `home`: paths are written relative to that, so that the folder may be
     moved, and its money is booked in the user's ledger, `day`, too, which keeps the day's budget.
     """
 
+    records: ClassVar = True
+
     def __init__(
         self,
-        ledger: Ledger | None,
-        run: Run | None,
+        ledger: Ledger,
+        run: Run,
         caps: Caps,
         *,
         home: Path | None = None,
@@ -58,21 +139,15 @@ class Books:
         self._caps = caps
         self._home = home.absolute() if home else None
         self._day = day
-        self._commits = Commits(ledger, day) if ledger is not None else None
+        self._commits = Commits(ledger, day)
         self._elsewhere: frozenset[str] = frozenset()
-        # Without a ledger the run's own budget is kept here: what each request holds, doubtful attempts added up.
-        self._held: dict[str, int] = {}
-        self._doubted = 0
+        self._unbooked = NullRecorder(caps)
         # How many attempts of this run at each request may have been billed, and were repeated.
         self._repeated: Counter[str] = Counter()
 
-    def _of(self, job: Job) -> Ledger | None:
-        """The ledger, for a job that it knows and that is in this run's hands."""
-        return self._ledger if job.booked and self.has(job) else None
-
-    def knows(self, job: Job) -> bool:
-        """Whether a job is written down."""
-        return self._of(job) is not None
+    def of(self, job: Job) -> Books | NullRecorder:
+        """The recorder of a job: this one, where it knows the job and has it in hand."""
+        return self if job.booked and self.has(job) else self._unbooked
 
     def has(self, job: Job) -> bool:
         """Whether this run may work on a job: another process may have taken first what is to be recovered."""
@@ -80,8 +155,6 @@ class Books:
 
     def open(self, jobs: Sequence[Job]) -> None:
         """Enter new requests; take those in hand that were paid before."""
-        if self._ledger is None or self._run is None:
-            return
         self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
         wanted = {job.id for job in jobs if job.booked and job.recovers}
         taken = self._ledger.take(self._run, sorted(wanted))
@@ -97,7 +170,7 @@ class Books:
 
     def _book(self, job: Job, micro: int | None, caps: Caps | None = None) -> None:
         """Tell the user's ledger what a batch's request costs, or may cost. What costs nothing needs no entry."""
-        if self._day is None or self._run is None or job.recovers or (job.route.spec.offline and not micro):
+        if self._day is None or job.recovers or (job.route.spec.offline and not micro):
             return
         # A key for each run, and for each attempt after one in doubt: what those paid for the same row stays booked.
         nth = f" {nth}" if (nth := self._repeated[job.id]) else ""
@@ -111,11 +184,7 @@ class Books:
         Raises `BudgetError` where the cost would pass a cap, `FileError`, and what `objection` raises, which is asked
         at the last moment.
         """
-        ledger = self._of(job)
-        worst, token = to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
-        if ledger is None or self._commits is None:
-            self._hold(job, worst)
-            return token
+        ledger, worst, token = self._ledger, to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
         # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
         caps = self._caps if self._day is None else replace(self._caps, daily=None)
         is_written = False
@@ -141,51 +210,25 @@ class Books:
             raise
         return token
 
-    def _hold(self, job: Job, worst: int | None) -> None:
-        """Hold the worst cost against the run's budget, where no ledger does. Raises `BudgetError`."""
-        cap = self._caps.run
-        if cap is None or worst == 0:
-            return
-        spent = sum(self._held.values()) - self._held.get(job.id, 0) + self._doubted
-        if worst is None or spent + worst > cap:
-            raise BudgetError(
-                f"the next request may cost up to {_dollars(worst)}, and this run's budget of {_dollars(cap)} has "
-                f"{_dollars(spent)} spent or held",
-                hint="only a higher --max-cost draws the rest; the same command starts anew",
-            )
-        self._held[job.id] = worst
-
     def refused(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """An attempt failed and will be repeated: unbilled it is as new, otherwise in doubt, with what came of it."""
-        ledger = self._of(job)
         self._repeated[job.id] += error.billed != "no"
-        if ledger is None:
-            held = self._held.pop(job.id, 0)
-            self._doubted += held if error.billed != "no" else 0
-        if ledger and error.billed == "no":
-            ledger.mark_queued(job.id, error)
-        elif ledger:
-            ledger.mark_unknown(job.id, error, reply=reply)
+        if error.billed == "no":
+            self._ledger.mark_queued(job.id, error)
+        else:
+            self._ledger.mark_unknown(job.id, error, reply=reply)
 
     def waiting(self, job: Job, task_id: str) -> None:
         """The provider works on a task."""
-        ledger = self._of(job)
-        if ledger:
-            ledger.mark_waiting(job.id, task_id)
+        self._ledger.mark_waiting(job.id, task_id)
 
     def announced(self, job: Job, picture: Picture) -> None:
         """A stream brought a picture; its link is written down before its download starts."""
-        if ledger := self._of(job):
-            ledger.mark_picture(job.id, _row(picture))
+        self._ledger.mark_picture(job.id, _row(picture))
 
     async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
         """The answer is read: every link is written down before any download starts."""
-        ledger = self._of(job)
-        settled = None if made is None else to_micro(job.price(made))
-        if ledger is None or self._commits is None:
-            if settled is not None and job.id in self._held:
-                self._held[job.id] = settled
-            return
+        ledger, settled = self._ledger, None if made is None else to_micro(job.price(made))
         pictures = [_row(picture) for picture in ready.pictures]
 
         def write() -> None:
@@ -212,11 +255,6 @@ class Books:
         Its folder is flushed before. With `last` nothing is left to fetch of the request after it.
         """
         expired = image.error is not None and image.error.kind == "expired"
-        ledger = self._of(job)
-        if ledger is None or self._commits is None:
-            if image.path is not None:
-                image_file.flush_folder(image.path.parent)
-            return
         if image.error is not None and not expired:
             return
         row = PictureRow(
@@ -235,9 +273,9 @@ class Books:
 
         def write() -> None:
             if last:
-                ledger.mark_saved(job.id, picture=row)
+                self._ledger.mark_saved(job.id, picture=row)
             else:
-                ledger.mark_picture(job.id, row)
+                self._ledger.mark_picture(job.id, row)
 
         await self._commits.do(write, "yes", folder=image.path.parent if image.path else None)
 
@@ -248,39 +286,31 @@ class Books:
 
     async def saved(self, job: Job) -> None:
         """Nothing of it is left to fetch."""
-        ledger = self._of(job)
-        if ledger is not None and self._commits is not None:
-            await self._commits.do(lambda: ledger.mark_saved(job.id), "yes")
+        await self._commits.do(lambda: self._ledger.mark_saved(job.id), "yes")
 
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """It ended without a picture: refused, never sent, or nobody knows."""
-        ledger = self._of(job)
-        if ledger is None and error.billed == "no":
-            self._held.pop(job.id, None)
         # Where the disk refused an answer, the next run settles by what reached it: a failure would be the end.
-        if ledger is None or (isinstance(error, FileError) and error.billed == "yes"):
+        if isinstance(error, FileError) and error.billed == "yes":
             return
         if error.billed == "unknown":
-            ledger.mark_unknown(job.id, error, reply=reply)
+            self._ledger.mark_unknown(job.id, error, reply=reply)
         else:
-            ledger.mark_failed(job.id, error)
+            self._ledger.mark_failed(job.id, error)
             if error.billed == "no":
                 self._book(job, 0)
 
     def unsent(self, job: Job) -> None:
         """It stays queued: nothing happened to it."""
-        if self._of(job):
-            self._book(job, 0)
+        self._book(job, 0)
 
     def doubts(self, job: Job) -> int:
         """How many earlier attempts at a request may have been billed."""
-        ledger = self._of(job)
-        return sum(entry.doubts for entry in ledger.entries([job.id])) if ledger else 0
+        return sum(entry.doubts for entry in self._ledger.entries([job.id]))
 
     def close(self, exit_code: int) -> None:
         """The run is over."""
-        if self._run is not None:
-            self._run.finish(exit_code)
+        self._run.finish(exit_code)
 
 
 def _dollars(micro: int | None) -> str:

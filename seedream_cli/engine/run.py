@@ -27,7 +27,7 @@ from .connect import T
 from .context import CONCURRENCY, DOWNLOADS, Desk, Ending, Flow, Outlets
 from .job import Worker, is_there, places
 from .plan import Job, Plan, Route
-from .recorder import Books
+from .recorder import Books, NullRecorder
 from .scheduler import _Conductor, _FlowRun
 
 
@@ -87,8 +87,10 @@ class _Run(_Conductor):
                 # A provider may echo the key in its answer, which is written down.
                 if ledger and route.key:
                     ledger.hide(route.key.value.strip())
-            run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder())) if ledger else None
-            books = Books(ledger, run, plan.caps, home=self.home)
+            books: Books | NullRecorder = NullRecorder(plan.caps)
+            if ledger:
+                run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder()))
+                books = Books(ledger, run, plan.caps, home=self.home)
             books.open(self.jobs)
             self.outlets.step("entered")
             self.desk = self._desk(books)
@@ -130,7 +132,7 @@ class _Run(_Conductor):
         for proxy in dict.fromkeys(wire.proxy_in_use for wire in wires if wire.proxy_in_use):
             self.outlets.sink.emit(Notice(f"through the proxy {proxy}"))
 
-    def _desk(self, books: Books) -> Desk:
+    def _desk(self, books: Books | NullRecorder) -> Desk:
         outlets = self.outlets
         return Desk(
             outlets.sink,
