@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..storage import filesystem
-from ..storage.filesystem import _flush_folder
 from . import database, schema
 from .run_lock import Lock, no_place
 
@@ -71,7 +70,7 @@ def create(path: Path, now: Callable[[], dt.datetime]) -> None:
             path.replace(path.with_name(f"{path.name}.old"))
         _put_aside_logs(path)
         _build(path.with_name(f"{path.name}.new"), now).replace(path)
-        _flush_folder(path.parent)
+        filesystem.flush_folder(path.parent)
     except (OSError, sqlite3.Error) as error:
         _remove_new(path)
         raise no_place(path, error) from error

@@ -14,13 +14,6 @@ from pathlib import Path
 from ..errors import BusyError, FileError, InternalError
 from ..storage import filesystem
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
-_LOCK_BYTE = 1 << 30
-
 
 def make_folder(folder: Path, *, is_named: bool = False) -> None:
     """Make a folder of ours. One that the user named may lie behind a link that the user made."""
@@ -49,7 +42,7 @@ class Lock:
         descriptor = -1
         try:
             descriptor = filesystem.open_own(path, os.O_RDWR | os.O_CREAT)
-            if _try_lock(descriptor, wait=wait):
+            if filesystem.try_lock(descriptor, wait=wait):
                 return Lock(path, descriptor)
         except OSError as error:
             raise no_place(path, error) from error
@@ -67,7 +60,7 @@ class Lock:
             return False
         # Shared, so that two processes that look at once do not take each other for the owner.
         with os.fdopen(descriptor, "rb", buffering=0), contextlib.suppress(OSError):
-            return _try_lock(descriptor, shared=True)
+            return filesystem.try_lock(descriptor, shared=True)
         return False
 
     def sign(self) -> None:
@@ -136,24 +129,6 @@ class RunLocks:
 
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-
-_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
-
-
-def _try_lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> bool:
-    """False where another has it; raises `OSError` where there are no locks."""
-    try:
-        if sys.platform == "win32":
-            os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        else:
-            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        raise
-    return True
 
 
 # --- what went wrong ------------------------------------------------------------------------------------------------

@@ -50,7 +50,9 @@ def write_whole(path: Path, data: bytes) -> None:
         raise FileError(f"cannot write {path}: {why}", hint="check the folder's permissions and room") from error
 
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 
@@ -223,11 +225,32 @@ def reason(error: OSError) -> str:
 
 def lock(descriptor: int) -> bool:
     """Marks the file as in use by a living process. False where another holds it or locks are not to be had."""
+    # On Windows nobody else could read what is locked.
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            return try_lock(descriptor)
     return False
+
+
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
+_LOCK_BYTE = 1 << 30
+
+
+def try_lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> bool:
+    """Locks a file until it is closed. False where another has it; raises `OSError` where there are no locks."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise
+    return True
 
 
 def set_mode(descriptor: int, mode: int) -> None:
@@ -310,8 +333,11 @@ def open_stream(path: Path) -> int:
 _NO_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
 
 
-def flush_folder(folder: Path) -> None:
-    """Makes a new name survive a power cut. Some file systems know no such thing, and the name stands anyway."""
+def flush_folder(folder: Path, *, may_fail: bool = False) -> None:
+    """Makes a new name survive a power cut. Some file systems know no such thing, and the name stands anyway.
+
+    With `may_fail` no failure is one: for what is worth having also without.
+    """
     if sys.platform == "win32":
         return
     with contextlib.ExitStack() as stack:
@@ -320,7 +346,7 @@ def flush_folder(folder: Path) -> None:
             stack.callback(os.close, descriptor)
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in _NO_FLUSH:
+            if not may_fail and error.errno not in _NO_FLUSH:
                 raise
 
 
@@ -396,18 +422,6 @@ def _file_system(path: Path) -> str:
         if len(place) >= best and path.is_relative_to(place):
             best, kind = len(place), found
     return kind
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a new name survive a power cut, where the system knows such a thing."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _disk_error(doing: str, path: Path, error: OSError, *, billed: bool = False) -> FileError:

@@ -118,7 +118,8 @@ class Spool:
         if sys.platform == "win32":
             self.close()  # an open file cannot be renamed there
         self.path.replace(final)
-        _flush_folder(final.parent)
+        # A name that may not outlive a power cut is no reason to give up a reply that is here.
+        filesystem.flush_folder(final.parent, may_fail=True)
         self.close()
 
     def drop(self) -> None:
@@ -239,7 +240,7 @@ def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
         os.fsync(file.fileno())
     final = path.with_suffix(".reply")
     path.replace(final)
-    _flush_folder(folder)
+    filesystem.flush_folder(folder, may_fail=True)
     return final
 
 
@@ -309,9 +310,3 @@ def _write_meta(folder: Path, job_id: str, meta: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(descriptor)
     part.replace(final)
-
-
-def _flush_folder(folder: Path) -> None:
-    # A name that may not outlive a power cut is no reason to give up a reply that is here.
-    with contextlib.suppress(OSError):
-        filesystem.flush_folder(folder)
