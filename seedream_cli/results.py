@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +81,26 @@ class Cost:
     currency: str
     as_of: str
     note: str = ""
+
+
+_MICRO = 1_000_000
+"""Sums are made of whole micro-units of a currency (0.04 USD is 40000), since floats of decimals do not add up."""
+
+
+def from_micro(micro: int) -> float:
+    """An amount of so many micro-units."""
+    return micro / _MICRO
+
+
+def to_micro(cost: Cost | None) -> int | None:
+    """Whole micro-units, never rounded down, so that no price is nothing; None where no price is known."""
+    # The crumb is what a float of a decimal has too much.
+    return None if cost is None else max(math.ceil(cost.amount * _MICRO - 1e-4), int(cost.amount > 0))
+
+
+def cap_micro(amount: float | None) -> int | None:
+    """A budget in whole micro-units, never rounded up; the crumb is what a float of a decimal lacks."""
+    return None if amount is None else math.floor(amount * _MICRO + 1e-4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ from typing import Any, Literal, NamedTuple
 from ..config.environment import Surroundings
 from ..config.settings import Key
 from ..engine.plan import FindKey, Job, Route, key_for, name_fields, plan_draft
-from ..engine.recorder import to_micro
 from ..errors import ConfigError, InputError, Problem
 from ..ledger.entering import Mould, NewRow, Pattern
 from ..ledger.records import Entry, Unsent
 from ..providers.contract import ProviderSpec
 from ..request.image_request import Draft, ImageRequest
 from ..request.validation import prompt_advice
-from ..results import Cost
+from ..results import Cost, to_micro
 from ..storage import file_names
 from .checks import Checker, Findings, Judged, Shapes, gather
 from .columns import Columns

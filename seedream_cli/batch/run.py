@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from .. import providers
 from ..engine.job import places
-from ..engine.plan import MICRO, Job
+from ..engine.plan import Job
 from ..engine.recovery import brings_images, lost_job, resume
 from ..errors import EXIT_CODES, PARTIAL, LinkError
 from ..ledger.entering import NewRow
@@ -36,6 +36,7 @@ from ..ledger.records import Entry, Forecast, Queued, Saved, Unsent
 from ..ledger.runs import Run
 from ..request.models import ModelSpec, find_model
 from ..request.sizes import size_gap
+from ..results import from_micro
 from ..storage.image_info import inspect
 from ..storage.output_path import Target
 from .checks import Judged
@@ -342,7 +343,7 @@ class Batch:
             "; ".join(dict.fromkeys(words)),
             "; ".join(dict.fromkeys(error.provider_code for error in errors if error.provider_code)),
             "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
-            f"{micro / MICRO:.6f}".rstrip("0").rstrip(".") if known else "",
+            f"{from_micro(micro):.6f}".rstrip("0").rstrip(".") if known else "",
             "; ".join(dict.fromkeys(traces)),
             "; ".join(dict.fromkeys(words for entry in entries for words in _gaps(entry))),
         )

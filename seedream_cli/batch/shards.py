@@ -18,12 +18,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..engine.plan import MICRO
 from ..errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from ..ledger.ledger import Ledger
 from ..ledger.records import Entry, NewRequest
 from ..ledger.runs import Run
-from ..results import BatchReport, Cost
+from ..results import BatchReport, Cost, from_micro
 from ..storage import filesystem
 from ..storage.file_names import clean_name
 from ..storage.image_info import SPELLINGS, SUFFIXES, inspect
@@ -385,7 +384,7 @@ def survey_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
             unpriced += entry.billed != "no" and cost is None
             currency = (entry.currency, entry.as_of)
     rows = sum(counts[word] for word in ("succeeded", "failed", "unknown", "unsent"))
-    possible = Cost(money["unknown"] / MICRO, *currency) if money["unknown"] else None
+    possible = Cost(from_micro(money["unknown"]), *currency) if money["unknown"] else None
     return BatchReport(
         rows=rows,
         succeeded=counts["succeeded"],
@@ -393,7 +392,7 @@ def survey_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
         unknown=counts["unknown"],
         unsent=counts["unsent"],
         images=counts["images"],
-        cost=Cost(money["yes"] / MICRO, *currency) if rows and not unpriced else None,
+        cost=Cost(from_micro(money["yes"]), *currency) if rows and not unpriced else None,
         possible=possible,
         unpriced=unpriced,
         codes=frozenset({0 if rows and counts["succeeded"] == rows else PARTIAL}),

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..engine.plan import MICRO
-from ..engine.recorder import to_micro
 from ..errors import PARTIAL
-from ..results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink
+from ..results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink, from_micro, to_micro
 from .options import STEP
 from .run import Survey
 from .table import Row
@@ -160,8 +158,8 @@ class Tracker:
             skipped=survey.rows - self.counts["succeeded"] - failed - unknown - unsent,
             unsent=unsent,
             images=self.images,
-            cost=None if self.unpriced else Cost(self.costs["paid"] / MICRO, *self.currency),
-            possible=Cost(self.costs["possible"] / MICRO, *self.currency) if self.costs["possible"] else None,
+            cost=None if self.unpriced else Cost(from_micro(self.costs["paid"]), *self.currency),
+            possible=Cost(from_micro(self.costs["possible"]), *self.currency) if self.costs["possible"] else None,
             unpriced=self.unpriced,
             elapsed_s=ending.elapsed_s,
             codes=frozenset(codes),

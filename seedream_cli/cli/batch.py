@@ -139,9 +139,10 @@ def _foresee(desk: _Desk, survey: Survey, ledger: Ledger) -> SeedreamError | Non
 
 def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
     from ..output.json_output import SCHEMA
+    from ..results import from_micro
 
     forecast = survey.forecast
-    cost: dict[str, Any] = {"amount": round(forecast.micro / 1e6, 6), "currency": "USD"}
+    cost: dict[str, Any] = {"amount": round(from_micro(forecast.micro), 6), "currency": "USD"}
     cost |= {"note": desk.sheet.price_note} if desk.sheet.price_note else {}
     return {
         "schema": SCHEMA,
@@ -163,7 +164,7 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
 def _left_lines(desk: _Desk, ledger: Ledger) -> list[str]:
     """What earlier runs of this folder have spent of `--max-cost`."""
     from ..engine.plan import plan_caps
-    from ..results import Cost
+    from ..results import Cost, from_micro
     from ..text import count_words, money_words
 
     caps = desk.order.caps(plan_caps(desk.draft, desk.surroundings, []))
@@ -173,7 +174,7 @@ def _left_lines(desk: _Desk, ledger: Ledger) -> list[str]:
     spent = ledger.spent(has_row=caps.has_row if caps.part is not None else None)
     if not spent.total and not spent.unpriced:
         return []
-    used, left = (money_words(Cost(micro / 1e6, "USD", "")) for micro in (spent.total, max(0, cap - spent.total)))
+    used, left = (money_words(Cost(from_micro(micro), "USD", "")) for micro in (spent.total, max(0, cap - spent.total)))
     rest = f"; {count_words(spent.unpriced, 'request')} of unknown price is not counted" if spent.unpriced else ""
     return [f"{whose}--max-cost: earlier runs of this batch spent, or may have spent, {used}, {left} is left{rest}"]
 
@@ -228,8 +229,10 @@ def _remember_addresses(desk: _Desk) -> None:
 
 def _agreed(desk: _Desk, survey: Survey) -> bool:
     """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
+    from ..results import from_micro
+
     bound, forecast = desk.surroundings.settings.confirm_above, survey.forecast
-    is_dear = bound is not None and (forecast.micro > bound * 1e6 or forecast.unpriced)
+    is_dear = bound is not None and (from_micro(forecast.micro) > bound or forecast.unpriced)
     if not is_dear or desk.chosen.switches.get("yes") or not desk.is_watched:
         return True
     if not desk.streams.stdin_is_terminal:

@@ -298,10 +298,10 @@ def _plan_lines(sheet: Sheet, survey: Survey) -> list[str]:
 
 def _cost_words(sheet: Sheet, forecast: Forecast) -> str:
     """The most that the requests may cost, how far that is known, and how many of them have no known price."""
-    from ..results import Cost
+    from ..results import Cost, from_micro
     from ..text import count_words, money_words
 
-    amount = money_words(Cost(forecast.micro / 1e6, "USD", ""))
+    amount = money_words(Cost(from_micro(forecast.micro), "USD", ""))
     cost = f"about {amount} ({sheet.price_note})" if sheet.price_note else f"at most {amount}"
     if not forecast.unpriced:
         return cost

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from ..errors import BudgetError
 from ..ledger.ledger import Ledger
 from ..ledger.records import Caps
-from ..results import Cost
+from ..results import Cost, from_micro, to_micro
 from ..text import money_words
-from .plan import MICRO, Plan
-from .recorder import to_micro
+from .plan import Plan
 
 
 def foresee(plan: Plan, day: Ledger | None) -> BudgetError | None:
@@ -51,4 +50,4 @@ def _budgets(caps: Caps, batch: Ledger | None, day: Ledger | None) -> Iterator[t
 
 
 def _words(micro: int) -> str:
-    return money_words(Cost(micro / MICRO, "USD", ""))
+    return money_words(Cost(from_micro(micro), "USD", ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import math
 import secrets
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,17 +23,13 @@ from ..providers.contract import Dialect, ProviderSpec, Ready, rule_for, wire_mo
 from ..request.image_request import COUNT_MOST, Draft, ImageRef, ImageRequest, Recipient
 from ..request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from ..request.validation import Built, Form, build, shared_stdin
-from ..results import Cost, JobResult, SavedImage
+from ..results import Cost, JobResult, SavedImage, cap_micro
 from ..storage import file_names, output_path
 from . import cost_limit
 from .cost_limit import Bill
 
 if TYPE_CHECKING:
     from ..request.references import Fit
-
-
-MICRO = 1_000_000
-"""Micro-units of a currency, in which money is counted."""
 
 _HOW = ("rename", "skip", "error", "overwrite")
 
@@ -431,12 +426,7 @@ def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
 def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) -> Caps:
     """What the run, and the day over all runs, may cost at the most."""
     most, daily = Form(draft, found).number("max_cost", 0.0, 1_000_000.0), surroundings.settings.daily_budget
-    return Caps(run=_floor(most), daily=_floor(daily))
-
-
-def _floor(amount: float | None) -> int | None:
-    """A budget in whole micro-units, never rounded up; the crumb is what a float of a decimal lacks."""
-    return None if amount is None else math.floor(amount * MICRO + 1e-4)
+    return Caps(run=cap_micro(most), daily=cap_micro(daily))
 
 
 def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,18 +23,10 @@ from ..ledger.records import Caps, Failure, Hold, NewRequest, PictureRow
 from ..ledger.runs import Run
 from ..network.urls import expiry
 from ..providers.contract import Ready
-from ..results import Cost, Picture, SavedImage
+from ..results import Cost, Picture, SavedImage, from_micro, to_micro
 from ..storage import image_file
 from ..text import money_words
 from .plan import Job
-
-MICRO = 1_000_000
-
-
-def to_micro(cost: Cost | None) -> int | None:
-    """Whole micro-units, never rounded down, so that no price is nothing; None where no price is known."""
-    # The crumb is what a float of a decimal has too much.
-    return None if cost is None else max(math.ceil(cost.amount * MICRO - 1e-4), int(cost.amount > 0))
 
 
 class NullRecorder:
@@ -314,7 +305,7 @@ class Books:
 
 
 def _dollars(micro: int | None) -> str:
-    return "an unknown amount" if micro is None else money_words(Cost(micro / MICRO, "USD", ""))
+    return "an unknown amount" if micro is None else money_words(Cost(from_micro(micro), "USD", ""))
 
 
 def _new(job: Job) -> NewRequest:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from ..redaction import mask
-from ..results import Cost
+from ..results import Cost, from_micro
 from ..text import clean, clean_path, fits, money_words, stack, table_lines
 from .json_output import SCHEMA, JsonObject, plain_value
 
@@ -43,8 +43,6 @@ class Overview:
         """Rows whose images are all saved."""
         return self.counts["succeeded"]
 
-
-MICRO = 1_000_000
 
 _COLUMNS = ("id", "when", "status", "provider", "model", "pictures", "cost", "prompt")
 
@@ -165,8 +163,8 @@ def batch_object(batch: Overview) -> JsonObject:
         "providers": list(batch.providers),
         "models": list(batch.models),
         "images": batch.images,
-        "cost": {"amount": spent.paid / MICRO, "currency": spent.currency} if spent else None,
-        "possible_cost": {"amount": possible / MICRO, "currency": spent.currency} if spent and possible else None,
+        "cost": {"amount": from_micro(spent.paid), "currency": spent.currency} if spent else None,
+        "possible_cost": {"amount": from_micro(possible), "currency": spent.currency} if spent and possible else None,
         "unpriced": spent.unpriced if spent else 0,
     } | ({"trouble": batch.trouble} if batch.trouble else {})
 
@@ -243,7 +241,7 @@ def stats_table(groups: Sequence[Group], by: str, width: int) -> list[str]:
 
 
 def _sums(sums: Counter[str], nothing: str = "") -> str:
-    words = [money_words(Cost(micro / MICRO, currency, "")) for currency, micro in sorted(sums.items()) if micro]
+    words = [money_words(Cost(from_micro(micro), currency, "")) for currency, micro in sorted(sums.items()) if micro]
     return " + ".join(words) or nothing or money_words(Cost(0.0, "USD", ""))
 
 
@@ -269,7 +267,7 @@ def _sum_object(sums: Counter[str]) -> JsonObject | None:
     if len(used) > 1:
         return None
     [(currency, micro)] = used.items()
-    return {"amount": round(micro / MICRO, 6), "currency": currency}
+    return {"amount": round(from_micro(micro), 6), "currency": currency}
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -278,18 +276,20 @@ def _sum_object(sums: Counter[str]) -> JsonObject | None:
 def entry_cost(entry: Entry) -> Cost | None:
     """What a request cost, or where that is not known may have cost at the most; None where no price is known."""
     if entry.billed == "no" and not entry.doubts:
-        return Cost(entry.earlier_micro / MICRO, entry.currency, entry.as_of)
+        return Cost(from_micro(entry.earlier_micro), entry.currency, entry.as_of)
     is_settled = entry.settled_micro is not None and entry.billed != "unknown"
     micro = 0 if entry.billed == "no" else entry.settled_micro if is_settled else entry.worst_micro
     doubted = entry.doubts * (entry.worst_micro or 0)
-    return None if micro is None else Cost((micro + doubted + entry.earlier_micro) / MICRO, entry.currency, entry.as_of)
+    return (
+        None if micro is None else Cost(from_micro(micro + doubted + entry.earlier_micro), entry.currency, entry.as_of)
+    )
 
 
 def possible_cost(entry: Entry) -> Cost | None:
     """The part of `entry_cost` that may not have been charged at all; None for nothing."""
     is_doubted = entry.billed == "unknown" and entry.state != "queued"
     micro = (entry.doubts + is_doubted) * (entry.worst_micro or 0) - (entry.settled_micro or 0) * is_doubted
-    return Cost(micro / MICRO, entry.currency, entry.as_of) if micro else None
+    return Cost(from_micro(micro), entry.currency, entry.as_of) if micro else None
 
 
 def _cost_words(entry: Entry, cost: Cost | None) -> str:
@@ -317,7 +317,7 @@ def spent_lines(ever: Spent, today: Spent) -> list[str]:
 
 
 def _money(micro: int, spent: Spent) -> str:
-    return money_words(Cost(micro / MICRO, spent.currency, ""))
+    return money_words(Cost(from_micro(micro), spent.currency, ""))
 
 
 def history_object(
