@@ -14,8 +14,9 @@ import pytest
 
 from seedream_cli.cli import flags
 from seedream_cli.config import config_file, load, trust
-from seedream_cli.config.environment import Surroundings
-from seedream_cli.config.settings import DEFAULTS, Settings, complete, price_for
+from seedream_cli.config.environment import Surroundings, read_environment
+from seedream_cli.config.options import OPTIONS, SETTABLE
+from seedream_cli.config.settings import Settings, complete, price_for
 from seedream_cli.engine.plan import Limits
 
 from .conftest import CANARY, Command
@@ -80,7 +81,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> load.
     if "project" in files:
         (work / "seedream.toml").write_text(files["project"])
     around = Surroundings(environ)
-    return load.read(around, flags.options(), config_file.find_places(around))
+    return load.read(around, config_file.find_places(around))
 
 
 # --- which one holds --------------------------------------------------------------------------------------------------
@@ -153,24 +154,17 @@ def test_settings_of_a_provider_lie_between_the_top_and_the_profile(
 def test_every_option_has_a_variable_and_a_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever can be typed for every run can be set in a file and by SEEDREAM_<OPTION>, lists and switches too."""
     samples = {"value": "1", "switch": "yes", "list": "k=1", "count": "1"}
-    special = {"config": "", "prompt_file": "", "var": ""}
-    environ = {}
-    for flag in flags.FLAGS:
-        if flag.key not in special:
-            name = flag.names[0].split("/")[0].removeprefix("--").replace("-", "_")
-            environ[f"SEEDREAM_{name.upper()}"] = samples[flag.kind]
-    layer = flags.read_environment(Surroundings(environ))
-    assert set(layer.origins) == {flag.key for flag in flags.FLAGS} - set(special)
+    settable = [option for option in SETTABLE if option.key not in {"config", "prompt_file", "var"}]
+    environ = {f"SEEDREAM_{option.name.upper()}": samples[option.kind] for option in settable}
+    layer = read_environment(Surroundings(environ))
+    assert set(layer.origins) == {option.key for option in settable}
     reading = read(tmp_path, monkeypatch, user="async = true\nno-watermark = true\nextra = {k = 1}\nimage = 'a.png'\n")
     assert not reading.problems
     merged = reading.settings.layer
     assert merged.switches == {"asynchronous": True, "watermark": False}
     assert merged.lists == {"extra": ("k=1",), "image": ("a.png",)}
     limits = Limits()
-    assert (DEFAULTS["retries"], float(DEFAULTS["timeout"])) == (
-        str(limits.retries),
-        limits.timeout_s,
-    )
+    assert (OPTIONS["retries"].default, OPTIONS["timeout"].default) == (str(limits.retries), f"{limits.timeout_s:g}")
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from seedream_cli.cli.flags import options
+from seedream_cli.config.options import by_name
 from seedream_cli.config.prompt_file import fill, split_header
 from tests.conftest import CANARY, Command, Done, Inside
 from tests.upstream import Upstream, picture
@@ -126,7 +126,8 @@ def test_variables_fill_names_and_doubled_braces_are_braces(inside: Inside) -> N
         ('+++\nseed = 1\nsize = "5K"\n+++\nx', "f.txt:3", ["5K"]),
         ("+++\nseed = 1.5\n+++\nx", "f.txt:2", ["1.5", "whole number"]),
         ("+++\nseed = true\n+++\nx", "f.txt:2", ["seed takes text or a number"]),
-        ('+++\nwatermark = "yes"\n+++\nx', "f.txt:2", ["watermark takes true or false"]),
+        ('+++\nwatermark = "perhaps"\n+++\nx', "f.txt:2", ["'perhaps' is neither yes nor no"]),
+        ("+++\nwatermark = [1]\n+++\nx", "f.txt:2", ["watermark takes true or false"]),
         ("+++\nsize = [1]\n+++\nx", "f.txt:2", ["size takes text or a number"]),
         ("+++\nverbose = 2\n+++\nx", "f.txt:2", ["cannot stand in a prompt file"]),
         ('+++\nprompt-file = "g.txt"\n+++\nx', "f.txt:2", ["cannot stand in a prompt file"]),
@@ -196,20 +197,20 @@ def test_options_of_edit_stand_in_a_file_too(inside: Inside) -> None:
 
 def test_every_long_option_can_be_written_in_a_header() -> None:
     """Each option's name is known there, with dashes or underscores; each switch's off side turns it off."""
-    for name, option in options().items():
+    for name, option in by_name().items():
         value = {"switch": "true", "list": '["a=1"]'}.get(option.kind, '"a"')
         for spelling in {name, name.replace("-", "_")}:
-            prompt, problems = split_header(f"+++\n{spelling} = {value}\n+++\nx", "f", options())
+            prompt, problems = split_header(f"+++\n{spelling} = {value}\n+++\nx", "f")
             if option.key in {"verbose", "prompt_file", "config", "profile"}:
                 assert problems
                 continue
             assert not problems, (spelling, problems)
             held = {**prompt.values, **prompt.switches, **prompt.lists, **({"var": 1} if prompt.variables else {})}
             assert list(held) == [option.key]
-            assert option.kind != "switch" or held[option.key] is not option.negative
+            assert option.kind != "switch" or held[option.key] is not option.off
 
 
 def test_filling_never_reads_a_value_again() -> None:
     """A value with braces is text: the result is the template with each name replaced once."""
-    prompt, _ = split_header("+++\n+++\n{a}{b}{{a}}", "f", options())
+    prompt, _ = split_header("+++\n+++\n{a}{b}{{a}}", "f")
     assert fill(prompt, {"a": "{b}", "b": "{{c}}"}) == ("{b}{{c}}{a}", [])

@@ -23,7 +23,6 @@ from seedream_cli.batch.row_requests import Sheet, find_pattern
 from seedream_cli.batch.run import _ORDER, Batch, Survey, _code
 from seedream_cli.batch.stale import explain_stale
 from seedream_cli.batch.table import open_table
-from seedream_cli.cli.flags import RUN_KEYS, options
 from seedream_cli.config.environment import read_surroundings
 from seedream_cli.errors import InputError, InternalError
 from seedream_cli.ledger.entering import Mould, NewRow, Pattern
@@ -50,7 +49,7 @@ def sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         table = open_table(str(tmp_path / name))
         opened.append(table)
         base = Draft({"provider": "ark", **values})
-        columns, problems = plan_columns(table.headings, options(), run_level=RUN_KEYS)
+        columns, problems = plan_columns(table.headings)
         assert not [p for p in problems if p.severity == "error"]
         place = Order(tmp_path / "out", tmp_path / "out" / "results.csv", **(order or {}))
         made = Sheet(table, columns, base, place, read_surroundings(), sends=False)

@@ -42,10 +42,9 @@ def test_text_file_is_one_prompt_a_line(tmp_path: Path, encoding: str) -> None:
     """In any encoding that is certain, with either line end; each with its line in the file."""
     (tmp_path / "prompts.txt").write_bytes(LINES.encode(encoding))
     from seedream_cli.batch.columns import plan_columns
-    from seedream_cli.cli.flags import RUN_KEYS, options
 
     with open_table(str(tmp_path / "prompts.txt")) as table:
-        columns, problems = plan_columns(table.headings, options(), run_level=RUN_KEYS)
+        columns, problems = plan_columns(table.headings)
         assert not problems
         rows = list(table.rows(columns))
     assert [row.prompt for row in rows] == PROMPTS

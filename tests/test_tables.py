@@ -25,22 +25,9 @@ from seedream_cli.batch.columns import Columns, plan_columns
 from seedream_cli.batch.identity import Identities, row_key, shard_of
 from seedream_cli.batch.results_file import RowResult, check_results, write_results
 from seedream_cli.batch.table import Row, Table, open_table
-from seedream_cli.cli.flags import options
 from seedream_cli.errors import FileError, InputError, Problem
 from seedream_cli.request.image_request import Draft
 
-RUN_LEVEL = {
-    "output",
-    "json",
-    "quiet",
-    "verbose",
-    "concurrency",
-    "config",
-    "proxy",
-    "api_key_file",
-    "prompt_file",
-    "var",
-}
 NOTHING = Draft()
 
 
@@ -53,7 +40,7 @@ def make(folder: Path, content: str | bytes, name: str = "shots.csv") -> Table:
 
 def plan(table: Table, **more: Any) -> Columns:
     """The columns of a header without errors."""
-    columns, problems = plan_columns(table.headings, options(), run_level=RUN_LEVEL, **more)
+    columns, problems = plan_columns(table.headings, **more)
     assert not [problem for problem in problems if problem.severity == "error"], problems
     return columns
 
@@ -143,9 +130,8 @@ def test_a_table_from_a_pipe_is_read_twice(tmp_path: Path) -> None:
 import sys
 from seedream_cli.batch import columns
 from seedream_cli.batch import table
-from seedream_cli.cli.flags import options
 with table.open_table("-") as table:
-    columns, problems = columns.plan_columns(table.headings, options(), run_level=set())
+    columns, problems = columns.plan_columns(table.headings)
     rows = [(a.origin, a.prompt, b.prompt) for a, b in zip(table.rows(columns), table.rows(columns))]
     print(rows[-1], len(rows), table.folder)
 """
@@ -237,7 +223,7 @@ def test_every_mistake_is_told_with_its_place(tmp_path: Path) -> None:
         ("shots.csv:5", "", "the row has 5 cells, but the header names 4 columns"),
         ("shots.csv:6", "", "the line holds bytes that are no text in UTF-8"),
         ("shots.csv:7", "", "the line holds zero bytes, so it is no text"),
-        ("shots.csv:8", "watermark", "'perhaps' is neither true nor false"),
+        ("shots.csv:8", "watermark", "'perhaps' is neither yes nor no"),
         ("shots.csv:8", "size", "'9K' is no size"),
         ("shots.csv:8", "id", "the id 'a' stands in line 2 already"),
         ("shots.csv:9", "", "a quote within a cell is not doubled"),
@@ -372,7 +358,7 @@ def test_pictures_lie_in_the_tables_folder(tmp_path: Path, monkeypatch: pytest.M
 def header_problems(header: str, folder: Path, **more: Any) -> list[tuple[str, str, str, str]]:
     """Severity, field, message and hint of each problem of a header."""
     with make(folder, header + "\n") as table:
-        _, problems = plan_columns(table.headings, options(), run_level=RUN_LEVEL, **more)
+        _, problems = plan_columns(table.headings, **more)
         assert all(p.origin == f"{table.name}:1" or p.origin.startswith("--") for p in problems)
     return [(p.severity, p.field, p.message, p.hint) for p in problems]
 
@@ -803,7 +789,7 @@ def test_no_bytes_end_in_a_crash(tmp_path_factory: pytest.TempPathFactory, raw: 
         except InputError:
             continue
         with table:
-            columns, _ = plan_columns(table.headings, options(), run_level=RUN_LEVEL, needs_prompt=False)
+            columns, _ = plan_columns(table.headings, needs_prompt=False)
             for problem in check_table(table, columns, NOTHING, sound):
                 assert problem.message
 
@@ -814,11 +800,11 @@ MEASURE = """
 import pathlib, re, sys, time
 from seedream_cli.engine import plan
 from seedream_cli import providers
-from seedream_cli.cli.flags import options
 from seedream_cli.request.models import find_model
 from seedream_cli.providers.contract import rule_for
 from seedream_cli.request.image_request import Draft, Recipient
 from seedream_cli.request.validation import build
+from seedream_cli.config.options import parse_values
 from seedream_cli.batch.checks import Checker, Shapes
 from seedream_cli.batch.columns import plan_columns
 from seedream_cli.batch.identity import Identities
@@ -828,12 +814,12 @@ dialect = providers.load(providers.PROVIDERS[-1])
 recipient = Recipient("p", find_model("4.5", ""), "m", lambda option: rule_for(dialect.spec, None, option))
 
 def judge(draft):
-    built = build(draft, recipient)
+    built = build(draft, parse_values(draft, []), recipient)
     return built.request.fingerprint if built.request else "", built.problems
 
 def run(name):
     with open_table(name) as table:
-        columns, _ = plan_columns(table.headings, options(), run_level={"output"})
+        columns, _ = plan_columns(table.headings)
         checker, identities = Checker(Shapes(Draft(), judge)), Identities()
         keys = 0
         for row in table.rows(columns):

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple
 
+from ..config.option_kinds import whole_number
 from ..errors import Problem
 from ..request.image_request import Draft
-from ..request.validation import ADVISED_CJK, whole_number
+from ..request.validation import ADVISED_CJK
 from .columns import _HERE, _STAND_INS, Columns, Slot
 from .identity import _ALL_BITS, _Numbers
 from .table import Row, T, Table, _overlay, _plain_number

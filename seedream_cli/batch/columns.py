@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..config.prompt_file import Option
+from ..config.options import by_name
 from ..errors import Problem
 from .table_source import Cell, Heading, _text
 
@@ -154,9 +154,7 @@ class Columns:
 
 def plan_columns(
     headings: Sequence[Heading],
-    options: Mapping[str, Option],
     *,
-    run_level: Collection[str],
     maps: Sequence[str] = (),
     template: str | None = None,
     variables: Mapping[str, str] | None = None,
@@ -164,11 +162,11 @@ def plan_columns(
 ) -> tuple[Columns, list[Problem]]:
     """What each column sets, and all that is wrong with the header. Without an error the columns can be used.
 
-    `options` are the long names and `run_level` the keys of those that hold for a whole run. `maps` are COLUMN=OPTION;
-    an empty OPTION makes a plain variable. `template` is the prompt's, `variables` what `--var` gives, for cells that
-    are empty or not there. `needs_prompt` is False where the prompt comes from elsewhere or none is needed.
+    `maps` are COLUMN=OPTION; an empty OPTION makes a plain variable. `template` is the prompt's, `variables` what
+    `--var` gives, for cells that are empty or not there. `needs_prompt` is False where the prompt comes from elsewhere
+    or none is needed.
     """
-    planner = _Planner(headings, options, run_level)
+    planner = _Planner(headings)
     mapped = planner.read_maps(maps)
     columns = planner.plan(mapped)
     pieces = None
@@ -184,10 +182,8 @@ def plan_columns(
 class _Planner:
     """Finds out what columns mean and notes every problem of a header."""
 
-    def __init__(self, headings: Sequence[Heading], options: Mapping[str, Option], run_level: Collection[str]) -> None:
+    def __init__(self, headings: Sequence[Heading]) -> None:
         self.headings = headings
-        self.options = options
-        self.run_level = run_level
         self.problems: list[Problem] = []
 
     def complain(self, name: str, message: str, hint: str = "", origin: str = "") -> None:
@@ -216,7 +212,7 @@ class _Planner:
 
     def known(self) -> list[str]:
         """The names that a column can have to set something."""
-        found = [name for name, option in self.options.items() if option.key not in self.run_level]
+        found = [name for name, option in by_name().items() if option.may("column")]
         return ["prompt", "id", "image", *found]
 
     def understand(self, name: str) -> Column:
@@ -231,13 +227,13 @@ class _Planner:
             return Column(name, "image", "image", number=int(numbered[1]) + 1)
         if normal.startswith("extra.") and len(normal) > len("extra."):
             return Column(name, "pair", "extra", name[len("extra.") :].strip())
-        option = self.options.get("count" if normal == "n" else normal)
+        option = by_name().get("count" if normal == "n" else normal)
         if option is None:
             return Column(name)
         if option.key in {"image", "extra"}:
             return Column(name, "image" if option.key == "image" else "extra", option.key)
         kind: Role = "switch" if option.kind == "switch" else "list" if option.kind == "list" else "value"
-        return Column(name, kind, option.key, negative=option.negative)
+        return Column(name, kind, option.key, negative=option.off)
 
     def plan(self, mapped: Mapping[str, str]) -> list[Column]:
         """Every column, each name and each option once."""
@@ -268,8 +264,8 @@ class _Planner:
                 column.name, "a key of the body cannot hold =", "use a column extra with JSON", heading.origin
             )
         target = _normal(mapped.get(column.name, column.name))
-        option = self.options.get(target, Option(target.replace("-", "_"), "value"))
-        if mapped.get(column.name) != "" and (option.key in self.run_level or option.kind == "count"):
+        option = by_name().get(target)
+        if mapped.get(column.name) != "" and option is not None and not option.may("column"):
             hint = f"give --{target} on the command line; --map '{column.name}=' makes the column a plain variable"
             self.complain(column.name, f"--{target} holds for the whole run, not for a row", hint, heading.origin)
 

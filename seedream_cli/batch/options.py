@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..config.environment import Surroundings
+from ..config.options import value_of
 from ..errors import Problem
 from ..ledger.records import Caps
 from ..request.image_request import Draft
-from ..request.validation import Form
 from ..storage import file_names
 from .identity import shard_of
 from .table import Table
@@ -66,29 +66,25 @@ class Order:
 
 def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: list[Problem]) -> Order:
     """The options of the batch; what is wrong with them is added to `found`."""
-    form = Form(draft, found)
-    only = form.choice("only", ("failed", "unknown", "missing"))
+    only = value_of("only", draft, found)
     if only == "unknown" and not draft.switches.get("retry_ambiguous"):
         hint = "add --retry-ambiguous to send them all the same, or settle them with `seedream history resolve`"
         found.append(Problem("only", "rows of unknown outcome may have been billed", hint, origin="--only"))
     shard = read_shard(draft.values.get("shard"), surroundings.environ, found)
-    for key in ("output", "results"):
-        if key in draft.values and (problem := file_names.scheme_problem(key, draft.values[key])):
-            found.append(replace(problem, origin=draft.origin(key)))
-    folder = _read_folder(draft.values.get("output"), table, shard, found)
-    results = draft.values.get("results")
-    failures = form.integer("max_failures", 0, 10**9) or 0
-    limit = form.integer("limit", 1, 10**9)
+    folder = _read_folder(value_of("output", draft, found), table, shard, found)
+    results = value_of("results", draft, found)
+    failures = value_of("max_failures", draft, found) or 0
+    limit = value_of("limit", draft, found)
     return Order(
         folder,
         Path(results) if results else folder / "results.csv",
         shard,
-        only,  # type: ignore[arg-type]
+        only,
         limit,
-        form.integer("concurrency", 1, 1000) or 8,
-        1 if form.switch("fail_fast") else failures,
-        form.integer("max_unknown", 1, 1_000_000) or 3,
-        form.switch("verify"),
+        value_of("concurrency", draft, found) or 8,
+        1 if draft.switches.get("fail_fast") else failures,
+        value_of("max_unknown", draft, found) or 3,
+        draft.switches.get("verify", False),
     )
 
 

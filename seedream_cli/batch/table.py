@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
+from ..config.option_kinds import BadValueError, switch
+from ..config.options import OPTIONS
 from ..errors import InputError, Problem
 from ..request.image_request import Draft
 from ..storage import file_names
@@ -358,9 +360,6 @@ def _clean(text: str) -> str:
     return file_names.clean_name(joined, 80) if joined else ""
 
 
-_SWITCHES = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
-
-
 class _OptionReader:
     """Sorts the cells of a row into values, switches and lists."""
 
@@ -378,7 +377,7 @@ class _OptionReader:
     def take(self, column: Column, cell: Cell) -> None:
         """One cell that is not empty, by what its column sets."""
         text = _text(cell)
-        if column.key in _NUMBERED:
+        if column.role == "value" and OPTIONS[column.key].is_number:
             # An empty number is written in many ways; so is a whole one, where a column has empty cells.
             if text := _plain_number(text):
                 self.values[column.key] = text
@@ -402,11 +401,10 @@ class _OptionReader:
 
     def take_switch(self, column: Column, text: str) -> None:
         """A yes or no in one of its spellings; the column may be the off side, as no-watermark is."""
-        value = _SWITCHES.get(text.strip().lower())
-        if value is None:
-            self.complain(column, f"{text.strip()[:40]!r} is neither true nor false", f"write {', '.join(_SWITCHES)}")
-        else:
-            self.switches[column.key] = value is not column.negative
+        try:
+            self.switches[column.key] = switch(text) is not column.negative
+        except BadValueError as error:
+            self.complain(column, error.message, error.hint)
 
     def locate(self, column: Column, references: Iterable[str]) -> list[str]:
         """References with paths from the table's folder; addresses and data URIs as they stand."""
@@ -443,8 +441,6 @@ def _as_json(text: str, *, is_json: bool) -> str:
         return json.dumps(text, ensure_ascii=False)
     return text.strip()
 
-
-_NUMBERED = frozenset({"seed", "count", "sequence", "guidance_scale"})
 
 _UNSET = frozenset({"nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>"})
 """What programs write into a cell of numbers that holds none."""

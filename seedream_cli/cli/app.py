@@ -12,13 +12,15 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from .. import __version__
 from ..config.environment import read_surroundings
+from ..config.option_kinds import BadValueError, switch
+from ..config.options import OUTPUT
 from ..errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
 from . import batch
 from .completion import SHELLS, completion_script, is_asked_by_shell, offer_models, words
 from .config import config_app
 from .context import process_streams
 from .doctor import DOCTOR_HELP, doctor
-from .flags import OUTPUT, PlainCommand, PlainGroup, number, options, read_switch
+from .flags import PlainCommand, PlainGroup, number
 from .generate import EDIT_HELP, GENERATE_HELP, RECOVER_HELP, edit, generate, recover
 from .history import history_app
 
@@ -218,11 +220,10 @@ def _is_json_set() -> bool:
     from ..config.load import read
 
     surroundings = read_surroundings()
-    stated = read_switch(surroundings.option("json") or "")
-    if stated is not None:
-        return stated
+    with contextlib.suppress(BadValueError):
+        return switch(surroundings.option("json") or "")
     with contextlib.suppress(ConfigError):
-        reading = read(surroundings, options(), find_places(surroundings), deep=False)
+        reading = read(surroundings, find_places(surroundings), deep=False)
         return reading.settings.layer.switches.get("json", False)
     return False
 

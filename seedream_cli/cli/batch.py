@@ -15,7 +15,7 @@ import typer
 from ..errors import FileError, InputError, Problem, SeedreamError
 from .batch_context import _UNSENT, _cost_words, _Desk, _now, _open, _plan_lines, _prepare_results, _saying_unsent
 from .context import crash_step, ledger_as_it_is, open_ledger_here
-from .flags import BATCH_FLAGS, Chosen, takes
+from .flags import Chosen, takes
 from .merge import _merge, _merge_alone
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ HELP = (
 )
 
 
-@takes(BATCH_FLAGS)
+@takes("batch")
 def batch(
     table: Annotated[
         str | None,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..errors import FileError, InputError, Problem
 from ..storage.filesystem import ForeignError
 from .context import process_streams
-from .flags import RUN_KEYS, Chosen, options
+from .flags import Chosen
 
 if TYPE_CHECKING:
     from ..batch.checks import Findings
@@ -103,8 +103,6 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     base = _base_draft(chosen, surroundings, prompt)
     columns, found = plan_columns(
         table.headings,
-        options(),
-        run_level=RUN_KEYS,
         maps=chosen.lists.get("map", ()),
         template=chosen.values.get("prompt_template", prompt.text if prompt else None),
         variables={**(prompt.variables if prompt else {}), **variables},
@@ -158,7 +156,7 @@ def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None
     if len(files) > 1 or (files and "prompt_template" in chosen.values):
         problems.append(Problem("prompt", "the prompt was given twice", "give --prompt or one --prompt-file"))
         return None
-    prompts, wrong = read_prompts(None, files, options())
+    prompts, wrong = read_prompts(None, files)
     problems += wrong
     return prompts[0] if prompts else None
 

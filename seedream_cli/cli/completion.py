@@ -10,6 +10,7 @@ import typer
 from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
 from ..config.environment import read_surroundings
+from ..config.options import SETTABLE, Option
 from ..errors import InputError, Problem, SeedreamError
 
 if TYPE_CHECKING:
@@ -107,9 +108,22 @@ def offer_ids() -> Offered:
 
 def offer_keys() -> Offered:
     """Keys of the settings files."""
-    from ..config.settings_reader import ONLY_TYPED, PROVIDER_KEYS
+    from ..config.settings_reader import PROVIDER_KEYS
     from ..providers import PROVIDERS
-    from .flags import FLAGS
 
-    own = [flag.names[0].split("/")[0][2:].replace("-", "_") for flag in FLAGS if flag.key not in ONLY_TYPED]
-    return [*dict.fromkeys(own), *(f"providers.{name}.{key}" for name in PROVIDERS for key in PROVIDER_KEYS)]
+    own = [option.name for option in SETTABLE if option.may("file")]
+    return [*own, *(f"providers.{name}.{key}" for name in PROVIDERS for key in PROVIDER_KEYS)]
+
+
+_LISTS: Mapping[str, Callable[..., Offered]] = {
+    "model": offer_models,
+    "size": offer_sizes,
+    "aspect": offer_aspects,
+    "provider": offer_providers,
+    "profile": offer_profiles,
+}
+
+
+def offers_of(option: Option) -> Callable[..., Sequence[str | tuple[str, str]]] | None:
+    """What is offered for an option's value: a list of its own, or the words of its row; None for free text."""
+    return _LISTS.get(option.key) or (words(*option.words) if option.words else None)

@@ -10,29 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config.environment import Surroundings, read_surroundings
+from ..config.environment import Surroundings, read_environment, read_surroundings
+from ..config.option_kinds import BadValueError, switch
+from ..config.options import SETTABLE, Option, find_option
 from ..config.settings import Layer, Settings
 from ..errors import InputError, Problem, SeedreamError
 from .completion import offer_keys
 from .context import process_streams
-from .flags import (
-    _SHARED,
-    FLAGS,
-    PlainCommand,
-    _File,
-    _Json,
-    _Profile,
-    _Project,
-    options,
-    read_environment,
-    read_switch,
-)
+from .flags import _SHARED, PlainCommand, _File, _Json, _Profile, _Project
 from .keys import _address, _read_secret, key_app
 
 if TYPE_CHECKING:
     from ..config.config_file import Document, Places
     from ..config.load import Reading
-    from ..config.prompt_file import Option
     from ..output.streams import Streams
     from ..providers.contract import ProviderSpec
 
@@ -45,14 +35,6 @@ config_app = typer.Typer(
 )
 
 config_app.add_typer(key_app, name="key")
-
-_NUMBERS = frozenset(
-    (
-        *("count", "seed", "guidance_scale", "timeout", "connect_timeout", "retries", "sequence", "concurrency"),
-        *("ipm", "rpm", "limit", "max_failures", "max_unknown", "max_cost", "verbose"),
-    )
-)
-"""Options that are written as numbers; a model 4.5 stays text."""
 
 
 @config_app.callback(invoke_without_command=True)
@@ -157,21 +139,15 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
 
 def list_entries(settings: Settings, environment: Layer) -> list[Entry]:
     """Every option and every other setting, as it holds, with secrets masked."""
-    from ..config.settings import DEFAULTS
-    from ..config.settings_reader import ONLY_TYPED
-
     layer = environment.over(settings.layer)
     entries = []
     for name, option in _names().items():
-        if option.key in ONLY_TYPED:
-            continue
         if option.key == "profile":
             entries.append(Entry("profile", settings.profile or None, settings.origins.get("profile") or "-"))
             continue
         value = _layer_value(layer, option)
-        default = DEFAULTS.get(option.key)
-        origin = layer.origins[option.key] if value is not None else "default" if default is not None else "-"
-        entries.append(Entry(name, _masked(option.key, value if value is not None else default), origin))
+        origin = layer.origins[option.key] if value is not None else "default" if option.default is not None else "-"
+        entries.append(Entry(name, _masked(option.key, value if value is not None else option.default), origin))
     return entries + list(_other_entries(settings))
 
 
@@ -224,10 +200,8 @@ def _words(value: str | None) -> str:
 
 
 def _names() -> dict[str, Option]:
-    """Every option under the name that a file gives it, in the order of the help, each once."""
-    known = options()
-    firsts = (flag.names[0].split("/")[0].removeprefix("--") for flag in FLAGS)
-    return {name.replace("-", "_"): known[name] for name in firsts}
+    """Every option that a file may set, under the name it has there."""
+    return {option.name: option for option in SETTABLE if option.may("file")}
 
 
 def _canonical(key: str) -> str:
@@ -238,11 +212,11 @@ def _canonical(key: str) -> str:
 
 def _is_known(parts: Sequence[str]) -> bool:
     """Whether something of this name could be set, though it is not."""
-    from ..config.settings_reader import ONLY_TYPED, PROVIDER_KEYS
+    from ..config.settings_reader import PROVIDER_KEYS
 
     if len(parts) == 1:
-        option = options().get(parts[0].replace("_", "-"))
-        return option is not None and option.key not in ONLY_TYPED
+        option = find_option(parts[0])
+        return option is not None and option.may("file")
     if parts[0] == "providers" and len(parts) == 3:
         from ..providers import PROVIDERS
 
@@ -471,11 +445,10 @@ def _spelling(table: Mapping[str, Any], key: str, *, in_prices: bool) -> str | N
     """The key as this table spells it: with dashes or underscores, or the off side of the same switch."""
     if key in table or in_prices:
         return key if key in table else None
-    known = options()
-    meant = known.get(key.replace("_", "-"))
+    meant = find_option(key)
     for name in table:
-        other = known.get(name.replace("_", "-"))
-        same = meant is not None and other is not None and (other.key, other.negative) == (meant.key, meant.negative)
+        other = find_option(name)
+        same = meant is not None and other is not None and (other.key, other.off) == (meant.key, meant.off)
         if same or name.replace("-", "_") == key.replace("-", "_"):
             return name
     return None
@@ -492,21 +465,20 @@ def _split(key: str) -> list[str]:
 
 def _toml_value(keys: Sequence[str], words: Sequence[str]) -> Any:
     """What was typed, as the file writes it. Raises `InputError` for several words where one is taken."""
-    known = options().get(keys[-1].replace("_", "-"))
-    is_option = keys[0] not in {"providers", "prices", "budget", "ledger", "batch"} and known is not None
-    if is_option and known is not None and known.kind == "list":
+    option = None if keys[0] in {"prices", "budget", "ledger", "batch"} and len(keys) > 1 else find_option(keys[-1])
+    if option is not None and option.kind == "list":
         return list(words)
     if len(words) > 1:
         hint = "put text with spaces in quotes"
         raise InputError([Problem("value", f"{'.'.join(keys)} takes one value", hint, origin="VALUE")])
     text = words[0]
-    if (is_option and known is not None and known.kind == "switch") or keys[0] == "ledger":
-        on = read_switch(text)
-        if on is None:
-            raise InputError([Problem("value", f"{text!r} is neither yes nor no", "give true or false")])
-        return on
-    if keys[-1] in _NUMBERS or keys[0] in {"prices", "budget", "batch"}:
-        return _number(text)
+    if (option is not None and option.kind == "switch") or (keys[0] == "ledger" and len(keys) > 1):
+        try:
+            return switch(text)
+        except BadValueError as error:
+            raise InputError([Problem("value", error.message, error.hint, origin="VALUE")]) from error
+    if option is None or option.is_number:
+        return _number(text) if option is not None or keys[0] in {"prices", "budget", "batch"} else text
     return text
 
 
@@ -539,7 +511,7 @@ def _problems_of(documents: list[Document], surroundings: Surroundings) -> Readi
 
     # Whether a profile exists is not asked of one file alone.
     bare = Surroundings({name: value for name, value in surroundings.environ.items() if name != "SEEDREAM_PROFILE"})
-    reading = combine(bare, options(), documents, [])
+    reading = combine(bare, documents, [])
     return replace(reading, problems=tuple(p for p in reading.problems if p.field != "profile"))
 
 
@@ -620,7 +592,7 @@ def _read(file: str | None, profile: str | None, *, deep: bool) -> tuple[Surroun
 
     surroundings = read_surroundings()
     places = find_places(surroundings, file=file)
-    return surroundings, read(surroundings, options(), places, profile=profile, deep=deep)
+    return surroundings, read(surroundings, places, profile=profile, deep=deep)
 
 
 def _warn(settings: Settings, streams: Streams) -> None:

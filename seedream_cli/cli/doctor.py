@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..config.environment import Surroundings, read_surroundings
-from ..errors import EXIT_CODES, InputError
+from ..config.environment import Surroundings, misspelt_variables, read_environment, read_surroundings
+from ..config.options import parse_values
+from ..errors import EXIT_CODES, InputError, Problem
 from .context import process_streams
-from .flags import FLAGS, PROVIDER_FLAGS, Chosen, options, read_environment, takes
+from .flags import Chosen, takes
 
 if TYPE_CHECKING:
     from ..config.load import Reading
     from ..output.streams import Streams
+    from ..request.image_request import Draft
     from .diagnostics import Finding
 
 
@@ -22,10 +24,8 @@ DOCTOR_HELP = (
     "  seedream doctor\n  seedream doctor -p ark -m 4.5\n  seedream doctor -p sandbox --json"
 )
 
-_FLAGS = (*(flag for flag in FLAGS if flag.key in {"model", "output", "json"}), *PROVIDER_FLAGS)
 
-
-@takes(_FLAGS)
+@takes("doctor")
 def doctor(*, chosen: Chosen) -> int:
     """Every check, and exit code 3 where one of them failed."""
     from ..network.policy import Clock
@@ -36,6 +36,10 @@ def doctor(*, chosen: Chosen) -> int:
     # Where the environment itself cannot be read, what was typed and what the files say is still checked.
     clear = surroundings if not broken else _without(surroundings, [p.origin.removeprefix("$") for p in broken])
     draft = chosen.draft(clear)
+    findings += [
+        Finding("settings", "warn" if p.severity == "warning" else "fail", f"{p.origin}: {p.message}", p.hint)
+        for p in (*_unread(draft), *misspelt_variables(surroundings))
+    ]
     findings += examine(draft, clear, reading, Clock())
     failed = any(finding.state == "fail" for finding in findings)
     streams = process_streams(surroundings)
@@ -57,13 +61,20 @@ def _look(chosen: Chosen) -> tuple[Surroundings, Reading, Sequence[Any]]:
 
     surroundings = read_surroundings()
     places = find_places(surroundings, file=chosen.values.get("config"))
-    reading = read(surroundings, options(), places, profile=chosen.values.get("profile"))
+    reading = read(surroundings, places, profile=chosen.values.get("profile"))
     surroundings = replace(surroundings, settings=reading.settings)
     try:
         read_environment(surroundings)
     except InputError as error:
         return surroundings, reading, error.problems
     return surroundings, reading, ()
+
+
+def _unread(draft: Draft) -> list[Problem]:
+    """What of the command line and the environment is no value of its option; the files' own are told anyway."""
+    found: list[Problem] = []
+    parse_values(draft, found)
+    return [problem for problem in found if problem.origin.startswith(("$", "-"))]
 
 
 def _without(surroundings: Surroundings, names: Sequence[str]) -> Surroundings:

@@ -1,11 +1,11 @@
-"""Every option, declared once: its name, its help, its group. A command takes groups of them and gets a `Chosen`."""
+"""The options of a command as Typer's parameters, made of their rows in config/options; what is typed is a `Chosen`."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..config.environment import Surroundings, read_surroundings, variable
-from ..config.settings import Layer
+from ..config.environment import Surroundings, misspelt_variables, read_environment, read_surroundings
+from ..config.options import OPTIONS, OUTPUT, Option, options_of
 from ..errors import InputError, Problem
-from .completion import offer_aspects, offer_models, offer_profiles, offer_providers, offer_sizes, words
+from .completion import offer_profiles, offers_of
 
 if TYPE_CHECKING:
-    from ..config.prompt_file import Option, PromptText
+    from ..config.prompt_file import PromptText
     from ..request.image_request import Draft
 
 
@@ -42,265 +42,23 @@ _Profile = Annotated[
     typer.Option("--profile", metavar="NAME", help="As if chosen.", show_default=False, autocompletion=offer_profiles),
 ]
 
-REQUEST, OUTPUT, RELIABILITY, PROVIDER, BATCH = "Request", "Output", "Reliability", "Provider", "Batch"
-
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
 
 _Project = Annotated[bool, typer.Option("--project", help="In the project's seedream.toml, not the user's file.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One option. `key` is its name in code, environment and tables; `kind` how many values it takes.
-
-    `offers` names the values that a shell may offer.
-    """
-
-    key: str
-    names: tuple[str, ...]
-    help: str
-    group: str
-    metavar: str = "TEXT"
-    kind: Literal["value", "switch", "list", "count"] = "value"
-    offers: Callable[..., Sequence[str | tuple[str, str]]] | None = None
-
-    @property
-    def annotation(self) -> Any:
-        """The Typer parameter that this option is. Values stay text, so that one place checks them, all at once."""
-        shared: dict[str, Any] = {"help": self.help, "rich_help_panel": self.group, "show_default": False}
-        shared |= {"autocompletion": self.offers} if self.offers else {}
-        if self.kind == "switch":
-            return Annotated[bool | None, typer.Option(*self.names, **shared)]
-        if self.kind == "count":
-            return Annotated[int, typer.Option(*self.names, count=True, **shared)]
-        if self.kind == "list":
-            return Annotated[list[str] | None, typer.Option(*self.names, metavar=self.metavar, **shared)]
-        return Annotated[str | None, typer.Option(*self.names, metavar=self.metavar, **shared)]
-
-
-def _flags(group: str, *rows: tuple[Any, ...]) -> tuple[Flag, ...]:
-    return tuple(Flag(key, tuple(names.split()), text, group, *rest) for key, names, text, *rest in rows)
-
-
-_BACKGROUNDS = words("transparent", "opaque")
-
-REQUEST_FLAGS = _flags(
-    REQUEST,
-    ("prompt_file", "--prompt-file -f", "Read the prompt from FILE (- is standard input). Repeatable.", "FILE", "list"),
-    ("var", "--var", "Fill {name} in the prompt with VALUE. Repeatable.", "NAME=VALUE", "list"),
-    (
-        "model",
-        "--model -m",
-        "Model name such as 5.0-lite or 4.5, or an id; `seedream models` lists them.",
-        "NAME",
-        "value",
-        offer_models,
-    ),
-    (
-        "size",
-        "--size -s",
-        "Tier (1K 1.5K 2K 3K 4K) or WIDTHxHEIGHT. Default 2K.",
-        "SIZE",
-        "value",
-        offer_sizes,
-    ),
-    (
-        "aspect",
-        "--aspect -a",
-        "Ratio such as 16:9: the exact pixels of the tier in that shape.",
-        "W:H",
-        "value",
-        offer_aspects,
-    ),
-    ("count", "--count -n", "Send N independent requests, each billed. Default 1.", "N"),
-    ("sequence", "--sequence", "One request for a related set of up to N pictures.", "N|auto"),
-    ("image", "--image -i", "Reference: a file, a URL, a data URI or -. Repeatable.", "REF", "list"),
-    (
-        "keep_metadata",
-        "--keep-metadata",
-        "Send references as they are, EXIF and GPS too; else upright and without.",
-        "",
-        "switch",
-    ),
-    ("fit_images", "--fit-images", "Shrink or convert references that are too big, and say so.", "", "switch"),
-    ("seed", "--seed", "Seed, -1 to 2147483647, for models that take one.", "N"),
-    ("guidance_scale", "--guidance-scale", "How closely to follow the prompt, 1 to 10 (3.0 models).", "X"),
-    ("format", "--format", "File format asked of the model: jpeg or png.", "jpeg|png", "value", words("jpeg", "png")),
-    (
-        "response_format",
-        "--response-format",
-        "How the picture travels: url (default) or b64_json.",
-        "url|b64_json",
-        "value",
-        words("url", "b64_json"),
-    ),
-    (
-        "optimize_prompt",
-        "--optimize-prompt",
-        "Prompt rewriting at the provider: standard or fast.",
-        "standard|fast",
-        "value",
-        words("standard", "fast"),
-    ),
-    ("web_search", "--web-search/--no-web-search", "Let the model search the web (5.0 lite).", "", "switch"),
-    (
-        "background",
-        "--background",
-        "transparent or opaque (5.5; 5.0 Pro and Flash from one PNG).",
-        "HOW",
-        "value",
-        _BACKGROUNDS,
-    ),
-    ("stream", "--stream/--no-stream", "Save each picture the moment it is made.", "", "switch"),
-    ("watermark", "--watermark/--no-watermark", "Ask for the provider's watermark. Default: none.", "", "switch"),
-    ("asynchronous", "--async/--sync", "Submit a task and poll it (AceData; default there).", "", "switch"),
-    ("callback_url", "--callback-url", "Submit a task, have its result POSTed to URL, and end (AceData).", "URL"),
-    ("extra", "--extra", "Merge KEY=JSON into the request body, last. Repeatable.", "KEY=JSON", "list"),
-    ("force", "--force", "Send although a local check refuses.", "", "switch"),
-    ("strict", "--strict", "Refuse where an option would be ignored or dropped.", "", "switch"),
-)
-
-EDIT_FLAGS = _flags(
-    REQUEST,
-    ("each", "--each", "One request for each picture.", "", "switch"),
-    ("layers", "--layers", "Split one picture into layers (5.5, 5.0 Pro and Flash); needs no prompt.", "", "switch"),
-)
-
-OUTPUT_FLAGS = _flags(
-    OUTPUT,
-    ("output", "--output -o", "File or folder; - writes one picture to standard output. Default: here.", "PATH"),
-    ("name", "--name", "File name without suffix: {slug} {id} {index} {row} {model} {seed} {date} {hash}.", "TEMPLATE"),
-    (
-        "if_exists",
-        "--if-exists",
-        "rename (default), skip, error (default for a named file) or overwrite.",
-        "HOW",
-        "value",
-        words("rename", "skip", "error", "overwrite"),
-    ),
-    ("no_download", "--no-download", "Print the result links instead of saving pictures.", "", "switch"),
-    ("json", "--json", "Print one JSON object on standard output.", "", "switch"),
-    (
-        "progress",
-        "--progress",
-        "auto, bar, plain or none; on standard error.",
-        "KIND",
-        "value",
-        words("auto", "bar", "plain", "none"),
-    ),
-    ("quiet", "--quiet -q", "Only results and errors.", "", "switch"),
-    ("verbose", "--verbose -v", "Say more; -vv shows the wire with secrets masked.", "", "count"),
-    ("dry_run", "--dry-run", "Check everything, print the exact body and send nothing.", "", "switch"),
-    ("curl", "--curl", "Print the same request as a curl command and send nothing.", "", "switch"),
-    ("explain", "--explain", "Print what becomes of every option here and send nothing.", "", "switch"),
-)
-
-RELIABILITY_FLAGS = _flags(
-    RELIABILITY,
-    ("timeout", "--timeout", "Most seconds for one request. Default 600.", "S"),
-    ("connect_timeout", "--connect-timeout", "Most seconds to connect. Default 10.", "S"),
-    ("retries", "--retries", "Further tries after a failure proven unbilled. Default 4.", "N"),
-    ("retry_ambiguous", "--retry-ambiguous", "Also re-send what may have been billed.", "", "switch"),
-)
-
-MONEY_FLAGS = _flags(
-    RELIABILITY,
-    ("max_cost", "--max-cost", "Refuse to start, or stop, rather than spend more than this (USD).", "AMOUNT"),
-    ("max_unknown", "--max-unknown", "Send nothing new after N unknown outcomes in a row. Default 3.", "N"),
-    ("ledger", "--ledger/--no-ledger", "Write down what is sent and paid (default), or not.", "", "switch"),
-    ("reuse", "--reuse", "Return the files of the same request where they exist, at no cost.", "", "switch"),
-)
-
-PROVIDER_FLAGS = _flags(
-    PROVIDER,
-    (
-        "provider",
-        "--provider -p",
-        "cometapi acedata ope ark byteplus openai sandbox.",
-        "NAME",
-        "value",
-        offer_providers,
-    ),
-    ("base_url", "--base-url", "Another address of the API, with or without its version.", "URL"),
-    ("api_key_file", "--api-key-file", "Read the key from FILE, or from standard input with -.", "FILE"),
-    ("proxy", "--proxy", "Proxy for every connection; else the environment's.", "URL"),
-    ("profile", "--profile", "Use [profiles.NAME] of the configuration files.", "NAME", "value", offer_profiles),
-    ("config", "--config", "Read FILE instead of the user's configuration file.", "FILE"),
-)
-
-GENERATE_FLAGS = REQUEST_FLAGS + OUTPUT_FLAGS + RELIABILITY_FLAGS + MONEY_FLAGS + PROVIDER_FLAGS
-
-BATCH_TYPED_FLAGS = _flags(
-    BATCH,
-    ("prompt_template", "--prompt", "The prompt of every row, columns in it as {column}.", "TEMPLATE"),
-    (
-        "lines",
-        "--lines",
-        "The table is one prompt a line, as a .txt file is.",
-        "",
-        "switch",
-    ),
-    ("map", "--map", "Take COLUMN for OPTION; without OPTION it is a variable. Repeatable.", "COLUMN=OPTION", "list"),
-    (
-        "only",
-        "--only",
-        "Run only rows that failed, whose outcome is unknown, or whose files are gone for good.",
-        "WHICH",
-        "value",
-        words("failed", "unknown", "missing"),
-    ),
-    ("shard", "--shard", "Run only part I of N parts; auto asks the variables of the CI or cluster.", "I/N|auto"),
-    ("verify", "--verify", "Hash the files that are there, and fetch again what is damaged.", "", "switch"),
-    ("explain_stale", "--explain-stale", "Say of each row that would run why, and send nothing.", "", "switch"),
-    ("yes", "--yes -y", "Do not ask before a costly run.", "", "switch"),
-    ("merge", "--merge", "Join the folders of shards into one. Sends nothing.", "", "switch"),
-)
-"""What is typed for one run of a batch, and stands in no file, table or variable."""
-
-BATCH_SET_FLAGS = _flags(
-    BATCH,
-    ("concurrency", "--concurrency", "Most requests in flight. Default 8.", "N"),
-    ("ipm", "--ipm", "Most pictures a minute. Default: what is known of the provider.", "N"),
-    ("rpm", "--rpm", "Most requests a minute. Default: what is known of the provider.", "N"),
-    ("limit", "--limit", "Run at most N rows this time.", "N"),
-    ("fail_fast", "--fail-fast", "Take no new row once one has failed.", "", "switch"),
-    ("max_failures", "--max-failures", "Take no new row once N have failed.", "N"),
-    ("results", "--results", "Where the table of results goes. Default: results.csv in the output folder.", "FILE"),
-)
-
-FLAGS = EDIT_FLAGS + GENERATE_FLAGS + BATCH_SET_FLAGS
-"""Every option that files, headers, tables and the environment may set."""
-
-_NOT_IN_BATCH = frozenset({"curl", "explain", "reuse"})
-
-BATCH_FLAGS = (
-    *BATCH_TYPED_FLAGS,
-    *BATCH_SET_FLAGS,
-    *(flag for flag in GENERATE_FLAGS if flag.key not in _NOT_IN_BATCH),
-)
-
-_OF_ROWS = {flag.key for flag in REQUEST_FLAGS} - {"prompt_file", "var"} | {"name", "provider", "layers"}
-
-RUN_KEYS = frozenset(flag.key for flag in FLAGS if flag.key not in _OF_ROWS)
-"""Options that hold for a whole run, and so for no row of a table."""
-
-_SENDING = {"no_download", "dry_run", "curl", "explain", "retry_ambiguous", "max_cost", "max_unknown", "reuse"}
-
-RECOVER_FLAGS = (
-    Flag("task", ("--task",), "Save the pictures of this task at the provider. Repeatable.", REQUEST, "ID", "list"),
-    *(f for f in OUTPUT_FLAGS + RELIABILITY_FLAGS + MONEY_FLAGS + PROVIDER_FLAGS if f.key not in _SENDING),
-)
-
-
-def options() -> dict[str, Option]:
-    """Every long name, without its dashes, as a header or a table column spells it."""
-    from ..config.prompt_file import Option
-
-    named = {}
-    for flag in FLAGS:
-        for name in (name for names in flag.names for name in names.split("/") if name.startswith("--")):
-            named[name[2:]] = Option(flag.key, flag.kind, f"/{name}" in flag.names[0])
-    return named
+def _annotation(option: Option) -> Any:
+    """The Typer parameter that an option is. Values stay text, so that one place checks them, all at once."""
+    shared: dict[str, Any] = {"help": option.help, "rich_help_panel": option.group, "show_default": False}
+    shared |= {"autocompletion": offers} if (offers := offers_of(option)) else {}
+    names = option.flags.split()
+    if option.kind == "switch":
+        return Annotated[bool | None, typer.Option(*names, **shared)]
+    if option.kind == "count":
+        return Annotated[int, typer.Option(*names, count=True, **shared)]
+    if option.kind == "list":
+        return Annotated[list[str] | None, typer.Option(*names, metavar=option.metavar, **shared)]
+    return Annotated[str | None, typer.Option(*names, metavar=option.metavar, **shared)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +86,7 @@ class Chosen:
                 lists | {**prompt.lists},
             )
             origins |= {**prompt.origins, "prompt": prompt.origin}
-        given = {flag.key: flag.names[0].split("/")[0] for flag in FLAGS if self.holds(flag.key)}
+        given = {key: OPTIONS[key].flag for key in (*self.values, *self.switches, *self.lists)}
         values, switches, lists = values | {**self.values}, switches | {**self.switches}, lists | {**self.lists}
         if text is not None:
             values["prompt"] = text
@@ -339,7 +97,7 @@ class Chosen:
         from ..config.load import load
 
         file, profile = self.values.get("config"), self.values.get("profile")
-        return load(read_surroundings(), options(), file=file, profile=profile)
+        return load(read_surroundings(), file=file, profile=profile)
 
     def drafts(self, surroundings: Surroundings, prompts: Sequence[PromptText], problems: list[Problem]) -> list[Draft]:
         """A draft for each prompt, its variables filled in; one without a prompt where there is none."""
@@ -357,10 +115,11 @@ class Chosen:
         return drafts
 
     def ignored(self, surroundings: Surroundings) -> list[Problem]:
-        """What an untrusted project file may not set: warnings, or errors where the user is strict."""
-        strict = self.draft(surroundings).switches.get("strict") if surroundings.settings.warnings else False
+        """Variables of no option, and what an untrusted project file may not set: errors where the user is strict."""
+        found = [*misspelt_variables(surroundings), *surroundings.settings.warnings]
+        strict = self.draft(surroundings).switches.get("strict") if found else False
         severity: Literal["error", "warning"] = "error" if strict else "warning"
-        return [replace(problem, severity=severity) for problem in surroundings.settings.warnings]
+        return [replace(problem, severity=severity) for problem in found]
 
     def with_pictures(self, drafts: Sequence[Draft], pictures: Sequence[str]) -> list[Draft]:
         """The drafts with the pictures named as arguments: all in every request, or with `--each` one request each."""
@@ -389,62 +148,26 @@ class Chosen:
         said = draft.values.get("verbose", "").strip()
         return self.verbosity or (int(said) if re.fullmatch(r"[0-9]", said) else 0)
 
-    def holds(self, key: str) -> bool:
-        """Whether an option was typed."""
-        return key in self.values or key in self.switches or key in self.lists
-
 
 def _stem(picture: str) -> str:
     """What a picture's file is called, for the name of its edited version."""
     return PurePath(picture.split("?", maxsplit=1)[0]).stem if not picture.startswith("data:") else ""
 
 
-_ON, _OFF = {"1", "true", "yes", "on", "y"}, {"0", "false", "no", "off", "n"}
-
-
-def read_switch(text: str) -> bool | None:
-    """A yes or no as people write it; None where it is neither."""
-    word = text.strip().lower()
-    return word in _ON if word in _ON | _OFF else None
-
-
-def read_environment(surroundings: Surroundings) -> Layer:
-    """What SEEDREAM_<OPTION> variables say, a list one item a line. Raises `InputError` for a switch of neither."""
-    layer = Layer({}, {}, {}, {})
-    wrong = []
-    for flag in FLAGS:
-        name = flag.names[0].split("/")[0].removeprefix("--").replace("-", "_")
-        found = surroundings.option(name)
-        if found is None or flag.key in {"prompt_file", "var"}:
-            continue
-        origin = f"${variable(name)}"
-        into: Any = layer.switches if flag.kind == "switch" else layer.lists if flag.kind == "list" else layer.values
-        taken = read_switch(found) if flag.kind == "switch" else found
-        if taken is None:
-            wrong.append(Problem(flag.key, f"{found!r} is neither yes nor no", "give 1 or 0", origin=origin))
-        if flag.kind == "count" and not re.fullmatch(r"[0-9]", found.strip()):
-            wrong.append(Problem(flag.key, f"{found!r} is no number from 0 to 9", origin=origin))
-        into[flag.key] = tuple(filter(None, found.splitlines())) if flag.kind == "list" else taken
-        layer.origins[flag.key] = origin  # type: ignore[index]
-    if wrong:
-        raise InputError(wrong)
-    return layer
-
-
-def takes(flags: Iterable[Flag]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command these options. Its function gets them as the keyword `chosen`, beside its own parameters."""
-    offered = tuple(flags)
+def takes(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command its options. Its function gets them as the keyword `chosen`, beside its own parameters."""
+    offered = options_of(name)
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "chosen"]
         extra = [
             inspect.Parameter(
-                flag.key,
+                option.key,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=0 if flag.kind == "count" else None,
-                annotation=flag.annotation,
+                default=0 if option.kind == "count" else None,
+                annotation=_annotation(option),
             )
-            for flag in offered
+            for option in offered
         ]
 
         def run(**given: Any) -> int:

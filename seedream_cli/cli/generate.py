@@ -14,7 +14,7 @@ from ..config.environment import read_surroundings
 from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
 from .completion import offer_ids
 from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_streams
-from .flags import EDIT_FLAGS, GENERATE_FLAGS, RECOVER_FLAGS, Chosen, options, takes
+from .flags import Chosen, takes
 
 if TYPE_CHECKING:
     from ..config.environment import Surroundings
@@ -36,7 +36,7 @@ GENERATE_HELP = (
 )
 
 
-@takes(GENERATE_FLAGS)
+@takes("generate")
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What to draw; - reads standard input.", show_default=False)
@@ -57,7 +57,7 @@ EDIT_HELP = (
 )
 
 
-@takes(EDIT_FLAGS + GENERATE_FLAGS)
+@takes("edit")
 def edit(
     prompt: Annotated[str | None, typer.Argument(help="What to change; - reads it.", show_default=False)] = None,
     pictures: Annotated[
@@ -83,7 +83,7 @@ RECOVER_HELP = (
 )
 
 
-@takes(RECOVER_FLAGS)
+@takes("recover")
 def recover(
     wanted: Annotated[
         list[str] | None,
@@ -152,7 +152,7 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
     from ..engine.plan import make_plan
 
     surroundings = chosen.surroundings()
-    prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()), options())
+    prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()))
     if problems and not prompts:
         # Without a prompt that could be read, every further complaint would be about its absence.
         raise InputError(problems)

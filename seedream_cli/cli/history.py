@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config.environment import read_surroundings
+from ..config.options import OUTPUT, REQUEST
 from ..errors import InputError, Problem
 from .completion import offer_ids, offer_providers, words
 from .context import BATCH_HOME, forget_replies, open_ledger_here, process_streams, reply_names
-from .flags import OUTPUT, REQUEST, PlainCommand, PlainGroup, number
+from .flags import PlainCommand, PlainGroup, number
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger

@@ -2,7 +2,7 @@
 
 A project file comes with whatever folder somebody works in, so until it is trusted it may set only what is harmless:
 nothing that names a key, an address, a program, a price or a limit, and no place outside its own folder. What is
-harmless is listed (`_HARMLESS`); an option that is new is not harmless until somebody has thought about it.
+harmless is marked `safe` in options.py; an option that is new is not until somebody has thought about it.
 """
 
 from __future__ import annotations

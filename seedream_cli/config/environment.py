@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ConfigError, FileError
-from .settings import Settings
+from ..errors import ConfigError, FileError, InputError, Problem
+from .option_kinds import BadValueError
+from .options import OPTIONS, find_option
+from .settings import Layer, Settings
 
 PREFIX = "SEEDREAM_"
 
@@ -114,6 +117,50 @@ def environment_without(names: Collection[str]) -> dict[str, str]:
 def variable(option: str) -> str:
     """The environment variable of an option: `response_format` is SEEDREAM_RESPONSE_FORMAT."""
     return PREFIX + option.upper()
+
+
+def read_environment(surroundings: Surroundings) -> Layer:
+    """What SEEDREAM_<OPTION> variables say, a list one item a line. Raises `InputError` for a switch of neither."""
+    values, switches, origins = dict[str, str](), dict[str, bool](), dict[str, str]()
+    lists, wrong = dict[str, tuple[str, ...]](), list[Problem]()
+    for option in OPTIONS.values():
+        text = surroundings.option(option.name) if option.may("variable") else None
+        if text is None:
+            continue
+        origins[option.key] = origin = f"${variable(option.name)}"
+        if option.kind == "list":
+            lists[option.key] = tuple(filter(None, text.splitlines()))
+        elif option.kind != "switch":
+            values[option.key] = text
+            if option.kind == "count":
+                option.parse(text, origin, wrong)
+        else:
+            try:
+                switches[option.key] = option.parse_switch(text)
+            except BadValueError as error:
+                wrong.append(Problem(option.key, error.message, error.hint, origin=origin))
+    if wrong:
+        raise InputError(wrong)
+    return Layer(values, switches, lists, origins)
+
+
+_OTHER_VARIABLES = ("API_KEY", "STATE_DIR", "FAULT")
+
+
+def misspelt_variables(surroundings: Surroundings) -> list[Problem]:
+    """A warning for each SEEDREAM_ variable that nobody reads, with the one that may have been meant."""
+    known = [*_OTHER_VARIABLES, *(option.name.upper() for option in OPTIONS.values() if option.may("variable"))]
+    found = []
+    for name in sorted(surroundings.environ):
+        tail = name.removeprefix(PREFIX)
+        if tail in {name, *known}:
+            continue
+        near = difflib.get_close_matches(tail, known, 1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else "seedream generate --help lists the options"
+        if option := find_option(tail.lower()):
+            hint = f"set {variable(option.name)}" if option.off else f"give {option.flag} on the command line"
+        found.append(Problem("", f"no option has the variable {name}", hint, "warning", f"${name}", "variable_unknown"))
+    return found
 
 
 def prepare_state(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError, Problem
 from ..text import nearest_hint
@@ -15,9 +15,6 @@ from .settings import Layer, ProviderSettings, Settings
 from .settings_reader import _Content, _Reader
 from .trust import load_trusted
 from .value_checks import address_problems, value_problems
-
-if TYPE_CHECKING:
-    from .prompt_file import Option
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,6 @@ class Reading:
 
 def load(
     surroundings: Surroundings,
-    options: Mapping[str, Option],
     *,
     file: str | None = None,
     profile: str | None = None,
@@ -39,7 +35,7 @@ def load(
 ) -> Surroundings:
     """The surroundings with the settings of the files in them. Raises `InputError` with all that is wrong in them."""
     places = find_places(surroundings, file=file, folder=folder)
-    reading = read(surroundings, options, places, profile=profile)
+    reading = read(surroundings, places, profile=profile)
     if reading.problems:
         raise InputError(reading.problems, kind="config")
     return replace(surroundings, settings=reading.settings)
@@ -47,7 +43,6 @@ def load(
 
 def read(
     surroundings: Surroundings,
-    options: Mapping[str, Option],
     places: Places,
     *,
     profile: str | None = None,
@@ -59,7 +54,7 @@ def read(
     """
     problems: list[Problem] = []
     documents = read_documents(surroundings, places, problems)
-    return combine(surroundings, options, documents, problems, profile=profile, deep=deep)
+    return combine(surroundings, documents, problems, profile=profile, deep=deep)
 
 
 def read_documents(surroundings: Surroundings, places: Places, problems: list[Problem]) -> list[Document]:
@@ -82,7 +77,6 @@ def _with_trust(surroundings: Surroundings, document: Document, problems: list[P
 
 def combine(
     surroundings: Surroundings,
-    options: Mapping[str, Option],
     documents: Sequence[Document],
     problems: list[Problem],
     *,
@@ -90,13 +84,13 @@ def combine(
     deep: bool = True,
 ) -> Reading:
     """Documents as settings: the project's over the user's, a profile over what it was chosen by or above."""
-    readers = [_Reader(document, options, problems) for document in documents]
+    readers = [_Reader(document, problems) for document in documents]
     contents = [reader.read() for reader in readers]
     for content in contents if deep else ():
         for layer in (content.top, *content.profiles.values()):
             problems += value_problems(layer)
         for provider, stated in content.providers.items():
-            problems += address_problems(provider, stated)
+            problems += address_problems(provider, stated, f"providers.{provider}.base_url")
     name, origin, chooser = _choose_profile(surroundings, contents, profile)
     profiles = tuple(dict.fromkeys(key for content in contents for key in content.profiles))
     if name and name not in profiles:

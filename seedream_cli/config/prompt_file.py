@@ -5,23 +5,22 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from ..errors import InputError, Problem
 from ..storage.file_kinds import HEAD, TAIL, FileKind, find_absent, find_kind, find_stand_in
+from .option_kinds import BadValueError
+from .options import Option, by_name, find_option
 
 PROMPT_MOST = 1024 * 1024
 """Bytes of a prompt file that are still believed to be a prompt."""
 
 FENCE = "+++"
-
-Kind = Literal["value", "switch", "list", "count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +38,7 @@ class PromptText:
     is_template: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What a header or a table needs to know of an option's name: its key, how many values it takes, and whether
-    it is the off side of a switch, as `sync` and `no-watermark` are.
-    """
-
-    key: str
-    kind: Kind
-    negative: bool = False
-
-
-def read_prompts(
-    argument: str | None, files: Sequence[str], options: Mapping[str, Option]
-) -> tuple[list[PromptText], list[Problem]]:
+def read_prompts(argument: str | None, files: Sequence[str]) -> tuple[list[PromptText], list[Problem]]:
     """Every prompt of the run: the argument, each file, or standard input (`-`); and all that is wrong with them."""
     if argument is not None and files:
         return [], [Problem("prompt", "the prompt was given twice", "give the argument or --prompt-file, not both")]
@@ -65,7 +51,7 @@ def read_prompts(
         text, wrong = read_text(name, field="prompt_file" if files else "prompt")
         problems += wrong
         if text is not None:
-            prompt, wrong = split_header(text, "standard input" if name == "-" else name, options)
+            prompt, wrong = split_header(text, "standard input" if name == "-" else name)
             prompts.append(prompt)
             problems += wrong
     return prompts, problems
@@ -128,7 +114,7 @@ def _read_bytes(path: Path) -> bytes:
         return file.read(PROMPT_MOST + 1)
 
 
-def split_header(text: str, origin: str, options: Mapping[str, Option]) -> tuple[PromptText, list[Problem]]:
+def split_header(text: str, origin: str) -> tuple[PromptText, list[Problem]]:
     """Take the TOML block between two lines `+++` off a prompt; without one the text is the prompt as it stands."""
     lines = text.splitlines(keepends=True)
     if not lines or lines[0].strip() != FENCE:
@@ -142,7 +128,7 @@ def split_header(text: str, origin: str, options: Mapping[str, Option]) -> tuple
             )
         ]
     table, problems = _parse_toml("".join(lines[1:end]), origin)
-    reader = _Header(lines[1:end], origin, options)
+    reader = _Header(lines[1:end], origin)
     reader.read(table)
     body = "".join(lines[end + 1 :])
     empty = len(body) - len(body.lstrip("\r\n"))
@@ -176,10 +162,9 @@ def _parse_toml(text: str, origin: str) -> tuple[Mapping[str, Any], list[Problem
 class _Header:
     """Sorts the keys of a header into values, switches and lists, by what the options are."""
 
-    def __init__(self, lines: Sequence[str], origin: str, options: Mapping[str, Option]) -> None:
+    def __init__(self, lines: Sequence[str], origin: str) -> None:
         self.lines = lines
         self.origin = origin
-        self.options = options
         self.values: dict[str, str] = {}
         self.switches: dict[str, bool] = {}
         self.lists: dict[str, tuple[str, ...]] = {}
@@ -190,9 +175,9 @@ class _Header:
     def read(self, table: Mapping[str, Any]) -> None:
         """Take every key; each that cannot be taken is a problem with its line."""
         for name, value in table.items():
-            option = self.options.get(name.replace("_", "-"))
+            option = find_option(name)
             if option is None:
-                near = difflib.get_close_matches(name, self.options, 1)
+                near = difflib.get_close_matches(name, by_name(), 1)
                 hint = f"did you mean {near[0]}?" if near else "the options are those of seedream generate --help"
                 self.complain(name, f"unknown option {name}", hint)
                 continue
@@ -203,20 +188,20 @@ class _Header:
         """One option's value, by its kind."""
         if option.key == "var":
             self.take_variables(name, value)
-        elif option.key in _ONLY_TYPED:
+        elif not option.may("prompt"):
             self.complain(name, f"{name} cannot stand in a prompt file", "give it on the command line")
-        elif option.key == "extra" and isinstance(value, dict):
-            self.lists["extra"] = tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
-        elif option.kind == "list":
-            items = [str(item) for item in (value if isinstance(value, list) else [value])]
-            self.lists[option.key] = tuple(map(self.beside, items) if option.key == "image" else items)
-        elif option.kind == "switch" and isinstance(value, bool):
-            self.switches[option.key] = value is not option.negative
-        elif option.kind == "value" and isinstance(value, str | int | float) and not isinstance(value, bool):
-            self.values[option.key] = str(value)
         else:
-            wanted = "true or false" if option.kind == "switch" else "text or a number"
-            self.complain(name, f"{name} takes {wanted}")
+            try:
+                taken = option.parse_toml(value)
+            except BadValueError as error:
+                self.complain(name, error.message, error.hint)
+                return
+            if option.kind == "switch":
+                self.switches[option.key] = taken
+            elif option.kind == "list":
+                self.lists[option.key] = tuple(map(self.beside, taken)) if option.key == "image" else taken
+            else:
+                self.values[option.key] = taken
 
     def beside(self, reference: str) -> str:
         """A reference's file, which a prompt file names from its own folder, as a table does."""
@@ -250,8 +235,6 @@ class _Header:
         """Note a problem at a key."""
         self.problems.append(Problem(name, message, hint, origin=self.place(name)))
 
-
-_ONLY_TYPED = {"prompt_file", "verbose", "config", "profile"}
 
 _VARIABLE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
 

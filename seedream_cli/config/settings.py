@@ -13,26 +13,6 @@ if TYPE_CHECKING:
     from ..request.models import PriceStep
 
 
-DEFAULTS: Mapping[str, str] = {
-    "count": "1",
-    "response_format": "url",
-    "watermark": "false",
-    "stream": "false",
-    "web_search": "false",
-    "if_exists": "rename",
-    "metadata": "none",
-    "progress": "auto",
-    "timeout": "600",
-    "connect_timeout": "10",
-    "retries": "4",
-    "retry_ambiguous": "false",
-    "concurrency": "8",
-    "results": "results.csv",
-    "max_unknown": "3",
-}
-"""What holds for every model and provider where nothing is said; other options are left out of the request."""
-
-
 def complete(draft: Draft, provider: str, settings: Settings) -> Draft:
     """The draft with `[providers.NAME]` in it: over the top of the files, under the profile and all else."""
     values, origins = dict(draft.values), dict(draft.origins)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import Problem
 from ..storage.file_names import scheme_problem
 from ..text import nearest_hint
 from .config_file import _LEAST_PRICE, Document, _idle_price, _leaves
+from .option_kinds import BadValueError
+from .options import OPTIONS, Option, by_name, find_option
 from .settings import Layer, Price, ProviderSettings
 from .trust import TRUST_LINE, _is_link, trust_reason
-
-if TYPE_CHECKING:
-    from .prompt_file import Option
-
-
-ONLY_TYPED = frozenset({"prompt_file", "var", "config"})
-"""Options that make sense for one run alone."""
 
 PATHS = frozenset({"output", "results", "image", "api_key_file"})
 
@@ -51,9 +45,8 @@ class _Content:
 class _Reader:
     """Sorts one document; adds what is wrong to `problems` and what its file may not say to `ignored`."""
 
-    def __init__(self, document: Document, options: Mapping[str, Option], problems: list[Problem]) -> None:
+    def __init__(self, document: Document, problems: list[Problem]) -> None:
         self.document = document
-        self.options = options
         self.problems = problems
         self.ignored: list[Problem] = []
         self.content = _Content()
@@ -71,7 +64,7 @@ class _Reader:
         }
         for name, take in parts.items():
             # `ledger = false` is the option, [ledger] is the table.
-            if name not in table or (name in self.options and not isinstance(table[name], dict)):
+            if name not in table or (name in OPTIONS and not isinstance(table[name], dict)):
                 continue
             value = table.pop(name)
             if isinstance(value, dict):
@@ -92,10 +85,10 @@ class _Reader:
         layer = Layer({}, {}, {}, {})
         for name, value in table.items():
             keys = (*above, name)
-            option = self.options.get(name.replace("_", "-"))
+            option = find_option(name)
             if option is None:
-                self.complain_of_unknown(keys, [*self.options, *(() if above else (*_OWN_TABLES, "profile"))])
-            elif option.key in ONLY_TYPED or (above and option.key == "profile"):
+                self.complain_of_unknown(keys, [*by_name(), *(() if above else (*_OWN_TABLES, "profile"))])
+            elif not option.may("file") or (above and option.key == "profile"):
                 self.complain(keys, f"{name} cannot stand in a settings file", "give it on the command line")
             elif option.key in layer.origins:
                 self.complain(keys, f"{name} is set twice", f"the other is at {layer.origins[option.key]}")
@@ -105,10 +98,10 @@ class _Reader:
 
     def take_option(self, layer: Layer, keys: tuple[str, ...], option: Option, value: Any) -> None:
         """One option, by its kind, if this file may set it."""
-        taken = _as_option(option, value)
-        if taken is None:
-            wanted = {"switch": "true or false", "list": "a list of texts", "count": "a number from 0 to 9"}
-            self.complain(keys, f"{keys[-1]} takes {wanted.get(option.kind, 'text or a number')}")
+        try:
+            taken = option.parse_toml(value)
+        except BadValueError as error:
+            self.complain(keys, error.message, error.hint)
             return
         if not self.allows(keys, option.key, taken):
             return
@@ -165,18 +158,31 @@ class _Reader:
             elif name == "api_key_command":
                 words = self.words(place, value)
                 command = words if words and self.allows(place, name, words) else ()
-            elif name in {"ipm", "rpm"} and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                self.complain(place, f"{written} takes a whole number from 1")
-            elif name not in {"ipm", "rpm"} and not (isinstance(value, str) and value.strip()):
+            elif name in {"ipm", "rpm"}:
+                if not self.takes_rate(place, OPTIONS[name], value):
+                    continue
+                values[name] = str(value)
+            elif not (isinstance(value, str) and value.strip()):
                 self.complain(place, f"{written} takes text")
-            elif self.allows(place, name, str(value)):
+            elif self.allows(place, name, value):
                 variable = value.removeprefix("$") if name == "api_key_env" else variable
-                values |= {name: str(value)} if name != "api_key_env" else {}
+                values |= {name: value} if name != "api_key_env" else {}
             else:
                 continue
             origins[name] = self.document.place(place)
         folder = str(self.document.path.resolve().parent)
         return ProviderSettings(values, variable, command, values.get("base_url", ""), folder, origins)
+
+    def takes_rate(self, keys: tuple[str, ...], option: Option, value: Any) -> bool:
+        """Whether a limit a minute is one, and this file may set it."""
+        found: list[Problem] = []
+        try:
+            option.parse(option.parse_toml(value), "", found)
+        except BadValueError as error:
+            found = [Problem(option.key, error.message, error.hint)]
+        for problem in found:
+            self.complain(keys, problem.message, problem.hint)
+        return not found and self.allows(keys, option.key, str(value))
 
     def words(self, keys: tuple[str, ...], value: Any) -> tuple[str, ...]:
         """A command as its words; no shell ever sees it."""
@@ -271,21 +277,6 @@ class _Reader:
     def complain(self, keys: Sequence[str], message: str, hint: str = "") -> None:
         """Note a problem at a key."""
         self.problems.append(Problem(".".join(keys), message, hint, origin=self.document.place(keys), code="config"))
-
-
-def _as_option(option: Option, value: Any) -> Any:
-    """A TOML value as a draft holds it; None where it is of the wrong kind."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if option.kind == "switch":
-        return value is not option.negative if isinstance(value, bool) else None
-    if option.kind == "count":
-        return str(value) if isinstance(value, int) and is_number and 0 <= value <= 9 else None
-    if option.kind == "value":
-        return str(value) if is_number or isinstance(value, str) else None
-    if option.key == "extra" and isinstance(value, dict):
-        return tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
-    items = value if isinstance(value, list) else [value]
-    return tuple(items) if all(isinstance(item, str) for item in items) else None
 
 
 def _is_amount(value: Any) -> bool:

@@ -12,21 +12,12 @@ from ..storage import filesystem
 from ..storage.filesystem import write_whole
 from .config_file import shown_path
 from .environment import Surroundings
+from .options import OPTIONS
 
 TRUST_FILE = "trusted.json"
 
 TRUST_LINE = "seedream config trust"
 
-# fmt: off
-_HARMLESS = frozenset((
-    "model", "size", "aspect", "count", "sequence", "image", "fit_images", "seed", "guidance_scale", "format",
-    "response_format", "optimize_prompt", "web_search", "background", "stream", "watermark", "asynchronous",
-    "strict", "each", "layers", "output", "name", "if_exists", "no_download", "json", "progress", "quiet", "verbose",
-    "dry_run", "curl", "explain", "metadata", "timeout", "connect_timeout", "retries", "provider", "concurrency",
-    "ipm", "rpm", "fail_fast", "reuse", "max_failures", "limit", "sheet", "profile",
-))
-
-# fmt: on
 _COUNT_HARMLESS = 10
 """Pictures a request; each is billed, so that a stranger's file may not ask for a thousand."""
 
@@ -65,7 +56,7 @@ def set_trust(surroundings: Surroundings, path: Path, sha256: str | None) -> Non
 
 def trust_reason(key: str, value: Any, folder: Path) -> str:
     """Why a project file must be trusted to set this; "" where it need not be. `folder` is the file's."""
-    if key not in _HARMLESS:
+    if key not in OPTIONS or not OPTIONS[key].safe:
         return "takes a trusted file"
     if key == "output" and value != "-" and not is_inside(value, folder):
         return "lies outside the project's folder"

@@ -1,105 +1,72 @@
-"""Ranges and choices of settings, checked where they are written and where they are read."""
+"""Values of settings, checked where they are written and where they are read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import InputError, Problem
-from ..storage.file_names import scheme_problem
-from ..text import nearest_hint
+from .options import parse_values
 from .settings import Layer, ProviderSettings
-
-_NUMBERS: Mapping[str, tuple[float, float]] = {
-    "timeout": (0.1, 86_400),
-    "connect_timeout": (0.1, 3_600),
-    "max_cost": (0, 1e9),
-}
-
-_WHOLE: Mapping[str, tuple[int, int]] = {"retries": (0, 100), "concurrency": (1, 1000), "ipm": (1, 10**9)}
-
-_WHOLE = {**_WHOLE, "rpm": (1, 10**9), "limit": (0, 10**9), "max_failures": (0, 10**9), "max_unknown": (0, 10**9)}
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "if_exists": ("rename", "skip", "error", "overwrite"),
-    "progress": ("auto", "bar", "plain", "none"),
-    "metadata": ("none", "embed", "sidecar"),
-}
 
 
 def value_problems(layer: Layer) -> list[Problem]:
     """What is wrong with values whatever the model and provider, each with its place. Loads pydantic if it must."""
-    if not layer.origins:
-        return []
-    problems = _limit_problems(layer)
-    checked = layer.values.keys() - {"model", "output", "name", *_NUMBERS, *_WHOLE, *_CHOICES}
-    if checked or layer.lists:
+    problems: list[Problem] = []
+    values = parse_values(layer, problems)
+    if "size" in values or "aspect" in values:
+        problems += _shape_problems(layer, values.get("size"), values.get("aspect"))
+    if "extra" in layer.lists or layer.switches.get("stream"):
         problems += _request_problems(layer)
+    if "base_url" in values:
+        problems += address_problems(values.get("provider", ""), layer, "base_url")
     return [replace(p, code="config") for p in problems if p.severity == "error" and p.field in layer.origins]
 
 
-def address_problems(provider: str, stated: ProviderSettings) -> list[Problem]:
-    """What is wrong with the base URL of a provider's table."""
+def address_problems(provider: str, stated: Layer | ProviderSettings, field: str) -> list[Problem]:
+    """What is wrong with the base URL that a file states for a provider, "" for any."""
     if "base_url" not in stated.values:
         return []
-    from ..providers import base_url, load
+    from ..providers import PROVIDERS, base_url, load
 
     try:
-        base_url.full_url(load(provider).spec, stated.values["base_url"])
+        base_url.full_url(load(provider or PROVIDERS[0]).spec, stated.values["base_url"])
     except InputError as error:
         place = stated.origins["base_url"]
-        return [replace(p, field=f"providers.{provider}.base_url", origin=place, code="config") for p in error.problems]
+        return [replace(p, field=field, origin=place, code="config") for p in error.problems]
     return []
 
 
-def _limit_problems(layer: Layer) -> list[Problem]:
-    """Numbers and choices that are no part of the request."""
+def _shape_problems(layer: Layer, size: str | None, aspect: str | None) -> list[Problem]:
+    """A size or a ratio that no model has, unless the model is one that nobody knows here."""
+    from ..request.models import MODELS, find_model
+    from ..request.sizes import resolve_aspect, size_problem
+
     found: list[Problem] = []
-
-    def complain(key: str, message: str, hint: str) -> None:
-        found.append(Problem(key, message, hint, origin=layer.origins[key]))
-
-    for key, text in layer.values.items():
-        value = text.strip()
-        if key in {"output", "results", "name"} and (problem := scheme_problem(key, text)):
-            complain(key, problem.message, problem.hint)
-        bounds = _NUMBERS.get(key) or _WHOLE.get(key)
-        if bounds:
-            pattern = r"[+-]?[0-9]{1,12}" if key in _WHOLE else r"[+-]?([0-9]{1,9}(\.[0-9]*)?|\.[0-9]+)"
-            if not re.fullmatch(pattern, value) or not bounds[0] <= float(value) <= bounds[1]:
-                complain(key, f"{key} cannot be {value!r}", f"give {bounds[0]:g} to {bounds[1]:g}")
-        elif key in _CHOICES and value.lower() not in _CHOICES[key]:
-            complain(key, f"{key} cannot be {value!r}", f"give {' or '.join(_CHOICES[key])}")
-        elif key == "proxy" and not re.match(r"(https?|socks5?h?)://[^/\s]", value):
-            complain(key, "the proxy is no address", "http://HOST:PORT or socks5://HOST:PORT")
+    if "model" in layer.values and find_model(layer.values["model"]) is None:
+        return found
+    if size is not None and all(size_problem(row, size) and size not in row.layer_sizes for row in MODELS):
+        tiers = dict.fromkeys(tier for row in MODELS for tier in row.tiers)
+        hint = f"sizes are {', '.join(sorted(tiers, key=lambda tier: float(tier[:-1])))}, or WIDTHxHEIGHT"
+        found.append(Problem("size", f"no model has the size {size}", hint, origin=layer.origins["size"]))
+    if aspect is not None:
+        pairs = [(row, tier) for row in MODELS for tier in (*row.tiers, row.default_size)]
+        if not any(isinstance(resolve_aspect(row, tier, aspect), str) for row, tier in pairs):
+            known = dict.fromkeys(shape for row in MODELS for tier in row.tiers.values() for shape in tier)
+            hint = f"known ratios: {', '.join(known)}"
+            found.append(Problem("aspect", f"no model has the ratio {aspect}", hint, origin=layer.origins["aspect"]))
     return found
 
 
 def _request_problems(layer: Layer) -> list[Problem]:
-    """What the request's own checks say, held against a model that takes everything."""
-    from ..providers import PROVIDERS, base_url, load
+    """What the request's own checks say of fields for the body and of a stream, for a model that takes everything."""
     from ..request.image_request import Draft, Recipient
     from ..request.models import DEFAULT_MODEL, Rule, find_model
     from ..request.validation import build
 
-    row = find_model(DEFAULT_MODEL)
-    recipient = Recipient("", row, DEFAULT_MODEL, lambda _: Rule("taken"))
-    values = {key: value for key, value in layer.values.items() if key != "aspect"}
+    recipient = Recipient("", find_model(DEFAULT_MODEL), DEFAULT_MODEL, lambda _: Rule("taken"))
     # Forced, the checks tell only what no model could take.
     switches = {key: on for key, on in layer.switches.items() if key != "strict"} | {"force": True}
     lists = {"extra": layer.lists["extra"]} if "extra" in layer.lists else {}
-    problems = [*build(Draft({**values, "prompt": "x"}, switches, lists, layer.origins), recipient).problems]
-    if "aspect" in layer.values:
-        shape = {"aspect": layer.values["aspect"], "prompt": "x"}
-        problems += build(Draft(shape, {"force": True}, {}, layer.origins), recipient).problems
-    name = values.get("provider", "").strip().lower() or PROVIDERS[0]
-    if name not in PROVIDERS:
-        hint = nearest_hint(name, PROVIDERS)
-        problems.append(Problem("provider", f"{name!r} is no known provider", hint, origin=layer.origins["provider"]))
-    elif "base_url" in values:
-        try:
-            base_url.full_url(load(name).spec, values["base_url"])
-        except InputError as error:
-            problems += [replace(problem, origin=layer.origins["base_url"]) for problem in error.problems]
-    return problems
+    draft = Draft({"prompt": "x"}, switches, lists, layer.origins)
+    callback = {"callback_url": layer.values["callback_url"]} if "callback_url" in layer.values else {}
+    return list(build(draft, callback, recipient).problems)

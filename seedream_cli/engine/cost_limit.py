@@ -16,7 +16,8 @@ from ..network.urls import is_loopback
 from ..providers.contract import ProviderSpec
 from ..request import prices
 from ..request.extra_fields import uncounted
-from ..request.image_request import COUNT_MOST, GROUP_MOST, ImageRequest
+from ..request.image_request import ImageRequest
+from ..request.limits import COUNT_MOST, GROUP_MOST
 from ..request.models import MODELS, ModelSpec, PriceStep, find_model
 from ..request.validation import without_idle
 from ..results import Cost

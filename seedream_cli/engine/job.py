@@ -36,7 +36,7 @@ from ..network.client import DOWNLOAD_S, Wire
 from ..network.urls import absolute, expiry
 from ..providers.base_url import full_url
 from ..providers.contract import Call, Completed, Ready, Reply, Ticket
-from ..request.image_request import COUNT_MOST
+from ..request.limits import COUNT_MOST
 from ..request.sizes import size_gap
 from ..results import (
     Cost,

@@ -15,14 +15,16 @@ from urllib.parse import urlsplit
 from .. import providers
 from ..config.credentials import choose_keyed_provider, find_key
 from ..config.environment import Surroundings
+from ..config.options import parse_values, value_of
 from ..config.settings import Key, Settings, complete
 from ..errors import ConfigError, FileError, InputError, LinkError, Problem
 from ..ledger.records import Caps
 from ..providers.base_url import full_url
 from ..providers.contract import Dialect, ProviderSpec, Ready, rule_for, wire_model
-from ..request.image_request import COUNT_MOST, Draft, ImageRef, ImageRequest, Recipient
+from ..request.image_request import Draft, ImageRef, ImageRequest, Recipient
+from ..request.limits import COUNT_MOST
 from ..request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model
-from ..request.validation import Built, Form, build, shared_stdin
+from ..request.validation import Built, build, shared_stdin
 from ..results import Cost, JobResult, SavedImage, cap_micro
 from ..storage import file_names, output_path
 from . import cost_limit
@@ -30,10 +32,6 @@ from .cost_limit import Bill
 
 if TYPE_CHECKING:
     from ..request.references import Fit
-
-_HOW = ("rename", "skip", "error", "overwrite")
-
-_KINDS = ("auto", "bar", "plain", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ def make_plan(
         if one is not None:
             planned.append(one)
     caps = functools.reduce(Caps.within, (plan_caps(draft, surroundings, found) for draft in drafts))
-    unknowns = [most for draft in drafts if (most := Form(draft, found).integer("max_unknown", 1, 1_000_000))]
+    unknowns = [most for draft in drafts if (most := value_of("max_unknown", draft, found))]
     errors = [p for p in found if p.severity == "error"]
     if errors:
         raise InputError(list(dict.fromkeys(errors)))
@@ -234,8 +232,9 @@ def plan_draft(
     )
     images, mine = _references(draft, recipient, notices)
     mine += shared_stdin(draft)
-    built = build(draft, recipient, images)
-    mine += [*unserved, *built.problems]
+    unread: list[Problem] = []
+    built = build(draft, parse_values(draft, unread), recipient, images)
+    mine += [*unserved, *built.problems, *unread]
     limits = plan_limits(draft, mine)
     base_url = _base_url(draft, spec, mine)
     bill = None
@@ -255,7 +254,7 @@ def plan_draft(
         mine.append(Problem("no_download", "b64_json replies hold no links to print", "leave one out", origin=place))
     most = built.count * built.request.pictures_at_most if built.request else 1
     output = plan_output(draft, most, mine, fields)
-    found += mine
+    found += dict.fromkeys(mine)
     if built.request is None or output is None or any(p.severity == "error" for p in found):
         return None
     key = None if spec.offline or not sends else (find or key_for)(draft, spec, surroundings, base_url)
@@ -357,9 +356,12 @@ def name_fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
 
 def choose_dialect(draft: Draft, surroundings: Surroundings, *, sends: bool) -> tuple[Dialect, list[str]]:
     """The provider asked for, else the one whose key is present; a dry run without either is shown for the first."""
-    name = draft.values.get("provider")
+    wrong: list[Problem] = []
+    name = value_of("provider", draft, wrong)
+    if wrong:
+        raise InputError(wrong, kind="usage")
     if name is not None:
-        return providers.load(name.strip().lower()), []
+        return providers.load(name), []
     try:
         name, source = choose_keyed_provider(providers.specs(), surroundings)
     except ConfigError:
@@ -408,24 +410,22 @@ def _unserved_there(draft: Draft, spec: ProviderSpec, model: ModelSpec | None, b
 
 def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
     """The limits of the run; what cannot be read is added to `found`."""
-    form = Form(draft, found)
-    timeout = form.number("timeout", 0.1, 86_400)
-    connect = form.number("connect_timeout", 0.1, 3_600)
-    retries = form.integer("retries", 0, 100)
+    timeout, connect = value_of("timeout", draft, found), value_of("connect_timeout", draft, found)
+    retries = value_of("retries", draft, found)
     return Limits(
         timeout_s=600.0 if timeout is None else timeout,
         connect_timeout_s=10.0 if connect is None else connect,
         retries=4 if retries is None else retries,
-        retry_ambiguous=form.switch("retry_ambiguous"),
-        proxy=form.text("proxy"),
-        ipm=form.integer("ipm", 1, 10**9),
-        rpm=form.integer("rpm", 1, 10**9),
+        retry_ambiguous=draft.switches.get("retry_ambiguous", False),
+        proxy=value_of("proxy", draft, found),
+        ipm=value_of("ipm", draft, found),
+        rpm=value_of("rpm", draft, found),
     )
 
 
 def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) -> Caps:
     """What the run, and the day over all runs, may cost at the most."""
-    most, daily = Form(draft, found).number("max_cost", 0.0, 1_000_000.0), surroundings.settings.daily_budget
+    most, daily = value_of("max_cost", draft, found), surroundings.settings.daily_budget
     return Caps(run=cap_micro(most), daily=cap_micro(daily))
 
 
@@ -494,16 +494,14 @@ def plan_output(
     draft: Draft, pictures: int, found: list[Problem], fields: Collection[str] = file_names.FIELDS
 ) -> output_path.Target | None:
     """Where the pictures go; what cannot be is added to `found`."""
-    form = Form(draft, found)
-    how = form.choice("if_exists", _HOW)
-    form.choice("progress", _KINDS)
-    found += file_names.check_template(draft.values["name"], fields) if "name" in draft.values else []
+    how, template = value_of("if_exists", draft, found), value_of("name", draft, found)
+    found += file_names.check_template(template, fields) if template is not None else []
     try:
         return output_path.plan_output(
-            form.text("output"),
+            value_of("output", draft, found),
             pictures=pictures,
             if_exists=cast("output_path.IfExists | None", how),
-            template=draft.values.get("name"),
+            template=template,
         )
     except InputError as error:
         found.extend(error.problems)

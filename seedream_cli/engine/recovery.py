@@ -23,7 +23,8 @@ from ..ledger.records import Caps, Entry, PictureRow
 from ..providers.base_url import full_url
 from ..providers.contract import Dialect, ProviderSpec, Ready, Ticket
 from ..redaction import secret_forms
-from ..request.image_request import GROUP_MOST, Draft, ImageRequest
+from ..request.image_request import Draft, ImageRequest
+from ..request.limits import GROUP_MOST
 from ..request.models import PriceStep, find_model
 from ..request.validation import Built
 from ..results import Cost, JobResult, Picture, SavedImage, from_micro

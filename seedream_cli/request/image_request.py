@@ -11,16 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from .limits import GROUP_MOST
 from .models import ModelSpec, Rule
-
-GROUP_MOST = 15
-"""References and results of one request together (image generation API, `max_images`)."""
 
 STDIN = "standard input"
 """The origin that a prompt has which was read there."""
-
-COUNT_MOST = 1000
-"""A guard against a slip of the finger: every one of them is billed."""
 
 
 @dataclass(frozen=True, slots=True)

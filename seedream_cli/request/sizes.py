@@ -29,7 +29,7 @@ def parse_size(text: str) -> str | None:
 def size_problem(model: ModelSpec, size: str, *, layers: bool = False) -> str | None:
     """Why the model does not take this size, with the nearest it does; None where it does."""
     known = parse_size(size)
-    if known is None and _parse_aspect(size):
+    if known is None and parse_aspect(size):
         return f"{size!r} is a ratio, not a size: use --aspect {size} with --size {_legal(model, pixels=False)}"
     if shape := shape_meant(size):
         return f"{size!r} is a shape, not a size: use --aspect {shape} with --size {_legal(model, pixels=False)}"
@@ -50,7 +50,7 @@ def resolve_aspect(model: ModelSpec, size_tier: str, aspect: str) -> str | Probl
 
     For a model without tiers the default size stands for the tier.
     """
-    ratio = _parse_aspect(aspect)
+    ratio = parse_aspect(aspect)
     if ratio is None:
         return Problem("aspect", f"{aspect!r} is no ratio", "write it as WIDTH:HEIGHT, such as 16:9")
     table = model.tiers.get(parse_size(size_tier) or "")
@@ -60,7 +60,7 @@ def resolve_aspect(model: ModelSpec, size_tier: str, aspect: str) -> str | Probl
         message = f"{size_tier} has no pixels to pick for {aspect} with {model.title}"
         hint = f"use --aspect with --size {_either(tuple(model.tiers))}" if model.tiers else "leave --aspect out"
         return Problem("aspect", message, hint)
-    exact = next((size for label, size in table.items() if _parse_aspect(label) == ratio), None)
+    exact = next((size for label, size in table.items() if parse_aspect(label) == ratio), None)
     if exact:
         return exact
     near = _shape(model, table["1:1"], ratio)
@@ -103,7 +103,7 @@ def size_hint(text: str) -> str:
     return "give a tier such as 2K, or WIDTHxHEIGHT such as 2048x1152"
 
 
-def _parse_aspect(text: str) -> Fraction | None:
+def parse_aspect(text: str) -> Fraction | None:
     """Width over height of "16:9" (or "16/9"); None where the text is no ratio."""
     match = re.fullmatch(r"\s*([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*[:/]\s*([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*", text)
     if not match or not Fraction(match[1]) or not Fraction(match[2]):

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from ..errors import Problem
 from . import extra_fields
-from .image_request import COUNT_MOST, GROUP_MOST, STDIN, Draft, ImageRef, ImageRequest, Recipient
+from .image_request import STDIN, Draft, ImageRef, ImageRequest, Recipient
+from .limits import GROUP_MOST
 from .models import MODELS, ModelSpec, Rule, nearest
-from .sizes import parse_size, resolve_aspect, shape_meant, size_hint, size_problem
+from .sizes import resolve_aspect, shape_meant, size_hint, size_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +29,17 @@ class Built:
     dropped: Mapping[str, Rule]
 
 
-def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -> Built:
-    """Check a draft for one provider and model and make the request. Finds all problems, not the first."""
-    form = _RequestForm(draft, recipient)
+def build(draft: Draft, values: Mapping[str, Any], recipient: Recipient, images: Sequence[ImageRef] = ()) -> Built:
+    """Check a draft for one provider and model and make the request. Finds all problems, not the first.
+
+    `values` are the draft's by key, read; what could not be read is not among them, and was told.
+    """
+    form = _RequestForm(draft, values, recipient)
     wanted: dict[str, Any] = {
-        "seed": form.integer("seed", -1, 2**31 - 1),
-        "guidance_scale": form.number("guidance_scale", 1.0, 10.0),
-        "format": form.choice("format", ("jpeg", "png"), {"jpg": "jpeg"}) or form.wished_format(),
-        "optimize_prompt": form.choice("optimize_prompt", ("standard", "fast")),
-        "background": form.choice("background", ("transparent", "opaque", "auto")),
-        "stream": form.switch("stream"),
-        "web_search": form.switch("web_search"),
-        "layers": form.switch("layers"),
-        "sequence": form.sequence(),
-        "callback_url": form.url("callback_url"),
+        **{name: values.get(name) for name in ("seed", "guidance_scale", "optimize_prompt", "background")},
+        **{name: values.get(name) for name in ("sequence", "callback_url")},
+        **{name: form.switch(name) for name in ("stream", "web_search", "layers")},
+        "format": values.get("format") or form.wished_format(),
     }
     fields: dict[str, Any] = {
         "provider": recipient.provider,
@@ -49,12 +47,11 @@ def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -
         "model_id": recipient.model_id,
         "prompt": form.prompt(needed=not wanted["layers"]),
         "size": form.size(layers=bool(wanted["layers"])),
-        "response_format": form.choice("response_format", ("url", "b64_json"), {"b64": "b64_json"}) or "url",
+        "response_format": values.get("response_format", "url"),
         "watermark": form.switch("watermark"),
         "images": tuple(images),
         "extra": form.extra(),
     }
-    count = form.integer("count", 1, COUNT_MOST)
     form.check_texts({**fields, **wanted})
     fields.update(form.admit(wanted))
     # Whether a task is the default hangs on what is sent, not on what was asked for: a stream may have been dropped.
@@ -63,86 +60,7 @@ def build(draft: Draft, recipient: Recipient, images: Sequence[ImageRef] = ()) -
     form.check(fields)
     failed = any(p.severity == "error" for p in form.problems)
     request = None if failed else ImageRequest(**{k: v for k, v in fields.items() if v is not None})
-    return Built(request, 1 if count is None else count, tuple(form.problems), form.dropped)
-
-
-class Form:
-    """Reads a draft's options one by one and adds every problem it meets to `problems`."""
-
-    def __init__(self, draft: Draft, problems: list[Problem]) -> None:
-        self.draft = draft
-        self.problems = problems
-
-    def complain(self, name: str, message: str, hint: str = "") -> None:
-        """Note an error that `--force` cannot overrule: the value has no meaning."""
-        self.problems.append(Problem(name, message, hint, origin=self.draft.origin(name)))
-
-    def text(self, name: str) -> str | None:
-        """The option's text without surrounding blanks."""
-        value = self.draft.values.get(name)
-        return value.strip() if value is not None else None
-
-    def switch(self, name: str) -> bool:
-        """Whether a yes-or-no option is on."""
-        return self.draft.switches.get(name, False)
-
-    def integer(self, name: str, low: int, high: int) -> int | None:
-        """A whole number within the range."""
-        typed = self.text(name)
-        if typed is None:
-            return None
-        text = whole_number(typed)
-        if not text:
-            self.complain(name, f"{typed!r} is no whole number", f"give {low} to {high}")
-            return None
-        if not low <= int(text) <= high:
-            self.complain(name, f"{typed} is out of range", f"give {low} to {high}")
-            return None
-        return int(text)
-
-    def number(self, name: str, low: float, high: float) -> float | None:
-        """A number within the range."""
-        text = self.text(name)
-        if text is None:
-            return None
-        if not re.fullmatch(r"[+-]?([0-9]{1,9}(\.[0-9]*)?|\.[0-9]+)", text):
-            self.complain(name, f"{text!r} is no number", f"give {low:g} to {high:g}")
-            return None
-        if not low <= float(text) <= high:
-            self.complain(name, f"{text} is out of range", f"give {low:g} to {high:g}")
-            return None
-        return float(text)
-
-    def choice(self, name: str, options: Sequence[str], also: Mapping[str, str] | None = None) -> str | None:
-        """One of the options; `also` maps further spellings to them."""
-        text = self.text(name)
-        if text is None:
-            return None
-        value = (also or {}).get(text.lower(), text.lower())
-        if value not in options:
-            self.complain(name, f"{text!r} is not known", "give " + " or ".join(options))
-            return None
-        return value
-
-    def url(self, name: str) -> str | None:
-        """An http or https address."""
-        text = self.text(name)
-        if text is None or re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
-            return text
-        self.complain(name, f"{text!r} is no http(s) address")
-        return None
-
-
-_WHOLE = re.compile(r"([+-]?[0-9]{1,12})|(\+?[0-9]{1,12}|-0*[1-9][0-9]{0,11})\.0*", re.ASCII)
-
-
-def whole_number(text: str) -> str:
-    """The digits of a whole number, also of one that a program wrote as 42.0; "" for any other text.
-
-    Programs write so where a column of numbers has an empty cell. -0.0 is a mistake that nobody typed.
-    """
-    found = _WHOLE.fullmatch(text)
-    return (found[1] or found[2]) if found else ""
+    return Built(request, values.get("count", 1), tuple(form.problems), form.dropped)
 
 
 # What the user is charged for or gets hangs on these, so a request without them is not the one that was asked for.
@@ -151,15 +69,25 @@ _ESSENTIAL = {"sequence", "layers", "images", "callback_url", "background"}
 _RULED = {"asynchronous": "async"}
 
 
-class _RequestForm(Form):
-    """The options that make a request, held against the rules of one provider and model."""
+class _RequestForm:
+    """The options that make a request, held against the rules of one provider and model. Collects all problems."""
 
-    def __init__(self, draft: Draft, recipient: Recipient) -> None:
-        super().__init__(draft, [])
+    def __init__(self, draft: Draft, values: Mapping[str, Any], recipient: Recipient) -> None:
+        self.draft = draft
+        self.values = values
         self.recipient = recipient
+        self.problems: list[Problem] = []
         self.dropped: dict[str, Rule] = {}
         self.force = draft.switches.get("force", False)
         self.strict = draft.switches.get("strict", False)
+
+    def switch(self, name: str) -> bool:
+        """Whether a yes-or-no option is on."""
+        return self.draft.switches.get(name, False)
+
+    def complain(self, name: str, message: str, hint: str = "") -> None:
+        """Note an error that `--force` cannot overrule: the value has no meaning."""
+        self.problems.append(Problem(name, message, hint, origin=self.draft.origin(name)))
 
     def object_to(self, name: str, message: str, hint: str = "") -> None:
         """Note an error about what the model takes; with `--force` it is a warning, since models change monthly."""
@@ -170,12 +98,6 @@ class _RequestForm(Form):
     def warn(self, name: str, message: str, hint: str = "", code: str = "") -> None:
         """Note something worth knowing that stops nothing."""
         self.problems.append(Problem(name, message, hint, "warning", self.draft.origin(name), code or name))
-
-    def sequence(self) -> int | Literal["auto"] | None:
-        text = self.text("sequence")
-        if text is None or text.lower() == "auto":
-            return "auto" if text else None
-        return self.integer("sequence", 1, GROUP_MOST)
 
     def asynchronous(self, *, streaming: bool, called_back: bool) -> bool | None:
         asked = self.draft.switches.get("asynchronous")
@@ -210,12 +132,8 @@ class _RequestForm(Form):
         if layers and model and model.layer_sizes:
             # The provider's own default, and the cheapest: layers as large as the picture is.
             default = model.layer_sizes[0]
-        asked = self.text("size")
-        size = parse_size(asked) if asked is not None else default
-        if size is None:
-            self.complain("size", f"{asked!r} is no size", size_hint(asked or ""))
-            return default
-        aspect = self.text("aspect")
+        size: str = self.values.get("size", default)
+        aspect = self.values.get("aspect")
         if aspect is not None:
             size = self.shaped(size, aspect)
         problem = size_problem(model, size, layers=layers) if model else None
@@ -230,9 +148,9 @@ class _RequestForm(Form):
 
     def wished_format(self) -> str | None:
         """What the suffix of a named output file asks of the model, where that makes it and makes another by itself."""
-        model, output = self.recipient.model, self.text("output") or ""
+        model, output = self.recipient.model, self.values.get("output", "")
         wish = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg"}.get(output.rpartition(".")[2].lower())
-        if model is None or wish is None or self.text("background") or self.switch("layers"):
+        if model is None or wish is None or self.values.get("background") or self.switch("layers"):
             return None
         is_made = self.recipient.rule("format").state == "taken" and wish in model.formats
         return wish if is_made and wish != model.default_format else None
