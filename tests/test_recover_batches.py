@@ -177,6 +177,25 @@ def test_rows_of_runs_that_the_user_s_ledger_does_not_know_go_by_their_ids(forke
         assert len(upstream.posts) == 3
 
 
+@pytest.mark.parametrize("verdict", ["--paid", "--unpaid"])
+@pytest.mark.parametrize("is_doubted", [False, True])
+def test_what_is_paid_and_not_saved_is_lost_by_no_verdict(forked: Forked, verdict: str, is_doubted: bool) -> None:
+    """It is no doubt, so its images alone settle it; of a doubt about an attempt before that alone is settled."""
+    table(forked, 1)
+    lost = RESET if is_doubted else None
+    with Upstream(script=lambda _, number: lost if number == 1 else None, link=lambda *_: DOWN) as upstream:
+        assert batch(forked, upstream, "--retries", "1", "--retry-ambiguous").code == 8
+        name, posts = first_id(forked), len(upstream.posts)
+        upstream._link = None
+        done = forked("history", "resolve", name, verdict)
+        assert done.code == (0 if is_doubted else 2), done.err
+        assert is_doubted or f"seedream recover {name}" in done.err
+        assert "unsaved" in forked("history", "show", name).out
+        assert (recover(forked).code, names(forked)) == (0, ["r1.jpg"])
+        assert batch(forked, upstream).code == 0
+        assert len(upstream.posts) == posts == 1 + is_doubted
+
+
 def test_recover_of_a_run_saves_what_was_only_handed_out(forked: Forked) -> None:
     """Nobody asked for files with --no-download; the batch's id asks for them, and then nothing is left."""
     table(forked)

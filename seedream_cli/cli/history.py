@@ -172,8 +172,11 @@ def resolve(
             opened[folder].check_resolvable(ids)
         for folder, ids in doubtful.items():
             opened[folder].resolve(ids, "paid" if paid else "unpaid")
-            # A person has judged what was kept for that.
-            forget_replies(ids, opened[folder].path.parent)
+            # A person has judged what was kept for that, but for images that are still to be saved.
+            forget_replies(
+                [entry.id for entry in opened[folder].entries(ids) if entry.state != "ready"],
+                opened[folder].path.parent,
+            )
             if folder is not None:
                 take_back(own, folder, opened[folder], ids)
             for one in dict.fromkeys(ids):

@@ -254,7 +254,8 @@ class Transitions:
             way = f"`seedream recover {request_id}` reads it"
             return Problem("id", f"the answer to {request_id} is here and was not read yet", way)
         if not entry.doubts and not _is_doubtful(entry.state, entry.billed):
-            return Problem("id", f"{request_id} is {entry.status}: there is nothing to resolve")
+            way = f"`seedream recover {request_id}` saves what was paid for" if entry.state == "ready" else ""
+            return Problem("id", f"{request_id} is {entry.status}: there is nothing to resolve", way)
         return None
 
     def note(self, request_id: str, what: str, detail: str = "") -> None:
@@ -289,7 +290,7 @@ def _carry_over(row: sqlite3.Row) -> dict[str, int]:
 
 def _is_doubtful(state: State, billed: Billed) -> bool:
     """Whether a person may have something to say about the request itself, not only about its earlier attempts."""
-    return state in {"waiting", "ready", "unknown", "resolved"} or billed == "unknown"
+    return state in {"waiting", "unknown", "resolved"} or billed == "unknown"
 
 
 def _resolved(row: sqlite3.Row, paid: Resolution) -> dict[str, Any]:
