@@ -38,7 +38,7 @@ from seedream_cli.errors import (
 from seedream_cli.output import dry_run, json_output, messages, model_table, summary
 from seedream_cli.output.json_output import Row, render_json
 from seedream_cli.output.live_progress import LiveSink
-from seedream_cli.output.plain_progress import PlainSink, QuietSink, ResultSink, TeeSink
+from seedream_cli.output.plain_progress import PlainSink, QuietSink
 from seedream_cli.output.progress import make_sink
 from seedream_cli.output.streams import Streams
 from seedream_cli.request.image_request import ImageRef
@@ -623,31 +623,11 @@ def test_failures_before_anything_was_built_keep_the_envelope() -> None:
     assert shown["error"]["problems"] == [{"field": "size", "message": "bad", "hint": "2K", "origin": "--size"}]
 
 
-def test_a_batch_prints_an_object_a_row_and_a_summary() -> None:
-    """Rows come as they end, with their place in the table; the summary counts what became of them."""
-    captured = Captured()
-    jobs = [job(), job(1, status="unknown", images=(), error=lost(), cost=None)]
-    sink = TeeSink(ResultSink(captured.streams, "json", rows={0: Row(3, 7, "fox")}), QuietSink())
-    for done in jobs:
-        sink.emit(Finished(done))
-    sink.close()
-    json_output.print_json(json_output.summary_object(run(*jobs), skipped=5), captured.streams)
-    first, second, last = map(json.loads, captured.out.splitlines())
-    assert list(first) == ["schema", "type", *JOB_KEYS[1:], "row", "line", "row_id"]
-    assert (first["row"], first["line"], first["row_id"], first["command"]) == (3, 7, "fox", "batch")
-    assert second["status"] == "unknown"
-    assert last == {
-        "schema": "seedream/1",
-        "type": "summary",
-        "rows": 7,
-        "succeeded": 1,
-        "failed": 0,
-        "unknown": 1,
-        "skipped": 5,
-        "images": 1,
-        "cost": {"amount": 0.04, "currency": "USD", "as_of": "2026-11"},
-        "elapsed_s": 32.5,
-    }
+def test_a_row_of_a_batch_says_where_it_stands() -> None:
+    """An object of its own, with its place in the table."""
+    shown = json_output.job_object(job(), "batch", row=Row(3, 7, "fox"))
+    assert list(shown) == ["schema", "type", *JOB_KEYS[1:], "row", "line", "row_id"]
+    assert (shown["row"], shown["line"], shown["row_id"], shown["command"]) == (3, 7, "fox", "batch")
 
 
 # --- every way out, hostile -----------------------------------------------------------------------------------------

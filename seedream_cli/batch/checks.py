@@ -13,7 +13,6 @@ from ..errors import Problem
 from ..request.image_request import Draft
 from ..request.validation import ADVISED_CJK
 from .columns import _HERE, _STAND_INS, Columns, Slot
-from .identity import _ALL_BITS, _Numbers
 from .table import Row, T, Table, _overlay, _plain_number
 from .table_source import COLUMNS_MOST, SHOWN_MOST, Cell, _count, _text
 
@@ -146,7 +145,7 @@ class Checker(Generic[T]):
         """`advise` may warn of one row's own prompt, where that is long enough to be looked at."""
         self._shapes = shapes
         self._advise = advise
-        self._ids = _Numbers()
+        self._ids = dict[int, int]()
         self._told: set[Problem] = set()
         self._warned: dict[Problem, tuple[str, int]] = {}
         self._passed: dict[_Shaped[T], int] = {}
@@ -229,7 +228,7 @@ class Checker(Generic[T]):
 
     def _keep_id(self, name: str, line: int) -> int:
         """The line in which this id stood first. Only this process compares its hashes."""
-        return self._ids.keep(hash(name) & _ALL_BITS, line)
+        return self._ids.setdefault(hash(name), line)
 
     def close(self) -> list[Problem]:
         """The warnings, each once, at the first row that it concerns and with the number of the others."""
@@ -250,16 +249,6 @@ class Checker(Generic[T]):
 def _empty(slot: Slot) -> Problem:
     hint = f"--var {slot.name}=… gives a text for empty cells"
     return Problem(slot.name, f"{{{slot.name}}} is empty here", hint, "warning", _HERE, "variable_empty")
-
-
-def check_table(
-    table: Table, columns: Columns, base: Draft, judge: Callable[[Draft], Sequence[Problem]]
-) -> Iterator[Problem]:
-    """Every problem of every row, with its place, in the order of the rows; nothing is held."""
-    checker = Checker(Shapes(base, lambda draft: (None, judge(draft))))
-    yield from checker.check(table, columns)
-    if not checker.rows:
-        yield Problem("", table.no_rows, severity="warning", origin=table.name, code="no_rows")
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,13 +319,6 @@ class Row(NamedTuple):
         own = {"id": _clean(self.id)} if self.id else {}
         return {**fields, "row": str(self.number), **own}
 
-    def read_options(self) -> tuple[Draft, list[Problem]]:
-        """What the row's own cells set, each with its place, and what of it has no meaning. Empty cells set nothing."""
-        reader = self.sort_cells()
-        found = (*reader.values, *reader.switches, *reader.lists)
-        draft = Draft(reader.values, reader.switches, reader.lists, dict.fromkeys(found, self.origin))
-        return draft, reader.problems
-
     def draft(self, base: Draft) -> Draft:
         """The row over the options of the run, which hold where it sets nothing; what the body gets is joined."""
         return _overlay(base, self.sort_cells(), dict.fromkeys(self.columns.places, self.origin))

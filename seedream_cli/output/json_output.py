@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,24 +195,6 @@ def report_object(report: Report) -> JsonObject:
         "requests": jobs,
     }
     return shown | ({"possible_cost": _cost_object(possible)} if possible else {})
-
-
-def summary_object(report: Report, *, skipped: int = 0) -> JsonObject:
-    """The last line of a batch. `rows` counts those of this run and the `skipped`; a partial row has failed."""
-    states = Counter("unknown" if job.status == "unknown" else _row_state(job) for job in report.jobs)
-    cost = _total_cost(report.jobs)
-    return {
-        "schema": SCHEMA,
-        "type": "summary",
-        "rows": len(report.jobs) + skipped,
-        "succeeded": states["succeeded"],
-        "failed": states["failed"],
-        "unknown": states["unknown"],
-        "skipped": skipped,
-        "images": sum(1 for job in report.jobs for image in job.images if image.error is None),
-        "cost": _cost_object(cost),
-        "elapsed_s": round(report.elapsed_s, 3),
-    }
 
 
 def batch_object(report: BatchReport) -> JsonObject:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ..results import Cost, Draining, Event, Finished, Notice, Planned, Retrying, Saved, SavedImage, Stage
 from ..text import clean, clean_path, count_words, money_words, size_words, span_words
-from .json_output import Row, job_object, print_json
 from .streams import Streams
-from .summary import Display, Mode, print_places
+from .summary import Display
 
 _PLAIN_S = 10.0
 
@@ -192,46 +191,6 @@ class PlainSink:
         tally = self._tally
         if self._verbosity >= 0 and isinstance(event, Finished) and tally.requests > 1 and tally.crossed_tenth:
             self._streams.err(f"done: {tally.words()}")
-
-    def close(self) -> None:
-        """Nothing to leave."""
-
-
-class TeeSink:
-    """Hands every event to several sinks."""
-
-    def __init__(self, *sinks: Display) -> None:
-        self._sinks = sinks
-
-    def emit(self, event: Event) -> None:
-        """Take one event."""
-        for sink in self._sinks:
-            sink.emit(event)
-
-    def close(self) -> None:
-        """Close all, the last first."""
-        for sink in reversed(self._sinks):
-            sink.close()
-
-
-class ResultSink:
-    """Prints each result on standard output as it comes, for a batch: paths or links as saved, or an object a row."""
-
-    def __init__(
-        self, streams: Streams, mode: Mode, *, command: str = "batch", rows: Mapping[int, Row] | None = None
-    ) -> None:
-        self._streams = streams
-        self._mode = mode
-        self._command = command
-        self._rows = rows or {}
-
-    def emit(self, event: Event) -> None:
-        """Take one event."""
-        if self._mode == "json" and isinstance(event, Finished):
-            job = event.result
-            print_json(job_object(job, self._command, row=self._rows.get(job.index)), self._streams)
-        elif isinstance(event, Finished):
-            print_places(event.result.images, self._streams, self._mode)
 
     def close(self) -> None:
         """Nothing to leave."""
