@@ -74,7 +74,9 @@ def test_every_file_lies_in_a_room() -> None:
 ONLY = {
     "typer": {"cli"},
     "click": set(),
-    "httpx": {"network/transports", "sandbox/transport"},
+    "httpx": {"network/transports", "network/connections", "sandbox/transport"},
+    "httpcore": {"network/transports", "network/connections"},
+    "h11": set(),
     "httptools": set(),
     "rich": {"output/live_progress"},
     "sqlite3": {"ledger"},

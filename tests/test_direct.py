@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import ssl
 import time
 from typing import Any
 
-from seedream_cli.network.connection import write_head
 from seedream_cli.network.exchange import LostConnectionError, NoConnectionError, Outgoing
-from seedream_cli.network.pool import Direct
+from seedream_cli.network.transports import Client, host_of
 from seedream_cli.network.urls import split_link
 
 from .rawserver import RawServer, Script, answer
@@ -43,11 +43,25 @@ class Ear:
         return False
 
 
+def make_client(tls: Any = ssl.create_default_context) -> Client:
+    """A client with nothing between."""
+    return Client(keep_s=5.0, keep_behind_s=0.0, connect_s=5.0, tls=tls, proxy_before=lambda target: None)
+
+
 def converse(url: str, *outgoing: tuple[str, int, Any], ear: Any = Ear) -> list[Any]:
     """Several requests, one after the other, over the same free connections; what came of each."""
 
     async def go() -> list[Any]:
-        way, came = Direct(keep_s=5.0, connect_s=5.0, tls=ssl.create_default_context), list[Any]()
+        way, came = (
+            Client(
+                keep_s=5.0,
+                keep_behind_s=0.0,
+                connect_s=5.0,
+                proxy_before=lambda target: None,
+                tls=ssl.create_default_context,
+            ),
+            list[Any](),
+        )
         for method, length, pieces in outgoing:
             heard = ear()
             request = Outgoing(method, split_link(url), (), length, pieces)
@@ -100,7 +114,13 @@ def test_a_connection_that_ends_while_the_intent_is_written_carries_nothing() ->
     """The server closes in the moment between the choice of a connection and the first byte: nothing was sent."""
 
     async def go(server: RawServer) -> tuple[int, Exception | None]:
-        way = Direct(keep_s=5.0, connect_s=5.0, tls=ssl.create_default_context)
+        way = Client(
+            keep_s=5.0,
+            keep_behind_s=0.0,
+            connect_s=5.0,
+            proxy_before=lambda target: None,
+            tls=ssl.create_default_context,
+        )
         request = Outgoing("POST", split_link(server.url), (), 2, lambda: iter([b"{}"]))
         await way.exchange(request, Ear())
         failed = None
@@ -121,8 +141,51 @@ def test_a_connection_that_ends_while_the_intent_is_written_carries_nothing() ->
 def test_a_host_in_another_script_is_asked_by_its_ascii_name() -> None:
     """The name in the request is the one that is connected to; an ASCII one stays as it was written."""
     for link, host in (
-        ("https://例え.jp/x.png?s=1", b"xn--r8jz45g.jp"),
-        ("https://bücher.example:8443/x", b"xn--bcher-kva.example:8443"),
-        ("https://EXAMPLE.com:443/x", b"EXAMPLE.com:443"),
+        ("https://例え.jp/x.png?s=1", "xn--r8jz45g.jp"),
+        ("https://bücher.example:8443/x", "xn--bcher-kva.example:8443"),
+        ("https://EXAMPLE.com:443/x", "EXAMPLE.com:443"),
     ):
-        assert b"\r\nHost: " + host + b"\r\n" in write_head(Outgoing("GET", split_link(link), ()))
+        assert host_of(split_link(link)) == host
+
+
+class Waiting(RawServer):
+    """A server that says twice that it is at work before it reads any of a body."""
+
+    def _receive_body(self, connection: socket.socket, head: bytes) -> bytes:
+        for _ in range(2):
+            connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+            self._stopped.wait(0.1)
+        return super()._receive_body(connection, head)
+
+
+def test_word_that_comes_while_the_body_is_written_does_not_end_it() -> None:
+    """Only a refusal does: the rest of the body follows, and the answer is that of the whole request."""
+    size = 16 << 20
+    with Waiting(answer(b"done")) as server:
+        large = ("POST", size, lambda: itertools.repeat(b"x" * (1 << 20), 16))
+        (came,) = converse(server.url, large)
+        assert (came.status, bytes(came.body), len(server.requests[0].body)) == (200, b"done", size)
+
+
+def test_answer_that_nobody_asked_for_is_not_the_next_requests() -> None:
+    """It comes while the intent is written down: nothing was sent on that connection, and nothing is believed."""
+
+    async def go(server: RawServer) -> tuple[int, Exception | None]:
+        way, failed = make_client(), None
+        request = Outgoing("POST", split_link(server.url), (), 2, lambda: iter([b"{}"]))
+        await way.exchange(request, Ear())
+        try:
+            await way.exchange(request, Late())
+        except NoConnectionError as error:
+            failed = error
+        await way.aclose()
+        return len(server.requests), failed
+
+    class Late(Ear):
+        async def leave(self) -> None:
+            await asyncio.sleep(0.4)
+
+    stray = Script((*answer(b"ok", end="keep").pieces, 0.2, *answer(b"not yours", end="keep").pieces), "keep")
+    with RawServer(stray) as server:
+        count, failed = asyncio.run(go(server))
+        assert (count, type(failed)) == (1, NoConnectionError)

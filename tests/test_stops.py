@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from seedream_cli.network.exchange import LostConnectionError, Outgoing
-from seedream_cli.network.pool import Direct
 from seedream_cli.network.urls import split_link
 from tests.conftest import CANARY, Command
 from tests.rawserver import RESET, RawServer, Script, answer, make_certificate
+from tests.test_direct import make_client
 from tests.upstream import Upstream, noise
 
 ENV = {"OPENAI_API_KEY": CANARY, "ARK_API_KEY": CANARY, "OPE_API_KEY": CANARY, "COMETAPI_KEY": CANARY}
@@ -53,7 +53,7 @@ def post(url: str, pieces: int, tls: Any = ssl.create_default_context) -> tuple[
     ear = Ear()
 
     async def go() -> Exception | None:
-        way = Direct(keep_s=5.0, connect_s=5.0, tls=tls)
+        way = make_client(tls)
         body = itertools.repeat(b"x" * (1 << 20), pieces)
         try:
             async with asyncio.timeout(30):
@@ -77,7 +77,7 @@ def test_refusal_before_the_body_is_whole_is_read_and_the_rest_not_sent(
     framing: Any, end: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the server then closes without reading (which resets), or leaves the connection as it is."""
-    monkeypatch.setattr("seedream_cli.network.connection._LAST_WORDS_S", 0.2)
+    monkeypatch.setattr("seedream_cli.network.connections._LAST_WORDS_S", 0.2)
     with RawServer(head_only(answer(b"too large", status=413, framing=framing), end)) as server:
         ear, error = post(server.url, 64)
     assert (error, ear.status, bytes(ear.body), ear.was_cut, ear.has_left) == (None, 413, b"too large", True, False)

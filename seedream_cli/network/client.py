@@ -6,9 +6,9 @@ repetition. What left is told by the connection itself, never guessed from an ex
 neither proven unsent nor answered whole is `unknown_outcome`. The API key goes to the provider's host only; links are
 fetched over connections that have never seen it.
 
-Here is what binds the parts. What it follows stands in rooms of its own: `attempts` and `pace` (what may leave, and
-when), `body`, `replies` and `framing` (what goes and comes), `downloads` and `links`, `masking`; and the ways to a
-host, `direct` and, loaded only where something is between, `relay`.
+Here is what binds the parts. What it follows stands in files of its own: `retry` and `rate_limit` (what may leave, and
+when), `request_body` and `response` (what goes and comes), `download` and `urls`; and httpx in `transports`, over the
+connections of `connections`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from ..storage.system_limits import lack_of
 from .download import Downloads, Fetched, Order
 from .exchange import Listener, LostConnectionError, NoConnectionError, Outgoing
 from .policy import Clock, Policy
-from .pool import Direct, trusted_certificates
 from .proxies import Proxies, Proxy
 from .rate_limit import Waiter
 from .request_body import encode_body
@@ -43,7 +42,7 @@ from .retry import Attempts, Gate, Trail, Watch
 from .urls import Nearness, Target, is_loopback, may_ask, nearness, resolved_nearness, split_link
 
 if TYPE_CHECKING:
-    from .transports import Relay
+    from .transports import Client
 
 
 T = TypeVar("T")
@@ -150,7 +149,7 @@ class Wire:
         )
         self._nearness: Nearness = "loopback" if transport is not None or by_hand else nearness(self._base.target.host)
         self._is_looked_up = False
-        self._ways: dict[tuple[str, Proxy | None], Direct | Relay] = {}
+        self._clients: dict[str, Client] = {}
         self._between: dict[tuple[str, str, int | None], Proxy | None] = {}
         self._tls: ssl.SSLContext | None = None
         agent = ("User-Agent", f"seedream/{__version__}")
@@ -162,19 +161,14 @@ class Wire:
             )
 
     async def __aenter__(self) -> Wire:
-        """Make the first way, so that an unusable proxy or certificate is told before anything is begun."""
-        secure = self._base.secure
-        way = self._way("api", self._base.target)
-        if not isinstance(way, Direct):
-            await way.open(secure=secure)
-        elif secure:
-            self._certificates()
+        """Make the client of the API, so that an unusable proxy or certificate is told before anything is begun."""
+        self._client("api").open(self._base.target)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        ways, self._ways = list(self._ways.values()), {}
-        for way in ways:
-            await way.aclose()
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            await client.aclose()
 
     @property
     def proxy_in_use(self) -> str:
@@ -335,7 +329,7 @@ class Wire:
             self._say(f"> {call.method} {self._base.url}{call.path} ({length} bytes)")
         try:
             async with asyncio.timeout(self._policy.connect_timeout_s) as trail.timer:
-                await self._way("api", self._base.target).exchange(outgoing, ear)
+                await self._client("api").exchange(outgoing, ear)
         except _BROKEN as exc:
             raise self._failure(call, trail, exc) from exc
         except asyncio.CancelledError:
@@ -427,7 +421,7 @@ class Wire:
         if self._log:
             self._say(f"> GET {target.scheme}://{target.authority}{outgoing.path}")
         try:
-            await self._way("links", target).exchange(outgoing, listener)
+            await self._client("links").exchange(outgoing, listener)
         except _BROKEN as exc:
             if _is_deadline(exc):
                 # The download's own deadline, which speaks for itself.
@@ -491,15 +485,23 @@ class Wire:
             if any(resolved_nearness(str(one[4][0])) == "private" for one in found):
                 self._nearness = "private"
 
-    # -- ways
+    # -- clients
 
-    def _way(self, room: Literal["api", "links"], target: Target) -> Direct | Relay:
-        """The way to a host. Calls and links have connections of their own, so that no store sees where a key went."""
-        proxy = self._proxy_before(target)
-        way = self._ways.get((room, proxy))
-        if way is None:
-            way = self._ways[room, proxy] = self._make_way(room, proxy)
-        return way
+    def _client(self, room: Literal["api", "links"]) -> Client:
+        """Calls and links have a client each, so that no store sees a connection where a key went."""
+        client = self._clients.get(room)
+        if client is None:
+            from .transports import Client
+
+            client = self._clients[room] = Client(
+                keep_s=_CALL_KEEP_S if room == "api" else _LINK_KEEP_S,
+                keep_behind_s=0.0 if room == "api" else _LINK_KEEP_S,
+                connect_s=self._policy.connect_timeout_s,
+                tls=self._certificates,
+                proxy_before=self._proxy_before,
+                transport=self._transport,
+            )
+        return client
 
     def _proxy_before(self, target: Target) -> Proxy | None:
         """The proxy that stands before a host: the user's own, or the environment's for this very address.
@@ -513,22 +515,6 @@ class Wire:
                 proxy = None
             self._between[place] = proxy
         return self._between[place]
-
-    def _make_way(self, room: Literal["api", "links"], proxy: Proxy | None) -> Direct | Relay:
-        connect_s = self._policy.connect_timeout_s
-        if proxy is None and self._transport is None:
-            keep_s = _CALL_KEEP_S if room == "api" else _LINK_KEEP_S
-            return Direct(keep_s=keep_s, connect_s=connect_s, tls=self._certificates)
-        from .transports import Relay
-
-        return Relay(
-            # What is between may hold a connection open that has nothing behind it any more.
-            keep_s=None if room == "api" else _LINK_KEEP_S,
-            connect_s=connect_s,
-            tls=self._certificates,
-            proxy=proxy,
-            transport=self._transport,
-        )
 
     def _certificates(self) -> ssl.SSLContext:
         """One context for all TLS, read when first needed: that takes 20 to 40 ms."""
@@ -634,6 +620,8 @@ def _check_base(base_url: str, *, offline: bool) -> _Base:
 
 def _trusted(file: str | None, folder: str | None) -> ssl.SSLContext:
     """The certificates that are trusted; ConfigError where the user's are none."""
+    from .connections import trusted_certificates
+
     try:
         return trusted_certificates(file, folder)
     except OSError as exc:

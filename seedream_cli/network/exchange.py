@@ -1,8 +1,7 @@
-"""What the wire and its ways to a host say to each other: a request, an ear for what becomes of it, and two failures.
+"""What the client and httpx say to each other: a request, a listener for what becomes of it, and two failures.
 
-A way is `direct` (a socket with nothing between) or `relay` (a proxy, or the sandbox in this process). Both send the
-bytes as they are given, follow nothing, remember nothing, and tell the listener in this order: `leave` just before the
-first byte, `sent` once the last one has left, `head`, `data`.
+`transports` sends the bytes as they are given, follows nothing, remembers nothing, and tells the listener in this
+order: `leave` just before the first byte, `sent` once the last one has left, `head`, `data`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Ways to a host that lead through something: a proxy, or the sandbox in this process. The one importer of httpx.
+"""The clients of httpx: to a host itself, through a proxy, or to the sandbox in this process.
 
-What is between speaks its own protocols (tunnels, SOCKS, the environment's rules for whom to bypass), which the
-library knows; only the bytes of a link are kept from its mending.
+They follow nothing, remember nothing and add nothing; the bytes of a link are kept from the library's mending.
 """
 
 from __future__ import annotations
@@ -16,157 +15,132 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
+import httpcore
 import httpx
 
 from ..errors import ConfigError
+from .connections import FreeList
 from .exchange import Listener, LostConnectionError, NoConnectionError, Outgoing
 from .proxies import Proxy
 from .urls import Target
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
-_LANE = 4  # connections of one client
+class Client:
+    """A client of httpx that follows nothing and remembers nothing, and the ways its requests take to a host.
 
-
-class _Lane:
-    """A client and how many exchanges it has under way."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self.client = client
-        self.busy = 0
-
-
-class Relay:
-    """Exchanges through one proxy, or through a `transport` without any network.
-
-    `keep_s` is how long a connection may be idle and still serve; None keeps none.
+    `proxy_before` names the proxy that stands before a host. A `transport` (the sandbox) takes the place of the
+    network. `keep_s` is how long a connection may be idle and still serve, `keep_behind_s` the same where something is
+    between, which may hold a connection open that has nothing behind it any more.
     """
 
     def __init__(
         self,
         *,
-        keep_s: float | None,
+        keep_s: float,
+        keep_behind_s: float,
         connect_s: float,
         tls: Callable[[], ssl.SSLContext],
-        proxy: Proxy | None = None,
+        proxy_before: Callable[[Target], Proxy | None],
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._keep_s = keep_s
+        self._keep_behind_s = keep_behind_s
         # A little less than the deadline around it: the library closes its socket when its own clock ends the attempt.
         self._connect_s = 0.9 * connect_s
         self._tls = tls
-        self._proxy = proxy
-        self._transport = transport
-        self._lanes: dict[bool, list[_Lane]] = {}
+        self._proxy_before = proxy_before
+        self._is_given = transport is not None
+        self._direct = transport or FreeList(keep_s=keep_s, connect_s=connect_s, tls=tls)
+        self._through: dict[tuple[Proxy, bool], httpx.AsyncBaseTransport] = {}
+        no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+        self._client = httpx.AsyncClient(
+            cookies=no_cookies, transport=_Routes(self._way_to), trust_env=False, follow_redirects=False
+        )
         _silence_libraries()
         _remember_absence()
 
     async def exchange(self, outgoing: Outgoing, listener: Listener) -> None:
         """One request and its answer. Raises `NoConnectionError`, `LostConnectionError`, or what the listener does."""
-        told = _Told(outgoing.method, listener, is_proxied=self._proxy is not None)
+        told = _Told(outgoing.method, listener, is_proxied=self._proxy_before(outgoing.target) is not None)
         with _library_errors(told), told.to_the_end():
-            async with self._client(secure=outgoing.target.scheme == "https") as client:
-                request = self._request(client, outgoing)
-                request.extensions["trace"] = told.trace
-                response = await client.send(request, stream=True)
-                async with contextlib.aclosing(response):
-                    if listener.head(response.status_code, _headers(response)):
+            request = self._request(outgoing)
+            request.extensions["trace"] = told.trace
+            response = await self._client.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                if listener.head(response.status_code, _headers(response)):
+                    return
+                async for chunk in _raw(response):
+                    if listener.data(chunk):
                         return
-                    async for chunk in _raw(response):
-                        if listener.data(chunk):
-                            return
 
-    def _request(self, client: httpx.AsyncClient, outgoing: Outgoing) -> httpx.Request:
-        target = outgoing.target
-        headers = dict(outgoing.headers)
-        content = None
-        if outgoing.pieces is not None:
-            headers["Content-Length"] = str(outgoing.length)
-            content = _outgoing(outgoing.pieces())
+    def _request(self, outgoing: Outgoing) -> httpx.Request:
+        """A request with nothing of the client's: what leaves is what stands here."""
+        url = _ExactURL(outgoing.target)
         timeout = httpx.Timeout(outgoing.silence_s, connect=self._connect_s, pool=None)
         if outgoing.silence_s is None:
             timeout = httpx.Timeout(None, connect=self._connect_s, write=60.0)
-        url = _ExactURL(target)
-        request = client.build_request(outgoing.method, url, headers=headers, content=content, timeout=timeout)
-        # The client has made the headers out of a copy that lost the exact bytes.
+        request = httpx.Request(
+            outgoing.method,
+            url,
+            headers=_headers_of(outgoing),
+            content=None if outgoing.pieces is None else _outgoing(outgoing.pieces()),
+            extensions={"timeout": timeout.as_dict(), "admit": outgoing.admit, "repeatable": outgoing.repeatable},
+        )
+        # The library has made a copy that lost the exact bytes.
         request.url = url
         return request
 
-    async def open(self, *, secure: bool) -> None:
-        """Make a client, so that an unusable proxy or certificate is told before anything is begun."""
-        async with self._client(secure=secure):
-            return
+    def open(self, target: Target) -> None:
+        """Make the way to a host, so that an unusable proxy or certificate is told before anything is begun."""
+        if self._way_to(target) is self._direct and target.scheme == "https" and not self._is_given:
+            self._tls()
 
     async def aclose(self) -> None:
-        """Close every client."""
-        lanes, self._lanes = [lane for room in self._lanes.values() for lane in room], {}
-        for lane in lanes:
-            await lane.client.aclose()
+        """Close every connection."""
+        await self._client.aclose()
+        await self._direct.aclose()
+        for way in self._through.values():
+            await way.aclose()
 
-    @contextlib.asynccontextmanager
-    async def _client(self, *, secure: bool) -> AsyncIterator[httpx.AsyncClient]:
-        """A client with a place free; none follows or remembers.
+    def _way_to(self, target: Target) -> httpx.AsyncBaseTransport:
+        """The transport for a host. Raises `ConfigError` where the proxy before it cannot be used."""
+        proxy = self._proxy_before(target)
+        if proxy is None:
+            return self._direct
+        way = self._through.get((proxy, target.scheme == "https"))
+        if way is None:
+            way = self._through[proxy, target.scheme == "https"] = self._make_way(proxy, target)
+        return way
 
-        The library's pool looks at all connections for every request: many small pools cost less than a large one.
-        """
-        lanes = self._lanes.setdefault(secure, [])
-        lane = next((lane for lane in lanes if lane.busy < _LANE), None)
-        if lane is None:
-            lane = _Lane(self._make_client(secure=secure))
-            lanes.append(lane)
-        lane.busy += 1
+    def _make_way(self, proxy: Proxy, target: Target) -> httpx.AsyncBaseTransport:
+        url = proxy.usable_url()
         try:
-            yield lane.client
-        finally:
-            lane.busy -= 1
-
-    def _make_client(self, *, secure: bool) -> httpx.AsyncClient:
-        no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-        proxy = self._library_proxy()
-        try:
-            client = httpx.AsyncClient(
-                cookies=no_cookies,
+            return httpx.AsyncHTTPTransport(
+                # Reading the certificates takes 20 to 40 ms, so plain http gets none: an empty context trusts nobody.
+                verify=self._tls() if target.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+                # A proxy that is spoken to over TLS is held to the same certificates.
+                proxy=httpx.Proxy(url, ssl_context=self._tls() if url.startswith("https:") else None),
                 limits=httpx.Limits(
                     max_connections=None,
-                    max_keepalive_connections=0 if self._keep_s is None else _LANE,
-                    keepalive_expiry=self._keep_s or 0.0,
+                    max_keepalive_connections=None if self._keep_behind_s else 0,
+                    keepalive_expiry=self._keep_behind_s,
                 ),
-                verify=self._verify(secure=secure),
-                proxy=proxy,
                 trust_env=False,
-                transport=self._transport,
-                follow_redirects=False,
             )
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as exc:
-            raise self._unusable() from exc
-        # What leaves is what the wire says, and nothing of the library's own.
-        client.headers.clear()
-        return client
+            hint = f"correct or unset {proxy.source}; proxies are http://, https:// or socks5:// addresses"
+            raise ConfigError(f"the proxy in {proxy.source} cannot be used", hint=hint) from exc
 
-    def _verify(self, *, secure: bool) -> ssl.SSLContext:
-        """Reading the certificates takes 20 to 40 ms, so plain http gets none.
 
-        An empty context trusts nobody, so that a mistake here ends in a refusal and not in an unchecked connection.
-        """
-        if not secure or self._transport is not None:
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return self._tls()
+class _Routes(httpx.AsyncBaseTransport):
+    """Hands each request to the transport for its host."""
 
-    def _library_proxy(self) -> httpx.Proxy | None:
-        """The proxy as the library takes it. Raises `ConfigError` where it cannot be used."""
-        if self._proxy is None or self._transport is not None:
-            return None
-        url = self._proxy.usable_url()
-        try:
-            # A proxy that is spoken to over TLS is held to the same certificates.
-            return httpx.Proxy(url, ssl_context=self._tls() if url.startswith("https:") else None)
-        except (ValueError, httpx.InvalidURL) as exc:
-            raise self._unusable() from exc
+    def __init__(self, way_to: Callable[[Target], httpx.AsyncBaseTransport]) -> None:
+        self._way_to = way_to
 
-    def _unusable(self) -> ConfigError:
-        name = self._proxy.source if self._proxy else "--proxy"
-        hint = f"correct or unset {name}; proxies are http://, https:// or socks5:// addresses"
-        return ConfigError(f"the proxy in {name} cannot be used", hint=hint)
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """One request and the head of its answer."""
+        assert isinstance(request.url, _ExactURL)  # noqa: S101 - every request is made here
+        return await self._way_to(request.url.target).handle_async_request(request)
 
 
 class _Told:
@@ -187,7 +161,7 @@ class _Told:
         try:
             yield
         finally:
-            if self.headers_left and not self.body_left:
+            if self.has_left and not self.body_left:
                 self._listener.cut()
 
     async def trace(self, name: str, info: Mapping[str, Any]) -> None:
@@ -207,7 +181,7 @@ class _Told:
             self.has_left = True
         elif event == "send_request_body":
             self.headers_left = True
-        elif event == "receive_response_headers":
+        elif event == "receive_response_headers" and self.body_left:
             self._listener.sent()
 
 
@@ -216,14 +190,12 @@ def _library_errors(told: _Told) -> Iterator[None]:
     """The library's errors as what they mean for the request."""
     try:
         yield
-    except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL):
+    except (httpx.LocalProtocolError, httpcore.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL):
         # The library's text for a bad header prints the header, key included: it must not hang on as a cause.
         if told.headers_left:
             raise LostConnectionError("the request is no valid HTTP") from None
         raise NoConnectionError("the request is no valid HTTP", usable=False) from None
-    except _NEVER_SENT as exc:
-        raise _no_connection(exc, told) from exc
-    except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as exc:
+    except (httpx.HTTPError, httpx.StreamError, httpcore.RemoteProtocolError, ssl.SSLError) as exc:
         if not told.has_left:
             raise _no_connection(exc, told) from exc
         raise LostConnectionError(str(exc) or type(exc).__name__) from exc
@@ -240,6 +212,30 @@ def _no_connection(exc: Exception, told: _Told) -> NoConnectionError:
     return NoConnectionError(text, usable=not 400 <= status < 500, at_proxy=True, status=status)
 
 
+_FIELD = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+_TARGET = re.compile(rb"[\x21-\x7e]+")
+
+
+def _headers_of(outgoing: Outgoing) -> list[tuple[bytes, bytes]]:
+    """The request's headers, and no others. Raises `NoConnectionError` for what would be no valid HTTP."""
+    headers = [("Host", host_of(outgoing.target)), *outgoing.headers]
+    if outgoing.pieces is not None:
+        headers.append(("Content-Length", str(outgoing.length)))
+    lines = [f"{name}: {value}" for name, value in headers]
+    if not (_TARGET.fullmatch(outgoing.target.raw) and all(map(_FIELD.fullmatch, lines))):
+        # Said without the line, which may hold the key.
+        raise NoConnectionError("the request is no valid HTTP", usable=False)
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def host_of(target: Target) -> str:
+    """The host as it was written, or, where that is no ASCII, as it is connected to."""
+    if target.authority.isascii():
+        return target.authority
+    return target.host if target.port is None else f"{target.host}:{target.port}"
+
+
 class _ExactURL(httpx.URL):
     """A URL whose request target is sent as it is.
 
@@ -249,11 +245,15 @@ class _ExactURL(httpx.URL):
 
     def __init__(self, target: Target) -> None:
         super().__init__(scheme=target.scheme, host=target.host, port=target.port, path="/")
-        self._exact = target.raw
+        self.target = target
+
+    @property
+    def raw_host(self) -> bytes:
+        return self.target.host.encode("ascii")
 
     @property
     def raw_path(self) -> bytes:
-        return self._exact
+        return self.target.raw
 
 
 def _headers(response: httpx.Response) -> dict[str, str]:

@@ -1,14 +1,16 @@
-"""An answer of HTTP/1.1 out of the bytes of a connection: read as RFC 9112 has it, and as servers really write it.
+"""An answer as servers really write it, mended on its way to h11, which reads only what RFC 9112 has.
 
 What is paid for is not lost to how it is wrapped: equal lengths are one, a length beside chunks is none, lines may end
-in a bare LF and be folded, and a body that breaks its own framing is handed on as it came before that is told.
+in a bare LF and be folded, and a body that breaks its own framing is handed on as it came before that is told. The
+bytes of a body are never changed: only its head, and where it is cut into chunks.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
-from .exchange import Listener, LostConnectionError
+from .exchange import LostConnectionError
 
 _HEAD_MOST = 1 << 17
 """Bytes of an answer's head. A store sends less than 4 kB; without a bound a peer could fill the memory."""
@@ -28,18 +30,19 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _BODILESS = frozenset({204, 304})
 
 
-class AnswerReader:
-    """One answer, told to its listener as it comes. `reusable` says whether another request may follow on its
-    connection; `status` is 0 before its head is here. With `greedy` what follows a body that is longer than its length
-    belongs to it.
+class Mender:
+    """One answer, handed to `give` as it comes. `reusable` says whether another request may follow on its connection;
+    `status` is 0 before its head is here. With `greedy` what follows a body that is longer than its length belongs to
+    it; such a body is given in chunks, whose end is told here.
     """
 
-    def __init__(self, listener: Listener, *, greedy: bool = False) -> None:
+    def __init__(self, give: Callable[[bytes], None], *, greedy: bool) -> None:
         self.is_over = False
         self.reusable = False
         self.status = 0
-        self._listener = listener
+        self._give = give
         self._greedy = greedy
+        self._gives_chunks = False
         self._head = bytearray()
         self._has_head = False
         self._closes = True
@@ -64,11 +67,17 @@ class AnswerReader:
         """
         self.reusable = False
         if self._has_head and not self._flaw and self._may_end():
-            self.is_over = True
+            self.end(reusable=False)
             return
         raise LostConnectionError(
             self._flaw or "the connection was closed before the answer was whole", is_ambiguous=self._is_ambiguous
         )
+
+    def end(self, *, reusable: bool) -> None:
+        """Nothing more comes of it."""
+        self.is_over, self.reusable = True, reusable
+        if self._gives_chunks:
+            self._give(b"0\r\n\r\n")
 
     def _may_end(self) -> bool:
         if self._chunks is not None:
@@ -102,7 +111,7 @@ class AnswerReader:
         found = _STATUS.match(first.rstrip(b"\r"))
         if found is None or int(found[3]) == 101:
             raise LostConnectionError("the answer is no valid HTTP")
-        status, headers = int(found[3]), read_fields(lines)
+        status, headers = int(found[3]), _read_fields(lines)
         if 100 <= status < 200:
             # It only says that the real one follows.
             return
@@ -112,10 +121,11 @@ class AnswerReader:
         self._closes = "close" in said or not (is_new or "keep-alive" in said)
         self._read_framing(status, headers)
         self.reusable = not (self._closes or self._flaw)
-        if self._listener.head(status, headers):
-            self._end(reusable=False)
-        elif status in _BODILESS or self._left == 0:
-            self._end(reusable=self.reusable)
+        has_body = status not in _BODILESS and self._left != 0
+        self._gives_chunks = has_body and (self._greedy or self._left is None)
+        self._give(_write_head(status, headers, chunked=self._gives_chunks))
+        if not has_body:
+            self.end(reusable=self.reusable)
 
     def _read_framing(self, status: int, headers: dict[str, str]) -> None:
         """How the body's end is known (RFC 9112, 6.3). The header that counts is left as a number, others are taken
@@ -160,7 +170,7 @@ class AnswerReader:
                 # What says that it closes has not said all before that.
                 self._left = None
                 return
-        self._end(reusable=self.reusable and not more)
+        self.end(reusable=self.reusable and not more)
 
     def _take_chunks(self, chunks: _Chunks, chunk: memoryview) -> None:
         while chunk and not self.is_over:
@@ -176,14 +186,11 @@ class AnswerReader:
                     self._hand_on(chunk)
                     raise LostConnectionError(self._flaw)
             elif chunks.is_over:
-                self._end(reusable=self.reusable and not chunk)
+                self.end(reusable=self.reusable and not chunk)
 
     def _hand_on(self, piece: memoryview) -> None:
-        if piece and not self.is_over and self._listener.data(piece):
-            self._end(reusable=False)
-
-    def _end(self, *, reusable: bool) -> None:
-        self.is_over, self.reusable = True, reusable
+        if piece and not self.is_over:
+            self._give(b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) if self._gives_chunks else bytes(piece))
 
 
 class _Chunks:
@@ -249,7 +256,24 @@ class _Chunks:
         self.is_broken, self.rest = True, rest
 
 
-def read_fields(lines: list[bytes]) -> dict[str, str]:
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+
+_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]+")
+
+
+def _write_head(status: int, headers: Mapping[str, str], *, chunked: bool) -> bytes:
+    """An answer's head as h11 reads it: without what is no field, and with the framing that its body is given."""
+    lines = [b"HTTP/1.1 %03d" % status]
+    for name, text in headers.items():
+        if name != "transfer-encoding" and _TOKEN.fullmatch(name):
+            value = text.encode("utf-8", "surrogateescape") if name == "location" else text.encode("latin-1")
+            lines.append(b"%b: %b" % (name.encode(), _CONTROLS.sub(b" ", value).strip()))
+    if chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    return b"\r\n".join((*lines, b"", b""))
+
+
+def _read_fields(lines: list[bytes]) -> dict[str, str]:
     """Header fields by name in lower case; repeated ones are joined, folded ones made whole."""
     fields: dict[str, str] = {}
     key = ""
