@@ -687,7 +687,8 @@ def test_results_of_json_lines_are_a_table(tmp_path: Path) -> None:
 def test_results_come_whole_or_not_at_all(tmp_path: Path) -> None:
     """A failure half way leaves the earlier results and nothing else; the table itself is never replaced."""
     path = tmp_path / "results.csv"
-    path.write_text("earlier")
+    earlier = "prompt,status,path,error,provider_code,billed,cost,request_id,warning\nowl,,,,,,,,\n"
+    path.write_text(earlier)
 
     def broken(rows: Iterable[Row]) -> Iterator[tuple[Row, RowResult]]:
         yield from results(rows)
@@ -697,7 +698,7 @@ def test_results_come_whole_or_not_at_all(tmp_path: Path) -> None:
         columns = plan(table)
         with pytest.raises(KeyboardInterrupt):
             write_results(path, table, broken(table.rows(columns)))
-        assert path.read_text() == "earlier"
+        assert path.read_text() == earlier
         (tmp_path / "link.csv").symlink_to(tmp_path / "shots.csv")
         for own in (tmp_path / "shots.csv", tmp_path / "link.csv", tmp_path):
             assert check_results(own, table)
