@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple
 
-from ..config.option_kinds import whole_number
+from ..config.option_kinds import BadValueError
+from ..config.options import OPTIONS
 from ..errors import Problem
 from ..request.image_request import Draft
 from ..request.validation import ADVISED_CJK
@@ -119,17 +120,14 @@ _PLAIN_NAME = re.compile(r"\w[\w -]*(/\w[\w -]*)*")
 """A name without fields, dots and signs: whatever template rules there are, it keeps them."""
 
 
-_SEED = re.compile(r"\s*[+-]?[0-9]{1,12}\s*", re.ASCII)
-
-
 def _plain_seed(text: str) -> str:
     """A seed that every model can take, in one spelling; "" for any other text, which is judged as it stands."""
     if len(text) < 10 and text.isdecimal() and text.isascii() and text[0] != "0":
         return text
-    if not _SEED.fullmatch(text := whole_number(text.strip()) or text):
+    try:
+        return str(OPTIONS["seed"].check(text))
+    except BadValueError:
         return ""
-    number = int(text)
-    return str(number) if -1 <= number < 2**31 else ""
 
 
 def _unplace(problem: Problem) -> Problem:

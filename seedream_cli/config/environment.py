@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -149,6 +148,8 @@ _OTHER_VARIABLES = ("API_KEY", "STATE_DIR", "FAULT")
 
 def misspelt_variables(surroundings: Surroundings) -> list[Problem]:
     """A warning for each SEEDREAM_ variable that nobody reads, with the one that may have been meant."""
+    import difflib
+
     known = [*_OTHER_VARIABLES, *(option.name.upper() for option in OPTIONS.values() if option.may("variable"))]
     found = []
     for name in sorted(surroundings.environ):

@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..storage.file_names import scheme_problem
-from ..text import nearest_hint
-
 Check = Callable[[str], Any]
 """Takes what was written and returns the value, or raises `BadValueError`."""
 
@@ -130,6 +127,7 @@ def aspect(text: str) -> str:
 def provider(text: str) -> str:
     """A provider's name."""
     from ..providers import PROVIDERS
+    from ..text import nearest_hint
 
     name = text.strip().lower()
     if name not in PROVIDERS:
@@ -153,6 +151,8 @@ def proxy(text: str) -> str:
 
 def place(text: str) -> str:
     """Where files are written to: a path of this machine."""
+    from ..storage.file_names import scheme_problem
+
     if problem := scheme_problem("", text):
         raise BadValueError(problem.message, problem.hint)
     return text.strip()

@@ -7,7 +7,6 @@ added by adding its row, and what is done with its value where that is used.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,6 +102,8 @@ class Option:
         if self.kind in {"value", "count"} and is_plain and not isinstance(value, bool):
             return str(value)
         if self.key == "extra" and isinstance(value, dict):
+            import json
+
             return tuple(f"{key}={json.dumps(item, default=str)}" for key, item in value.items())
         items = value if isinstance(value, list) else [value]
         if self.kind == "list" and all(isinstance(item, str) for item in items):
