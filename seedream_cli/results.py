@@ -14,7 +14,7 @@ Status = Literal["succeeded", "partial", "failed", "unknown", "submitted", "plan
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
+class Base64Slice:
     """A base64 picture left where it lies: `length` characters at byte `offset` of the file `path`.
 
     With `is_raw` they are the picture's own bytes and no base64.
@@ -41,7 +41,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ProviderImage:
     """One picture of a provider's answer, not yet on disk: a link, or base64, or an error.
 
     Base64 stands in the kept reply (`blob`) or, short or from a stream, here (`base64`, without a `data:` prefix).
@@ -49,7 +49,7 @@ class Picture:
 
     index: int
     link: str = ""
-    blob: Blob | None = None
+    blob: Base64Slice | None = None
     size: str = ""
     format: str = ""
     error: SeedreamError | None = None

@@ -26,7 +26,7 @@ from seedream_cli.output.model_table import models_markdown
 from seedream_cli.providers import specs
 from seedream_cli.request.models import MODELS
 from seedream_cli.sandbox import service
-from tests.rawserver import free_port
+from tests.support.raw_server import free_port
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

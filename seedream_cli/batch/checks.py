@@ -18,7 +18,7 @@ from .table import Row, T, Table, _overlay, _plain_number
 from .table_source import COLUMNS_MOST, SHOWN_MOST, Cell, _count, _text
 
 
-class Judged(NamedTuple, Generic[T]):
+class CheckedRow(NamedTuple, Generic[T]):
     """A row and what was found. `value` is the judge's for its shape, None where the row cannot be read.
 
     `prompt` and `seed` are the parts of its request that the shape leaves out ("" where there is none); its name is
@@ -47,7 +47,7 @@ class _Shaped(Generic[T]):
     is_sound: bool
 
 
-class Shapes(Generic[T]):
+class TemplateCache(Generic[T]):
     """Judges each shape once, since building a request costs more than reading a row.
 
     `judge` gets a draft that is the row over `base`, in which stand-ins take the place of a prompt, seed and name that
@@ -71,11 +71,11 @@ class Shapes(Generic[T]):
         self._shape_of, self._prompt_of = columns.shape_of, columns.prompt_of
         self._seed_at, self._name_at = columns.at.get("seed"), columns.at.get("name")
 
-    def judge(self, row: Row) -> Judged[T]:
+    def judge(self, row: Row) -> CheckedRow[T]:
         """The row with the judgment of its shape."""
         key, prompt, number = self._find(row.columns, row.cells)
         shaped = self._kept.get(key) or self._keep(key, row)
-        return Judged(row, shaped.value, shaped.found, prompt, number)
+        return CheckedRow(row, shaped.value, shaped.found, prompt, number)
 
     def glance(self, columns: Columns, cells: Sequence[Cell]) -> _Shaped[T] | None:
         """The judgment of the cells' shape, where it is known already."""
@@ -139,7 +139,9 @@ def _unplace(problem: Problem) -> Problem:
 class Checker(Generic[T]):
     """Checks the rows of one pass: each on its own, and what only the whole table shows."""
 
-    def __init__(self, shapes: Shapes[T], advise: Callable[[Judged[T]], Problem | None] | None = None) -> None:
+    def __init__(
+        self, shapes: TemplateCache[T], advise: Callable[[CheckedRow[T]], Problem | None] | None = None
+    ) -> None:
         """`advise` may warn of one row's own prompt, where that is long enough to be looked at."""
         self._shapes = shapes
         self._advise = advise
@@ -179,13 +181,13 @@ class Checker(Generic[T]):
             self._passed[shaped] += 1
         return True
 
-    def judge(self, row: Row) -> Judged[T]:
+    def judge(self, row: Row) -> CheckedRow[T]:
         """The row judged, with its errors; one of an option of the run, not of the row, is told once.
 
         Warnings are kept for `close`: most concern every row of the table.
         """
         if row.problems:
-            return Judged(row, None, row.problems)
+            return CheckedRow(row, None, row.problems)
         for slot in row.columns.slots:
             if slot.at in row.columns.needed_at and not row.cells[slot.at]:
                 self._warn(_empty(slot), row)

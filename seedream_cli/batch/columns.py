@@ -186,7 +186,7 @@ class _Planner:
         self.headings = headings
         self.problems: list[Problem] = []
 
-    def complain(self, name: str, message: str, hint: str = "", origin: str = "") -> None:
+    def add_error(self, name: str, message: str, hint: str = "", origin: str = "") -> None:
         """Note an error at a column."""
         self.problems.append(Problem(name, message, hint, origin=origin))
 
@@ -197,15 +197,15 @@ class _Planner:
         for pair in maps:
             name, equals, option = (part.strip() for part in pair.rpartition("="))
             if not equals:
-                self.complain("map", f"{pair!r} is not COLUMN=OPTION", "write --map 'Text=prompt'", "--map")
+                self.add_error("map", f"{pair!r} is not COLUMN=OPTION", "write --map 'Text=prompt'", "--map")
             elif name not in known:
                 hint = _guess(name, known, "the columns are")
                 if self.headings and not re.search(r":\d+$", self.headings[0].origin):
                     hint = f"{self.headings[0].origin} is read as one prompt a line; a table is called .csv or .tsv"
-                self.complain("map", f"there is no column {name}", hint, "--map")
+                self.add_error("map", f"there is no column {name}", hint, "--map")
             elif option and self.understand(option).role == "variable":
                 hint = _guess(option, self.known(), "")
-                self.complain("map", f"there is no option {option}", hint or "see seedream batch --help", "--map")
+                self.add_error("map", f"there is no option {option}", hint or "see seedream batch --help", "--map")
             else:
                 mapped[name] = option
         return mapped
@@ -250,7 +250,7 @@ class _Planner:
             if name and target in first:
                 alike = f"the columns {first[target]} and {name} set the same option"
                 message = f"two columns are called {name}" if first[target] == name else alike
-                self.complain(name, message, "rename or delete one of them", heading.origin)
+                self.add_error(name, message, "rename or delete one of them", heading.origin)
             first.setdefault(target, name)
         return columns
 
@@ -258,16 +258,16 @@ class _Planner:
         """A column on its own: it has a name, and may stand in a table."""
         if not column.name:
             hint = "give it a name, or delete it"
-            self.complain("", f"column {number} has no name", hint, heading.origin)
+            self.add_error("", f"column {number} has no name", hint, heading.origin)
         if "=" in column.part:
-            self.complain(
+            self.add_error(
                 column.name, "a key of the body cannot hold =", "use a column extra with JSON", heading.origin
             )
         target = _normal(mapped.get(column.name, column.name))
         option = by_name().get(target)
         if mapped.get(column.name) != "" and option is not None and not option.may("column"):
             hint = f"give --{target} on the command line; --map '{column.name}=' makes the column a plain variable"
-            self.complain(column.name, f"--{target} holds for the whole run, not for a row", hint, heading.origin)
+            self.add_error(column.name, f"--{target} holds for the whole run, not for a row", hint, heading.origin)
 
     def compile(self, template: str, columns: Sequence[Column], variables: Mapping[str, str]) -> tuple[str | Slot, ...]:
         """The template in pieces. A name that is no column and no variable is an error, once."""
@@ -289,7 +289,7 @@ class _Planner:
         for name in missing:
             hint = _guess(name, [*exact, *variables], "the columns are")
             way_out = f"{hint}; write {{{{{name}}}}} for braces"
-            self.complain("prompt", f"{{{name}}} in the prompt is no column", way_out, "--prompt")
+            self.add_error("prompt", f"{{{name}}} in the prompt is no column", way_out, "--prompt")
         return tuple(piece for piece in (*pieces, template[end:]) if piece != "")
 
     def miss_prompt(self, columns: Sequence[Column]) -> None:
@@ -300,7 +300,7 @@ class _Planner:
         if not hint and all(column.role == "variable" for column in columns) and any(map(_is_data, found)):
             hint = "the first line looks like data: put a line with the columns' names above it"
         usual = "call a column prompt, or give --prompt with {column} in it, or --map COLUMN=prompt"
-        self.complain("prompt", "no column is called prompt", hint or usual, origin)
+        self.add_error("prompt", "no column is called prompt", hint or usual, origin)
 
     def look_for_slips(self, planned: Columns, mapped: Collection[str]) -> None:
         """Warn of variables that are nearly an option, unless the template uses them or they were mapped."""

@@ -15,17 +15,17 @@ from ..storage import filesystem
 from ..storage.image_info import SPELLINGS
 from ..storage.output_path import existing
 from ..text import count_words
-from .checks import Judged
+from .checks import CheckedRow
 from .columns import Columns
-from .options import STEP, Order
+from .options import STEP, BatchOptions
 from .results_file import RESULTS, find_results
-from .row_requests import Shape, Sheet
+from .row_requests import RowRequests, RowTemplate
 from .table import open_table
 
 _UNPAID = frozenset({"", "unsent", "planned", "interrupted"})
 
 
-def refuse_remains(sheet: Sheet) -> None:
+def refuse_remains(sheet: RowRequests) -> None:
     """Raise `InputError` where there is no ledger, and the folder shows that this batch, or another, was paid for.
 
     What was paid is known to the ledger alone: without it every row would be sent again. Raises `FileError` where the
@@ -42,12 +42,12 @@ def refuse_remains(sheet: Sheet) -> None:
         raise InputError(found)
 
 
-def _problem(order: Order, said: str, way: str) -> Problem:
+def _problem(order: BatchOptions, said: str, way: str) -> Problem:
     message = f"{order.folder} has no ledger ({order.home / 'ledger.db'}) and {said}: nothing is sent, since it may be "
     return Problem("output", f"{message}paid for already", f"{way}, or give another folder with -o", origin="-o")
 
 
-def _told_by_results(order: Order) -> Iterator[Problem]:
+def _told_by_results(order: BatchOptions) -> Iterator[Problem]:
     """Results by which rows were done, or may have been paid for."""
     for path in dict.fromkeys((order.results, order.folder / "results.csv")):
         many = _count_paid(path)
@@ -77,7 +77,7 @@ def _is_paid(cells: Sequence[object], status: int, billed: int) -> bool:
     return word not in _UNPAID and not (word == "failed" and str(cells[billed]) == "no")
 
 
-def _told_by_replies(order: Order) -> Iterator[Problem]:
+def _told_by_replies(order: BatchOptions) -> Iterator[Problem]:
     """Replies that were kept since their images are not on disk yet."""
     folder = order.home / "replies"
     names = sorted(path.name for path in folder.iterdir()) if filesystem.is_own_folder(folder) else []
@@ -86,7 +86,7 @@ def _told_by_replies(order: Order) -> Iterator[Problem]:
         yield _problem(order, f"{count_words(len(names), 'kept reply', 'kept replies')}", way)
 
 
-def _told_by_images(sheet: Sheet) -> list[Problem]:
+def _told_by_images(sheet: RowRequests) -> list[Problem]:
     """Images under the names that rows of this table would get."""
     order = sheet.order
     if not _has_images(order.folder):
@@ -110,7 +110,7 @@ def _has_images(folder: Path) -> bool:
     )
 
 
-def _is_taken(sheet: Sheet, judged: Judged[Shape | None]) -> bool:
+def _is_taken(sheet: RowRequests, judged: CheckedRow[RowTemplate | None]) -> bool:
     if judged.value is None:
         return False
     job = sheet.job(judged, Unsent("0", judged.row.number * STEP, 0))

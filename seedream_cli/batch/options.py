@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..config.environment import Surroundings
+from ..config.environment import Environment
 from ..config.options import value_of
 from ..errors import Problem
 from ..ledger.records import Caps
@@ -38,7 +38,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class BatchOptions:
     """What holds for the whole batch. `folder` takes the pictures, `results` the table of results."""
 
     folder: Path
@@ -64,18 +64,18 @@ class Order:
         return Caps(None, caps.daily, caps.currency, caps.run, part, self.shard.has)
 
 
-def read_order(draft: Draft, table: Table, surroundings: Surroundings, found: list[Problem]) -> Order:
+def read_order(draft: Draft, table: Table, environment: Environment, found: list[Problem]) -> BatchOptions:
     """The options of the batch; what is wrong with them is added to `found`."""
     only = value_of("only", draft, found)
     if only == "unknown" and not draft.switches.get("retry_ambiguous"):
         hint = "add --retry-ambiguous to send them all the same, or settle them with `seedream history resolve`"
         found.append(Problem("only", "rows of unknown outcome may have been billed", hint, origin="--only"))
-    shard = read_shard(draft.values.get("shard"), surroundings.environ, found)
+    shard = read_shard(draft.values.get("shard"), environment.environ, found)
     folder = _read_folder(value_of("output", draft, found), table, shard, found)
     results = value_of("results", draft, found)
     failures = value_of("max_failures", draft, found) or 0
     limit = value_of("limit", draft, found)
-    return Order(
+    return BatchOptions(
         folder,
         Path(results) if results else folder / "results.csv",
         shard,

@@ -8,27 +8,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from ..config.environment import Surroundings
+from ..config.environment import Environment
 from ..config.settings import Key
 from ..engine.plan import FindKey, Job, Route, key_for, name_fields, plan_draft
 from ..errors import ConfigError, InputError, Problem
-from ..ledger.entering import Mould, NewRow, Pattern
+from ..ledger.entering import JsonTemplate, NewRow, RequestTemplate
 from ..ledger.records import Entry, Unsent
 from ..providers.contract import ProviderSpec
 from ..request.image_request import Draft, ImageRequest
 from ..request.validation import prompt_advice
 from ..results import Cost, to_micro
 from ..storage import file_names
-from .checks import Checker, Findings, Judged, Shapes, gather
+from .checks import CheckedRow, Checker, Findings, TemplateCache, gather
 from .columns import Columns
-from .options import STEP, Order
+from .options import STEP, BatchOptions
 from .table import Row, Table
 
 
-class Shape(NamedTuple):
+class RowTemplate(NamedTuple):
     """What all rows of one shape have in common: the job, but for prompt, seed and name, and how often it is sent.
 
-    `mould` is what they have in common in the ledger, None where the dialect does not send prompts as they stand.
+    `request_template` is what they have in common in the ledger, None where the dialect does not send prompts as they
+    stand.
     """
 
     job: Job
@@ -36,18 +37,18 @@ class Shape(NamedTuple):
     fingerprint: str
     most: int
     worst: Cost | None
-    mould: Mould | None = None
+    request_template: RequestTemplate | None = None
 
 
 @dataclass
-class Sheet:
+class RowRequests:
     """A table and what its rows ask for. `notices` and `trouble` (no key) are found out while it is checked."""
 
     table: Table
     columns: Columns
     base: Draft
-    order: Order
-    surroundings: Surroundings
+    order: BatchOptions
+    environment: Environment
     sends: bool = True
     notices: dict[str, None] = field(default_factory=dict)
     trouble: ConfigError | None = None
@@ -56,10 +57,10 @@ class Sheet:
     pays: bool = True
     price_note: str = ""
     _keys: dict[tuple[str, str], Key] = field(default_factory=dict)
-    _shapes: Shapes[Shape | None] = field(init=False)
+    _shapes: TemplateCache[RowTemplate | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._shapes = Shapes(self.base, self._judge)
+        self._shapes = TemplateCache(self.base, self._judge)
         self._fields = (*file_names.FIELDS, *self.columns.names)
         # What is asked of each of a hundred thousand rows is found out once.
         self._has_ids, self._has_names = (name in self.columns.at for name in ("id", "name"))
@@ -75,11 +76,11 @@ class Sheet:
         if not checker.rows:
             yield Problem("", self.table.no_rows, origin=self.table.name)
 
-    def _judge(self, draft: Draft) -> tuple[Shape | None, Sequence[Problem]]:
+    def _judge(self, draft: Draft) -> tuple[RowTemplate | None, Sequence[Problem]]:
         """One shape: a plan of its request, whose prompt, seed and name are stand-ins."""
         found, notices = list[Problem](), list[str]()
         make: Callable[..., Any] = plan_draft
-        arguments = (draft, self.surroundings, found, notices)
+        arguments = (draft, self.environment, found, notices)
         more = {"fields": self._fields, "find": self._find_key(), "pays": self.pays}
         try:
             planned = make(*arguments, sends=self.sends, **more)
@@ -100,17 +101,17 @@ class Sheet:
         most = job.request.pictures_at_most
         worst = job.price(most)
         self.price_note = self.price_note or (worst.note if worst else "")
-        shape = Shape(job, planned.built.count, job.request.fingerprint, most, worst)
+        shape = RowTemplate(job, planned.built.count, job.request.fingerprint, most, worst)
         body = find_pattern(job)
-        return shape if body is None else shape._replace(mould=self._mould(shape, body)), found
+        return shape if body is None else shape._replace(request_template=self._mould(shape, body)), found
 
     def _find_key(self) -> FindKey:
         """Looks each key up once, however many shapes there are: a key's command may take its time."""
 
-        def find(draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "") -> Key:
+        def find(draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str = "") -> Key:
             place = (spec.name, base_url)
             if place not in self._keys:
-                self._keys[place] = key_for(draft, spec, surroundings, base_url)
+                self._keys[place] = key_for(draft, spec, environment, base_url)
             return self._keys[place]
 
         return find
@@ -128,15 +129,15 @@ class Sheet:
 
     # One row.
 
-    def judged(self) -> Iterator[Judged[Shape | None]]:
+    def judged(self) -> Iterator[CheckedRow[RowTemplate | None]]:
         """Every row with its shape, once the table is known to be sound."""
         return map(self._shapes.judge, self.table.rows(self.columns))
 
-    def parts(self, judged: Judged[Shape | None], shape: Shape) -> tuple[str, str, str]:
+    def parts(self, judged: CheckedRow[RowTemplate | None], shape: RowTemplate) -> tuple[str, str, str]:
         """What a row asks for, for its identity."""
         return shape.fingerprint, judged.prompt, judged.seed if shape.job.request.seed is not None else ""
 
-    def request(self, judged: Judged[Shape | None], shape: Shape) -> ImageRequest:
+    def request(self, judged: CheckedRow[RowTemplate | None], shape: RowTemplate) -> ImageRequest:
         """The row's own request."""
         request = shape.job.request
         own: dict[str, Any] = {"prompt": judged.prompt} if request.prompt is not None else {}
@@ -152,18 +153,18 @@ class Sheet:
         typed = (row.text("name").strip() if self._has_names else "") or self._name
         return typed or ("{id}" if row_id else "{row}-{slug}")
 
-    def _mould(self, shape: Shape, body: Pattern) -> Mould:
+    def _mould(self, shape: RowTemplate, body: JsonTemplate) -> RequestTemplate:
         """What the requests of a shape have in common in the ledger, of which `body` is the body."""
         request, worst = shape.job.request, shape.worst
         fields = {"row": "", **({"id": ""} if self._has_ids else {}), "size": request.size}
         output = {"template": "", "first": 1, "of": shape.times * shape.most}
-        return Mould(
+        return RequestTemplate(
             provider=request.provider,
             base_url=shape.job.route.base_url,
             model=request.model_id,
             body=body,
-            fields=Pattern(fields, ("row", "id")),
-            output=Pattern(output, ("template", "first")),
+            fields=JsonTemplate(fields, ("row", "id")),
+            output=JsonTemplate(output, ("template", "first")),
             pictures_at_most=shape.most,
             worst_micro=to_micro(worst),
             currency=worst.currency if worst else "USD",
@@ -171,25 +172,31 @@ class Sheet:
             file=self.table.name,
         )
 
-    def new_rows(self, judged: Judged[Shape | None], shape: Shape, row_id: str, key: str, run: str) -> list[NewRow]:
+    def new_rows(
+        self, judged: CheckedRow[RowTemplate | None], shape: RowTemplate, row_id: str, key: str, run: str
+    ) -> list[NewRow]:
         """The requests of a row, for the ledger, where the row is known by `key`."""
         row, request = judged.row, shape.job.request
-        number, mould, template = row.number, shape.mould or self._own_mould(judged, shape), self._template(row, row_id)
+        number, request_template, template = (
+            row.number,
+            shape.request_template or self._own_mould(judged, shape),
+            self._template(row, row_id),
+        )
         prompt = None if request.prompt is None else judged.prompt
         body: tuple[str | int, ...] = (judged.prompt,)
-        if mould.body.own != _PROMPT_ALONE:
+        if request_template.body.own != _PROMPT_ALONE:
             own: dict[str, str | int] = {"prompt": judged.prompt, "seed": int(judged.seed or request.seed or 0)}
-            body = tuple([own[name] for name in mould.body.own])
+            body = tuple([own[name] for name in request_template.body.own])
         fields: tuple[str, ...] | Mapping[str, str] = (str(number), row_id[:200]) if row_id else (str(number),)
         if (row_id != "") != self._has_ids or not _is_known(template):
             fields = {**self._needed(template, judged, shape), "size": request.size}
         if shape.times == 1:
             place, output = number * STEP, (template, 1)
             name = f"{run}-{number}"
-            return [NewRow(mould, name, place, row.line, key, 0, row_id, prompt, body, fields, output)]
+            return [NewRow(request_template, name, place, row.line, key, 0, row_id, prompt, body, fields, output)]
         return [
             NewRow(
-                mould,
+                request_template,
                 f"{run}-{number}-{nth + 1}",
                 number * STEP + nth,
                 row.line,
@@ -204,7 +211,7 @@ class Sheet:
             for nth in range(shape.times)
         ]
 
-    def _needed(self, template: str, judged: Judged[Shape | None], shape: Shape) -> dict[str, str]:
+    def _needed(self, template: str, judged: CheckedRow[RowTemplate | None], shape: RowTemplate) -> dict[str, str]:
         """The fields of a name that a later run could not find out by itself: those of the table, and of the request
         that only the table makes whole.
         """
@@ -216,12 +223,12 @@ class Sheet:
             own |= {name: made[name] for name in sorted(used & _OF_REQUEST)}
         return {name: text for name, text in row.fields.items() if name in used and name not in file_names.FIELDS} | own
 
-    def _own_mould(self, judged: Judged[Shape | None], shape: Shape) -> Mould:
+    def _own_mould(self, judged: CheckedRow[RowTemplate | None], shape: RowTemplate) -> RequestTemplate:
         """The mould of this row alone, its body made by the dialect."""
         submit = shape.job.route.dialect.submit
-        return self._mould(shape, Pattern(submit(self.request(judged, shape)).json or {}))
+        return self._mould(shape, JsonTemplate(submit(self.request(judged, shape)).json or {}))
 
-    def job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job:
+    def job(self, judged: CheckedRow[RowTemplate | None], entry: Entry | Unsent) -> Job:
         """The job of a row's request, to be sent."""
         row, shape = judged.row, judged.value
         assert shape is not None  # noqa: S101 - only a table without errors is run
@@ -244,7 +251,7 @@ class Sheet:
         )
 
 
-def _advise(judged: Judged[Shape | None]) -> Problem | None:
+def _advise(judged: CheckedRow[RowTemplate | None]) -> Problem | None:
     """What is to be said of a row's own prompt, whose shape was judged with a short one."""
     spec = judged.value.job.route.spec if judged.value else None
     return prompt_advice(judged.prompt, spec.prompt_characters) if spec else None
@@ -259,7 +266,7 @@ _TRIALS: tuple[Mapping[str, Any], ...] = (
 """Two prompts and seeds that have nothing in common, the first as odd as any."""
 
 
-def find_pattern(job: Job) -> Pattern | None:
+def find_pattern(job: Job) -> JsonTemplate | None:
     """The body of all requests that differ in their prompt and seed only, as the dialect writes it.
 
     None where it does not send these as they stand: then each body has to be made by the dialect itself.
@@ -271,7 +278,7 @@ def find_pattern(job: Job) -> Pattern | None:
     for body, trial in zip(bodies, trials, strict=True):
         if list(body.items()) != list({**bodies[0], **{key: trial[key] for key in own}}.items()):
             return None
-    return Pattern(bodies[0], own)
+    return JsonTemplate(bodies[0], own)
 
 
 @functools.lru_cache(maxsize=64)

@@ -38,12 +38,12 @@ from ..request.models import ModelSpec, find_model
 from ..request.sizes import size_gap
 from ..results import from_micro
 from ..storage.image_info import inspect
-from ..storage.output_path import Target
-from .checks import Judged
+from ..storage.output_path import OutputTarget
+from .checks import CheckedRow
 from .identity import Identities
 from .options import STEP
 from .results_file import RowResult, write_results
-from .row_requests import Shape, Sheet
+from .row_requests import RowRequests, RowTemplate
 from .table import Row
 
 CHUNK = 64
@@ -52,17 +52,17 @@ CHUNK = 64
 GUESSED_S = 20.0
 """How long a request is taken to last where nothing better is known."""
 
-Deed = Literal["send", "again", "fetch", "done", "left", "failed", "unknown", "missing"]
+RowAction = Literal["send", "again", "fetch", "done", "left", "failed", "unknown", "missing"]
 
-_RUNS: frozenset[Deed] = frozenset({"send", "again", "fetch"})
+_RUNS: frozenset[RowAction] = frozenset({"send", "again", "fetch"})
 
 
 @dataclass
-class Survey:
+class Preview:
     """What a run would do. Rows are counted by what they are due; `codes` are those of rows that are left as failed."""
 
     rows: int = 0
-    due: Counter[Deed] = field(default_factory=Counter)
+    due: Counter[RowAction] = field(default_factory=Counter)
     forecast: Forecast = field(default_factory=Forecast)
     fetched: int = 0
     codes: set[int] = field(default_factory=set)
@@ -77,7 +77,7 @@ class Survey:
 class Batch:
     """A sheet with its ledger, in the hands of one run."""
 
-    def __init__(self, sheet: Sheet, ledger: Ledger, run: Run, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, sheet: RowRequests, ledger: Ledger, run: Run, *, now: Callable[[], float] = time.time) -> None:
         self.sheet = sheet
         self.order = sheet.order
         self.ledger = ledger
@@ -101,7 +101,7 @@ class Batch:
             if shard.has(key):
                 yield from sheet.new_rows(judged, shape, row_id, key, run)
 
-    def deed(self, entry: Entry) -> Deed:
+    def deed(self, entry: Entry) -> RowAction:
         """What a request is due, by what the ledger says and what the disk shows."""
         only = self.order.only
         if entry.state == "queued":
@@ -118,7 +118,7 @@ class Batch:
             return "failed" if only is None else "left"
         return self._deed_of_saved(entry)
 
-    def _deed_of_saved(self, entry: Entry) -> Deed:
+    def _deed_of_saved(self, entry: Entry) -> RowAction:
         """A request that ended well, or was settled as paid: its files may be gone, or may never have come."""
         only, gone = self.order.only, self.gone(entry)
         if gone and all(self._lives(entry, index) for index in gone):
@@ -145,10 +145,10 @@ class Batch:
         row = next(row for row in entry.pictures if row.index == index)
         return bool(row.link) and (row.expires is None or row.expires > self.now())
 
-    def survey(self) -> Survey:
+    def survey(self) -> Preview:
         """What the run will do, row by row, and what it may cost. Only what is not plain is looked at in Python."""
-        survey, limit = Survey(), self.order.limit if self.order.only is None else None
-        queued: Deed = "send" if self.order.only is None else "left"
+        survey, limit = Preview(), self.order.limit if self.order.only is None else None
+        queued: RowAction = "send" if self.order.only is None else "left"
         forecast, single = self.ledger.forecast(self.run), self.ledger.count_single(self.run, STEP)
         # Of rows with a single request only as many are looked at as can be within the limit.
         within = min(single, limit or 0)
@@ -172,8 +172,8 @@ class Batch:
         )
         return _merge(others, self._saved())
 
-    def _saved(self) -> Iterator[tuple[int, Deed, Entry | None]]:
-        done: Deed = "done" if self.order.only is None else "left"
+    def _saved(self) -> Iterator[tuple[int, RowAction, Entry | None]]:
+        done: RowAction = "done" if self.order.only is None else "left"
         rows = self.ledger.saved(self.run)
         while chunk := list(itertools.islice(rows, CHUNK)):
             odd = [one.id for one in chunk if not self._is_whole(one)]
@@ -200,7 +200,7 @@ class Batch:
         odd = ((position, entry) for position, _, entry in self._saved() if entry)
         return (entry for _, entry in heapq.merge(others, odd, key=lambda one: one[0]))
 
-    def _count(self, survey: Survey, requests: Sequence[tuple[Deed, Entry | Queued | None]]) -> None:
+    def _count(self, survey: Preview, requests: Sequence[tuple[RowAction, Entry | Queued | None]]) -> None:
         """One row, by the most urgent of what its requests are due."""
         survey.rows += 1
         deeds = {deed for deed, _ in requests}
@@ -223,7 +223,7 @@ class Batch:
             elif deed in {"failed", "unknown", "missing"} and isinstance(entry, Entry):
                 survey.codes.add(_code(entry, deed))
 
-    def _guess_seconds(self, survey: Survey) -> float:
+    def _guess_seconds(self, survey: Preview) -> float:
         """How long it may take: by the number at work, and by the pace of the slowest provider."""
         requests, pictures = survey.forecast.requests, survey.forecast.pictures
         seconds = [requests * GUESSED_S / min(self.order.concurrency, max(1, requests))]
@@ -283,7 +283,7 @@ class Batch:
         self.ledger.mark_missing(entry.id, self.gone(entry))
         return self.ledger.take(self.run, [entry.id])[0]
 
-    def _job(self, judged: Judged[Shape | None], entry: Entry | Unsent) -> Job | None:
+    def _job(self, judged: CheckedRow[RowTemplate | None], entry: Entry | Unsent) -> Job | None:
         job = self.sheet.job(judged, entry)
         deed = "send" if isinstance(entry, Unsent) else self.deed(entry)
         if isinstance(entry, Entry) and deed == "fetch":
@@ -300,14 +300,14 @@ class Batch:
         """What was paid for rows that are not in the table any more: it is fetched all the same."""
         if self.order.only is not None:
             return
-        target = Target(self.order.folder, "rename", 1)
+        target = OutputTarget(self.order.folder, "rename", 1)
         for number, entry in enumerate(self.ledger.unsaved()):
             is_listed = self.ledger.is_listed(self.run, entry.id)
             if is_listed or entry.state != "ready" or entry.error is not None:
                 continue
             sheet = self.sheet
             replies = self.order.home / "replies"
-            job = lost_job(entry, sheet.base, sheet.surroundings, replies, output=target, found=[])
+            job = lost_job(entry, sheet.base, sheet.environment, replies, output=target, found=[])
             if job and self.ledger.take(self.run, [entry.id]):
                 # Below zero no row has its place.
                 yield replace(job, index=-1 - number)
@@ -398,14 +398,14 @@ _WORDS = (
     "succeeded",
 )
 
-_ORDER: tuple[Deed, ...] = ("send", "again", "fetch", "unknown", "missing", "failed", "left", "done")
+_ORDER: tuple[RowAction, ...] = ("send", "again", "fetch", "unknown", "missing", "failed", "left", "done")
 
 _ENDED: tuple[Any, ...] = ("sent", "waiting", "ready", "saved", "failed", "unknown", "resolved")
 
 
 _UNSAVED: tuple[Any, ...] = tuple(state for state in _ENDED if state != "saved")
 
-_Due = tuple[int, Deed, Entry | Queued | None]
+_Due = tuple[int, RowAction, Entry | Queued | None]
 
 
 def _merge(*streams: Iterator[_Due]) -> Iterator[_Due]:
@@ -413,7 +413,7 @@ def _merge(*streams: Iterator[_Due]) -> Iterator[_Due]:
     return heapq.merge(*streams, key=lambda one: one[0])
 
 
-def _code(entry: Entry, deed: Deed) -> int:
+def _code(entry: Entry, deed: RowAction) -> int:
     """The exit code of a row that stays as it ended earlier."""
     if deed == "unknown":
         return EXIT_CODES["unknown_outcome"]

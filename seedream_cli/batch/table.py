@@ -363,7 +363,7 @@ class _OptionReader:
         self.lists: dict[str, tuple[str, ...]] = {}
         self.problems: list[Problem] = []
 
-    def complain(self, column: Column, message: str, hint: str = "") -> None:
+    def add_error(self, column: Column, message: str, hint: str = "") -> None:
         """Note a problem of the row in a column."""
         self.problems.append(Problem(column.name, message, hint, origin=self.row.origin))
 
@@ -397,14 +397,14 @@ class _OptionReader:
         try:
             self.switches[column.key] = switch(text) is not column.negative
         except BadValueError as error:
-            self.complain(column, error.message, error.hint)
+            self.add_error(column, error.message, error.hint)
 
     def locate(self, column: Column, references: Iterable[str]) -> list[str]:
         """References with paths from the table's folder; addresses and data URIs as they stand."""
         found = []
         for reference in filter(None, map(str.strip, references)):
             if reference == "-":
-                self.complain(column, "a table cannot take a picture from standard input", "name a file or an address")
+                self.add_error(column, "a table cannot take a picture from standard input", "name a file or an address")
             elif re.match(r"data:|[a-z][a-z0-9+.-]+://|~", reference, re.IGNORECASE):
                 found.append(reference)
             else:
@@ -419,7 +419,7 @@ class _OptionReader:
             return [cell]
         pairs = _parse_object(cell)
         if isinstance(pairs, str):
-            self.complain(column, pairs, 'write KEY=JSON, or an object: {"key": 1}')
+            self.add_error(column, pairs, 'write KEY=JSON, or an object: {"key": 1}')
             return []
         return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in pairs.items()]
 

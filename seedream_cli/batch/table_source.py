@@ -296,12 +296,12 @@ class _Lines:
     def _look_at(self, line: str) -> str:
         """Note what of a line is no text; the line without NULs, at which csv modules used to stop."""
         if "\0" in line:
-            self.complain("the line holds zero bytes, so it is no text", "save the table as UTF-8")
+            self.add_error("the line holds zero bytes, so it is no text", "save the table as UTF-8")
         if _SURROGATE.search(line):
-            self.complain("the line holds bytes that are no text in UTF-8", _ENCODING_HINT)
+            self.add_error("the line holds bytes that are no text in UTF-8", _ENCODING_HINT)
         return line.replace("\0", "\ufffd")
 
-    def complain(self, message: str, hint: str) -> None:
+    def add_error(self, message: str, hint: str) -> None:
         """Note a problem of the line that was read last."""
         self._spoiled.append(Problem("", message, hint, origin=f"{self.shown}:{self.number}"))
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import PARTIAL
 from ..results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink, from_micro, to_micro
 from .options import STEP
-from .run import Survey
+from .run import Preview
 from .table import Row
 
 WORST_MOST = 50
@@ -139,7 +139,7 @@ class Tracker:
             self.short += short
             self.labels |= {result.index: f"row {row.number} ({row.origin})" for result in short}
 
-    def report(self, survey: Survey, ending: Any) -> BatchReport:
+    def report(self, survey: Preview, ending: Any) -> BatchReport:
         """What became of all rows."""
         ended = sum(self.counts[word] for word in ("succeeded", "failed", "unknown"))
         standing = Counter({word: survey.due[word] for word in ("failed", "unknown", "missing", "left")})

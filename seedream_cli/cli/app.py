@@ -11,14 +11,14 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from .. import __version__
-from ..config.environment import read_surroundings
+from ..config.environment import read_environ
 from ..config.option_kinds import BadValueError, switch
 from ..config.options import OUTPUT
 from ..errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
 from . import batch
 from .completion import SHELLS, completion_script, is_asked_by_shell, offer_models, words
 from .config import config_app
-from .context import process_streams
+from .context import process_console
 from .doctor import DOCTOR_HELP, doctor
 from .flags import PlainCommand, PlainGroup, number
 from .generate import EDIT_HELP, GENERATE_HELP, RECOVER_HELP, edit, generate, recover
@@ -58,7 +58,7 @@ def root(
     ] = None,
 ) -> int:
     """Answer what concerns no command."""
-    streams = process_streams()
+    streams = process_console()
     if version:
         streams.out(f"seedream {__version__}")
     elif show_completion is not None:
@@ -90,7 +90,7 @@ def models(
     from ..output.json_output import print_json
     from ..request.models import MODELS, find_model, nearest
 
-    streams = process_streams()
+    streams = process_console()
     row = find_model(model) if model else None
     if model and row is None:
         hint = f"known: {', '.join(nearest(model) or nearest(''))}"
@@ -126,7 +126,7 @@ def sandbox(
     """The sandbox as a local server, until interrupted."""
     from ..sandbox.server import Server, serve
 
-    streams = process_streams()
+    streams = process_console()
 
     def announce(server: Server) -> None:
         streams.out(server.url)
@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
     from ..output.streams import out_trouble
 
     code = _run_line(argv)
-    streams = process_streams()
+    streams = process_console()
     trouble = out_trouble(streams.stdout)
     if trouble and code not in {_IO, *_SIGNALS}:
         streams.err(
@@ -184,7 +184,7 @@ def _run_line(argv: Sequence[str]) -> int:
         from ..output.streams import out_trouble
         from ..storage.filesystem import reason
 
-        if trouble := out_trouble(process_streams().stdout):
+        if trouble := out_trouble(process_console().stdout):
             return _fail(FileError(f"standard output cannot be written: {trouble}"), [])
         return _fail(FileError(f"cannot write or read: {reason(error)}", hint=_LOOK), argv)
     except Exception as bug:  # noqa: BLE001
@@ -202,7 +202,7 @@ def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
     from ..output.json_output import failure_object, print_json
     from ..output.summary import print_error
 
-    streams = process_streams()
+    streams = process_console()
     print_error(error, streams)
     command = next((word for word in argv if not word.startswith("-")), "")
     if "--json" in argv or (command in _WITH_SETTINGS and _is_json_set()):
@@ -219,11 +219,11 @@ def _is_json_set() -> bool:
     from ..config.config_file import find_places
     from ..config.load import read
 
-    surroundings = read_surroundings()
+    environment = read_environ()
     with contextlib.suppress(BadValueError):
-        return switch(surroundings.option("json") or "")
+        return switch(environment.option("json") or "")
     with contextlib.suppress(ConfigError):
-        reading = read(surroundings, find_places(surroundings), deep=False)
+        reading = read(environment, find_places(environment), deep=False)
         return reading.settings.layer.switches.get("json", False)
     return False
 

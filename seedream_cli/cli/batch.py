@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..errors import FileError, InputError, Problem, SeedreamError
-from .batch_context import _UNSENT, _cost_words, _Desk, _now, _open, _plan_lines, _prepare_results, _saying_unsent
+from .batch_context import (
+    _UNSENT,
+    _BatchContext,
+    _cost_words,
+    _now,
+    _open,
+    _plan_lines,
+    _prepare_results,
+    _saying_unsent,
+)
 from .context import crash_step, ledger_as_it_is, open_ledger_here
 from .flags import Chosen, takes
 from .merge import _merge, _merge_alone
 
 if TYPE_CHECKING:
-    from ..batch.run import Batch, Survey
+    from ..batch.run import Batch, Preview
     from ..batch.table import Row
     from ..batch.tracker import Tracker
     from ..ledger.ledger import Ledger
@@ -53,15 +62,15 @@ def batch(
     chosen: Chosen,
 ) -> int:
     """Every row of a table that is not done yet, to files."""
-    surroundings = chosen.surroundings()
+    environment = chosen.environment()
     places = [Path(folder).expanduser() for folder in folders or ()]
     merges = chosen.switches.get("merge", False)
     _check_arguments(chosen, table, places)
     with contextlib.ExitStack() as stack:
         if merges and (table is None or Path(table).expanduser().is_dir()):
-            return _merge_alone(stack, chosen, surroundings, [*([Path(table).expanduser()] if table else []), *places])
-        with _saying_unsent(surroundings):
-            desk = _open(stack, table or "", chosen, surroundings)
+            return _merge_alone(stack, chosen, environment, [*([Path(table).expanduser()] if table else []), *places])
+        with _saying_unsent(environment):
+            desk = _open(stack, table or "", chosen, environment)
         if merges:
             return _merge(stack, desk, places)
         if not desk.sends:
@@ -87,7 +96,7 @@ def _check_arguments(chosen: Chosen, table: str | None, folders: Sequence[Path])
 # --- a preview ------------------------------------------------------------------------------------------------------
 
 
-def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
+def _preview(stack: contextlib.ExitStack, desk: _BatchContext) -> int:
     """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
     from ..batch.lost_ledger import refuse_remains
     from ..batch.run import Batch
@@ -125,19 +134,19 @@ def _preview(stack: contextlib.ExitStack, desk: _Desk) -> int:
     return 0 if stop is None else stop.exit_code
 
 
-def _foresee(desk: _Desk, survey: Survey, ledger: Ledger) -> SeedreamError | None:
+def _foresee(desk: _BatchContext, survey: Preview, ledger: Ledger) -> SeedreamError | None:
     """The budget that a run would come to the end of."""
     from ..engine.foresight import foresee_sum
     from ..engine.plan import plan_caps
 
-    caps = desk.order.caps(plan_caps(desk.draft, desk.surroundings, []))
+    caps = desk.order.caps(plan_caps(desk.draft, desk.environment, []))
     if not caps.any:
         return None
-    with contextlib.nullcontext() if caps.daily is None else ledger_as_it_is(desk.surroundings) as day:
+    with contextlib.nullcontext() if caps.daily is None else ledger_as_it_is(desk.environment) as day:
         return foresee_sum(survey.forecast.micro, caps, ledger, day)
 
 
-def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
+def _plan_object(desk: _BatchContext, survey: Preview) -> dict[str, Any]:
     from ..output.json_output import SCHEMA
     from ..results import from_micro
 
@@ -161,13 +170,13 @@ def _plan_object(desk: _Desk, survey: Survey) -> dict[str, Any]:
     }
 
 
-def _left_lines(desk: _Desk, ledger: Ledger) -> list[str]:
+def _left_lines(desk: _BatchContext, ledger: Ledger) -> list[str]:
     """What earlier runs of this folder have spent of `--max-cost`."""
     from ..engine.plan import plan_caps
     from ..results import Cost, from_micro
     from ..text import count_words, money_words
 
-    caps = desk.order.caps(plan_caps(desk.draft, desk.surroundings, []))
+    caps = desk.order.caps(plan_caps(desk.draft, desk.environment, []))
     if caps.batch is None:
         return []
     cap, whose = (caps.batch, "") if caps.part is None else (caps.part, "this shard's part of ")
@@ -182,7 +191,7 @@ def _left_lines(desk: _Desk, ledger: Ledger) -> list[str]:
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
-def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
+def _run(stack: contextlib.ExitStack, desk: _BatchContext) -> int:
     """Enter the table, ask where it is costly, run what is due, and write the results."""
     from ..batch.lost_ledger import refuse_remains
     from ..batch.run import Batch
@@ -191,12 +200,12 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
 
     order = desk.order
     refuse_remains(desk.sheet)
-    output_path.Target(order.folder, "rename", 1).prepare()
+    output_path.OutputTarget(order.folder, "rename", 1).prepare()
     stream = _prepare_results(order.results)
     image_file.sweep(order.folder)
-    wants_ledger = desk.draft.switches.get("ledger", desk.surroundings.settings.ledger_enabled)
-    day = stack.enter_context(open_ledger_here(desk.surroundings, goes_without=True)) if wants_ledger else None
-    ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
+    wants_ledger = desk.draft.switches.get("ledger", desk.environment.settings.ledger_enabled)
+    day = stack.enter_context(open_ledger_here(desk.environment, goes_without=True)) if wants_ledger else None
+    ledger = stack.enter_context(open_ledger_here(desk.environment, home=order.home))
     name = run_id()
     run = stack.enter_context(ledger.run(name, "batch", folder=str(order.folder.absolute())))
     if day is not None:
@@ -204,7 +213,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
         own = stack.enter_context(day.run(name, "batch", folder=str(order.folder.absolute())))
         stack.callback(own.finish, None)
     batch = Batch(desk.sheet, ledger, run)
-    with _saying_unsent(desk.surroundings):
+    with _saying_unsent(desk.environment):
         batch.enter()
         survey = batch.survey()
     desk.say([*_plan_lines(desk.sheet, survey), *_left_lines(desk, ledger)])
@@ -216,7 +225,7 @@ def _run(stack: contextlib.ExitStack, desk: _Desk) -> int:
     return _close(desk, batch, tracker, report, stream)
 
 
-def _remember_addresses(desk: _Desk) -> None:
+def _remember_addresses(desk: _BatchContext) -> None:
     """Keep in mind which address the user named: a batch's own ledger is not believed where its links may lead."""
     from ..config.credentials import is_same_place, remember_address
 
@@ -224,14 +233,14 @@ def _remember_addresses(desk: _Desk) -> None:
         return
     for route in desk.sheet.routes:
         if is_same_place(route.base_url, desk.draft.values["base_url"]):
-            remember_address(route.spec, route.base_url, desk.surroundings)
+            remember_address(route.spec, route.base_url, desk.environment)
 
 
-def _agreed(desk: _Desk, survey: Survey) -> bool:
+def _agreed(desk: _BatchContext, survey: Preview) -> bool:
     """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
     from ..results import from_micro
 
-    bound, forecast = desk.surroundings.settings.confirm_above, survey.forecast
+    bound, forecast = desk.environment.settings.confirm_above, survey.forecast
     is_dear = bound is not None and (from_micro(forecast.micro) > bound or forecast.unpriced)
     if not is_dear or desk.chosen.switches.get("yes") or not desk.is_watched:
         return True
@@ -248,12 +257,12 @@ def _agreed(desk: _Desk, survey: Survey) -> bool:
         return False
 
 
-def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tuple[Tracker, BatchReport]:
+def _work(desk: _BatchContext, batch: Batch, survey: Preview, day: Ledger | None) -> tuple[Tracker, BatchReport]:
     """Run what is due in front of the user."""
     from ..batch.tracker import Tracker
-    from ..engine.context import Flow, Outlets
+    from ..engine.context import JobStream, RunServices
     from ..engine.plan import plan_caps
-    from ..engine.recorder import Books
+    from ..engine.recorder import Recorder
     from ..engine.run import HurriedClock, conduct
     from ..output.progress import make_batch_sink
 
@@ -261,8 +270,8 @@ def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tupl
     verbosity = -1 if desk.is_quiet else desk.chosen.verbosity
     display = make_batch_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=verbosity)
     tracker = Tracker(display, _teller(desk))
-    sheet, fault = desk.sheet, desk.surroundings.fault
-    flow = Flow(
+    sheet, fault = desk.sheet, desk.environment.fault
+    flow = JobStream(
         batch.jobs(tracker.expect),
         survey.forecast.requests + survey.fetched,
         survey.forecast.pictures,
@@ -273,19 +282,19 @@ def _work(desk: _Desk, batch: Batch, survey: Survey, day: Ledger | None) -> tupl
         order.max_unknown,
     )
     log = (lambda line: streams.err(f"wire: {line}")) if desk.chosen.verbosity > 1 else None
-    outlets = Outlets(tracker, order.home, batch.ledger, None, log, step=crash_step(fault))
+    services = RunServices(tracker, order.home, batch.ledger, None, log, step=crash_step(fault))
     if fault == "no-wait":
-        outlets = replace(outlets, clock=HurriedClock())
-    caps = order.caps(plan_caps(draft, desk.surroundings, []))
-    books = Books(batch.ledger, batch.run, caps, home=order.folder, day=day)
+        services = replace(services, clock=HurriedClock())
+    caps = order.caps(plan_caps(draft, desk.environment, []))
+    books = Recorder(batch.ledger, batch.run, caps, home=order.folder, day=day)
     try:
-        ending = conduct(flow, outlets, books)
+        ending = conduct(flow, services, books)
     finally:
         display.close()
     return tracker, tracker.report(survey, ending)
 
 
-def _teller(desk: _Desk) -> Any:
+def _teller(desk: _BatchContext) -> Any:
     """Prints a row's results as it ends: an object, its paths, or its links."""
     from ..output.json_output import Row as Place
     from ..output.json_output import print_json, row_object
@@ -307,7 +316,7 @@ def _teller(desk: _Desk) -> Any:
     return tell
 
 
-def _close(desk: _Desk, batch: Batch, tracker: Tracker, report: BatchReport, stream: int | None) -> int:
+def _close(desk: _BatchContext, batch: Batch, tracker: Tracker, report: BatchReport, stream: int | None) -> int:
     """Write the results, and say what became of the table."""
     from ..output.json_output import batch_object, print_json
     from ..output.messages import error_lines

@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError, InputError, Problem
 from ..storage.filesystem import ForeignError
-from .context import process_streams
+from .context import process_console
 from .flags import Chosen
 
 if TYPE_CHECKING:
     from ..batch.checks import Findings
     from ..batch.columns import Columns
-    from ..batch.options import Order
-    from ..batch.row_requests import Sheet
-    from ..batch.run import Survey
+    from ..batch.options import BatchOptions
+    from ..batch.row_requests import RowRequests
+    from ..batch.run import Preview
     from ..batch.table import Table
-    from ..config.environment import Surroundings
+    from ..config.environment import Environment
     from ..config.prompt_file import PromptText
     from ..ledger.records import Forecast
-    from ..output.streams import Streams
+    from ..output.streams import Console
     from ..request.image_request import Draft
 
 
 @contextlib.contextmanager
-def _saying_unsent(surroundings: Surroundings) -> Iterator[None]:
+def _saying_unsent(environment: Environment) -> Iterator[None]:
     """Ctrl-C while a large table is being read: whoever pressed it wants to know what that means."""
     try:
         yield
     except KeyboardInterrupt:
-        process_streams(surroundings).err(_UNSENT)
+        process_console(environment).err(_UNSENT)
         raise
 
 
@@ -44,13 +44,13 @@ _UNSENT = "stopped: nothing was sent"
 
 
 @dataclass(frozen=True)
-class _Desk:
+class _BatchContext:
     """What a run of the command works with."""
 
     chosen: Chosen
-    surroundings: Surroundings
-    streams: Streams
-    sheet: Sheet
+    environment: Environment
+    streams: Console
+    sheet: RowRequests
     sends: bool
 
     @property
@@ -59,7 +59,7 @@ class _Desk:
         return self.sheet.base
 
     @property
-    def order(self) -> Order:
+    def order(self) -> BatchOptions:
         """The options of the batch."""
         return self.sheet.order
 
@@ -85,22 +85,22 @@ class _Desk:
             self.streams.err(line)
 
 
-def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: Surroundings) -> _Desk:
+def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, environment: Environment) -> _BatchContext:
     """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
     from ..batch.columns import plan_columns
     from ..batch.options import read_order
     from ..batch.results_file import check_results, foreign_results
-    from ..batch.row_requests import Sheet
+    from ..batch.row_requests import RowRequests
     from ..batch.table import open_table
     from ..engine.plan import plan_caps
     from ..output.messages import warning_lines
 
     table = stack.enter_context(open_table(name, is_lines=chosen.switches.get("lines", False)))
-    problems = list(chosen.ignored(surroundings))
+    problems = list(chosen.ignored(environment))
     prompt = _read_template(chosen, problems)
     variables, wrong = chosen.variables()
     problems += wrong
-    base = _base_draft(chosen, surroundings, prompt)
+    base = _base_draft(chosen, environment, prompt)
     columns, found = plan_columns(
         table.headings,
         maps=chosen.lists.get("map", ()),
@@ -109,8 +109,8 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
         needs_prompt=not base.switches.get("layers"),
     )
     problems += found + _lone_braces(chosen)
-    order = read_order(base, table, surroundings, problems)
-    plan_caps(base, surroundings, problems)
+    order = read_order(base, table, environment, problems)
+    plan_caps(base, environment, problems)
     wrong_place = check_results(order.results, table, None if "results" in base.values else order.folder)
     problems += wrong_place or foreign_results(order.results)
     problems = [_in_users_words(problem, table, columns) for problem in problems]
@@ -123,9 +123,9 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, surroundings: 
     if (sends or chosen.switches.get("merge")) and is_held:
         # Somebody else may be at work: that is said before a large table is read.
         stack.enter_context(_hold(order.home))
-    sheet = Sheet(table, columns, base, order, surroundings, sends, pays=not chosen.switches.get("merge", False))
+    sheet = RowRequests(table, columns, base, order, environment, sends, pays=not chosen.switches.get("merge", False))
     findings = sheet.check()
-    desk = _Desk(chosen, surroundings, process_streams(surroundings), sheet, sends)
+    desk = _BatchContext(chosen, environment, process_console(environment), sheet, sends)
     findings = replace(
         findings,
         errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
@@ -170,9 +170,9 @@ def _lone_braces(chosen: Chosen) -> list[Problem]:
     return [Problem("prompt", message, hint, severity="warning", origin="--prompt")]
 
 
-def _base_draft(chosen: Chosen, surroundings: Surroundings, prompt: PromptText | None) -> Draft:
+def _base_draft(chosen: Chosen, environment: Environment, prompt: PromptText | None) -> Draft:
     """The options that hold for every row where it sets nothing."""
-    draft = chosen.draft(surroundings, prompt)
+    draft = chosen.draft(environment, prompt)
     values = {key: value for key, value in draft.values.items() if key not in {"prompt", "prompt_template"}}
     return replace(draft, values=values)
 
@@ -257,11 +257,11 @@ def _hold(home: Path) -> Iterator[None]:
         yield
 
 
-def _new_home(order: Order) -> contextlib.AbstractContextManager[None]:
+def _new_home(order: BatchOptions) -> contextlib.AbstractContextManager[None]:
     """The batch's folder, made, and held until the end."""
-    from ..storage.output_path import Target
+    from ..storage.output_path import OutputTarget
 
-    Target(order.folder, "rename", 1).prepare()
+    OutputTarget(order.folder, "rename", 1).prepare()
     return _hold(order.home)
 
 
@@ -269,7 +269,7 @@ def _now() -> dt.datetime:
     return dt.datetime.now(tz=dt.UTC)
 
 
-def _plan_lines(sheet: Sheet, survey: Survey) -> list[str]:
+def _plan_lines(sheet: RowRequests, survey: Preview) -> list[str]:
     """Rows, pictures at most, worst cost, and time at the present pace."""
     from ..text import count_words, span_words
 
@@ -294,7 +294,7 @@ def _plan_lines(sheet: Sheet, survey: Survey) -> list[str]:
     return lines
 
 
-def _cost_words(sheet: Sheet, forecast: Forecast) -> str:
+def _cost_words(sheet: RowRequests, forecast: Forecast) -> str:
     """The most that the requests may cost, how far that is known, and how many of them have no known price."""
     from ..results import Cost, from_micro
     from ..text import count_words, money_words
@@ -323,9 +323,9 @@ def _prepare_results(results: Path) -> int | None:
 
 def _prepare_folder(folder: Path, option: str) -> None:
     """Make a folder and prove that it can be written; `option` is what it was named by."""
-    from ..storage.output_path import Target
+    from ..storage.output_path import OutputTarget
 
     try:
-        Target(folder, "rename", 1).prepare()
+        OutputTarget(folder, "rename", 1).prepare()
     except FileError as error:
         raise FileError(error.message, hint=f"name another place with {option}") from error

@@ -20,7 +20,7 @@ from ..output.history import Overview
 from .context import BATCH_HOME, open_ledger_here
 
 if TYPE_CHECKING:
-    from ..config.environment import Surroundings
+    from ..config.environment import Environment
     from ..engine.plan import Plan
     from ..ledger.ledger import Ledger
     from ..ledger.records import Charge, Entry, RunRow
@@ -35,9 +35,9 @@ def has_ledger(folder: Path) -> bool:
     return os.path.lexists(folder / BATCH_HOME / "ledger.db")
 
 
-def open_folder(folder: Path, surroundings: Surroundings | None = None) -> Ledger:
+def open_folder(folder: Path, environment: Environment | None = None) -> Ledger:
     """The ledger of a batch. Raises `FileError` for one that cannot be read or is not to be trusted."""
-    return open_ledger_here(surroundings, home=folder / BATCH_HOME)
+    return open_ledger_here(environment, home=folder / BATCH_HOME)
 
 
 def known_folders(ledger: Ledger) -> dict[Path, tuple[RunRow, ...]]:
@@ -90,7 +90,7 @@ class Search:
 def search_folders(
     wanted: Sequence[str],
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     ledger: Ledger | None,
     *,
     every: bool,
@@ -106,7 +106,7 @@ def search_folders(
     if ledger is None:
         return search
     if every:
-        _search_all(search, draft, surroundings, ledger)
+        _search_all(search, draft, environment, ledger)
         return search
     named: dict[Path, list[str]] = {}
     for name in wanted:
@@ -117,9 +117,9 @@ def search_folders(
     if gone:
         raise InputError(gone)
     for folder, names in named.items():
-        with hold(folder, surroundings) as own:
+        with hold(folder, environment) as own:
             ids = _ids(own, names, {run.id for run in known_folders(ledger).get(folder, ())})
-            search.found.append((folder, _plan(folder, own, ids, draft, surroundings, is_named=not ids)))
+            search.found.append((folder, _plan(folder, own, ids, draft, environment, is_named=not ids)))
     search.names = frozenset(name for names in named.values() for name in names)
     return search
 
@@ -137,15 +137,15 @@ def _ids(own: Ledger, names: Iterable[str], runs: set[str]) -> list[str]:
     return found
 
 
-def _search_all(search: Search, draft: Draft, surroundings: Surroundings, ledger: Ledger) -> None:
+def _search_all(search: Search, draft: Draft, environment: Environment, ledger: Ledger) -> None:
     gone = list[str]()
     for folder in known_folders(ledger):
         if not has_ledger(folder):
             gone.append(str(folder))
             continue
         try:
-            with hold(folder, surroundings) as own:
-                plan = _plan(folder, own, (), draft, surroundings)
+            with hold(folder, environment) as own:
+                plan = _plan(folder, own, (), draft, environment)
         except SeedreamError as error:
             search.pass_over(folder, error)
             continue
@@ -162,11 +162,11 @@ _GONE_MOST = 3
 
 
 @contextlib.contextmanager
-def hold(folder: Path, surroundings: Surroundings) -> Iterator[Ledger]:
+def hold(folder: Path, environment: Environment) -> Iterator[Ledger]:
     """The ledger of a batch that no other run holds meanwhile. Raises `BusyError` and `FileError`."""
     from ..ledger.ledger import hold_batch
 
-    with hold_batch(folder / BATCH_HOME), open_folder(folder, surroundings) as own:
+    with hold_batch(folder / BATCH_HOME), open_folder(folder, environment) as own:
         yield own
 
 
@@ -175,14 +175,14 @@ def _plan(
     own: Ledger,
     names: Sequence[str],
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     *,
     is_named: bool = False,
 ) -> Plan:
     from ..engine.recovery import batch_recovery
 
     home = folder / BATCH_HOME
-    return batch_recovery(names, draft, surroundings, own, folder=folder, home=home, is_named=is_named)
+    return batch_recovery(names, draft, environment, own, folder=folder, home=home, is_named=is_named)
 
 
 _STANDINGS = ("unknown", "unsaved", "submitted", "running", "failed", "partial", "resolved", "unsent", "succeeded")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
-from ..config.environment import read_surroundings
+from ..config.environment import read_environ
 from ..config.options import SETTABLE, Option
 from ..errors import InputError, Problem, SeedreamError
 
@@ -34,7 +34,7 @@ def completion_script(shell: str) -> str:
 
 def is_asked_by_shell() -> bool:
     """Whether a shell asks for words: Typer answers then, and runs no command."""
-    return bool(read_surroundings().environ.get(_VARIABLE))
+    return bool(read_environ().environ.get(_VARIABLE))
 
 
 def words(*offered: str) -> Callable[[], Sequence[str]]:
@@ -87,12 +87,12 @@ def offer_profiles(context: typer.Context) -> Offered:
     from ..config.config_file import find_places
     from ..config.load import read_documents
 
-    surroundings = read_surroundings()
-    places = find_places(surroundings, file=context.params.get("config") or None)
+    environment = read_environ()
+    places = find_places(environment, file=context.params.get("config") or None)
     # Standard input is the shell's.
     if str(places.user) == "-":
         return []
-    tables = [document.table.get("profiles") for document in read_documents(surroundings, places, [])]
+    tables = [document.table.get("profiles") for document in read_documents(environment, places, [])]
     named = {name for table in tables if isinstance(table, Mapping) for name in table}
     return sorted(name for name in named if name.replace("-", "").replace("_", "").isalnum() and name.isascii())
 
@@ -101,7 +101,7 @@ def offer_ids() -> Offered:
     """The newest requests of the user's history, where there is one."""
     from .context import ledger_as_it_is
 
-    with contextlib.suppress(SeedreamError), ledger_as_it_is(read_surroundings()) as ledger:
+    with contextlib.suppress(SeedreamError), ledger_as_it_is(read_environ()) as ledger:
         return [entry.id for entry in ledger.history(limit=200)] if ledger else []
     return []
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config.environment import Surroundings, read_environment, read_surroundings
+from ..config.environment import Environment, read_environ, read_environment
 from ..config.option_kinds import BadValueError, switch
 from ..config.options import SETTABLE, Option, find_option
 from ..config.settings import Layer, Settings
 from ..errors import InputError, Problem, SeedreamError
 from .completion import offer_keys
-from .context import process_streams
+from .context import process_console
 from .flags import _SHARED, PlainCommand, _File, _Json, _Profile, _Project
 from .keys import _address, _read_secret, key_app
 
 if TYPE_CHECKING:
     from ..config.config_file import Document, Places
     from ..config.load import Reading
-    from ..output.streams import Streams
+    from ..output.streams import Console
     from ..providers.contract import ProviderSpec
 
 
@@ -41,7 +41,7 @@ config_app.add_typer(key_app, name="key")
 def config(context: typer.Context) -> int:
     """Settings and keys."""
     if context.invoked_subcommand is None:
-        process_streams().out_exactly(context.get_help())
+        process_console().out_exactly(context.get_help())
     return 0
 
 
@@ -60,9 +60,9 @@ class Entry:
 @config_app.command(cls=PlainCommand, help="Print every setting with its value and where it comes from.")
 def show(config: _File = None, profile: _Profile = None, json: _Json = False) -> int:  # noqa: FBT002
     """Everything that is or can be set; secrets are masked."""
-    streams = process_streams()
-    surroundings, reading = _read(config, profile, deep=True)
-    entries = list_entries(reading.settings, read_environment(surroundings))
+    streams = process_console()
+    environment, reading = _read(config, profile, deep=True)
+    entries = list_entries(reading.settings, read_environment(environment))
     _warn(reading.settings, streams)
     if json:
         from ..output.json_output import print_json
@@ -91,13 +91,13 @@ def get(
     profile: _Profile = None,
 ) -> int:
     """One setting."""
-    surroundings, reading = _read(config, profile, deep=False)
+    environment, reading = _read(config, profile, deep=False)
     if reading.problems:
         raise InputError(reading.problems, kind="config")
-    streams = process_streams()
+    streams = process_console()
     _warn(reading.settings, streams)
     name = _canonical(key)
-    entries = {entry.name: entry for entry in list_entries(reading.settings, read_environment(surroundings))}
+    entries = {entry.name: entry for entry in list_entries(reading.settings, read_environment(environment))}
     if name not in entries and not _is_known(name.split(".")):
         raise _unknown(key, entries)
     found = entries.get(name)
@@ -113,15 +113,15 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     from ..config.credentials import STORE_FILE
     from ..config.trust import TRUST_FILE
 
-    streams, surroundings = process_streams(), read_surroundings()
-    places = find_places(surroundings, file=config)
-    folder = surroundings.config_folder
+    streams, environment = process_console(), read_environ()
+    places = find_places(environment, file=config)
+    folder = environment.config_folder
     listed = [
         ("user", places.user),
         ("project", places.project or Path(PROJECT_FILE).absolute()),
         ("keys", folder / STORE_FILE),
         ("trusted", folder / TRUST_FILE),
-        ("state", surroundings.state_folder),
+        ("state", environment.state_folder),
     ]
     if json:
         from ..output.json_output import print_json
@@ -252,18 +252,18 @@ def set(  # noqa: A001 - the name of the command
     config: _File = None,
 ) -> int:
     """One setting, judged before it is written. Comments and the order of the file stay."""
-    streams, surroundings = process_streams(), read_surroundings()
+    streams, environment = process_console(), read_environ()
     keys = _split(key)
     if not _is_known(keys):
         raise _refusal(key)
-    target = _Target.of(surroundings, config, project=project)
+    target = _Target.of(environment, config, project=project)
     old = target.parse()
     written = target.change(keys, _toml_value(keys, value))
-    _judge(target, surroundings, old, written)
-    target.write(written, surroundings)
+    _judge(target, environment, old, written)
+    target.write(written, environment)
     streams.err(f"set {key} in {target.shown}")
-    document = target.document(written, surroundings)
-    ignored = [] if document is None else _problems_of([document], surroundings).settings.warnings
+    document = target.document(written, environment)
+    ignored = [] if document is None else _problems_of([document], environment).settings.warnings
     if any(problem.field == ".".join(keys) for problem in ignored):
         streams.err(f"warning: {target.shown} is not trusted, so {key} is ignored until `seedream config trust`")
     return 0
@@ -276,14 +276,14 @@ def unset(
     config: _File = None,
 ) -> int:
     """One setting out; unknown ones too, so that a mistake can be mended."""
-    surroundings = read_surroundings()
-    target = _Target.of(surroundings, config, project=project)
+    environment = read_environ()
+    target = _Target.of(environment, config, project=project)
     written = target.change(_split(key), None)
     if written is None:
         hint = "seedream config show tells where each setting comes from"
         raise InputError([Problem("key", f"{key} is not set in {target.shown}", hint, origin="KEY")])
-    target.write(written, surroundings)
-    process_streams().err(f"took {key} out of {target.shown}")
+    target.write(written, environment)
+    process_console().err(f"took {key} out of {target.shown}")
     return 0
 
 
@@ -293,18 +293,18 @@ def trust() -> int:
     from ..config.config_file import find_project, read_document, shown_path
     from ..config.trust import load_trusted, set_trust
 
-    streams, surroundings = process_streams(), read_surroundings()
-    place, problems = find_project(None, surroundings.home), list[Problem]()
+    streams, environment = process_console(), read_environ()
+    place, problems = find_project(None, environment.home), list[Problem]()
     if place is None:
         raise InputError([Problem("project", "there is no seedream.toml here or above", origin="config trust")])
-    document = read_document(place, shown_path(place, surroundings.home), problems, is_project=True)
+    document = read_document(place, shown_path(place, environment.home), problems, is_project=True)
     if document is None:
         raise InputError(problems, kind="config")
-    before = load_trusted(surroundings).get(str(place.resolve()))
-    untrusted = _problems_of([replace(document, trusted=False)], surroundings).settings.warnings
+    before = load_trusted(environment).get(str(place.resolve()))
+    untrusted = _problems_of([replace(document, trusted=False)], environment).settings.warnings
     for problem in untrusted:
         streams.err(f"note: {problem.origin} may now set {problem.field}")
-    set_trust(surroundings, place, document.sha256)
+    set_trust(environment, place, document.sha256)
     streams.err(f"{'already trusted' if before == document.sha256 else 'trusted'}: {place}, until it changes")
     return 0
 
@@ -315,13 +315,13 @@ def untrust() -> int:
     from ..config.config_file import find_project
     from ..config.trust import load_trusted, set_trust
 
-    surroundings = read_surroundings()
-    place = find_project(None, surroundings.home)
-    if place is None or str(place.resolve()) not in load_trusted(surroundings):
-        process_streams().err("nothing here was trusted")
+    environment = read_environ()
+    place = find_project(None, environment.home)
+    if place is None or str(place.resolve()) not in load_trusted(environment):
+        process_console().err("nothing here was trusted")
         return 0
-    set_trust(surroundings, place, None)
-    process_streams().err(f"no longer trusted: {place}")
+    set_trust(environment, place, None)
+    process_console().err(f"no longer trusted: {place}")
     return 0
 
 
@@ -335,15 +335,15 @@ class _Target:
     is_project: bool
 
     @classmethod
-    def of(cls, surroundings: Surroundings, file: str | None, *, project: bool) -> _Target:
+    def of(cls, environment: Environment, file: str | None, *, project: bool) -> _Target:
         """The user's file, or the project's, which begins here where there is none. Raises `InputError`."""
         from ..config.config_file import PROJECT_FILE, find_places, shown_path
 
-        places: Places = find_places(surroundings, file=file)
+        places: Places = find_places(environment, file=file)
         place = (places.project or Path.cwd() / PROJECT_FILE) if project else places.user
         if str(place) == "-":
             raise InputError([Problem("config", "standard input cannot be changed", "name a file", origin="--config")])
-        shown = shown_path(place, surroundings.home)
+        shown = shown_path(place, environment.home)
         if project and place.is_symlink() and not _lies_beside(place):
             # It came with the folder: nobody named what is behind it.
             hint = "change the file itself, by its own name with --config, or put a file in the link's place"
@@ -362,13 +362,13 @@ class _Target:
 
         return parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
 
-    def document(self, raw: bytes, surroundings: Surroundings) -> Document | None:
+    def document(self, raw: bytes, environment: Environment) -> Document | None:
         """The file as it would be, trusted as it then is."""
         from ..config.config_file import parse_document
         from ..config.trust import load_trusted
 
         document = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
-        known = load_trusted(surroundings).get(str(self.path.resolve()))
+        known = load_trusted(environment).get(str(self.path.resolve()))
         return replace(document, trusted=known == document.sha256) if document else None
 
     def change(self, keys: Sequence[str], value: Any) -> bytes:
@@ -401,18 +401,18 @@ class _Target:
             del table[name]
         return tomlkit.dumps(document).encode()
 
-    def write(self, raw: bytes, surroundings: Surroundings) -> None:
+    def write(self, raw: bytes, environment: Environment) -> None:
         """Put the bytes in place; a project file that was trusted stays so, since its user changed it."""
         from ..config.config_file import parse_document
         from ..config.trust import load_trusted, set_trust
         from ..storage.filesystem import write_whole
 
         before = parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
-        was_trusted = before is not None and load_trusted(surroundings).get(str(self.path.resolve())) == before.sha256
+        was_trusted = before is not None and load_trusted(environment).get(str(self.path.resolve())) == before.sha256
         write_whole(self.path, raw)
         after = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
         if self.is_project and was_trusted and after is not None:
-            set_trust(surroundings, self.path, after.sha256)
+            set_trust(environment, self.path, after.sha256)
 
 
 def _lies_beside(link: Path) -> bool:
@@ -490,15 +490,15 @@ def _number(text: str) -> int | float | str:
         return text
 
 
-def _judge(target: _Target, surroundings: Surroundings, old: Document | None, raw: bytes) -> None:
+def _judge(target: _Target, environment: Environment, old: Document | None, raw: bytes) -> None:
     """Refuse a change that would bring in a problem, by the rules that the file will be read with."""
-    document = target.document(raw, surroundings)
+    document = target.document(raw, environment)
     if document is None:
         raise InputError([Problem("key", "the file would be no TOML any more", "change it by hand", origin="KEY")])
 
     def told(one: Document) -> list[Problem]:
         # Trusted, so that what is only ignored for now is judged too.
-        return list(_problems_of([replace(one, trusted=True)], surroundings).problems)
+        return list(_problems_of([replace(one, trusted=True)], environment).problems)
 
     before = {(problem.field, problem.message) for problem in (told(old) if old else ())}
     new = [problem for problem in told(document) if (problem.field, problem.message) not in before]
@@ -506,11 +506,11 @@ def _judge(target: _Target, surroundings: Surroundings, old: Document | None, ra
         raise InputError([replace(problem, origin="VALUE", code="validation") for problem in new])
 
 
-def _problems_of(documents: list[Document], surroundings: Surroundings) -> Reading:
+def _problems_of(documents: list[Document], environment: Environment) -> Reading:
     from ..config.load import combine
 
     # Whether a profile exists is not asked of one file alone.
-    bare = Surroundings({name: value for name, value in surroundings.environ.items() if name != "SEEDREAM_PROFILE"})
+    bare = Environment({name: value for name, value in environment.environ.items() if name != "SEEDREAM_PROFILE"})
     reading = combine(bare, documents, [])
     return replace(reading, problems=tuple(p for p in reading.problems if p.field != "profile"))
 
@@ -535,7 +535,7 @@ def init(context: typer.Context) -> int:
     """Ask three questions, store the answers and make a sandbox picture as proof."""
     from ..providers import PROVIDERS, load
 
-    streams = process_streams()
+    streams = process_console()
     if not (streams.stdin_is_terminal and streams.stderr_is_terminal):
         hint = "seedream config set provider NAME; seedream config key set NAME; seedream config set output FOLDER"
         message = "config init asks questions, and there is no terminal"
@@ -565,7 +565,7 @@ def _ask(question: str, default: str) -> str:
     return str(answer).strip()
 
 
-def _ask_key(spec: ProviderSpec, streams: Streams) -> None:
+def _ask_key(spec: ProviderSpec, streams: Console) -> None:
     """Store a key where one is typed; without one say where else it may come from."""
     from ..config.credentials import store_key
 
@@ -574,7 +574,7 @@ def _ask_key(spec: ProviderSpec, streams: Streams) -> None:
         streams.err(f"no key now: seedream config key set {spec.name}, or set {spec.key_variables[0]}")
         return
     _, url = _address(spec.name, None, None)
-    entry, trouble = store_key(spec, url, typed, read_surroundings())
+    entry, trouble = store_key(spec, url, typed, read_environ())
     streams.err(f"stored in {entry.words}" + (f" ({trouble})" if trouble else ""))
 
 
@@ -585,17 +585,17 @@ def _set(key: str, value: str) -> None:
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _read(file: str | None, profile: str | None, *, deep: bool) -> tuple[Surroundings, Reading]:
+def _read(file: str | None, profile: str | None, *, deep: bool) -> tuple[Environment, Reading]:
     """The surroundings and all that the files say, mistakes included."""
     from ..config.config_file import find_places
     from ..config.load import read
 
-    surroundings = read_surroundings()
-    places = find_places(surroundings, file=file)
-    return surroundings, read(surroundings, places, profile=profile, deep=deep)
+    environment = read_environ()
+    places = find_places(environment, file=file)
+    return environment, read(environment, places, profile=profile, deep=deep)
 
 
-def _warn(settings: Settings, streams: Streams) -> None:
+def _warn(settings: Settings, streams: Console) -> None:
     """Tell what an untrusted file wanted to set."""
     for problem in settings.warnings:
         streams.err(f"warning: {problem.origin}: {problem.message}")

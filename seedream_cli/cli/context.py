@@ -10,24 +10,24 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.environment import Surroundings, prepare_state, read_surroundings
+from ..config.environment import Environment, prepare_state, read_environ
 from ..errors import FileError
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
-    from ..output.streams import Streams
+    from ..output.streams import Console
 
 
 BATCH_HOME = ".seedream"
 """The folder in a batch's output that holds its ledger and its kept replies."""
 
 
-def process_streams(surroundings: Surroundings | None = None) -> Streams:
+def process_console(environment: Environment | None = None) -> Console:
     """The process's streams, and what is known of them."""
-    from ..output.streams import Streams
+    from ..output.streams import Console
 
-    around = surroundings or read_surroundings()
-    return Streams(
+    around = environment or read_environ()
+    return Console(
         stdout=sys.stdout,
         stderr=sys.stderr,
         stdin_is_terminal=_is_terminal(sys.stdin),
@@ -46,7 +46,7 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def open_ledger_here(
-    surroundings: Surroundings | None = None, *, home: Path | None = None, goes_without: bool = False
+    environment: Environment | None = None, *, home: Path | None = None, goes_without: bool = False
 ) -> Ledger:
     """The user's ledger, or a batch's in its folder `home`, what dead processes left in it settled.
 
@@ -57,7 +57,7 @@ def open_ledger_here(
     from ..storage import reply_journal
     from ..storage.reply_file import adopt, forget, list_kept, list_parts, sweep
 
-    around = surroundings or read_surroundings()
+    around = environment or read_environ()
     # A batch's folder may hold anything under that name; the ledger looks before it makes it.
     state = home or prepare_state(around.state_folder)
     try:
@@ -74,7 +74,7 @@ def open_ledger_here(
         lambda name, token: adopt(replies, name, limit=REPLY_MOST) or reply_journal.adopt(replies, name, token),
     )
     for name in settled.unknown:
-        process_streams(around).err(
+        process_console(around).err(
             f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
             f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
         )
@@ -93,13 +93,13 @@ def open_ledger_here(
 
 
 @contextlib.contextmanager
-def ledger_as_it_is(surroundings: Surroundings) -> Iterator[Ledger | None]:
+def ledger_as_it_is(environment: Environment) -> Iterator[Ledger | None]:
     """The user's ledger for what is only shown: None where there is none yet, and nothing in it is settled."""
     import os
 
     from ..ledger.ledger import open_ledger
 
-    place = surroundings.state_folder / "ledger.db"
+    place = environment.state_folder / "ledger.db"
     if not os.path.lexists(place):
         yield None
         return
@@ -109,7 +109,7 @@ def ledger_as_it_is(surroundings: Surroundings) -> Iterator[Ledger | None]:
 
 def reply_names() -> list[str]:
     """The ids of all replies, and of remains of replies, that are kept."""
-    folder = read_surroundings().state_folder / "replies"
+    folder = read_environ().state_folder / "replies"
     return sorted({path.name.partition(".")[0] for path in folder.iterdir()}) if folder.is_dir() else []
 
 
@@ -118,7 +118,7 @@ def forget_replies(names: Iterable[str], home: Path | None = None) -> None:
     from ..storage.reply_file import forget
 
     for name in names:
-        forget((home or read_surroundings().state_folder) / "replies", name)
+        forget((home or read_environ().state_folder) / "replies", name)
 
 
 _SETTLED = {"succeeded", "partial", "failed", "resolved"}

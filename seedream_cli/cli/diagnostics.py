@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Literal
 
 from .. import __version__
-from ..config.environment import Surroundings
+from ..config.environment import Environment
 from ..config.load import Reading
 from ..config.settings import Key, complete
 from ..engine.connect import ask, make_wire
 from ..engine.plan import Limits, Route, choose_dialect, key_for, plan_output
 from ..errors import ApiError, ConfigError, InputError, Problem, SeedreamError
 from ..ledger.ledger import open_ledger
-from ..network.client import CERTIFICATE_HINT, Wire
+from ..network.client import CERTIFICATE_HINT, ProviderClient
 from ..network.policy import Clock
 from ..providers.base_url import full_url
 from ..providers.contract import Call, Dialect, ProviderSpec, Reply, wire_model
@@ -67,17 +67,17 @@ class Finding:
     hint: str = ""
 
 
-def examine(draft: Draft, surroundings: Surroundings, reading: Reading, clock: Clock) -> Iterator[Finding]:
+def examine(draft: Draft, environment: Environment, reading: Reading, clock: Clock) -> Iterator[Finding]:
     """Everything, in the order in which things depend on each other. `draft` is what was typed over all settings."""
-    yield from check_settings(reading, surroundings)
+    yield from check_settings(reading, environment)
     found = list[Finding]()
-    dialect = _provider(draft, surroundings, found)
+    dialect = _provider(draft, environment, found)
     yield from found
     if dialect is not None:
-        draft = complete(draft, dialect.spec.name, surroundings.settings)
-        yield from _check_service(draft, dialect, surroundings, clock)
-    yield from check_folders(draft, surroundings)
-    yield check_ledger(surroundings, clock)
+        draft = complete(draft, dialect.spec.name, environment.settings)
+        yield from _check_service(draft, dialect, environment, clock)
+    yield from check_folders(draft, environment)
+    yield check_ledger(environment, clock)
     yield check_versions()
     yield check_command()
 
@@ -85,14 +85,14 @@ def examine(draft: Draft, surroundings: Surroundings, reading: Reading, clock: C
 # --- settings and keys ------------------------------------------------------------------------------------------------
 
 
-def check_settings(reading: Reading, surroundings: Surroundings) -> Iterator[Finding]:
+def check_settings(reading: Reading, environment: Environment) -> Iterator[Finding]:
     """The files that were read, and what is wrong with or ignored in them."""
     for document in reading.documents:
         kind = "project file" if document.is_project else "user file"
         trust = "" if document.trusted else ", not trusted: it sets only what is harmless"
         yield Finding("settings", "ok", f"{kind} {document.shown}{trust}")
     if not reading.documents and not reading.problems:
-        yield Finding("settings", "ok", f"no file; the user's would be in {surroundings.config_folder}")
+        yield Finding("settings", "ok", f"no file; the user's would be in {environment.config_folder}")
     yield from (_as_finding("settings", problem) for problem in reading.problems)
     yield from (_as_finding("settings", problem) for problem in reading.settings.warnings)
 
@@ -108,10 +108,10 @@ def _as_failure(name: str, error: SeedreamError) -> Finding:
     return Finding(name, "fail", error.message, error.hint)
 
 
-def _provider(draft: Draft, surroundings: Surroundings, found: list[Finding]) -> Dialect | None:
+def _provider(draft: Draft, environment: Environment, found: list[Finding]) -> Dialect | None:
     """The provider that would be asked; what is to be said of it is added to `found`."""
     try:
-        dialect, notes = choose_dialect(draft, surroundings, sends=True)
+        dialect, notes = choose_dialect(draft, environment, sends=True)
     except SeedreamError as error:
         found.append(_as_failure("provider", error))
         return None
@@ -121,7 +121,7 @@ def _provider(draft: Draft, surroundings: Surroundings, found: list[Finding]) ->
     return dialect
 
 
-def _check_service(draft: Draft, dialect: Dialect, surroundings: Surroundings, clock: Clock) -> Iterator[Finding]:
+def _check_service(draft: Draft, dialect: Dialect, environment: Environment, clock: Clock) -> Iterator[Finding]:
     """Key, address and what is behind it."""
     spec = dialect.spec
     try:
@@ -130,7 +130,7 @@ def _check_service(draft: Draft, dialect: Dialect, surroundings: Surroundings, c
         yield _as_failure("address", error)
         return
     found = list[Finding]()
-    key = None if spec.offline else _key(draft, spec, surroundings, base_url, found)
+    key = None if spec.offline else _key(draft, spec, environment, base_url, found)
     yield from found
     listed = bool(spec.models_path) and (spec.offline or key is not None)
     limits = Limits(timeout_s=WHOLE_S, connect_timeout_s=CONNECT_S, retries=0, proxy=draft.values.get("proxy"))
@@ -141,14 +141,12 @@ def _check_service(draft: Draft, dialect: Dialect, surroundings: Surroundings, c
         yield Finding("models", "warn", "not asked for: there is no key")
 
 
-def _key(
-    draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str, found: list[Finding]
-) -> Key | None:
+def _key(draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str, found: list[Finding]) -> Key | None:
     """The key that would be sent; where it is from, its last four characters, or why there is none is added."""
     from ..redaction import check_key
 
     try:
-        key = key_for(draft, spec, surroundings, base_url)
+        key = key_for(draft, spec, environment, base_url)
         value = check_key(key.value)
     except ConfigError as error:
         found.append(_as_failure("key", error))
@@ -190,7 +188,7 @@ def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) 
         yield check_models(spec, replace(reply), typed, wire)
 
 
-def _ask(wire: Wire, call: Call) -> Reply | ApiError:
+def _ask(wire: ProviderClient, call: Call) -> Reply | ApiError:
     """The reply, whatever it says. A redirect, which the wire refuses, is an answer too."""
     try:
         return ask(wire, call, lambda reply: reply).value
@@ -248,7 +246,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def check_models(spec: ProviderSpec, reply: Reply, typed: str, wire: Wire) -> Finding:
+def check_models(spec: ProviderSpec, reply: Reply, typed: str, wire: ProviderClient) -> Finding:
     """What the account may use, and whether the chosen model is in it."""
     if reply.status in {401, 403}:
         error = refusal(spec, reply)
@@ -280,7 +278,7 @@ def listed_models(reply: Reply) -> tuple[str, ...] | None:
 # --- this machine -----------------------------------------------------------------------------------------------------
 
 
-def check_folders(draft: Draft, surroundings: Surroundings) -> Iterator[Finding]:
+def check_folders(draft: Draft, environment: Environment) -> Iterator[Finding]:
     """Where pictures, the ledger and settings go: whether a file can be made there."""
     problems: list[Problem] = []
     target = plan_output(draft, 1, problems)
@@ -288,8 +286,8 @@ def check_folders(draft: Draft, surroundings: Surroundings) -> Iterator[Finding]
     if target is not None and not target.stdout:
         yield check_folder("output", target.folder, "choose another with -o, or mend its permissions")
     moved = "set SEEDREAM_STATE_DIR to a folder that can be written"
-    yield check_folder("state", surroundings.state_folder, moved)
-    yield check_folder("config", surroundings.config_folder, "mend its permissions", needed=False)
+    yield check_folder("state", environment.state_folder, moved)
+    yield check_folder("config", environment.config_folder, "mend its permissions", needed=False)
 
 
 def check_folder(name: str, folder: Path, hint: str, *, needed: bool = True) -> Finding:
@@ -306,11 +304,11 @@ def check_folder(name: str, folder: Path, hint: str, *, needed: bool = True) -> 
     return Finding(name, "ok", str(folder) + ("" if there == folder else " (will be made)"))
 
 
-def check_ledger(surroundings: Surroundings, clock: Clock) -> Finding:
+def check_ledger(environment: Environment, clock: Clock) -> Finding:
     """Whether the ledger is sound, and what in it waits for the user."""
-    if not surroundings.settings.ledger_enabled:
+    if not environment.settings.ledger_enabled:
         return Finding("ledger", "ok", "switched off in the settings")
-    path = surroundings.state_folder / "ledger.db"
+    path = environment.state_folder / "ledger.db"
     if not path.exists():
         return Finding("ledger", "ok", "none yet: the first request makes it")
     try:

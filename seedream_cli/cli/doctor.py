@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..config.environment import Surroundings, misspelt_variables, read_environment, read_surroundings
+from ..config.environment import Environment, misspelt_variables, read_environ, read_environment
 from ..config.options import parse_values
 from ..errors import EXIT_CODES, InputError, Problem
-from .context import process_streams
+from .context import process_console
 from .flags import Chosen, takes
 
 if TYPE_CHECKING:
     from ..config.load import Reading
-    from ..output.streams import Streams
+    from ..output.streams import Console
     from ..request.image_request import Draft
     from .diagnostics import Finding
 
@@ -31,18 +31,18 @@ def doctor(*, chosen: Chosen) -> int:
     from ..network.policy import Clock
     from .diagnostics import Finding, examine
 
-    surroundings, reading, broken = _look(chosen)
+    environment, reading, broken = _look(chosen)
     findings = [Finding("settings", "fail", f"{p.origin}: {p.message}", p.hint) for p in broken]
     # Where the environment itself cannot be read, what was typed and what the files say is still checked.
-    clear = surroundings if not broken else _without(surroundings, [p.origin.removeprefix("$") for p in broken])
+    clear = environment if not broken else _without(environment, [p.origin.removeprefix("$") for p in broken])
     draft = chosen.draft(clear)
     findings += [
         Finding("settings", "warn" if p.severity == "warning" else "fail", f"{p.origin}: {p.message}", p.hint)
-        for p in (*_unread(draft), *misspelt_variables(surroundings))
+        for p in (*_unread(draft), *misspelt_variables(environment))
     ]
     findings += examine(draft, clear, reading, Clock())
     failed = any(finding.state == "fail" for finding in findings)
-    streams = process_streams(surroundings)
+    streams = process_console(environment)
     if draft.switches.get("json"):
         from ..output.json_output import print_json
 
@@ -54,20 +54,20 @@ def doctor(*, chosen: Chosen) -> int:
     return EXIT_CODES["config"] if failed else 0
 
 
-def _look(chosen: Chosen) -> tuple[Surroundings, Reading, Sequence[Any]]:
+def _look(chosen: Chosen) -> tuple[Environment, Reading, Sequence[Any]]:
     """The surroundings with what the files say, mistakes included, and what is wrong with the environment."""
     from ..config.config_file import find_places
     from ..config.load import read
 
-    surroundings = read_surroundings()
-    places = find_places(surroundings, file=chosen.values.get("config"))
-    reading = read(surroundings, places, profile=chosen.values.get("profile"))
-    surroundings = replace(surroundings, settings=reading.settings)
+    environment = read_environ()
+    places = find_places(environment, file=chosen.values.get("config"))
+    reading = read(environment, places, profile=chosen.values.get("profile"))
+    environment = replace(environment, settings=reading.settings)
     try:
-        read_environment(surroundings)
+        read_environment(environment)
     except InputError as error:
-        return surroundings, reading, error.problems
-    return surroundings, reading, ()
+        return environment, reading, error.problems
+    return environment, reading, ()
 
 
 def _unread(draft: Draft) -> list[Problem]:
@@ -77,12 +77,12 @@ def _unread(draft: Draft) -> list[Problem]:
     return [problem for problem in found if problem.origin.startswith(("$", "-"))]
 
 
-def _without(surroundings: Surroundings, names: Sequence[str]) -> Surroundings:
-    environ = {name: value for name, value in surroundings.environ.items() if name not in names}
-    return replace(surroundings, environ=environ)
+def _without(environment: Environment, names: Sequence[str]) -> Environment:
+    environ = {name: value for name, value in environment.environ.items() if name not in names}
+    return replace(environment, environ=environ)
 
 
-def _print(findings: Sequence[Finding], streams: Streams) -> None:
+def _print(findings: Sequence[Finding], streams: Console) -> None:
     from ..text import clean, wrap
 
     for finding in findings:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..config.environment import Surroundings, misspelt_variables, read_environment, read_surroundings
+from ..config.environment import Environment, misspelt_variables, read_environ, read_environment
 from ..config.options import OPTIONS, OUTPUT, Option, options_of
 from ..errors import InputError, Problem
 from .completion import offer_profiles, offers_of
@@ -70,14 +70,14 @@ class Chosen:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     verbosity: int = 0
 
-    def draft(self, surroundings: Surroundings, prompt: PromptText | None = None, text: str | None = None) -> Draft:
+    def draft(self, environment: Environment, prompt: PromptText | None = None, text: str | None = None) -> Draft:
         """One draft: what was typed, over the header of the prompt's file, over the environment, over the files.
 
         Each option has its origin. `text` is the prompt once its variables are filled in.
         """
         from ..request.image_request import Draft
 
-        around = read_environment(surroundings).over(surroundings.settings.layer)
+        around = read_environment(environment).over(environment.settings.layer)
         values, switches, lists, origins = {**around.values}, {**around.switches}, {**around.lists}, {**around.origins}
         if prompt is not None:
             values, switches, lists = (
@@ -92,32 +92,32 @@ class Chosen:
             values["prompt"] = text
         return Draft(values, switches, lists, origins | given)
 
-    def surroundings(self) -> Surroundings:
+    def environment(self) -> Environment:
         """The environment and the configuration files. Raises `InputError` with all that is wrong in the files."""
         from ..config.load import load
 
         file, profile = self.values.get("config"), self.values.get("profile")
-        return load(read_surroundings(), file=file, profile=profile)
+        return load(read_environ(), file=file, profile=profile)
 
-    def drafts(self, surroundings: Surroundings, prompts: Sequence[PromptText], problems: list[Problem]) -> list[Draft]:
+    def drafts(self, environment: Environment, prompts: Sequence[PromptText], problems: list[Problem]) -> list[Draft]:
         """A draft for each prompt, its variables filled in; one without a prompt where there is none."""
         from ..config.prompt_file import fill
 
         variables, wrong = self.variables()
-        problems += wrong + self.ignored(surroundings)
+        problems += wrong + self.ignored(environment)
         if not prompts:
-            return [self.draft(surroundings)]
+            return [self.draft(environment)]
         drafts = []
         for prompt in prompts:
             text, missing = fill(prompt, variables)
             problems += missing
-            drafts.append(self.draft(surroundings, prompt, text))
+            drafts.append(self.draft(environment, prompt, text))
         return drafts
 
-    def ignored(self, surroundings: Surroundings) -> list[Problem]:
+    def ignored(self, environment: Environment) -> list[Problem]:
         """Variables of no option, and what an untrusted project file may not set: errors where the user is strict."""
-        found = [*misspelt_variables(surroundings), *surroundings.settings.warnings]
-        strict = self.draft(surroundings).switches.get("strict") if found else False
+        found = [*misspelt_variables(environment), *environment.settings.warnings]
+        strict = self.draft(environment).switches.get("strict") if found else False
         severity: Literal["error", "warning"] = "error" if strict else "warning"
         return [replace(problem, severity=severity) for problem in found]
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..config.environment import read_surroundings
+from ..config.environment import read_environ
 from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
 from .completion import offer_ids
-from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_streams
+from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_console
 from .flags import Chosen, takes
 
 if TYPE_CHECKING:
-    from ..config.environment import Surroundings
+    from ..config.environment import Environment
     from ..engine.plan import Plan, PlannedDraft
     from ..ledger.ledger import Ledger
     from ..output.json_output import JsonObject
-    from ..output.streams import Streams
+    from ..output.streams import Console
     from ..request.image_request import Draft
     from ..results import Report
     from .batch_folders import Search
@@ -104,29 +104,29 @@ def recover(
     from ..results import Report
     from .batch_folders import search_folders
 
-    surroundings = chosen.surroundings()
-    draft = chosen.draft(surroundings)
-    ignored = chosen.ignored(surroundings)
+    environment = chosen.environment()
+    draft = chosen.draft(environment)
+    ignored = chosen.ignored(environment)
     if any(problem.severity == "error" for problem in ignored):
         raise InputError(ignored)
     for line in () if draft.switches.get("quiet") else warning_lines(ignored):
-        process_streams().err(line)
+        process_console().err(line)
     names, tasks = wanted or [], chosen.lists.get("task", ())
-    with _ledger(draft, surroundings) as ledger:
-        search = search_folders(names, draft, surroundings, ledger, every=not names and not tasks)
-        own = make_recovery(names, draft, surroundings, ledger, tasks=tasks, of_batches=search.names)
+    with _ledger(draft, environment) as ledger:
+        search = search_folders(names, draft, environment, ledger, every=not names and not tasks)
+        own = make_recovery(names, draft, environment, ledger, tasks=tasks, of_batches=search.names)
         plans = place_all(own, [plan for _, plan in search.found], draft)
         for note in () if draft.switches.get("quiet") else (*own.notices, *search.notes):
-            process_streams().err(f"note: {note}")
+            process_console().err(f"note: {note}")
         for line in search.passed:
-            process_streams().err(f"error: {line}")
+            process_console().err(f"error: {line}")
         parts = [_Part(plans[0], ledger)]
         parts += [_Part(plan, None, folder) for plan, (folder, _) in zip(plans[1:], search.found, strict=True)]
         if any(part.plan.jobs or part.plan.left for part in parts):
-            return _execute(parts, draft, chosen, surroundings, search)
+            return _execute(parts, draft, chosen, environment, search)
         if draft.switches.get("json", False):
-            print_results(Report("recover", (), _as_warnings(search)), process_streams(), "json", quiet=True)
-        process_streams().err(nothing_left(ledger, is_all=not search.passed))
+            print_results(Report("recover", (), _as_warnings(search)), process_console(), "json", quiet=True)
+        process_console().err(nothing_left(ledger, is_all=not search.passed))
         return search.trouble or search.busy
 
 
@@ -135,13 +135,13 @@ def _as_warnings(search: Search | None) -> tuple[Problem, ...]:
     return tuple(Problem("folder", line) for line in (search.passed if search else ()))
 
 
-def _tell_found(parts: Sequence[_Part], report: Report, streams: Streams) -> None:
+def _tell_found(parts: Sequence[_Part], report: Report, streams: Console) -> None:
     """What the replies hold that stay of unknown outcome."""
     from .stored_replies import found_lines, key_forms
 
     kept = {job.id: job.kept for part in parts for job in part.plan.jobs}
     doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
-    forms = key_forms(read_surroundings()) if doubtful else ()
+    forms = key_forms(read_environ()) if doubtful else ()
     for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
         streams.err(line)
 
@@ -151,26 +151,26 @@ def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chos
     from ..config.prompt_file import read_prompts
     from ..engine.plan import make_plan
 
-    surroundings = chosen.surroundings()
+    environment = chosen.environment()
     prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()))
     if problems and not prompts:
         # Without a prompt that could be read, every further complaint would be about its absence.
         raise InputError(problems)
-    drafts = chosen.with_pictures(chosen.drafts(surroundings, prompts, problems), pictures)
+    drafts = chosen.with_pictures(chosen.drafts(environment, prompts, problems), pictures)
     if command == "edit" and not all(draft.lists.get("image") for draft in drafts):
         hint = 'write seedream edit "PROMPT" IMAGE…; seedream generate works without a picture'
         raise InputError([*problems, Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
     sends = not any(draft.switches.get(name) for draft in drafts for name in ("dry_run", "curl", "explain"))
-    plan = make_plan(command, drafts, surroundings, problems=problems, sends=sends)
+    plan = make_plan(command, drafts, environment, problems=problems, sends=sends)
     if not sends:
-        return _show(plan, drafts[0], surroundings)
-    with _ledger(drafts[0], surroundings) as ledger:
+        return _show(plan, drafts[0], environment)
+    with _ledger(drafts[0], environment) as ledger:
         if ledger is not None:
-            plan = _with_orphans(_with_earlier(plan, drafts[0], ledger), drafts[0], surroundings, ledger)
+            plan = _with_orphans(_with_earlier(plan, drafts[0], ledger), drafts[0], environment, ledger)
         elif drafts[0].switches.get("reuse"):
             hint = "leave out one of the two"
             raise InputError([Problem("reuse", "there is nothing to look earlier requests up in: no ledger", hint)])
-        return _execute([_Part(plan, ledger)], drafts[0], chosen, surroundings)
+        return _execute([_Part(plan, ledger)], drafts[0], chosen, environment)
 
 
 def _with_earlier(plan: Plan, draft: Draft, ledger: Ledger) -> Plan:
@@ -182,22 +182,22 @@ def _with_earlier(plan: Plan, draft: Draft, ledger: Ledger) -> Plan:
     return replace(plan, notices=(*plan.notices, *earlier_notices(plan, ledger)))
 
 
-def _with_orphans(plan: Plan, draft: Draft, surroundings: Surroundings, ledger: Ledger) -> Plan:
+def _with_orphans(plan: Plan, draft: Draft, environment: Environment, ledger: Ledger) -> Plan:
     """The plan, and on the way what a process that died had paid for: fetching it costs nothing."""
     from ..engine.recovery import orphan_jobs
 
     first = len(plan.jobs)
-    jobs = orphan_jobs(draft, surroundings, ledger)
+    jobs = orphan_jobs(draft, environment, ledger)
     return replace(plan, extra=tuple(replace(job, index=first + number) for number, job in enumerate(jobs)))
 
 
 @contextlib.contextmanager
-def _ledger(draft: Draft, surroundings: Surroundings) -> Iterator[Ledger | None]:
+def _ledger(draft: Draft, environment: Environment) -> Iterator[Ledger | None]:
     """The ledger while a command runs, or None where it is not wanted."""
-    if not draft.switches.get("ledger", surroundings.settings.ledger_enabled):
+    if not draft.switches.get("ledger", environment.settings.ledger_enabled):
         yield None
         return
-    with open_ledger_here(surroundings, goes_without=True) as ledger:
+    with open_ledger_here(environment, goes_without=True) as ledger:
         yield ledger
 
 
@@ -211,7 +211,7 @@ class _Part:
 
 
 def _execute(
-    parts: Sequence[_Part], draft: Draft, chosen: Chosen, surroundings: Surroundings, search: Search | None = None
+    parts: Sequence[_Part], draft: Draft, chosen: Chosen, environment: Environment, search: Search | None = None
 ) -> int:
     """Run plans, one after the other, in front of the user and print what came of them as of one."""
     from ..config.environment import prepare_state
@@ -221,7 +221,7 @@ def _execute(
     from ..results import Report
 
     quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
-    streams = process_streams(surroundings)
+    streams = process_console(environment)
     first, *_ = parts
     if first.plan.command != "recover":
         for line in (
@@ -235,13 +235,13 @@ def _execute(
         raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
     if to_stdout and streams.stdout_closed:
         raise FileError("standard output is closed; nothing was sent", hint="give a file or a folder with -o")
-    state = prepare_state(surroundings.state_folder)
-    _remember_addresses(first.plan, surroundings)
-    reports, step = list[tuple[_Part, Report]](), crash_step(surroundings.fault)
+    state = prepare_state(environment.state_folder)
+    _remember_addresses(first.plan, environment)
+    reports, step = list[tuple[_Part, Report]](), crash_step(environment.fault)
     for part in parts:
         if part.plan.jobs and not (reports and reports[-1][1].signal_number):
             try:
-                reports.append((part, _conduct(part, draft, chosen, surroundings, step)))
+                reports.append((part, _conduct(part, draft, chosen, environment, step)))
             except SeedreamError as error:
                 # What the others brought is told all the same.
                 if part.folder is None or search is None:
@@ -265,16 +265,16 @@ def _execute(
 
 
 def _conduct(
-    part: _Part, draft: Draft, chosen: Chosen, surroundings: Surroundings, step: Callable[[str], None]
+    part: _Part, draft: Draft, chosen: Chosen, environment: Environment, step: Callable[[str], None]
 ) -> Report:
     """Run one plan. A batch is held meanwhile, and its results are told of what came."""
-    from ..engine.context import Outlets
+    from ..engine.context import RunServices
     from ..engine.run import HurriedClock, execute
     from ..output.progress import make_sink
     from ..output.streams import noted_trouble
     from .batch_folders import hold
 
-    streams, verbosity = process_streams(surroundings), chosen.loudness(draft)
+    streams, verbosity = process_console(environment), chosen.loudness(draft)
     loudness = -1 if draft.switches.get("quiet", False) else verbosity
     sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=loudness)
 
@@ -285,14 +285,14 @@ def _conduct(
         return not streams.stdout_closed
 
     log = (lambda line: streams.err(f"wire: {line}")) if verbosity > 1 else None
-    state = part.folder / BATCH_HOME if part.folder else surroundings.state_folder
+    state = part.folder / BATCH_HOME if part.folder else environment.state_folder
     with contextlib.ExitStack() as stack:
-        ledger = stack.enter_context(hold(part.folder, surroundings)) if part.folder else part.ledger
+        ledger = stack.enter_context(hold(part.folder, environment)) if part.folder else part.ledger
         try:
-            outlets = Outlets(sink, state, ledger, emit, log, step=step)
-            if surroundings.fault == "no-wait":
-                outlets = replace(outlets, clock=HurriedClock())
-            report = execute(part.plan, outlets, home=part.folder)
+            services = RunServices(sink, state, ledger, emit, log, step=step)
+            if environment.fault == "no-wait":
+                services = replace(services, clock=HurriedClock())
+            report = execute(part.plan, services, home=part.folder)
         finally:
             sink.close()
         if part.folder and ledger:
@@ -300,7 +300,7 @@ def _conduct(
     return report
 
 
-def _refresh_results(folder: Path, ledger: Ledger, streams: Streams) -> None:
+def _refresh_results(folder: Path, ledger: Ledger, streams: Console) -> None:
     """A batch's results say what is true now, or that they do not is told: no image hangs on them."""
     from ..batch.shards import refresh_results
 
@@ -312,28 +312,28 @@ def _refresh_results(folder: Path, ledger: Ledger, streams: Streams) -> None:
         streams.err(f"note: {error.message}; the same `seedream batch` writes it anew")
 
 
-def _remember_addresses(plan: Plan, surroundings: Surroundings) -> None:
+def _remember_addresses(plan: Plan, environment: Environment) -> None:
     """Keep in mind which addresses the user named, for tasks that may have to be asked after by a later run."""
     from ..config.credentials import remember_address
 
     for one in plan.drafts if plan.command != "recover" else ():
         is_typed = one.draft.origins.get("base_url", "").startswith(("--", "$"))
         if is_typed and one.route.key is not None and one.route.spec.has_tasks:
-            remember_address(one.route.spec, one.route.base_url, surroundings)
+            remember_address(one.route.spec, one.route.base_url, environment)
 
 
-def _show(plan: Plan, draft: Draft, surroundings: Surroundings) -> int:
+def _show(plan: Plan, draft: Draft, environment: Environment) -> int:
     """What would be sent: the body, the curl command, or the fate of every option. A dry run ends as a run would."""
     from ..output import dry_run
     from ..output.json_output import error_object, print_json
     from ..output.messages import warning_lines
     from ..output.summary import print_error
 
-    streams = process_streams()
+    streams = process_console()
     show = _explain if draft.switches.get("explain") else _curl if draft.switches.get("curl") else _dry_run
     json = draft.switches.get("json", False) and show is not _curl
     objects = [show(planned, plan.command, None if json else streams) for planned in plan.drafts]
-    stop = _foresee(plan, surroundings) if show is _dry_run else None
+    stop = _foresee(plan, environment) if show is _dry_run else None
     if json:
         shown = dry_run.combined_object([one for one in objects if one is not None], plan.warnings)
         print_json(shown if stop is None else {**shown, "error": error_object(stop)}, streams)
@@ -344,17 +344,17 @@ def _show(plan: Plan, draft: Draft, surroundings: Surroundings) -> int:
     return 0 if stop is None else stop.exit_code
 
 
-def _foresee(plan: Plan, surroundings: Surroundings) -> SeedreamError | None:
+def _foresee(plan: Plan, environment: Environment) -> SeedreamError | None:
     """The budget that a run of the plan would come to the end of."""
     if not plan.caps.any:
         return None
     from ..engine.foresight import foresee
 
-    with contextlib.nullcontext() if plan.caps.daily is None else ledger_as_it_is(surroundings) as day:
+    with contextlib.nullcontext() if plan.caps.daily is None else ledger_as_it_is(environment) as day:
         return foresee(plan, day)
 
 
-def _explain(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
+def _explain(planned: PlannedDraft, command: str, streams: Console | None) -> JsonObject | None:
     """What becomes of every option, as a table or an object."""
     from ..engine.explain import explain
     from ..output import dry_run
@@ -367,7 +367,7 @@ def _explain(planned: PlannedDraft, command: str, streams: Streams | None) -> Js
     return None
 
 
-def _curl(planned: PlannedDraft, command: str, streams: Streams | None) -> None:  # noqa: ARG001 (one form for three)
+def _curl(planned: PlannedDraft, command: str, streams: Console | None) -> None:  # noqa: ARG001 (one form for three)
     """The same request for a shell."""
     from ..output import dry_run
 
@@ -378,7 +378,7 @@ def _curl(planned: PlannedDraft, command: str, streams: Streams | None) -> None:
         streams.out_exactly(dry_run.curl_command(url, call.json or {}, variable, call.accept))
 
 
-def _dry_run(planned: PlannedDraft, command: str, streams: Streams | None) -> JsonObject | None:
+def _dry_run(planned: PlannedDraft, command: str, streams: Console | None) -> JsonObject | None:
     """The exact body, where it would go, what it would write and cost."""
     from ..engine.explain import job_names
     from ..output import dry_run

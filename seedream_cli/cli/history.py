@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config.environment import read_surroundings
+from ..config.environment import read_environ
 from ..config.options import OUTPUT, REQUEST
 from ..errors import InputError, Problem
 from .completion import offer_ids, offer_providers, words
-from .context import BATCH_HOME, forget_replies, open_ledger_here, process_streams, reply_names
+from .context import BATCH_HOME, forget_replies, open_ledger_here, process_console, reply_names
 from .flags import PlainCommand, PlainGroup, number
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def history(  # noqa: PLR0917 (Typer names them all)
         found.append(Problem("status", f"{status!r} is no status", f"one of {', '.join(STATUSES)}", origin="--status"))
     if found:
         raise InputError(found)
-    streams, ledger = process_streams(), open_ledger_here()
+    streams, ledger = process_console(), open_ledger_here()
     with ledger:
         entries: Sequence[Entry] = ledger.history(
             text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
@@ -117,7 +117,7 @@ def show(
     from .batch_folders import find_batch
     from .stored_replies import kept_of
 
-    streams, surroundings = process_streams(), read_surroundings()
+    streams, environment = process_console(), read_environ()
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open_ledger_here())
         batch = find_batch(own, wanted)
@@ -125,7 +125,7 @@ def show(
             return _show_batch(*batch, links=links, json=json)
         ledger, _ = _ledger_of(stack, own, wanted)
         entries = _found(ledger, wanted)
-        kept = [kept_of(entry, ledger.path.parent / "replies", surroundings) for entry in entries]
+        kept = [kept_of(entry, ledger.path.parent / "replies", environment) for entry in entries]
         if json:
             shown = history.history_object(entries, links=links)
             for one, replies in zip(shown["requests"], kept, strict=True):
@@ -159,7 +159,7 @@ def resolve(
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
     from .batch_folders import take_back
 
-    streams = process_streams()
+    streams = process_console()
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open_ledger_here())
         opened: dict[Path | None, Ledger] = {None: own}
@@ -197,7 +197,7 @@ def purge(
     """Forget what is settled."""
     found: list[Problem] = []
     moment = _moment("before", before, found)
-    streams = process_streams()
+    streams = process_console()
     if not yes and not streams.stdin_is_terminal:
         found.append(Problem("yes", "nobody can be asked here", "add --yes", origin="--yes"))
     if found:
@@ -240,7 +240,7 @@ def stats(
 
     if by not in GROUPS:
         raise InputError([Problem("by", f"{by!r} is no group", f"one of {', '.join(GROUPS)}", origin="--by")])
-    streams = process_streams()
+    streams = process_console()
     with open_ledger_here() as ledger:
         charges, troubles = all_charges(ledger)
     groups = history.group_charges(charges, by)
@@ -265,7 +265,7 @@ def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool
     from . import batch_folders
     from .stored_replies import kept_of
 
-    streams = process_streams()
+    streams = process_console()
     if not batch_folders.has_ledger(folder):
         hint = "bring the folder back to that place"
         raise InputError([Problem("id", f"the batch was in {folder}, which is gone", hint, origin="ID")])
@@ -279,7 +279,7 @@ def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool
     for line in (*history.batch_detail(one), *history.history_table(entries, streams.width)):
         say(line)
     for entry in entries if links else ():
-        kept_of(entry, folder / BATCH_HOME / "replies", read_surroundings()).print_found(entry, streams)
+        kept_of(entry, folder / BATCH_HOME / "replies", read_environ()).print_found(entry, streams)
     return 0
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config.environment import Surroundings, read_surroundings
+from ..config.environment import Environment, read_environ
 from ..errors import ConfigError, InputError, Problem
 from .completion import offer_providers, words
-from .context import process_streams
+from .context import process_console
 from .flags import _SHARED, Chosen, PlainCommand, _File, _Json
 
 if TYPE_CHECKING:
-    from ..output.streams import Streams
+    from ..output.streams import Console
     from ..providers.contract import ProviderSpec
 
 
@@ -43,7 +43,7 @@ _BaseUrl = Annotated[
 def key(context: typer.Context) -> int:
     """Keys."""
     if context.invoked_subcommand is None:
-        process_streams().out_exactly(context.get_help())
+        process_console().out_exactly(context.get_help())
     return 0
 
 
@@ -73,10 +73,10 @@ def key_set(
     if store not in {"auto", "keyring", "file"}:
         hint = nearest_hint(store, ("auto", "keyring", "file"))
         raise InputError([Problem("store", f"{store!r} is no place", hint, origin="--store")])
-    streams = process_streams()
+    streams = process_console()
     spec, url = _address(provider, base_url, config)
     where: Any = None if store == "auto" else store
-    entry, trouble = store_key(spec, url, _read_secret(spec.name), read_surroundings(), where=where)
+    entry, trouble = store_key(spec, url, _read_secret(spec.name), read_environ(), where=where)
     if trouble:
         streams.err(f"note: {trouble}")
     place = "the system keyring" if entry.where == "keyring" else str(_store_path())
@@ -90,13 +90,13 @@ def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = No
     from ..config.credentials import forget_key
 
     spec, url = _address(provider, base_url, config)
-    gone, trouble = forget_key(spec, url, read_surroundings())
+    gone, trouble = forget_key(spec, url, read_environ())
     if not gone:
         hint = "seedream config key status tells which keys there are"
         raise ConfigError(f"no key is stored for {spec.name} at {_place(url)}", hint=hint)
     if trouble:
         raise ConfigError(f"the key is no longer used, but may still be in the keyring: {trouble}")
-    process_streams().err(f"forgot {' and '.join(item.words for item in gone)} of {spec.name}")
+    process_console().err(f"forgot {' and '.join(item.words for item in gone)} of {spec.name}")
     return 0
 
 
@@ -108,16 +108,16 @@ def key_status(config: _File = None, json: _Json = False) -> int:  # noqa: FBT00
     from ..config.credentials import load_store
     from ..providers import specs
 
-    streams = process_streams()
-    surroundings = Chosen({"config": config} if config else {}).surroundings()
-    rows = [_status(spec, surroundings) for spec in specs() if not spec.offline]
+    streams = process_console()
+    environment = Chosen({"config": config} if config else {}).environment()
+    rows = [_status(spec, environment) for spec in specs() if not spec.offline]
     _print_status(rows, streams, json=json)
     # Said once and with the way out, below what the environment holds all the same.
-    load_store(surroundings)
+    load_store(environment)
     return 0
 
 
-def _print_status(rows: Sequence[tuple[str, str, str, str, str]], streams: Streams, *, json: bool) -> None:
+def _print_status(rows: Sequence[tuple[str, str, str, str, str]], streams: Console, *, json: bool) -> None:
     """The rows as a table or an object."""
     if json:
         from ..output.json_output import print_json
@@ -135,20 +135,20 @@ def _print_status(rows: Sequence[tuple[str, str, str, str, str]], streams: Strea
         streams.out(line)
 
 
-def _status(spec: ProviderSpec, surroundings: Surroundings) -> tuple[str, str, str, str, str]:
+def _status(spec: ProviderSpec, environment: Environment) -> tuple[str, str, str, str, str]:
     """Provider, source of its key, last four characters, address, and what is wrong (not: that there is none)."""
     from ..config.credentials import find_key
     from ..config.settings import complete
     from ..providers.base_url import full_url
     from ..redaction import check_key
 
-    draft = complete(Chosen().draft(surroundings), spec.name, surroundings.settings)
+    draft = complete(Chosen().draft(environment), spec.name, environment.settings)
     url = draft.values.get("base_url") or spec.base_url
     if not url:
         return spec.name, "", "", "-", "has no address of its own: give it a base_url"
     whole = full_url(spec, url)
     try:
-        found = find_key(draft, spec, whole, surroundings)
+        found = find_key(draft, spec, whole, environment)
         value = check_key(found.value)
     except ConfigError as error:
         why = "" if error.message.startswith(f"no key for {spec.name}: ") and "keyring" not in error.message else error
@@ -167,8 +167,8 @@ def _address(provider: str, base_url: str | None, file: str | None) -> tuple[Pro
     if spec.offline:
         raise InputError([Problem("provider", f"{spec.name} needs no key", origin="PROVIDER")])
     if base_url is None:
-        surroundings = Chosen({"config": file} if file else {}).surroundings()
-        base_url = complete(Chosen().draft(surroundings), spec.name, surroundings.settings).values.get("base_url")
+        environment = Chosen({"config": file} if file else {}).environment()
+        base_url = complete(Chosen().draft(environment), spec.name, environment.settings).values.get("base_url")
     return spec, full_url(spec, base_url)
 
 
@@ -181,7 +181,7 @@ def _place(url: str) -> str:
 def _store_path() -> Path:
     from ..config.credentials import STORE_FILE
 
-    return read_surroundings().config_folder / STORE_FILE
+    return read_environ().config_folder / STORE_FILE
 
 
 def _read_secret(provider: str) -> str:

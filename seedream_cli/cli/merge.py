@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PARTIAL, InputError, Problem
-from .batch_context import _IDLE_MOST, _Desk, _hold, _now, _plan_lines, _prepare_folder, _prepare_results
-from .context import BATCH_HOME, open_ledger_here, process_streams
+from .batch_context import _IDLE_MOST, _BatchContext, _hold, _now, _plan_lines, _prepare_folder, _prepare_results
+from .context import BATCH_HOME, open_ledger_here, process_console
 from .flags import Chosen
 
 if TYPE_CHECKING:
-    from ..config.environment import Surroundings
+    from ..config.environment import Environment
     from ..ledger.ledger import Ledger
-    from ..output.streams import Streams
+    from ..output.streams import Console
     from ..request.image_request import Draft
     from ..results import BatchReport
 
 
-def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) -> int:
+def _merge(stack: contextlib.ExitStack, desk: _BatchContext, folders: Sequence[Path]) -> int:
     """Join the folders of shards into one, which the same table then goes on with."""
     from ..batch.run import Batch
     from ..batch.shards import absorb, survey_rows
@@ -31,8 +31,8 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
     order = desk.order
     _check_folders(folders)
     stream = _prepare_results(order.results)
-    ledger = stack.enter_context(open_ledger_here(desk.surroundings, home=order.home))
-    for folder, other in _shard_ledgers(stack, folders, order.folder, desk.surroundings):
+    ledger = stack.enter_context(open_ledger_here(desk.environment, home=order.home))
+    for folder, other in _shard_ledgers(stack, folders, order.folder, desk.environment):
         desk.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
     batch = Batch(desk.sheet, ledger, run)
@@ -48,27 +48,27 @@ def _merge(stack: contextlib.ExitStack, desk: _Desk, folders: Sequence[Path]) ->
     return _tell_merged(report, order.results, desk.streams, is_quiet=desk.is_quiet, is_json=desk.is_json)
 
 
-def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, surroundings: Surroundings, folders: list[Path]) -> int:
+def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, environment: Environment, folders: list[Path]) -> int:
     """Join the folders of shards by what they hold, without the table that they came from."""
     from ..batch import shards
     from ..batch.results_file import foreign_results
     from ..engine.plan import run_id
     from ..ledger.ledger import open_ledger
 
-    draft, streams = chosen.draft(surroundings), process_streams(surroundings)
+    draft, streams = chosen.draft(environment), process_console(environment)
     is_quiet = draft.switches.get("quiet", False)
     _check_folders(folders)
     folder = _merged_folder(draft, folders)
     results = Path(draft.values.get("results") or folder / "results.csv")
     if problems := foreign_results(results):
         raise InputError(problems)
-    others = list(_shard_ledgers(stack, folders, folder, surroundings))
+    others = list(_shard_ledgers(stack, folders, folder, environment))
     parts = [shards.open_part(stack, path, other) for path, other in others]
     headings = shards.check_parts(parts)
     _prepare_folder(folder, "--output")
     stream = _prepare_results(results)
     stack.enter_context(_hold(folder / BATCH_HOME))
-    ledger = stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+    ledger = stack.enter_context(open_ledger_here(environment, home=folder / BATCH_HOME))
     # What was merged before is a part too, as it was before the others come.
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
     ledger.copy_to(scratch)
@@ -132,7 +132,7 @@ def _merged_folder(draft: Draft, folders: Sequence[Path]) -> Path:
 
 
 def _shard_ledgers(
-    stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, surroundings: Surroundings
+    stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, environment: Environment
 ) -> Iterator[tuple[Path, Ledger]]:
     """Each shard's ledger, in nobody else's hands; not that of the target, should it be among them."""
     for path in dict.fromkeys(folder.resolve() for folder in folders):
@@ -140,7 +140,7 @@ def _shard_ledgers(
             continue
         folder = next(folder for folder in folders if folder.resolve() == path)
         stack.enter_context(_hold(folder / BATCH_HOME))
-        yield folder, stack.enter_context(open_ledger_here(surroundings, home=folder / BATCH_HOME))
+        yield folder, stack.enter_context(open_ledger_here(environment, home=folder / BATCH_HOME))
 
 
 def _absorbed_words(folder: Path, rows: int, pictures: int, left: int) -> str:
@@ -151,7 +151,7 @@ def _absorbed_words(folder: Path, rows: int, pictures: int, left: int) -> str:
     return said + (f"; left behind: {count_words(left, 'file')} ({why})" if left else "")
 
 
-def _tell_merged(report: BatchReport, results: Path, streams: Streams, *, is_quiet: bool, is_json: bool) -> int:
+def _tell_merged(report: BatchReport, results: Path, streams: Console, *, is_quiet: bool, is_json: bool) -> int:
     """Say what became of all rows; 9 where any of them is not done."""
     from ..output.json_output import batch_object, print_json
     from ..output.summary import merged_line

@@ -14,9 +14,9 @@ from ..redaction import secret_forms
 from ..storage import filesystem, reply_file, reply_findings
 
 if TYPE_CHECKING:
-    from ..config.environment import Surroundings
+    from ..config.environment import Environment
     from ..ledger.records import Entry
-    from ..output.streams import Streams
+    from ..output.streams import Console
 
 
 _TOLD = 20
@@ -43,7 +43,7 @@ class KeptReplies:
             return [*lines, f"way on: {look}; seedream recover {entry.id} reads it again; {settle}"]
         return [*lines, f"way on: seedream recover {entry.id} saves what is in it"]
 
-    def print_found(self, entry: Entry, streams: Streams) -> None:
+    def print_found(self, entry: Entry, streams: Console) -> None:
         """The request's links, then what its replies hold, each on a line of its own; what is to be known beside."""
         known = list(dict.fromkeys(picture.link for picture in entry.pictures if picture.link))
         for link in known:
@@ -72,7 +72,7 @@ class KeptReplies:
         return {"reply": shown}
 
 
-def kept_of(entry: Entry, replies: Path, surroundings: Surroundings) -> KeptReplies:
+def kept_of(entry: Entry, replies: Path, environment: Environment) -> KeptReplies:
     """What is kept of a request in a folder of replies."""
     names = [f"{entry.id}.reply", f"{entry.id}{POLLED}.reply"]
     kept = [path for name in names if filesystem.is_own_folder(replies) and filesystem.is_plain(path := replies / name)]
@@ -80,12 +80,12 @@ def kept_of(entry: Entry, replies: Path, surroundings: Surroundings) -> KeptRepl
     paths = (*kept, *reversed(asides))
     has_links = bool(entry.pictures) and all(one.link or one.state == "failed" for one in entry.pictures)
     is_plain = has_links and entry.status != "unknown" and not entry.doubts
-    return KeptReplies(paths, key_forms(surroundings) if paths else (), is_plain)
+    return KeptReplies(paths, key_forms(environment) if paths else (), is_plain)
 
 
-def key_forms(surroundings: Surroundings) -> tuple[str, ...]:
+def key_forms(environment: Environment) -> tuple[str, ...]:
     """The spellings of all keys that are at hand."""
-    return tuple(form for key in known_keys(surroundings) for form in secret_forms(key))
+    return tuple(form for key in known_keys(environment) for form in secret_forms(key))
 
 
 def found_lines(name: str, path: Path, forms: tuple[str, ...]) -> Iterator[str]:

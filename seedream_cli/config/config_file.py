@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import Problem
 from ..storage import filesystem
 from ..text import nearest_hint
-from .environment import Surroundings
+from .environment import Environment
 
 PROJECT_FILE = "seedream.toml"
 
@@ -45,15 +45,15 @@ class Places:
     project: Path | None = None
 
 
-def find_places(surroundings: Surroundings, *, file: str | None = None, folder: Path | None = None) -> Places:
+def find_places(environment: Environment, *, file: str | None = None, folder: Path | None = None) -> Places:
     """The user's file (or the one named instead of it) and the project's, found upward from the folder."""
-    moved = file or surroundings.option("config")
+    moved = file or environment.option("config")
     if moved:
         named = "--config" if file else "$SEEDREAM_CONFIG"
         user = Path(os.path.expanduser(moved))  # noqa: PTH111 - Path.expanduser raises where there is no such user
     else:
-        named, user = "", surroundings.config_folder / USER_FILE
-    project = find_project(folder, surroundings.home)
+        named, user = "", environment.config_folder / USER_FILE
+    project = find_project(folder, environment.home)
     if project is not None and _is_same(project, user):
         project = None
     return Places(user, named, project)
@@ -240,14 +240,14 @@ def _idle_price(provider: str, model: str) -> tuple[str, str] | None:
     )
 
 
-def _is_there(path: Path, surroundings: Surroundings, problems: list[Problem]) -> bool:
+def _is_there(path: Path, environment: Environment, problems: list[Problem]) -> bool:
     """Whether the user's file is there. Where that cannot be seen, a budget in it would be passed by: a problem."""
     hint = "set that right, or name a file with --config or $SEEDREAM_CONFIG, such as /dev/null for none"
     try:
         return _looks_there(path)
     except OSError as error:
         message = f"the settings cannot be looked at, which may hold a budget: {filesystem.reason(error)}"
-        problems.append(Problem("", message, hint, origin=shown_path(path, surroundings.home), code="config"))
+        problems.append(Problem("", message, hint, origin=shown_path(path, environment.home), code="config"))
         return False
 
 

@@ -29,7 +29,7 @@ from ..redaction import check_key, mask, secret_forms
 from ..request.image_request import Draft
 from ..storage import filesystem
 from ..storage.filesystem import write_whole
-from .environment import PREFIX, Surroundings, environment_without
+from .environment import PREFIX, Environment, environment_without
 from .keyring import ask_keyring
 from .settings import Key, ProviderSettings
 
@@ -64,38 +64,38 @@ def may_send(kind: Kind, *, url: str, own: str, by_user: bool, bound_to: str = "
     return is_same_place(url, own) or (stated and (kind == "file" or by_user))
 
 
-def may_ask(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> bool:
+def may_ask(draft: Draft, spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
     """Whether anything with a key in it may go to an address that a ledger, or a reply that was kept, gives.
 
     Such files may be a stranger's. So it must be the provider's own address, one that this run or its settings name,
     or one that a key is stored for.
     """
-    stated = _stated_url(draft, spec, surroundings)
+    stated = _stated_url(draft, spec, environment)
     if spec.offline or is_same_place(base_url, spec.base_url) or is_same_place(base_url, stated):
         return True
-    return any(one.provider == spec.name and is_same_place(base_url, one.base_url) for one in load_store(surroundings))
+    return any(one.provider == spec.name and is_same_place(base_url, one.base_url) for one in load_store(environment))
 
 
-def remember_address(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> None:
+def remember_address(spec: ProviderSpec, base_url: str, environment: Environment) -> None:
     """Write down that the user named an address for a provider, so that `recover` may ask there for what was begun."""
-    known = _known_addresses(surroundings)
+    known = _known_addresses(environment)
     place = [spec.name, place_of(base_url)]
     if spec.offline or place in known or is_same_place(base_url, spec.base_url):
         return
     text = json.dumps({"schema": 1, "addresses": [*known, place][-_KNOWN_MOST:]}, indent=1) + "\n"
     # Where it cannot be written, the address has to be named again.
     with contextlib.suppress(FileError):
-        write_whole(surroundings.config_folder / ADDRESS_FILE, text.encode())
+        write_whole(environment.config_folder / ADDRESS_FILE, text.encode())
 
 
-def is_known_address(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> bool:
+def is_known_address(spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
     """Whether the user named an address for a provider before, on this machine."""
-    return any(name == spec.name and is_same_place(base_url, place) for name, place in _known_addresses(surroundings))
+    return any(name == spec.name and is_same_place(base_url, place) for name, place in _known_addresses(environment))
 
 
-def _known_addresses(surroundings: Surroundings) -> list[list[str]]:
+def _known_addresses(environment: Environment) -> list[list[str]]:
     try:
-        found = json.loads((surroundings.config_folder / ADDRESS_FILE).read_bytes())["addresses"]
+        found = json.loads((environment.config_folder / ADDRESS_FILE).read_bytes())["addresses"]
         return [[str(name), str(place)] for name, place in found]
     except (OSError, ValueError, LookupError, TypeError):
         # Without a list that can be read nothing is known, and the address has to be named again.
@@ -107,9 +107,9 @@ def _is_for_other(draft: Draft, spec: ProviderSpec) -> bool:
     return draft.values.get("provider", spec.name).strip().lower() != spec.name
 
 
-def _stated_url(draft: Draft, spec: ProviderSpec, surroundings: Surroundings) -> str:
+def _stated_url(draft: Draft, spec: ProviderSpec, environment: Environment) -> str:
     """The address that a run, or its settings, state for a provider; "" where it cannot be one."""
-    values = surroundings.settings.provider(spec.name).values if _is_for_other(draft, spec) else draft.values
+    values = environment.settings.provider(spec.name).values if _is_for_other(draft, spec) else draft.values
     try:
         return full_url(spec, values.get("base_url"))
     except InputError:
@@ -148,7 +148,7 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Errand:
+class _KeyLookup:
     """What a key is wanted for: the provider, the whole address, and who chose both."""
 
     spec: ProviderSpec
@@ -162,16 +162,16 @@ class _Errand:
 
 
 def find_key(
-    draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings, *, is_known: bool = False
+    draft: Draft, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool = False
 ) -> Key:
     """The first key that may go to `base_url` (whole, with its version), which the user named before if it `is_known`.
 
     Raises `ConfigError` where there is none, with the places looked at and the keys that may not go there.
     """
-    errand = _errand(draft, spec, base_url, surroundings, is_known=is_known)
+    errand = _errand(draft, spec, base_url, environment, is_known=is_known)
     refused: list[str] = []
     troubles: list[str] = []
-    for candidate in _candidates(errand, surroundings, troubles):
+    for candidate in _candidates(errand, environment, troubles):
         allowed = may_send(
             candidate.kind,
             url=errand.url,
@@ -186,10 +186,10 @@ def find_key(
         key = candidate.read()
         if key is not None:
             return _with_note(key, candidate, errand)
-    raise _missing(errand, surroundings, refused, troubles)
+    raise _missing(errand, environment, refused, troubles)
 
 
-def _with_note(key: Key, candidate: _Candidate, errand: _Errand) -> Key:
+def _with_note(key: Key, candidate: _Candidate, errand: _KeyLookup) -> Key:
     """The key, with a note where it goes to another host than the provider's because the user said so."""
     own = errand.spec.base_url
     if candidate.kind == "bound" or not own or is_same_place(errand.url, own):
@@ -199,8 +199,8 @@ def _with_note(key: Key, candidate: _Candidate, errand: _Errand) -> Key:
     return replace(key, note="; ".join(part for part in (note, key.note) if part))
 
 
-def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surroundings, *, is_known: bool) -> _Errand:
-    settings = surroundings.settings
+def _errand(draft: Draft, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool) -> _KeyLookup:
+    settings = environment.settings
 
     def by_user(key: str) -> bool:
         origin = draft.origins.get(key, "")
@@ -210,12 +210,12 @@ def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surro
     overruled = bool(settings.own_provider)
     overruled &= draft.origins.get("provider") == settings.layer.origins.get("provider", "-")
     is_for_other = _is_for_other(draft, spec)
-    is_stated = is_same_place(base_url, _stated_url(draft, spec, surroundings))
+    is_stated = is_same_place(base_url, _stated_url(draft, spec, environment))
     kind: Kind = "file" if by_user("api_key_file") else "variable"
     if overruled and draft.origins.get("api_key_file") != "--api-key-file":
         kind = "generic"
     kind = "generic" if is_for_other else kind
-    return _Errand(
+    return _KeyLookup(
         spec,
         base_url,
         draft.origins.get("base_url", "") if "base_url" in draft.values else "",
@@ -228,29 +228,29 @@ def _errand(draft: Draft, spec: ProviderSpec, base_url: str, surroundings: Surro
     )
 
 
-def _candidates(errand: _Errand, surroundings: Surroundings, troubles: list[str]) -> Iterator[_Candidate]:
+def _candidates(errand: _KeyLookup, environment: Environment, troubles: list[str]) -> Iterator[_Candidate]:
     """Every place that may hold a key, in order; what went wrong on the way is added to `troubles`."""
-    spec, settings = errand.spec, surroundings.settings.provider(errand.spec.name)
+    spec, settings = errand.spec, environment.settings.provider(errand.spec.name)
     if errand.key_file is not None:
         yield _Candidate(
             errand.key_file_kind, f"the key file {errand.key_file}", partial(_read_key_file, errand.key_file)
         )
-    for variable in (PREFIX + "API_KEY", *variables_of(spec, surroundings)):
-        value = surroundings.environ.get(variable, "")
+    for variable in (PREFIX + "API_KEY", *variables_of(spec, environment)):
+        value = environment.environ.get(variable, "")
         if value.strip():
             kind: Kind = "generic" if variable == PREFIX + "API_KEY" else "variable"
             yield _Candidate(kind, f"${variable}", partial(Key, value, f"${variable}"))
     if settings.command:
         bound = full_url(spec, settings.command_base_url) if settings.command_base_url else ""
-        yield _Candidate("bound", "api_key_command", partial(_read_command, settings, surroundings), bound)
-    for stored in load_store(surroundings):
+        yield _Candidate("bound", "api_key_command", partial(_read_command, settings, environment), bound)
+    for stored in load_store(environment):
         if stored.provider == spec.name:
             yield _Candidate("bound", stored.words, partial(_read_stored, stored, troubles), stored.base_url)
 
 
-def variables_of(spec: ProviderSpec, surroundings: Surroundings) -> tuple[str, ...]:
+def variables_of(spec: ProviderSpec, environment: Environment) -> tuple[str, ...]:
     """The provider's variables, the one of `api_key_env` first."""
-    own = surroundings.settings.provider(spec.name).key_variable
+    own = environment.settings.provider(spec.name).key_variable
     return tuple(dict.fromkeys(name for name in (own, *spec.key_variables) if name))
 
 
@@ -266,8 +266,8 @@ def _read_key_file(name: str) -> Key:
     return replace(key, note=f"others can read the key file {path}: chmod 600 {_quoted(path)}")
 
 
-def _read_command(settings: ProviderSettings, surroundings: Surroundings) -> Key:
-    named = (one.key_variable for one in (settings, *surroundings.settings.providers.values()))
+def _read_command(settings: ProviderSettings, environment: Environment) -> Key:
+    named = (one.key_variable for one in (settings, *environment.settings.providers.values()))
     return Key(run_command(settings.command, settings.command_folder, tuple(sorted(set(named)))), "api_key_command")
 
 
@@ -281,9 +281,9 @@ def _read_stored(stored: Stored, troubles: list[str]) -> Key | None:
     return Key(value, stored.words)
 
 
-def _missing(errand: _Errand, surroundings: Surroundings, refused: list[str], troubles: list[str]) -> ConfigError:
+def _missing(errand: _KeyLookup, environment: Environment, refused: list[str], troubles: list[str]) -> ConfigError:
     """Why there is no key, and the ways to one."""
-    spec, names = errand.spec, (PREFIX + "API_KEY", *variables_of(errand.spec, surroundings))
+    spec, names = errand.spec, (PREFIX + "API_KEY", *variables_of(errand.spec, environment))
     if not refused:
         message = f"no key for {spec.name}: looked at {', '.join(names)}, stored keys"
         said = "; ".join([message, *troubles])
@@ -305,25 +305,25 @@ def _missing(errand: _Errand, surroundings: Surroundings, refused: list[str], tr
 _TRUST = "seedream config trust"
 
 
-def choose_keyed_provider(specs: Sequence[ProviderSpec], surroundings: Surroundings) -> tuple[str, str]:
+def choose_keyed_provider(specs: Sequence[ProviderSpec], environment: Environment) -> tuple[str, str]:
     """The provider whose key is present, with what spoke for it: variables first, then commands and stored keys."""
     online = [spec for spec in specs if not spec.offline]
     try:
-        return choose_provider({spec.name: variables_of(spec, surroundings) for spec in online}, surroundings)
+        return choose_provider({spec.name: variables_of(spec, environment) for spec in online}, environment)
     except ConfigError as error:
         if error.kind != "auth":
             raise
-        found = _configured_provider(online, surroundings)
+        found = _configured_provider(online, environment)
         if found is None:
             raise
         return found
 
 
-def _configured_provider(specs: Sequence[ProviderSpec], surroundings: Surroundings) -> tuple[str, str] | None:
+def _configured_provider(specs: Sequence[ProviderSpec], environment: Environment) -> tuple[str, str] | None:
     for spec in specs:
-        if surroundings.settings.provider(spec.name).command:
+        if environment.settings.provider(spec.name).command:
             return spec.name, "its api_key_command"
-    stored = {entry.provider: entry.words for entry in reversed(load_store(surroundings))}
+    stored = {entry.provider: entry.words for entry in reversed(load_store(environment))}
     return next(((spec.name, stored[spec.name]) for spec in specs if spec.name in stored), None)
 
 
@@ -336,14 +336,14 @@ def secret_variables(more: Iterable[str] = ()) -> set[str]:
     return {f"{PREFIX}API_KEY", *known, *more}
 
 
-def known_keys(surroundings: Surroundings) -> set[str]:
+def known_keys(environment: Environment) -> set[str]:
     """Every key that is at hand without asking a program or a keyring for it: to take out of what is shown."""
     specs = [load(name).spec for name in PROVIDERS]
-    names = secret_variables(name for spec in specs for name in variables_of(spec, surroundings))
-    found = {surroundings.environ.get(name, "").strip() for name in names}
+    names = secret_variables(name for spec in specs for name in variables_of(spec, environment))
+    found = {environment.environ.get(name, "").strip() for name in names}
     with contextlib.suppress(ConfigError):
-        found |= {stored.key.strip() for stored in load_store(surroundings)}
-    file = surroundings.option("api_key_file")
+        found |= {stored.key.strip() for stored in load_store(environment)}
+    file = environment.option("api_key_file")
     with contextlib.suppress(ConfigError):
         found |= {read_key_file(file).value.strip()} if file and file != "-" else set()
     return found - {""}
@@ -408,12 +408,12 @@ class Stored:
         return ("the system keyring" if self.where == "keyring" else "the credentials file") + place
 
 
-def load_store(surroundings: Surroundings) -> tuple[Stored, ...]:
+def load_store(environment: Environment) -> tuple[Stored, ...]:
     """What is stored. Raises `ConfigError` where others can read the file, or it is not ours.
 
     The file lists the keyring's keys too, so that no keyring is asked, let alone waited for, where it holds none.
     """
-    path = surroundings.config_folder / STORE_FILE
+    path = environment.config_folder / STORE_FILE
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         raw = path.read_bytes()
@@ -438,8 +438,8 @@ def _parse_store(raw: bytes, path: Path) -> tuple[Stored, ...]:
         raise ConfigError(message, hint="move the file away and store the keys again") from None
 
 
-def _save_store(surroundings: Surroundings, kept: Sequence[Stored]) -> Path:
-    path = surroundings.config_folder / STORE_FILE
+def _save_store(environment: Environment, kept: Sequence[Stored]) -> Path:
+    path = environment.config_folder / STORE_FILE
     rows = [
         {"provider": item.provider, "base_url": item.base_url, "where": item.where}
         | ({"key": item.key} if item.key else {})
@@ -450,7 +450,7 @@ def _save_store(surroundings: Surroundings, kept: Sequence[Stored]) -> Path:
 
 
 def store_key(
-    spec: ProviderSpec, base_url: str, raw: str, surroundings: Surroundings, *, where: Where | None = None
+    spec: ProviderSpec, base_url: str, raw: str, environment: Environment, *, where: Where | None = None
 ) -> tuple[Stored, str]:
     """Keep a key for a provider at an address ("": its own): in the keyring if there is one, else in the file.
 
@@ -459,7 +459,7 @@ def store_key(
     """
     key = check_key(raw)
     bound = "" if is_same_place(base_url, spec.base_url) else base_url
-    others = [item for item in load_store(surroundings) if not _is_for(item, spec.name, bound)]
+    others = [item for item in load_store(environment) if not _is_for(item, spec.name, bound)]
     entry, trouble = Stored(spec.name, bound, "keyring"), ""
     if where != "file":
         value, trouble = ask_keyring("set", entry.user, key)
@@ -467,17 +467,17 @@ def store_key(
             raise ConfigError(trouble, hint="--store file keeps it in a file that only you can read")
     if where == "file" or trouble:
         entry = Stored(spec.name, bound, "file", key)
-    _save_store(surroundings, [*others, entry])
+    _save_store(environment, [*others, entry])
     return entry, trouble
 
 
-def forget_key(spec: ProviderSpec, base_url: str, surroundings: Surroundings) -> tuple[list[Stored], str]:
+def forget_key(spec: ProviderSpec, base_url: str, environment: Environment) -> tuple[list[Stored], str]:
     """Forget the keys stored for an address; returns them, and what went wrong in the keyring."""
     bound = "" if is_same_place(base_url, spec.base_url) else base_url
-    known = load_store(surroundings)
+    known = load_store(environment)
     gone = [item for item in known if _is_for(item, spec.name, bound)]
     if gone:
-        _save_store(surroundings, [item for item in known if item not in gone])
+        _save_store(environment, [item for item in known if item not in gone])
     troubles = [ask_keyring("delete", item.user)[1] for item in gone if item.where == "keyring"]
     return gone, "; ".join(filter(None, troubles))
 
@@ -516,14 +516,14 @@ SANDBOX_LINE = 'seedream generate "a red fox in the snow" --provider sandbox'
 """What somebody without a key can run at once."""
 
 
-def choose_provider(variables: Mapping[str, Sequence[str]], surroundings: Surroundings) -> tuple[str, str]:
+def choose_provider(variables: Mapping[str, Sequence[str]], environment: Environment) -> tuple[str, str]:
     """The provider whose key is present, with the variable that spoke for it; the order is that of `variables`."""
     for provider, names in variables.items():
         for name in names:
-            if surroundings.environ.get(name, "").strip():
+            if environment.environ.get(name, "").strip():
                 return provider, f"${name}"
     looked = ", ".join(dict.fromkeys(name for names in variables.values() for name in names))
-    if surroundings.environ.get(PREFIX + "API_KEY", "").strip():
+    if environment.environ.get(PREFIX + "API_KEY", "").strip():
         raise ConfigError(
             f"${PREFIX}API_KEY is set, but not for which provider",
             hint=f"add --provider NAME or set {PREFIX}PROVIDER: {', '.join(variables)}",

@@ -17,7 +17,7 @@ PREFIX = "SEEDREAM_"
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """The process's surroundings, read once at the start of a command: the environment and what the files say."""
 
     environ: Mapping[str, str]
@@ -103,9 +103,9 @@ def _below_home(find: Callable[[], Path], use: str) -> Path:
     raise ConfigError(f"there is no home, so nobody knows where {what}", hint=way_out)
 
 
-def read_surroundings() -> Surroundings:
+def read_environ() -> Environment:
     """The surroundings of this process."""
-    return Surroundings(dict(os.environ))
+    return Environment(dict(os.environ))
 
 
 def environment_without(names: Collection[str]) -> dict[str, str]:
@@ -118,12 +118,12 @@ def variable(option: str) -> str:
     return PREFIX + option.upper()
 
 
-def read_environment(surroundings: Surroundings) -> Layer:
+def read_environment(environment: Environment) -> Layer:
     """What SEEDREAM_<OPTION> variables say, a list one item a line. Raises `InputError` for a switch of neither."""
     values, switches, origins = dict[str, str](), dict[str, bool](), dict[str, str]()
     lists, wrong = dict[str, tuple[str, ...]](), list[Problem]()
     for option in OPTIONS.values():
-        text = surroundings.option(option.name) if option.may("variable") else None
+        text = environment.option(option.name) if option.may("variable") else None
         if text is None:
             continue
         origins[option.key] = origin = f"${variable(option.name)}"
@@ -146,13 +146,13 @@ def read_environment(surroundings: Surroundings) -> Layer:
 _OTHER_VARIABLES = ("API_KEY", "STATE_DIR", "FAULT")
 
 
-def misspelt_variables(surroundings: Surroundings) -> list[Problem]:
+def misspelt_variables(environment: Environment) -> list[Problem]:
     """A warning for each SEEDREAM_ variable that nobody reads, with the one that may have been meant."""
     import difflib
 
     known = [*_OTHER_VARIABLES, *(option.name.upper() for option in OPTIONS.values() if option.may("variable"))]
     found = []
-    for name in sorted(surroundings.environ):
+    for name in sorted(environment.environ):
         tail = name.removeprefix(PREFIX)
         if tail in {name, *known}:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError, Problem
 from ..text import nearest_hint
 from .config_file import Document, Places, _is_there, find_places, read_document, shown_path
-from .environment import Surroundings
+from .environment import Environment
 from .settings import Layer, ProviderSettings, Settings
 from .settings_reader import _Content, _Reader
 from .trust import load_trusted
@@ -27,22 +27,22 @@ class Reading:
 
 
 def load(
-    surroundings: Surroundings,
+    environment: Environment,
     *,
     file: str | None = None,
     profile: str | None = None,
     folder: Path | None = None,
-) -> Surroundings:
+) -> Environment:
     """The surroundings with the settings of the files in them. Raises `InputError` with all that is wrong in them."""
-    places = find_places(surroundings, file=file, folder=folder)
-    reading = read(surroundings, places, profile=profile)
+    places = find_places(environment, file=file, folder=folder)
+    reading = read(environment, places, profile=profile)
     if reading.problems:
         raise InputError(reading.problems, kind="config")
-    return replace(surroundings, settings=reading.settings)
+    return replace(environment, settings=reading.settings)
 
 
 def read(
-    surroundings: Surroundings,
+    environment: Environment,
     places: Places,
     *,
     profile: str | None = None,
@@ -53,30 +53,30 @@ def read(
     Without `deep` the values themselves are not judged, which would load the request's checks.
     """
     problems: list[Problem] = []
-    documents = read_documents(surroundings, places, problems)
-    return combine(surroundings, documents, problems, profile=profile, deep=deep)
+    documents = read_documents(environment, places, problems)
+    return combine(environment, documents, problems, profile=profile, deep=deep)
 
 
-def read_documents(surroundings: Surroundings, places: Places, problems: list[Problem]) -> list[Document]:
+def read_documents(environment: Environment, places: Places, problems: list[Problem]) -> list[Document]:
     """The files that are there: the user's, then the project's."""
     documents = []
-    home = surroundings.home
-    if places.named or _is_there(places.user, surroundings, problems):
+    home = environment.home
+    if places.named or _is_there(places.user, environment, problems):
         shown = "standard input" if str(places.user) == "-" else shown_path(places.user, home)
         documents.append(read_document(places.user, shown, problems))
     if places.project is not None:
         document = read_document(places.project, shown_path(places.project, home), problems, is_project=True)
-        documents.append(_with_trust(surroundings, document, problems) if document else None)
+        documents.append(_with_trust(environment, document, problems) if document else None)
     return [document for document in documents if document is not None]
 
 
-def _with_trust(surroundings: Surroundings, document: Document, problems: list[Problem]) -> Document:
-    known = load_trusted(surroundings, problems).get(str(document.path.resolve()))
+def _with_trust(environment: Environment, document: Document, problems: list[Problem]) -> Document:
+    known = load_trusted(environment, problems).get(str(document.path.resolve()))
     return replace(document, trusted=known == document.sha256)
 
 
 def combine(
-    surroundings: Surroundings,
+    environment: Environment,
     documents: Sequence[Document],
     problems: list[Problem],
     *,
@@ -91,7 +91,7 @@ def combine(
             problems += value_problems(layer)
         for provider, stated in content.providers.items():
             problems += address_problems(provider, stated, f"providers.{provider}.base_url")
-    name, origin, chooser = _choose_profile(surroundings, contents, profile)
+    name, origin, chooser = _choose_profile(environment, contents, profile)
     profiles = tuple(dict.fromkeys(key for content in contents for key in content.profiles))
     if name and name not in profiles:
         hint = nearest_hint(name, profiles) if profiles else "no file has a [profiles.NAME]"
@@ -128,12 +128,12 @@ def _last(values: Iterator[Any]) -> Any:
 
 
 def _choose_profile(
-    surroundings: Surroundings, contents: Sequence[_Content], asked: str | None
+    environment: Environment, contents: Sequence[_Content], asked: str | None
 ) -> tuple[str, str, _Content | None]:
     """The profile's name, who chose it, and the file that did, if one did."""
     if asked:
         return asked, "--profile", None
-    variable = surroundings.option("profile")
+    variable = environment.option("profile")
     if variable:
         return variable, "$SEEDREAM_PROFILE", None
     for content in reversed(contents):

@@ -144,7 +144,7 @@ def link(text: str) -> str:
 
 def proxy(text: str) -> str:
     """A proxy's address, which may hold a password and is not repeated."""
-    if not re.match(r"(https?|socks5?h?)://[^/\s]", text.strip()):
+    if not re.fullmatch(r"(https?|socks|socks5h?)://[^/\s]\S*|[^/\s:@]+:[0-9]{1,5}", text.strip()):
         raise BadValueError("the proxy is no address", "http://HOST:PORT or socks5://HOST:PORT")
     return text.strip()
 

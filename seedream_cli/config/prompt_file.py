@@ -179,7 +179,7 @@ class _Header:
             if option is None:
                 near = difflib.get_close_matches(name, by_name(), 1)
                 hint = f"did you mean {near[0]}?" if near else "the options are those of seedream generate --help"
-                self.complain(name, f"unknown option {name}", hint)
+                self.add_error(name, f"unknown option {name}", hint)
                 continue
             self.origins[option.key] = self.place(name)
             self.take(name, option, value)
@@ -189,12 +189,12 @@ class _Header:
         if option.key == "var":
             self.take_variables(name, value)
         elif not option.may("prompt"):
-            self.complain(name, f"{name} cannot stand in a prompt file", "give it on the command line")
+            self.add_error(name, f"{name} cannot stand in a prompt file", "give it on the command line")
         else:
             try:
                 taken = option.parse_toml(value)
             except BadValueError as error:
-                self.complain(name, error.message, error.hint)
+                self.add_error(name, error.message, error.hint)
                 return
             if option.kind == "switch":
                 self.switches[option.key] = taken
@@ -221,7 +221,7 @@ class _Header:
                 pairs[key] = text if equals else None
         for key, text in pairs.items():
             if isinstance(text, bool) or not isinstance(text, str | int | float):
-                self.complain(name, f"the variable {key} has no text", 'write [var] and name = "value" below it')
+                self.add_error(name, f"the variable {key} has no text", 'write [var] and name = "value" below it')
             else:
                 self.variables[key.strip()] = str(text)
 
@@ -231,7 +231,7 @@ class _Header:
         number = next((n for n, line in enumerate(self.lines) if pattern.match(line)), 0)
         return f"{self.origin}:{number + 2}"
 
-    def complain(self, name: str, message: str, hint: str = "") -> None:
+    def add_error(self, name: str, message: str, hint: str = "") -> None:
         """Note a problem at a key."""
         self.problems.append(Problem(name, message, hint, origin=self.place(name)))
 

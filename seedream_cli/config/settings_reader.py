@@ -70,10 +70,10 @@ class _Reader:
             if isinstance(value, dict):
                 take(value)
             else:
-                self.complain([name], f"{name} is a table", f"write [{name}]")
+                self.add_error([name], f"{name} is a table", f"write [{name}]")
         profile = table.pop("profile", "")
         if not isinstance(profile, str):
-            self.complain(["profile"], "profile takes text", 'profile = "NAME"')
+            self.add_error(["profile"], "profile takes text", 'profile = "NAME"')
         elif profile:
             self.content.profile = profile
             self.content.origins["profile"] = self.document.place(["profile"])
@@ -89,9 +89,9 @@ class _Reader:
             if option is None:
                 self.complain_of_unknown(keys, [*by_name(), *(() if above else (*_OWN_TABLES, "profile"))])
             elif not option.may("file") or (above and option.key == "profile"):
-                self.complain(keys, f"{name} cannot stand in a settings file", "give it on the command line")
+                self.add_error(keys, f"{name} cannot stand in a settings file", "give it on the command line")
             elif option.key in layer.origins:
-                self.complain(keys, f"{name} is set twice", f"the other is at {layer.origins[option.key]}")
+                self.add_error(keys, f"{name} is set twice", f"the other is at {layer.origins[option.key]}")
             else:
                 self.take_option(layer, keys, option, value)
         return layer
@@ -101,7 +101,7 @@ class _Reader:
         try:
             taken = option.parse_toml(value)
         except BadValueError as error:
-            self.complain(keys, error.message, error.hint)
+            self.add_error(keys, error.message, error.hint)
             return
         if not self.allows(keys, option.key, taken):
             return
@@ -132,7 +132,7 @@ class _Reader:
             if isinstance(options, dict):
                 self.content.profiles[name] = self.layer(options, ("profiles", name))
             else:
-                self.complain(["profiles", name], f"{name} is no profile", f"write [profiles.{name}]")
+                self.add_error(["profiles", name], f"{name} is no profile", f"write [profiles.{name}]")
 
     def take_providers(self, table: Mapping[str, Any]) -> None:
         """`[providers.NAME]`."""
@@ -143,7 +143,7 @@ class _Reader:
             if name not in PROVIDERS:
                 self.complain_of_unknown(keys, PROVIDERS, "provider")
             elif not isinstance(stated, dict):
-                self.complain(keys, f"{name} is a table", f"write [providers.{name}]")
+                self.add_error(keys, f"{name} is a table", f"write [providers.{name}]")
             else:
                 self.content.providers[name] = self.provider(stated, keys)
 
@@ -163,7 +163,7 @@ class _Reader:
                     continue
                 values[name] = str(value)
             elif not (isinstance(value, str) and value.strip()):
-                self.complain(place, f"{written} takes text")
+                self.add_error(place, f"{written} takes text")
             elif self.allows(place, name, value):
                 variable = value.removeprefix("$") if name == "api_key_env" else variable
                 values |= {name: value} if name != "api_key_env" else {}
@@ -181,7 +181,7 @@ class _Reader:
         except BadValueError as error:
             found = [Problem(option.key, error.message, error.hint)]
         for problem in found:
-            self.complain(keys, problem.message, problem.hint)
+            self.add_error(keys, problem.message, problem.hint)
         return not found and self.allows(keys, option.key, str(value))
 
     def words(self, keys: tuple[str, ...], value: Any) -> tuple[str, ...]:
@@ -193,10 +193,10 @@ class _Reader:
         try:
             words = shlex.split(value, posix=os.name != "nt") if isinstance(value, str) else []
         except ValueError as error:
-            self.complain(keys, f"the command cannot be read: {str(error).lower()}")
+            self.add_error(keys, f"the command cannot be read: {str(error).lower()}")
             return ()
         if not words:
-            self.complain(keys, "api_key_command takes a command", 'api_key_command = "pass show seedream"')
+            self.add_error(keys, "api_key_command takes a command", 'api_key_command = "pass show seedream"')
         return tuple(words)
 
     def take_prices(self, table: Mapping[str, Any]) -> None:
@@ -211,17 +211,17 @@ class _Reader:
             provider = stated.pop("provider", provider)
             currency = stated.pop("currency", "USD")
             if not (_is_amount(amount) and _is_amount(extra)):
-                self.complain(keys, "a price is a number of US dollars a picture", '"4.5" = 0.04')
+                self.add_error(keys, "a price is a number of US dollars a picture", '"4.5" = 0.04')
             elif any(0 < one < _LEAST_PRICE for one in (amount, extra)):
-                self.complain(keys, "a price is no smaller than $0.000001, which money is counted in", '"4.5" = 0.04')
+                self.add_error(keys, "a price is no smaller than $0.000001, which money is counted in", '"4.5" = 0.04')
             elif provider and provider not in PROVIDERS:
                 self.complain_of_unknown((*keys[:-1], str(provider)), PROVIDERS, "provider")
             elif stated:
                 self.complain_of_unknown((*keys, next(iter(stated))), ("amount", "per_reference", "provider"))
             elif str(currency).upper() != "USD":
-                self.complain(keys, f"prices are in US dollars, not in {str(currency)[:20]}", "give it in US dollars")
+                self.add_error(keys, f"prices are in US dollars, not in {str(currency)[:20]}", "give it in US dollars")
             elif idle := _idle_price(provider, model):
-                self.complain(keys, *idle)
+                self.add_error(keys, *idle)
             elif self.allows(keys, "prices", value):
                 place = self.document.place(keys)
                 self.content.prices.append(Price(model, float(amount), provider, float(extra), place))
@@ -246,7 +246,7 @@ class _Reader:
             if written.replace("-", "_") != key:
                 self.complain_of_unknown(keys, (key,))
             elif not (_is_amount(value) if number else isinstance(value, bool)):
-                self.complain(keys, f"{written} takes {'a number from 0' if number else 'true or false'}")
+                self.add_error(keys, f"{written} takes {'a number from 0' if number else 'true or false'}")
             elif self.allows(keys, f"{name}.{key}", value):
                 found = value
                 self.content.origins[f"{name}.{key}"] = self.document.place(keys)
@@ -270,11 +270,11 @@ class _Reader:
         name = keys[-1]
         if _SECRETS.search(name) and what == "setting":
             hint = "take it out here, then store it with `seedream config key set PROVIDER`"
-            self.complain(keys, f"{name}: a key may not stand in a settings file", hint)
+            self.add_error(keys, f"{name}: a key may not stand in a settings file", hint)
             return
-        self.complain(keys, f"unknown {what} {name}", nearest_hint(name, known))
+        self.add_error(keys, f"unknown {what} {name}", nearest_hint(name, known))
 
-    def complain(self, keys: Sequence[str], message: str, hint: str = "") -> None:
+    def add_error(self, keys: Sequence[str], message: str, hint: str = "") -> None:
         """Note a problem at a key."""
         self.problems.append(Problem(".".join(keys), message, hint, origin=self.document.place(keys), code="config"))
 

@@ -11,7 +11,7 @@ from ..errors import Problem
 from ..storage import filesystem
 from ..storage.filesystem import write_whole
 from .config_file import shown_path
-from .environment import Surroundings
+from .environment import Environment
 from .options import OPTIONS
 
 TRUST_FILE = "trusted.json"
@@ -22,13 +22,13 @@ _COUNT_HARMLESS = 10
 """Pictures a request; each is billed, so that a stranger's file may not ask for a thousand."""
 
 
-def load_trusted(surroundings: Surroundings, problems: list[Problem] | None = None) -> dict[str, str]:
+def load_trusted(environment: Environment, problems: list[Problem] | None = None) -> dict[str, str]:
     """The sha256 of each trusted project file by its absolute path; nothing where the list cannot be read.
 
     Then nothing is trusted, which is mended by trusting again; but a budget in a file that was trusted would be passed
     by, so that it is added to `problems`.
     """
-    place = surroundings.config_folder / TRUST_FILE
+    place = environment.config_folder / TRUST_FILE
     try:
         known = json.loads(place.read_bytes())["files"]
         return {str(path): str(digest) for path, digest in known.items()}
@@ -38,20 +38,20 @@ def load_trusted(surroundings: Surroundings, problems: list[Problem] | None = No
         why = filesystem.reason(error) if isinstance(error, OSError) else "it is damaged"
         message = f"the list of trusted project files cannot be read: {why}"
         hint = f"move it away, then run `{TRUST_LINE}`"
-        origin = shown_path(place, surroundings.home)
+        origin = shown_path(place, environment.home)
         if problems is not None:
             problems.append(Problem("", message, hint, origin=origin, code="config"))
         return {}
 
 
-def set_trust(surroundings: Surroundings, path: Path, sha256: str | None) -> None:
+def set_trust(environment: Environment, path: Path, sha256: str | None) -> None:
     """Remember a project file as it is now, or with None forget it."""
-    known = load_trusted(surroundings)
+    known = load_trusted(environment)
     known.pop(str(path.resolve()), None)
     if sha256 is not None:
         known[str(path.resolve())] = sha256
     text = json.dumps({"schema": 1, "files": known}, indent=1) + "\n"
-    write_whole(surroundings.config_folder / TRUST_FILE, text.encode())
+    write_whole(environment.config_folder / TRUST_FILE, text.encode())
 
 
 def trust_reason(key: str, value: Any, folder: Path) -> str:

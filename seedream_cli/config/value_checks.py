@@ -59,11 +59,11 @@ def _shape_problems(layer: Layer, size: str | None, aspect: str | None) -> list[
 
 def _request_problems(layer: Layer) -> list[Problem]:
     """What the request's own checks say of fields for the body and of a stream, for a model that takes everything."""
-    from ..request.image_request import Draft, Recipient
+    from ..request.image_request import Draft, TargetModel
     from ..request.models import DEFAULT_MODEL, Rule, find_model
     from ..request.validation import build
 
-    recipient = Recipient("", find_model(DEFAULT_MODEL), DEFAULT_MODEL, lambda _: Rule("taken"))
+    recipient = TargetModel("", find_model(DEFAULT_MODEL), DEFAULT_MODEL, lambda _: Rule("taken"))
     # Forced, the checks tell only what no model could take.
     switches = {key: on for key, on in layer.switches.items() if key != "strict"} | {"force": True}
     lists = {"extra": layer.lists["extra"]} if "extra" in layer.lists else {}

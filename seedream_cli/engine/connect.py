@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..config.environment import read_surroundings
+from ..config.environment import read_environ
 from ..errors import InternalError
-from ..network.client import Answer, Wire
+from ..network.client import Answer, ProviderClient
 from ..network.policy import Clock, Policy
 from ..providers.contract import Call, Reply
 from .plan import Route
@@ -19,7 +19,7 @@ _NO_KEY = "no-key-is-needed-offline"
 """What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
 
 
-def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> Wire:
+def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> ProviderClient:
     """The wire of a route, keyed for it alone; the sandbox's ends in this process."""
     transport = None
     if route.spec.offline:
@@ -36,8 +36,8 @@ def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None =
         ipm=limits.ipm or spec.ipm,
     )
     key = route.key.value if route.key else _NO_KEY if spec.offline else ""
-    surroundings = read_surroundings()
-    return Wire(
+    environment = read_environ()
+    return ProviderClient(
         base_url=route.base_url,
         key=key,
         policy=policy,
@@ -46,12 +46,12 @@ def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None =
         clock=clock,
         log=log,
         by_hand=route.by_hand,
-        environ=surroundings.environ,
-        certificates=surroundings.certificates,
+        environ=environment.environ,
+        certificates=environment.certificates,
     )
 
 
-def ask(wire: Wire, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
+def ask(wire: ProviderClient, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
     """Send one free call by itself, and close the wire. For looking around; what is billable goes through `execute`."""
     if call.billable:
         raise InternalError("a billable call would not be written down")

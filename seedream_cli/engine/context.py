@@ -12,10 +12,10 @@ from ..errors import ApiError, InterruptedRunError, SeedreamError
 from ..ledger.ledger import Ledger
 from ..network.policy import Clock
 from ..results import Sink
-from ..storage.fsync_batch import Disk
+from ..storage.fsync_batch import FsyncBatch
 from ..storage.reply_journal import Journal
 from .plan import Job
-from .recorder import Books, NullRecorder
+from .recorder import NullRecorder, Recorder
 
 CONCURRENCY = 8
 
@@ -27,7 +27,7 @@ def no_step(name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlets:
+class RunServices:
     """What a run may reach of its surroundings.
 
     `sink` takes its events, `state` is the folder that keeps paid replies, `ledger` what is written down (None with
@@ -45,7 +45,7 @@ class Outlets:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class JobStream:
     """A run whose jobs are drawn one by one, so that a hundred thousand take no more room than a thousand.
 
     `requests` and `pictures` are the most that will be drawn. No new one is drawn once `max_failures` have failed (0:
@@ -63,7 +63,7 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunOutcome:
     """How a flow ended: after which time, by which signal, and why it took no new job before all were drawn."""
 
     elapsed_s: float
@@ -72,7 +72,7 @@ class Ending:
 
 
 @dataclass
-class Desk:
+class RunContext:
     """What the workers of a run share.
 
     `step` is told of every step that a crash could fall behind, for the tests. `unknowns` counts the outcomes in a
@@ -85,7 +85,7 @@ class Desk:
     sink: Sink
     clock: Clock
     replies: Path
-    books: Books | NullRecorder
+    books: Recorder | NullRecorder
     slots: asyncio.Semaphore
     downloads: asyncio.Semaphore
     emit: Callable[[bytes], bool] | None = None
@@ -95,7 +95,7 @@ class Desk:
     signal: signal.Signals | None = None
     halt: SeedreamError | None = None
     goes_on: bool = False
-    disk: Disk = field(default_factory=Disk)
+    disk: FsyncBatch = field(default_factory=FsyncBatch)
     journal: Journal | None = None
     steps_aside: bool = False
 

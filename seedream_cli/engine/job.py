@@ -32,7 +32,7 @@ from ..errors import (
     SeedreamError,
     TaskEndedError,
 )
-from ..network.client import DOWNLOAD_S, Wire
+from ..network.client import DOWNLOAD_S, ProviderClient
 from ..network.urls import absolute, expiry
 from ..providers.base_url import full_url
 from ..providers.contract import Call, Completed, Ready, Reply, Ticket
@@ -44,7 +44,7 @@ from ..results import (
     Finished,
     JobResult,
     Notice,
-    Picture,
+    ProviderImage,
     Retrying,
     Saved,
     SavedImage,
@@ -55,15 +55,15 @@ from ..results import (
 from ..storage import base64_image, image_file, image_info, output_path, reply_file
 from ..storage.system_limits import lack_of
 from ..text import clean, span_words
-from .context import Desk
+from .context import RunContext
 from .plan import Job
-from .stored_reply import POLLED, JournalReply, KeptReply, numbered, read_event, read_kept, read_reply
+from .stored_reply import POLLED, StoredReplyFile, StoredReplySlot, numbered, read_event, read_kept, read_reply
 
 _YOUNG_S = 60.0
 """How long after the answer a picture that is not at its link may only not be there yet."""
 
 
-def places(job: Job) -> list[output_path.Place]:
+def places(job: Job) -> list[output_path.OutputPath]:
     """Where the pictures of a job go, as far as that is known before the answer."""
     if job.output.stdout or job.recovers:
         return []
@@ -77,10 +77,10 @@ def is_there(job: Job) -> bool:
     return bool(known) and all(output_path.existing(place) for place in known)
 
 
-class Worker:
+class JobRunner:
     """Takes one job from its plan to its result."""
 
-    def __init__(self, desk: Desk, wire: Wire, job: Job) -> None:
+    def __init__(self, desk: RunContext, wire: ProviderClient, job: Job) -> None:
         self.desk = desk
         self.wire = wire
         self.job = job
@@ -108,8 +108,8 @@ class Worker:
         self.is_left = False
         self.ready: Ready | None = None
         self.reply: Path | None = None
-        self.kept: KeptReply | JournalReply | None = None
-        self.incoming: KeptReply | JournalReply | None = None
+        self.kept: StoredReplyFile | StoredReplySlot | None = None
+        self.incoming: StoredReplyFile | StoredReplySlot | None = None
         self.token = ""
         self.is_out = False
         self.left_behind = False
@@ -508,7 +508,7 @@ class Worker:
         self.provider_s = time.monotonic() - started
         return replace(outcome, pictures=tuple(map(self._with_host, outcome.pictures)))
 
-    def _with_host(self, picture: Picture) -> Picture:
+    def _with_host(self, picture: ProviderImage) -> ProviderImage:
         """A picture whose link, where it names no host, is one of the API's own."""
         link = absolute(picture.link, self.job.route.base_url)
         return picture if link == picture.link else replace(picture, link=link)
@@ -561,15 +561,15 @@ class Worker:
         self.task_id = self.job.known_task
         return Ticket(self.job.known_task, poll_after_s=0.0)
 
-    def _make_room(self) -> KeptReply | JournalReply:
+    def _make_room(self) -> StoredReplyFile | StoredReplySlot:
         """Room for the reply, before it is asked for. Where the books take its links, it need not be flushed itself."""
         desk, job = self.desk, self.job
         links_suffice = self.recorder.records and job.request.response_format != "b64_json"
         if links_suffice and desk.journal is not None and desk.journal.has_place_for(job.id):
-            return JournalReply(desk.journal, desk.replies, job, lambda: self.token)
-        return KeptReply(desk.replies, job, links_suffice=links_suffice)
+            return StoredReplySlot(desk.journal, desk.replies, job, lambda: self.token)
+        return StoredReplyFile(desk.replies, job, links_suffice=links_suffice)
 
-    def _settle(self, kept: KeptReply | JournalReply, error: SeedreamError) -> None:
+    def _settle(self, kept: StoredReplyFile | StoredReplySlot, error: SeedreamError) -> None:
         """Keep the reply to a request that may have been paid for; `recover` can read it."""
         last = error.__cause__
         try:
@@ -583,7 +583,7 @@ class Worker:
             self.left_behind = True
         self.reply = kept.kept
 
-    def _leave_behind(self, kept: KeptReply | JournalReply) -> None:
+    def _leave_behind(self, kept: StoredReplyFile | StoredReplySlot) -> None:
         """A stop, or a fault of our own, while an answer was coming: what came may be a whole one, and is paid for."""
         if not (self.is_out and kept.size):
             kept.drop()
@@ -613,7 +613,7 @@ class Worker:
         self.desk.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
         await self.desk.clock.sleep(ticket.poll_after_s)
         # Beside the reply that holds the task's id: that one must stay until the pictures are here.
-        kept = KeptReply(self.desk.replies, self.job, beside=POLLED)
+        kept = StoredReplyFile(self.desk.replies, self.job, beside=POLLED)
         try:
             answer = await self.wire.ask(call, read, spool=kept)
         except ApiError as error:
@@ -635,7 +635,7 @@ class Worker:
         self.reply = kept.take_place(self.job.id)
         return await asyncio.to_thread(read_kept, self.dialect, self.reply)
 
-    def _end_task(self, kept: KeptReply, error: ApiError) -> None:
+    def _end_task(self, kept: StoredReplyFile, error: ApiError) -> None:
         """The task is over, and its record is all that is left of it, unless it says that it cost nothing."""
         self.task_id = ""
         if error.billed == "no":
@@ -687,9 +687,9 @@ class Worker:
     async def _stream(self) -> ApiError | None:
         """Send, and save each picture the moment its event arrives. Returns why the stream broke, if pictures came."""
         job, started = self.job, time.monotonic()
-        kept = self.incoming = KeptReply(self.desk.replies, job)
+        kept = self.incoming = StoredReplyFile(self.desk.replies, job)
         self.desk.step("room reserved")
-        came: list[Picture] = []
+        came: list[ProviderImage] = []
         ends: list[Completed] = []
         saving: list[asyncio.Task[None]] = []
 
@@ -697,7 +697,7 @@ class Worker:
             for found in read_event(self.dialect, event):
                 take(found)
 
-        def take(found: Picture | Completed) -> None:
+        def take(found: ProviderImage | Completed) -> None:
             if isinstance(found, Completed):
                 ends.append(found)
             elif (picture := numbered(self._with_host(found), came)) is not None:
@@ -767,7 +767,7 @@ class Worker:
 
     # Getting the pictures.
 
-    async def _keep_all(self, pictures: Sequence[Picture], *, last: bool) -> None:
+    async def _keep_all(self, pictures: Sequence[ProviderImage], *, last: bool) -> None:
         """Bring them to disk; they are the `last`, if the others are there."""
         if self.desk.goes_on:
             # The slot is free: what leaves in its place goes first, since the provider's time is the longest.
@@ -777,7 +777,7 @@ class Worker:
         else:
             await asyncio.gather(*(self._keep(picture) for picture in pictures))
 
-    async def _keep(self, picture: Picture, *, last: bool = False) -> None:
+    async def _keep(self, picture: ProviderImage, *, last: bool = False) -> None:
         """Bring one picture to disk; its failure is its own. After the `last` nothing is left of the request."""
         if picture.error:
             self.saved[picture.index] = SavedImage(picture.index, error=picture.error, layer=picture.layer)
@@ -806,7 +806,7 @@ class Worker:
             raise cause
         return FileError(f"not saved: {lack}", billed="yes")
 
-    async def _save(self, picture: Picture) -> SavedImage:
+    async def _save(self, picture: ProviderImage) -> SavedImage:
         """Fetch into a part file beside its place, check that it is a whole picture, and give it its name."""
         output = self.job.output
         # How many a kept reply holds is known only now.
@@ -868,12 +868,12 @@ class Worker:
                 if self.desk.emit is None or not self.desk.emit(chunk):
                     raise LinkError("standard output was closed before the picture was written")
 
-    async def _fill(self, part: image_file.Part, picture: Picture) -> image_info.Facts:
+    async def _fill(self, part: image_file.ImagePart, picture: ProviderImage) -> image_info.ImageInfo:
         """The picture's bytes, from its link or from the reply, checked and flushed."""
         if picture.blob is not None or picture.base64:
             return await self._decode_base64(part, picture)
 
-        async def check(size: int) -> image_info.Facts:
+        async def check(size: int) -> image_info.ImageInfo:
             facts = await self.desk.disk.do(part.check, size)
             await self.desk.disk.decode(part, facts)
             return facts
@@ -898,7 +898,7 @@ class Worker:
         """What links came now are new."""
         self.young_s = self.desk.clock.monotonic() + _YOUNG_S
 
-    def _dies(self, picture: Picture) -> int | None:
+    def _dies(self, picture: ProviderImage) -> int | None:
         """When a link dies: by its own date, else by what its provider says of all of its links."""
         own, lifetime = expiry(picture.link), self.job.route.spec.link_lifetime_s
         made = self.job.answered_at or self.sent_at
@@ -906,7 +906,7 @@ class Worker:
             return own
         return int(made.timestamp()) + lifetime
 
-    async def _decode_base64(self, part: image_file.Part, picture: Picture) -> image_info.Facts:
+    async def _decode_base64(self, part: image_file.ImagePart, picture: ProviderImage) -> image_info.ImageInfo:
         """A picture out of the reply, which is all that there is of it: it stays until the picture is saved."""
         try:
             if picture.blob is not None:
@@ -1047,7 +1047,7 @@ _YOUNG_S = 60.0
 """A task's age in seconds until which a provider that does not know it may not know it yet."""
 
 
-def _in_doubt(picture: Picture) -> bool:
+def _in_doubt(picture: ProviderImage) -> bool:
     """Whether nobody knows what became of a member of an answer."""
     return picture.error is not None and picture.error.billed == "unknown"
 
@@ -1057,7 +1057,7 @@ def _is_final(error: SeedreamError) -> bool:
     return error.billed == "no" or error.kind == "expired"
 
 
-def _missing(pictures: Sequence[Picture], ends: Sequence[Completed]) -> ApiError | None:
+def _missing(pictures: Sequence[ProviderImage], ends: Sequence[Completed]) -> ApiError | None:
     """What is wrong with a stream that came to its end: no picture at all, or fewer than the provider counts."""
     came = sum(1 for picture in pictures if picture.error is None)
     counted = (ends[-1].usage or {}).get("generated_images") if ends else None

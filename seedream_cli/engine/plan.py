@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 
 from .. import providers
 from ..config.credentials import choose_keyed_provider, find_key
-from ..config.environment import Surroundings
+from ..config.environment import Environment
 from ..config.options import parse_values, value_of
 from ..config.settings import Key, Settings, complete
 from ..errors import ConfigError, FileError, InputError, LinkError, Problem
 from ..ledger.records import Caps
 from ..providers.base_url import full_url
 from ..providers.contract import Dialect, ProviderSpec, Ready, rule_for, wire_model
-from ..request.image_request import Draft, ImageRef, ImageRequest, Recipient
+from ..request.image_request import Draft, ImageRef, ImageRequest, TargetModel
 from ..request.limits import COUNT_MOST
 from ..request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model
-from ..request.validation import Built, build, shared_stdin
+from ..request.validation import Validated, build, shared_stdin
 from ..results import Cost, JobResult, SavedImage, cap_micro
 from ..storage import file_names, output_path
 from . import cost_limit
@@ -92,7 +92,7 @@ class Job:
     route: Route
     model: ModelSpec | None
     request: ImageRequest
-    output: output_path.Target
+    output: output_path.OutputTarget
     fields: Mapping[str, str]
     first: int = 1
     of: int = 1
@@ -127,7 +127,7 @@ class PlannedDraft:
     """One draft after planning: the outcome of `build` and where it goes, for `--explain` and `--dry-run`."""
 
     draft: Draft
-    built: Built
+    built: Validated
     route: Route
     model: ModelSpec | None
     jobs: tuple[Job, ...]
@@ -160,7 +160,7 @@ class Plan:
 def make_plan(
     command: str,
     drafts: Sequence[Draft],
-    surroundings: Surroundings,
+    environment: Environment,
     *,
     problems: Sequence[Problem] = (),
     sends: bool = True,
@@ -173,10 +173,10 @@ def make_plan(
     run = run_id()
     planned: list[PlannedDraft] = []
     for draft in drafts:
-        one = plan_draft(draft, surroundings, found, notices, sends=sends)
+        one = plan_draft(draft, environment, found, notices, sends=sends)
         if one is not None:
             planned.append(one)
-    caps = functools.reduce(Caps.within, (plan_caps(draft, surroundings, found) for draft in drafts))
+    caps = functools.reduce(Caps.within, (plan_caps(draft, environment, found) for draft in drafts))
     unknowns = [most for draft in drafts if (most := value_of("max_unknown", draft, found))]
     errors = [p for p in found if p.severity == "error"]
     if errors:
@@ -193,12 +193,12 @@ def run_id() -> str:
     return f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
 
 
-FindKey = Callable[[Draft, ProviderSpec, Surroundings, str], Key]
+FindKey = Callable[[Draft, ProviderSpec, Environment, str], Key]
 
 
 def plan_draft(
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     found: list[Problem],
     notices: list[str],
     *,
@@ -212,12 +212,12 @@ def plan_draft(
     `fields` are what its name template may use; `find` may remember keys that were looked up before. Where nobody
     `pays`, not even later, no budget need hold it.
     """
-    dialect, note = choose_dialect(draft, surroundings, sends=sends)
+    dialect, note = choose_dialect(draft, environment, sends=sends)
     spec = dialect.spec
-    draft = complete(draft, spec.name, surroundings.settings)
+    draft = complete(draft, spec.name, environment.settings)
     notices += note
     model, model_id, unserved = _spell_model(draft, spec)
-    recipient = Recipient(
+    recipient = TargetModel(
         spec.name,
         model,
         model_id,
@@ -239,12 +239,12 @@ def plan_draft(
     base_url = _base_url(draft, spec, mine)
     bill = None
     if built.request is not None:
-        bill = find_bill(Route(dialect, base_url, None, limits), built.request, surroundings.settings)
+        bill = find_bill(Route(dialect, base_url, None, limits), built.request, environment.settings)
         built = replace(built, request=built.request.model_copy(update={"most": bill.images}))
         mine += _unserved_there(draft, spec, model, base_url)
         # Of what cannot be had there, or of a place that is none, nobody wants to know the price.
         is_had = not any(p.severity == "error" and p.field in {"model", "base_url"} for p in mine)
-        mine += unheld(draft, surroundings, bill, spec, base_url) if pays and is_had else []
+        mine += unheld(draft, environment, bill, spec, base_url) if pays and is_had else []
         mine += too_many(draft, bill)
     else:
         mine += _unserved_there(draft, spec, model, base_url)
@@ -257,7 +257,7 @@ def plan_draft(
     found += dict.fromkeys(mine)
     if built.request is None or output is None or any(p.severity == "error" for p in found):
         return None
-    key = None if spec.offline or not sends else (find or key_for)(draft, spec, surroundings, base_url)
+    key = None if spec.offline or not sends else (find or key_for)(draft, spec, environment, base_url)
     notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
@@ -266,7 +266,7 @@ def plan_draft(
     return PlannedDraft(draft, built, route, model, (job,) * built.count)
 
 
-def _references(draft: Draft, recipient: Recipient, notices: list[str]) -> tuple[list[ImageRef], list[Problem]]:
+def _references(draft: Draft, recipient: TargetModel, notices: list[str]) -> tuple[list[ImageRef], list[Problem]]:
     """The draft's reference pictures as they will be sent, and all that is wrong with or done to them."""
     texts = draft.lists.get("image", ())
     if not texts:
@@ -354,7 +354,7 @@ def name_fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
     }
 
 
-def choose_dialect(draft: Draft, surroundings: Surroundings, *, sends: bool) -> tuple[Dialect, list[str]]:
+def choose_dialect(draft: Draft, environment: Environment, *, sends: bool) -> tuple[Dialect, list[str]]:
     """The provider asked for, else the one whose key is present; a dry run without either is shown for the first."""
     wrong: list[Problem] = []
     name = value_of("provider", draft, wrong)
@@ -363,7 +363,7 @@ def choose_dialect(draft: Draft, surroundings: Surroundings, *, sends: bool) -> 
     if name is not None:
         return providers.load(name), []
     try:
-        name, source = choose_keyed_provider(providers.specs(), surroundings)
+        name, source = choose_keyed_provider(providers.specs(), environment)
     except ConfigError:
         if sends:
             raise
@@ -423,9 +423,9 @@ def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
     )
 
 
-def plan_caps(draft: Draft, surroundings: Surroundings, found: list[Problem]) -> Caps:
+def plan_caps(draft: Draft, environment: Environment, found: list[Problem]) -> Caps:
     """What the run, and the day over all runs, may cost at the most."""
-    most, daily = value_of("max_cost", draft, found), surroundings.settings.daily_budget
+    most, daily = value_of("max_cost", draft, found), environment.settings.daily_budget
     return Caps(run=cap_micro(most), daily=cap_micro(daily))
 
 
@@ -435,9 +435,9 @@ def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:
     return cost_limit.read_bill(request, body, route.spec, route.base_url, settings)
 
 
-def unheld(draft: Draft, surroundings: Surroundings, bill: Bill, spec: ProviderSpec, base_url: str) -> list[Problem]:
+def unheld(draft: Draft, environment: Environment, bill: Bill, spec: ProviderSpec, base_url: str) -> list[Problem]:
     """Why no budget that is set can hold a request: the most that it costs is not known. Nothing without a budget."""
-    settings = surroundings.settings
+    settings = environment.settings
     daily = settings.daily_budget is not None
     if daily and not spec.offline and not draft.switches.get("ledger", settings.ledger_enabled):
         named = draft.origins.get("ledger") or settings.origins.get("ledger.enabled", "[ledger] enabled")
@@ -492,7 +492,7 @@ def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
 
 def plan_output(
     draft: Draft, pictures: int, found: list[Problem], fields: Collection[str] = file_names.FIELDS
-) -> output_path.Target | None:
+) -> output_path.OutputTarget | None:
     """Where the pictures go; what cannot be is added to `found`."""
     how, template = value_of("if_exists", draft, found), value_of("name", draft, found)
     found += file_names.check_template(template, fields) if template is not None else []
@@ -509,12 +509,12 @@ def plan_output(
 
 
 def key_for(
-    draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "", *, is_known: bool = False
+    draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str = "", *, is_known: bool = False
 ) -> Key:
     """The key for this provider at this address (whole), or at the draft's."""
-    stated = complete(draft, spec.name, surroundings.settings)
+    stated = complete(draft, spec.name, environment.settings)
     url = base_url or full_url(spec, stated.values.get("base_url"))
-    return find_key(stated, spec, url, surroundings, is_known=is_known)
+    return find_key(stated, spec, url, environment, is_known=is_known)
 
 
 def _whose_default(spec: ProviderSpec, option: str) -> str:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..errors import ApiError, BudgetError, BusyError, FileError, SeedreamError
-from ..ledger.group_commit import Commits
+from ..ledger.group_commit import GroupCommit
 from ..ledger.ledger import Ledger
-from ..ledger.records import Caps, Failure, Hold, NewRequest, PictureRow
+from ..ledger.records import Caps, Failure, Hold, ImageRow, NewRequest
 from ..ledger.runs import Run
 from ..network.urls import expiry
 from ..providers.contract import Ready
-from ..results import Cost, Picture, SavedImage, from_micro, to_micro
+from ..results import Cost, ProviderImage, SavedImage, from_micro, to_micro
 from ..storage import image_file
 from ..text import money_words
 from .plan import Job
@@ -74,7 +74,7 @@ class NullRecorder:
     def waiting(self, job: Job, task_id: str) -> None:
         """A task costs what was held for it."""
 
-    def announced(self, job: Job, picture: Picture) -> None:
+    def announced(self, job: Job, picture: ProviderImage) -> None:
         """A link is kept in the reply alone."""
 
     async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:  # noqa: ARG002
@@ -107,7 +107,7 @@ class NullRecorder:
         """The run is over."""
 
 
-class Books:
+class Recorder:
     """The books of one run.
 
     A batch has a ledger of its own in its folder `home`: paths are written relative to that, so that the folder may be
@@ -130,13 +130,13 @@ class Books:
         self._caps = caps
         self._home = home.absolute() if home else None
         self._day = day
-        self._commits = Commits(ledger, day)
+        self._commits = GroupCommit(ledger, day)
         self._elsewhere: frozenset[str] = frozenset()
         self._unbooked = NullRecorder(caps)
         # How many attempts of this run at each request may have been billed, and were repeated.
         self._repeated: Counter[str] = Counter()
 
-    def of(self, job: Job) -> Books | NullRecorder:
+    def of(self, job: Job) -> Recorder | NullRecorder:
         """The recorder of a job: this one, where it knows the job and has it in hand."""
         return self if job.booked and self.has(job) else self._unbooked
 
@@ -213,7 +213,7 @@ class Books:
         """The provider works on a task."""
         self._ledger.mark_waiting(job.id, task_id)
 
-    def announced(self, job: Job, picture: Picture) -> None:
+    def announced(self, job: Job, picture: ProviderImage) -> None:
         """A stream brought a picture; its link is written down before its download starts."""
         self._ledger.mark_picture(job.id, _row(picture))
 
@@ -248,7 +248,7 @@ class Books:
         expired = image.error is not None and image.error.kind == "expired"
         if image.error is not None and not expired:
             return
-        row = PictureRow(
+        row = ImageRow(
             index=image.index,
             state="expired" if expired else "handed" if handed or image.path is None else "saved",
             link=image.url,
@@ -337,9 +337,9 @@ def _new(job: Job) -> NewRequest:
     )
 
 
-def _row(picture: Picture) -> PictureRow:
+def _row(picture: ProviderImage) -> ImageRow:
     """A picture as it was announced."""
-    return PictureRow(
+    return ImageRow(
         index=picture.index,
         state="failed" if picture.error else "pending",
         link=picture.link,

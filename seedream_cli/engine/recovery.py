@@ -14,20 +14,20 @@ from typing import Any
 
 from .. import providers
 from ..config.credentials import is_known_address, is_same_place, known_keys, may_ask
-from ..config.environment import Surroundings
+from ..config.environment import Environment
 from ..config.prompt_file import read_chunks
 from ..config.settings import Key, complete
 from ..errors import EXIT_CODES, ApiError, Billed, ConfigError, FileError, InputError, LinkError, Problem, SeedreamError
 from ..ledger.ledger import Ledger
-from ..ledger.records import Caps, Entry, PictureRow
+from ..ledger.records import Caps, Entry, ImageRow
 from ..providers.base_url import full_url
 from ..providers.contract import Dialect, ProviderSpec, Ready, Ticket
 from ..redaction import secret_forms
 from ..request.image_request import Draft, ImageRequest
 from ..request.limits import GROUP_MOST
 from ..request.models import PriceStep, find_model
-from ..request.validation import Built
-from ..results import Cost, JobResult, Picture, SavedImage, from_micro
+from ..request.validation import Validated
+from ..results import Cost, JobResult, ProviderImage, SavedImage, from_micro
 from ..storage import file_names, output_path, reply_file
 from ..storage.filesystem import is_own_folder, is_plain
 from ..storage.reply_findings import Findings
@@ -51,7 +51,7 @@ from .stored_reply import POLLED, read_kept
 def make_recovery(
     wanted: Sequence[str],
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     ledger: Ledger | None,
     *,
     tasks: Sequence[str] = (),
@@ -63,7 +63,7 @@ def make_recovery(
     `of_batches` are those of requests that batches' own ledgers know.
     """
     found: list[Problem] = []
-    replies = surroundings.state_folder / "replies"
+    replies = environment.state_folder / "replies"
     limits = plan_limits(draft, found)
     every = not wanted and not tasks
     wanted = [name for name in wanted if name not in of_batches]
@@ -73,12 +73,12 @@ def make_recovery(
     entries = _entries([name for name in wanted if name not in {*named, *files}], ledger, found, every=every)
     past_help, left = list[Problem](), list[JobResult]()
     entries = _without_lost(entries, replies, left)
-    jobs = _entry_jobs(entries, draft, surroundings, limits, past_help)
+    jobs = _entry_jobs(entries, draft, environment, limits, past_help)
     for name in strays if every else named:
-        jobs += _stray_jobs(name, strays[name], draft, surroundings, limits, left=left)
+        jobs += _stray_jobs(name, strays[name], draft, environment, limits, left=left)
     for name in files:
-        jobs += _reply_jobs(name, replies, draft, surroundings, limits, left=left)
-    jobs += [_task_job(task, ledger, draft, surroundings, limits) for task in tasks]
+        jobs += _reply_jobs(name, replies, draft, environment, limits, left=left)
+    jobs += [_task_job(task, ledger, draft, environment, limits) for task in tasks]
     found += [] if every else past_help
     if found:
         raise InputError(found)
@@ -88,7 +88,7 @@ def make_recovery(
 def batch_recovery(
     wanted: Sequence[str],
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     ledger: Ledger,
     *,
     folder: Path,
@@ -108,9 +108,9 @@ def batch_recovery(
     given = plan_output(draft, 1, found)
     if given is None:
         raise InputError(found)
-    replies, target, jobs = home / "replies", output_path.Target(folder, given.if_exists, 1), list[Job]()
+    replies, target, jobs = home / "replies", output_path.OutputTarget(folder, given.if_exists, 1), list[Job]()
     for entry in _without_lost(entries, replies, left):
-        job = lost_job(entry, draft, surroundings, replies, output=target, found=past_help)
+        job = lost_job(entry, draft, environment, replies, output=target, found=past_help)
         if job is not None and given.template:
             job = replace(job, output=replace(job.output, template=given.template))
         # What is given for all is looked at when all is known.
@@ -137,7 +137,9 @@ def _place_problem(job: Job) -> str:
 
 
 def _plan(jobs: Sequence[Job], draft: Draft, left: Sequence[JobResult], notices: Sequence[str]) -> Plan:
-    planned = tuple(PlannedDraft(draft, Built(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs)
+    planned = tuple(
+        PlannedDraft(draft, Validated(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs
+    )
     return Plan("recover", run_id(), planned, (), tuple(notices), Caps(), left=tuple(left))
 
 
@@ -262,7 +264,7 @@ def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -
 
 
 def _stray_jobs(
-    name: str, path: Path, draft: Draft, surroundings: Surroundings, limits: Limits, *, left: list[JobResult]
+    name: str, path: Path, draft: Draft, environment: Environment, limits: Limits, *, left: list[JobResult]
 ) -> list[Job]:
     """The job that saves what a kept reply holds, by what was written down beside it."""
     meta = reply_file.load_meta(path.parent, path.name.partition(".")[0])
@@ -270,7 +272,7 @@ def _stray_jobs(
     if provider is None or provider not in providers.PROVIDERS:
         left.append(_loose_doubt(None, name, path, provider or ""))
         return []
-    job = _stray_job(name, path, draft, surroundings, limits, provider=provider, meta=meta)
+    job = _stray_job(name, path, draft, environment, limits, provider=provider, meta=meta)
     if _reads_images(provider, path):
         return [job]
     left.append(_loose_doubt(job, name, path, provider))
@@ -281,7 +283,7 @@ def _stray_job(
     name: str,
     path: Path,
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     limits: Limits,
     *,
     provider: str,
@@ -289,9 +291,9 @@ def _stray_job(
 ) -> Job:
     """The job for a kept reply, whatever is in it."""
     dialect = providers.load(provider)
-    stated = complete(draft, dialect.spec.name, surroundings.settings)
+    stated = complete(draft, dialect.spec.name, environment.settings)
     base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, stated.values.get("base_url"))
-    route, barred = _old_route(dialect, base_url, stated, surroundings, limits, is_own=True)
+    route, barred = _old_route(dialect, base_url, stated, environment, limits, is_own=True)
     # Of a reply that the user handed in nothing else is known.
     route = replace(route, by_hand=not meta.get("base_url"))
     request = _bare_request(dialect.spec.name, str(meta.get("model") or ""), str(meta.get("size") or ""))
@@ -303,7 +305,7 @@ def _stray_job(
         route,
         find_model(request.model_id, dialect.spec.spelling),
         request,
-        output_path.Target(Path(), "rename", 1),
+        output_path.OutputTarget(Path(), "rename", 1),
         {**name_fields(request, name, 0), **fields},
         first=_number(meta.get("first")),
         of=_number(meta.get("of")),
@@ -316,18 +318,18 @@ def _stray_job(
     )
 
 
-def orphan_jobs(draft: Draft, surroundings: Surroundings, ledger: Ledger) -> list[Job]:
+def orphan_jobs(draft: Draft, environment: Environment, ledger: Ledger) -> list[Job]:
     """Jobs for what a process that died had paid for: a new run fetches its pictures on the way, free of charge."""
     found: list[Problem] = []
     # One with an error was tried before and can wait for `recover`.
     orphans = [entry for entry in ledger.unsaved() if entry.state == "ready" and entry.error is None]
-    return _entry_jobs(orphans, draft, surroundings, plan_limits(draft, []), found)
+    return _entry_jobs(orphans, draft, environment, plan_limits(draft, []), found)
 
 
 def _entry_jobs(
-    entries: Sequence[Entry], draft: Draft, surroundings: Surroundings, limits: Limits, found: list[Problem]
+    entries: Sequence[Entry], draft: Draft, environment: Environment, limits: Limits, found: list[Problem]
 ) -> list[Job]:
-    jobs = (_entry_job(entry, draft, surroundings, limits, found) for entry in entries)
+    jobs = (_entry_job(entry, draft, environment, limits, found) for entry in entries)
     return [job for job in jobs if job is not None]
 
 
@@ -378,7 +380,7 @@ def _nothing_left(entry: Entry) -> Problem:
 def _entry_job(
     entry: Entry,
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     limits: Limits,
     found: list[Problem],
     *,
@@ -389,9 +391,9 @@ def _entry_job(
         found.append(Problem("id", f"{entry.id}: its provider, {entry.provider}, is none that is known", origin="ID"))
         return None
     dialect = providers.load(entry.provider)
-    stated = complete(draft, dialect.spec.name, surroundings.settings)
+    stated = complete(draft, dialect.spec.name, environment.settings)
     base_url = entry.base_url or full_url(dialect.spec, stated.values.get("base_url"))
-    route, barred = _old_route(dialect, base_url, stated, surroundings, limits, is_own=replies is None)
+    route, barred = _old_route(dialect, base_url, stated, environment, limits, is_own=replies is None)
     request = _bare_request(entry.provider, entry.model, entry.fields.get("size", ""))
     job = Job(
         0,
@@ -404,23 +406,23 @@ def _entry_job(
         barred=barred,
         bill=_old_bill(entry),
     )
-    resumed = resume(entry, job, replies or surroundings.state_folder / "replies")
+    resumed = resume(entry, job, replies or environment.state_folder / "replies")
     if resumed is None:
         found.append(Problem("id", f"{entry.id}: neither its reply nor a link of it is left", origin="ID"))
     return resumed
 
 
 def _old_route(
-    dialect: Dialect, base_url: str, draft: Draft, surroundings: Surroundings, limits: Limits, *, is_own: bool
+    dialect: Dialect, base_url: str, draft: Draft, environment: Environment, limits: Limits, *, is_own: bool
 ) -> tuple[Route, str]:
     """The way to an address out of a ledger or a kept reply, and that address where no key may go to it.
 
     `is_own` tells that it is the user's ledger, which may speak of what the user named before.
     """
     spec = dialect.spec
-    is_known = is_own and is_known_address(spec, base_url, surroundings)
-    if is_known or may_ask(draft, spec, base_url, surroundings):
-        return Route(dialect, base_url, _key_if_any(draft, spec, surroundings, base_url, is_known=is_known), limits), ""
+    is_known = is_own and is_known_address(spec, base_url, environment)
+    if is_known or may_ask(draft, spec, base_url, environment):
+        return Route(dialect, base_url, _key_if_any(draft, spec, environment, base_url, is_known=is_known), limits), ""
     return Route(dialect, base_url, None, limits), base_url
 
 
@@ -467,17 +469,17 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
 def lost_job(
     entry: Entry,
     draft: Draft,
-    surroundings: Surroundings,
+    environment: Environment,
     replies: Path,
     *,
-    output: output_path.Target,
+    output: output_path.OutputTarget,
     found: list[Problem],
 ) -> Job | None:
     """The job that fetches what was paid for a row without its table, into the batch's folder; why there can be none
     goes to `found`.
     """
-    job = _entry_job(entry, draft, surroundings, plan_limits(draft, []), found, replies=replies)
-    if job and job.barred and not is_known_address(job.route.spec, job.barred, surroundings):
+    job = _entry_job(entry, draft, environment, plan_limits(draft, []), found, replies=replies)
+    if job and job.barred and not is_known_address(job.route.spec, job.barred, environment):
         # Nor does it say where links may lead: to this machine, say.
         job = replace(job, route=replace(job.route, base_url=job.route.spec.base_url or _NOWHERE))
     template = entry.output.get("template")
@@ -506,19 +508,19 @@ def _kept(entry: Entry, replies: Path) -> Path | None:
     return next((path for path in paths if is_plain(path)), None) if is_own_folder(replies) else None
 
 
-def _picture(row: PictureRow) -> Picture:
+def _picture(row: ImageRow) -> ProviderImage:
     """A picture as the ledger knows it."""
     if row.state != "failed":
-        return Picture(row.index, link=row.link, format=row.format)
-    return Picture(row.index, error=_old_error(row))
+        return ProviderImage(row.index, link=row.link, format=row.format)
+    return ProviderImage(row.index, error=_old_error(row))
 
 
-def _lost_image(row: PictureRow) -> SavedImage:
+def _lost_image(row: ImageRow) -> SavedImage:
     """An image that cannot be had, for a reason that an earlier run found out."""
     return SavedImage(row.index, url=row.link, error=_old_error(row))
 
 
-def _old_error(row: PictureRow) -> SeedreamError:
+def _old_error(row: ImageRow) -> SeedreamError:
     failure = row.error
     if row.state == "expired":
         return LinkError(failure.message if failure else "its link has expired", kind="expired")
@@ -539,19 +541,19 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _old_output(entry: Entry) -> output_path.Target:
+def _old_output(entry: Entry) -> output_path.OutputTarget:
     """Where the pictures were meant to go. What was for standard output goes to the current folder now."""
     output = entry.output
     if output.get("stdout") or not output.get("folder"):
-        return output_path.Target(Path(), "rename", 1)
+        return output_path.OutputTarget(Path(), "rename", 1)
     file = output.get("file")
-    return output_path.Target(
+    return output_path.OutputTarget(
         Path(str(output["folder"])), "rename", 1, output.get("template"), Path(str(file)) if file else None
     )
 
 
 def _reply_jobs(
-    name: str, replies: Path, draft: Draft, surroundings: Surroundings, limits: Limits, *, left: list[JobResult]
+    name: str, replies: Path, draft: Draft, environment: Environment, limits: Limits, *, left: list[JobResult]
 ) -> list[Job]:
     """A raw reply from outside. It is kept like any other, so that nothing is lost if its download fails; of a file
     without an image no copy stays, since the user has it.
@@ -563,7 +565,7 @@ def _reply_jobs(
     path = part.keep({})
     provider = draft.values.get("provider") or _recognise(path)
     has_images = provider is not None and _reads_images(provider, path)
-    holds = "" if has_images else _holds(path, surroundings)
+    holds = "" if has_images else _holds(path, environment)
     if not has_images and (name != "-" or not path.stat().st_size):
         reply_file.forget(replies, run)
     if provider is None:
@@ -572,12 +574,12 @@ def _reply_jobs(
             [Problem("file", f"{where} is no provider's reply with pictures in it", f"name the --provider{way}{holds}")]
         )
     dialect = providers.load(provider)
-    draft = complete(draft, dialect.spec.name, surroundings.settings)
-    key = _key_if_any(draft, dialect.spec, surroundings)
+    draft = complete(draft, dialect.spec.name, environment.settings)
+    key = _key_if_any(draft, dialect.spec, environment)
     request = _bare_request(dialect.spec.name, "", "")
     fields = {**name_fields(request, run, 0), "slug": "recovered"}
     route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits, by_hand=True)
-    target = output_path.Target(Path(), "rename", 1)
+    target = output_path.OutputTarget(Path(), "rename", 1)
     job = Job(0, run, route, None, request, target, fields, recovers=True, kept=path, booked=False)
     if has_images:
         return [job]
@@ -588,9 +590,9 @@ def _reply_jobs(
     return []
 
 
-def _holds(path: Path, surroundings: Surroundings) -> str:
+def _holds(path: Path, environment: Environment) -> str:
     """The first links and images that are in a reply which nobody can read, to end a hint with."""
-    forms = tuple(form for key in known_keys(surroundings) for form in secret_forms(key))
+    forms = tuple(form for key in known_keys(environment) for form in secret_forms(key))
     found = Findings(path, forms, 5)
     lines = [one.line for one in found]
     return f"; in it: {', '.join(lines)}{', …' if found.notes else ''}" if lines else ""
@@ -607,20 +609,20 @@ def _recognise(path: Path) -> str | None:
     return None
 
 
-def _task_job(task: str, ledger: Ledger | None, draft: Draft, surroundings: Surroundings, limits: Limits) -> Job:
+def _task_job(task: str, ledger: Ledger | None, draft: Draft, environment: Environment, limits: Limits) -> Job:
     """The job that asks after a task; where the ledger knows it, it is that request's."""
     known = [entry for entry in (ledger.find(task) if ledger else ()) if entry.task_id == task]
-    if known and (job := _entry_job(known[0], draft, surroundings, limits, [])):
+    if known and (job := _entry_job(known[0], draft, environment, limits, [])):
         is_settled = known[0].state not in {"waiting", "ready", "unknown"}
         return replace(job, task_id=task, kept=None, known=None, lost=(), is_settled=is_settled)
-    dialect, _ = choose_dialect(draft, surroundings, sends=True)
+    dialect, _ = choose_dialect(draft, environment, sends=True)
     if not dialect.spec.has_tasks:
         hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.has_tasks)}"
         raise InputError([Problem("task", f"{dialect.spec.name} has no tasks", hint, origin="--task")])
     # What can be no id of a task is told before anything is asked.
     dialect.poll(Ticket(task))
-    draft = complete(draft, dialect.spec.name, surroundings.settings)
-    key = key_for(draft, dialect.spec, surroundings)
+    draft = complete(draft, dialect.spec.name, environment.settings)
+    key = key_for(draft, dialect.spec, environment)
     request = _bare_request(dialect.spec.name, "", "")
     name = f"{run_id()}-task"
     fields = {**name_fields(request, name, 0), "slug": f"task-{file_names.clean_name(task, 60)}"}
@@ -631,7 +633,7 @@ def _task_job(task: str, ledger: Ledger | None, draft: Draft, surroundings: Surr
         route,
         None,
         request,
-        output_path.Target(Path(), "rename", 1),
+        output_path.OutputTarget(Path(), "rename", 1),
         fields,
         recovers=True,
         task_id=task,
@@ -645,10 +647,10 @@ def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:
 
 
 def _key_if_any(
-    draft: Draft, spec: ProviderSpec, surroundings: Surroundings, base_url: str = "", *, is_known: bool = False
+    draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str = "", *, is_known: bool = False
 ) -> Key | None:
     """Links need no key, but an open task does: one that is there is taken along."""
     try:
-        return None if spec.offline else key_for(draft, spec, surroundings, base_url, is_known=is_known)
+        return None if spec.offline else key_for(draft, spec, environment, base_url, is_known=is_known)
     except ConfigError:
         return None

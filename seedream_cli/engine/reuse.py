@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 
 from ..ledger.ledger import Ledger
-from ..ledger.records import Entry, PictureRow
+from ..ledger.records import Entry, ImageRow
 from ..results import SavedImage
 from .plan import Job, Plan
 
@@ -64,5 +64,5 @@ def _is_whole(entry: Entry) -> bool:
     )
 
 
-def _saved_image(row: PictureRow) -> SavedImage:
+def _saved_image(row: ImageRow) -> SavedImage:
     return SavedImage(row.index, row.path, row.link, row.format, row.width, row.height, row.bytes, row.sha256)

@@ -19,29 +19,29 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BusyError
-from ..network.client import Wire
+from ..network.client import ProviderClient
 from ..network.policy import Clock
 from ..results import JobResult, Notice, Planned, Report
 from ..storage import image_file, reply_file
 from .connect import T
-from .context import CONCURRENCY, DOWNLOADS, Desk, Ending, Flow, Outlets
-from .job import Worker, is_there, places
+from .context import CONCURRENCY, DOWNLOADS, JobStream, RunContext, RunOutcome, RunServices
+from .job import JobRunner, is_there, places
 from .plan import Job, Plan, Route
-from .recorder import Books, NullRecorder
+from .recorder import NullRecorder, Recorder
 from .scheduler import _Conductor, _FlowRun
 
 
-def conduct(flow: Flow, outlets: Outlets, books: Books) -> Ending:
+def conduct(flow: JobStream, services: RunServices, books: Recorder) -> RunOutcome:
     """Run a flow; results go to the sink as they come. Blocks; raises nothing that a job or its source meets."""
-    return _run(_FlowRun(flow, outlets, books).execute())
+    return _run(_FlowRun(flow, services, books).execute())
 
 
-def execute(plan: Plan, outlets: Outlets, *, home: Path | None = None) -> Report:
+def execute(plan: Plan, services: RunServices, *, home: Path | None = None) -> Report:
     """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent.
 
     `home` is the folder of the batch whose ledger it is: paths are written down from there on.
     """
-    return _run(_Run(plan, outlets, home).execute())
+    return _run(_Run(plan, services, home).execute())
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -62,17 +62,17 @@ class HurriedClock(Clock):
 class _Run(_Conductor):
     """One run: its books, its wires, and its workers."""
 
-    def __init__(self, plan: Plan, outlets: Outlets, home: Path | None = None) -> None:
-        super().__init__(outlets, CONCURRENCY, len(plan.jobs) + len(plan.extra))
+    def __init__(self, plan: Plan, services: RunServices, home: Path | None = None) -> None:
+        super().__init__(services, CONCURRENCY, len(plan.jobs) + len(plan.extra))
         self.plan = plan
         self.home = home
         # What is there already is neither sent nor written down.
         self.jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
-        self.desk: Desk | None = None
+        self.desk: RunContext | None = None
 
     async def execute(self) -> Report:
         started = time.monotonic()
-        plan, ledger = self.plan, self.outlets.ledger
+        plan, ledger = self.plan, self.services.ledger
         for job in self.jobs:
             # Nothing is paid for what is recovered or reused: a folder that is gone must not stop anything else.
             if not (job.recovers or job.reused):
@@ -87,12 +87,12 @@ class _Run(_Conductor):
                 # A provider may echo the key in its answer, which is written down.
                 if ledger and route.key:
                     ledger.hide(route.key.value.strip())
-            books: Books | NullRecorder = NullRecorder(plan.caps)
+            books: Recorder | NullRecorder = NullRecorder(plan.caps)
             if ledger:
                 run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder()))
-                books = Books(ledger, run, plan.caps, home=self.home)
+                books = Recorder(ledger, run, plan.caps, home=self.home)
             books.open(self.jobs)
-            self.outlets.step("entered")
+            self.services.step("entered")
             self.desk = self._desk(books)
             stack.enter_context(self._signals(self.desk))
             results = await self._work(self.desk, wires)
@@ -106,9 +106,9 @@ class _Run(_Conductor):
             books.close(report.exit_code)
         return report
 
-    async def _work(self, desk: Desk, wires: dict[Route, Wire]) -> Sequence[JobResult]:
+    async def _work(self, desk: RunContext, wires: dict[Route, ProviderClient]) -> Sequence[JobResult]:
         """Let every worker work; the results are those of the plan's own jobs."""
-        self.workers = [Worker(desk, wires[job.route], job) for job in self.jobs]
+        self.workers = [JobRunner(desk, wires[job.route], job) for job in self.jobs]
         for worker in self.workers:
             worker.task = asyncio.create_task(worker.work())
         results = await asyncio.gather(*(worker.task for worker in self.workers if worker.task))
@@ -121,28 +121,28 @@ class _Run(_Conductor):
         """A picture of an earlier run is no result of this one: a line tells of it."""
         for image in result.images:
             if image.path:
-                self.outlets.sink.emit(Notice(f"{image.path} was paid for earlier ({job.id}) and is saved now"))
+                self.services.sink.emit(Notice(f"{image.path} was paid for earlier ({job.id}) and is saved now"))
         if result.error and not isinstance(result.error, BusyError):
-            self.outlets.sink.emit(Notice(f"{job.id} was paid for earlier: {result.error.message}"))
+            self.services.sink.emit(Notice(f"{job.id} was paid for earlier: {result.error.message}"))
 
-    def _announce(self, wires: Iterable[Wire]) -> None:
+    def _announce(self, wires: Iterable[ProviderClient]) -> None:
         """What is about to happen, and through which proxy."""
         first, most = self.plan.jobs[0], sum(job.request.pictures_at_most for job in self.plan.jobs)
-        self.outlets.sink.emit(Planned(len(self.plan.jobs), most, first.route.spec.name, first.request.model_id))
+        self.services.sink.emit(Planned(len(self.plan.jobs), most, first.route.spec.name, first.request.model_id))
         for proxy in dict.fromkeys(wire.proxy_in_use for wire in wires if wire.proxy_in_use):
-            self.outlets.sink.emit(Notice(f"through the proxy {proxy}"))
+            self.services.sink.emit(Notice(f"through the proxy {proxy}"))
 
-    def _desk(self, books: Books | NullRecorder) -> Desk:
-        outlets = self.outlets
-        return Desk(
-            outlets.sink,
-            outlets.clock,
-            outlets.state / "replies",
+    def _desk(self, books: Recorder | NullRecorder) -> RunContext:
+        services = self.services
+        return RunContext(
+            services.sink,
+            services.clock,
+            services.state / "replies",
             books,
             asyncio.Semaphore(self.concurrency),
             asyncio.Semaphore(self.concurrency if self.is_short else DOWNLOADS),
-            outlets.emit,
-            outlets.step,
+            services.emit,
+            services.step,
             self.plan.max_unknown,
         )
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import ApiError, BudgetError, FileError, SeedreamError
-from ..network.client import Wire
+from ..network.client import ProviderClient
 from ..results import Draining, JobResult, Notice, Planned
 from ..storage import reply_journal, system_limits
 from .connect import make_wire
-from .context import DOWNLOADS, Desk, Ending, Flow, Outlets
-from .job import Worker
+from .context import DOWNLOADS, JobStream, RunContext, RunOutcome, RunServices
+from .job import JobRunner
 from .plan import Job, Route
-from .recorder import Books
+from .recorder import Recorder
 
 AHEAD = 8
 """Rows of a flow that wait for a slot with everything prepared: what is answered at once is followed at once."""
@@ -30,10 +30,10 @@ LOOK_AHEAD = 1000
 class _Conductor:
     """What every run has: wires, workers, and an ear for signals."""
 
-    def __init__(self, outlets: Outlets, concurrency: int, requests: int) -> None:
+    def __init__(self, services: RunServices, concurrency: int, requests: int) -> None:
         """`concurrency` of these requests are sent at once, or as many as files can be opened for."""
-        self.outlets = outlets
-        self.workers: list[Worker] = []
+        self.services = services
+        self.workers: list[JobRunner] = []
         most = max(1, min(concurrency, requests))
         allowed = system_limits.requests_at_once(most)
         system_limits.require_memory()
@@ -41,14 +41,14 @@ class _Conductor:
         self.concurrency = allowed if self.is_short else concurrency
         if self.is_short:
             told = f"{allowed} at once instead of {most}, since {system_limits.files_words(full=False)}"
-            outlets.sink.emit(Notice(told))
+            services.sink.emit(Notice(told))
 
-    def _wire(self, route: Route) -> Wire:
+    def _wire(self, route: Route) -> ProviderClient:
         """The wire to one provider, paced and keyed for it alone."""
-        return make_wire(route, clock=self.outlets.clock, log=self.outlets.log)
+        return make_wire(route, clock=self.services.clock, log=self.services.log)
 
     @contextlib.contextmanager
-    def _signals(self, desk: Desk) -> Iterator[None]:
+    def _signals(self, desk: RunContext) -> Iterator[None]:
         """Take SIGINT, SIGTERM and SIGHUP while the run lasts, unless they are ignored."""
         loop = asyncio.get_running_loop()
         # A terminal that closes (SIGHUP, which Windows lacks) ends a run like a request to stop; nohup has it ignored.
@@ -68,14 +68,14 @@ class _Conductor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, desk: Desk, number: signal.Signals) -> None:
+    def _on_signal(self, desk: RunContext, number: signal.Signals) -> None:
         """First: nothing new leaves, what was sent is finished. Second: stop."""
         again = desk.signal is not None
         desk.signal = desk.signal or number
         busy = [worker for worker in self.workers if worker.in_flight]
         if not again:
             most = max((worker.most_s for worker in busy), default=None)
-            self.outlets.sink.emit(Draining(number.name, len(busy), most))
+            self.services.sink.emit(Draining(number.name, len(busy), most))
         for worker in list(self.workers):
             if again or not worker.in_flight:
                 worker.stop()
@@ -111,13 +111,13 @@ class _FlowRun(_Conductor):
     provider whose rows stand further back waits until they come near.
     """
 
-    def __init__(self, flow: Flow, outlets: Outlets, books: Books) -> None:
-        super().__init__(outlets, flow.concurrency, flow.requests)
+    def __init__(self, flow: JobStream, services: RunServices, books: Recorder) -> None:
+        super().__init__(services, flow.concurrency, flow.requests)
         self.flow = flow
         self.failures = 0
         self.alike: tuple[object, ...] | None = ()
         self.halt: SeedreamError | None = None
-        self.wires: dict[Route, Wire] = {}
+        self.wires: dict[Route, ProviderClient] = {}
         self.stack = contextlib.AsyncExitStack()
         downloads = self.concurrency if self.is_short else max(DOWNLOADS, self.concurrency)
         self.most_under_way = self.concurrency + downloads
@@ -126,24 +126,24 @@ class _FlowRun(_Conductor):
         self.is_drawn = False
         self.moved = asyncio.Event()
         self.ahead = asyncio.Semaphore(1 if self.is_short else AHEAD)
-        self.desk = Desk(
-            outlets.sink,
-            outlets.clock,
-            outlets.state / "replies",
+        self.desk = RunContext(
+            services.sink,
+            services.clock,
+            services.state / "replies",
             books,
             asyncio.Semaphore(self.concurrency),
             asyncio.Semaphore(downloads),
-            outlets.emit,
-            outlets.step,
+            services.emit,
+            services.step,
             flow.max_unknown,
             goes_on=True,
             steps_aside=True,
         )
 
-    async def execute(self) -> Ending:
+    async def execute(self) -> RunOutcome:
         """Draw and work until nothing is left, or nothing more may leave."""
         started, flow = time.monotonic(), self.flow
-        self.outlets.sink.emit(Planned(flow.requests, flow.pictures, flow.provider, flow.model))
+        self.services.sink.emit(Planned(flow.requests, flow.pictures, flow.provider, flow.model))
         async with self.stack, asyncio.TaskGroup() as group:
             if reply_journal.is_possible():
                 # Without one each reply has a file of its own, whose error tells what is wrong with the disk.
@@ -153,7 +153,7 @@ class _FlowRun(_Conductor):
                 await self._draw(group)
                 await asyncio.gather(*(worker.task for worker in self.workers if worker.task), return_exceptions=True)
         number = self.desk.signal.value if self.desk.signal else None
-        return Ending(time.monotonic() - started, number, self.halt)
+        return RunOutcome(time.monotonic() - started, number, self.halt)
 
     async def _draw(self, group: asyncio.TaskGroup) -> None:
         """Let the next jobs wait for a slot, so that one leaves the moment that another is answered."""
@@ -167,11 +167,11 @@ class _FlowRun(_Conductor):
             self._lane_of(worker.job.route).under_way += 1
             worker.task = group.create_task(self._tend(worker))
 
-    async def _next_worker(self) -> Worker | None:
+    async def _next_worker(self) -> JobRunner | None:
         """The next job in the hands of a worker. A source that fails ends the run, and what is under way goes on."""
         try:
             job = await self._next_job()
-            return None if job is None else Worker(self.desk, await self._wire_to(job.route), job)
+            return None if job is None else JobRunner(self.desk, await self._wire_to(job.route), job)
         except SeedreamError as error:
             self.halt = self.halt or error
             return None
@@ -190,7 +190,7 @@ class _FlowRun(_Conductor):
                 return job
             if self._may_draw():
                 # What is under way goes on while so many rows are read.
-                await self.outlets.clock.sleep(0)
+                await self.services.clock.sleep(0)
                 continue
             self.moved.clear()
             await self.moved.wait()
@@ -228,18 +228,18 @@ class _FlowRun(_Conductor):
             lane = self.lanes[route] = _Lane()
         return lane
 
-    async def _wire_to(self, route: Route) -> Wire:
+    async def _wire_to(self, route: Route) -> ProviderClient:
         """The one wire to a provider with a key: all rows that go there share its pace."""
         wire = self.wires.get(route)
         if wire is None:
             wire = self.wires[route] = await self.stack.enter_async_context(self._wire(route))
-            if self.outlets.ledger and route.key:
-                self.outlets.ledger.hide(route.key.value.strip())
+            if self.services.ledger and route.key:
+                self.services.ledger.hide(route.key.value.strip())
             if wire.proxy_in_use:
-                self.outlets.sink.emit(Notice(f"through the proxy {wire.proxy_in_use}"))
+                self.services.sink.emit(Notice(f"through the proxy {wire.proxy_in_use}"))
         return wire
 
-    async def _tend(self, worker: Worker) -> JobResult:
+    async def _tend(self, worker: JobRunner) -> JobResult:
         """One job to its end, and what that means for the others."""
         result = await worker.work()
         self.workers.remove(worker)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ApiError, FileError, SeedreamError
 from ..providers.contract import Completed, Dialect, Ready, Reply, Ticket
-from ..results import Blob, Picture
+from ..results import Base64Slice, ProviderImage
 from ..storage import json_scan, reply_file
 from ..storage.reply_document import Document, is_event, read_document
 from ..storage.reply_encoding import is_plain
@@ -28,7 +28,7 @@ _URL_REPLY = 64 * 1024
 _BASE64_PICTURE = 24 * 1024 * 1024
 
 
-class KeptReply:
+class StoredReplyFile:
     """The wire's view of the reply file: bytes go to disk as they arrive, and are flushed before they are read.
 
     With `links_suffice` a reply of links alone is flushed only by `secure`: the links will be written down, and what
@@ -69,7 +69,7 @@ class KeptReply:
         self.spool.reset()
 
     def load(self) -> Document:
-        """Flush the reply under its id, then parse it; base64 pictures stay where they lie, as `Blob`s."""
+        """Flush the reply under its id, then parse it; base64 pictures stay where they lie, as `Base64Slice`s."""
         if self.links_suffice and self.size <= _URL_REPLY and is_plain(body := self.spool.read()):
             return read_document(body)
         return json_scan.read(self.secure(), limit=REPLY_MOST)
@@ -117,8 +117,8 @@ class KeptReply:
             self.secure()
 
 
-class JournalReply:
-    """As `KeptReply`, for the replies of a batch: a short one goes to the batch's journal once it is whole.
+class StoredReplySlot:
+    """As `StoredReplyFile`, for the replies of a batch: a short one goes to the batch's journal once it is whole.
 
     `token` tells the attempt's token.
     """
@@ -130,7 +130,7 @@ class JournalReply:
         self._job = job
         self._token = token
         self._body = bytearray()
-        self._file: KeptReply | None = None
+        self._file: StoredReplyFile | None = None
         self._place: int | None = journal.take()
 
     @property
@@ -209,10 +209,10 @@ class JournalReply:
         """The links are in the ledger: the place is free for another."""
         self._leave()
 
-    def _move(self) -> KeptReply:
+    def _move(self) -> StoredReplyFile:
         """The reply in a file of its own, with all that came so far."""
         if self._file is None:
-            file = KeptReply(self._replies, self._job)
+            file = StoredReplyFile(self._replies, self._job)
             try:
                 file.write(memoryview(self._body))
             except BaseException:
@@ -282,8 +282,8 @@ def read_reply(dialect: Dialect, reply: Reply) -> Ready | Ticket:
     values = (reply.body, *reply.more)
     if any(map(is_event, values)):
         return _read_events(dialect, reply, values)
-    if isinstance(reply.body, Blob):
-        return Ready((Picture(0, blob=reply.body),))
+    if isinstance(reply.body, Base64Slice):
+        return Ready((ProviderImage(0, blob=reply.body),))
     errors, tickets, ready = list[ApiError](), list[Ticket](), list[tuple[Any, Ready]]()
     for value in values:
         try:
@@ -320,7 +320,7 @@ def _names(value: Any) -> frozenset[str]:
 
 
 def _read_events(dialect: Dialect, reply: Reply, values: Sequence[Any]) -> Ready | Ticket:
-    pictures, ends = list[Picture](), [Completed()] if reply.ended else []
+    pictures, ends = list[ProviderImage](), [Completed()] if reply.ended else []
     errors = list[ApiError]()
     for value in values:
         try:
@@ -343,7 +343,7 @@ def _read_events(dialect: Dialect, reply: Reply, values: Sequence[Any]) -> Ready
     return dialect.read(replace(reply, body={}, more=()))
 
 
-def read_event(dialect: Dialect, event: Mapping[str, Any]) -> list[Picture | Completed]:
+def read_event(dialect: Dialect, event: Mapping[str, Any]) -> list[ProviderImage | Completed]:
     """What one event of a stream says. One in no known vocabulary may be a whole reply. Raises `ApiError`."""
     found = dialect.read_event(event)
     if found is not None:
@@ -357,7 +357,7 @@ def read_event(dialect: Dialect, event: Mapping[str, Any]) -> list[Picture | Com
     return [replace(one, index=-1) for one in made.pictures] if isinstance(made, Ready) else []
 
 
-def numbered(found: Picture, before: Sequence[Picture]) -> Picture | None:
+def numbered(found: ProviderImage, before: Sequence[ProviderImage]) -> ProviderImage | None:
     """A stream's picture under a number of its own; None for one that came already.
 
     Not every provider numbers its events, and no paid picture may be lost to another with its number.

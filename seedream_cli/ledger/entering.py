@@ -23,7 +23,7 @@ ENTERED = 30_000
 _HEADS = 200
 
 
-class Pattern:
+class JsonTemplate:
     """A JSON object of which some values differ from row to row: what they have in common is written once.
 
     `own` are the keys of the others, whose values are texts and whole numbers, in the order of the object's keys.
@@ -51,15 +51,15 @@ def _form(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Mould:
+class RequestTemplate:
     """What rows of a table have in common, as `NewRequest` has it."""
 
     provider: str
     base_url: str
     model: str
-    body: Pattern
-    fields: Pattern
-    output: Pattern
+    body: JsonTemplate
+    fields: JsonTemplate
+    output: JsonTemplate
     pictures_at_most: int
     worst_micro: int | None
     currency: str
@@ -68,14 +68,14 @@ class Mould:
 
 
 class NewRow(NamedTuple):
-    """A request of a batch's row, to enter: `mould` and what is its own, as `NewRequest` has it.
+    """A request of a batch's row, to enter: `request_template` and what is its own, as `NewRequest` has it.
 
     `body`, `fields` and `output` are values for the mould's patterns; fields that are not the mould's are a mapping.
     It is known by its identity, which is its fingerprint too. A tuple, since one is made for each of a hundred thousand
     rows.
     """
 
-    mould: Mould
+    request_template: RequestTemplate
     id: str
     position: int
     line: int
@@ -88,7 +88,7 @@ class NewRow(NamedTuple):
     output: tuple[str | int, ...]
 
 
-Heads = dict[tuple[Mould, tuple[str | int, ...]], tuple[Any, ...]]
+Heads = dict[tuple[RequestTemplate, tuple[str | int, ...]], tuple[Any, ...]]
 
 
 class Entering:
@@ -138,9 +138,9 @@ class Entering:
 
     def _row(self, row: NewRow, heads: Heads) -> tuple[Any, ...]:
         """The values of `schema.OWN` and `schema.COMMON`; the latter are kept in `heads`."""
-        mould, name, position, line, identity, occurrence, row_id, prompt, own, fields, output = row
-        body, has_secrets = mould.body.fill(own), self._masked.has_secrets
-        told = mould.fields.fill(fields) if isinstance(fields, tuple) else self._masked.json(fields)
+        request_template, name, position, line, identity, occurrence, row_id, prompt, own, fields, output = row
+        body, has_secrets = request_template.body.fill(own), self._masked.has_secrets
+        told = request_template.fields.fill(fields) if isinstance(fields, tuple) else self._masked.json(fields)
         if has_secrets:
             body, told = self._masked.text(body), self._masked.text(told)
         if prompt is not None and (has_secrets or not prompt.isascii()):
@@ -148,22 +148,22 @@ class Entering:
         if has_secrets or not row_id.isascii():
             row_id = self._masked.text(row_id)
         own_values = (name, identity, occurrence, position, row_id, line, prompt, body, told)
-        return own_values + (heads.get((mould, output)) or self._head(mould, output, heads))
+        return own_values + (heads.get((request_template, output)) or self._head(request_template, output, heads))
 
-    def _head(self, mould: Mould, output: tuple[str | int, ...], heads: Heads) -> tuple[Any, ...]:
+    def _head(self, request_template: RequestTemplate, output: tuple[str | int, ...], heads: Heads) -> tuple[Any, ...]:
         # Where every row has its own none is worth keeping.
         if len(heads) >= _HEADS:
             heads.clear()
-        heads[mould, output] = head = (
-            self._masked.text(mould.file),
-            mould.provider,
-            self._masked.url(mould.base_url),
-            self._masked.text(mould.model),
-            mould.pictures_at_most,
-            mould.worst_micro,
-            mould.currency,
-            mould.as_of,
-            self._masked.text(mould.output.fill(output)),
+        heads[request_template, output] = head = (
+            self._masked.text(request_template.file),
+            request_template.provider,
+            self._masked.url(request_template.base_url),
+            self._masked.text(request_template.model),
+            request_template.pictures_at_most,
+            request_template.worst_micro,
+            request_template.currency,
+            request_template.as_of,
+            self._masked.text(request_template.output.fill(output)),
         )
         return head
 

@@ -28,7 +28,7 @@ class _Deed:
     done: asyncio.Future[None]
 
 
-class Commits:
+class GroupCommit:
     """Groups of deeds for a ledger. In `day`, if there is one, money is booked, which is flushed first."""
 
     def __init__(self, ledger: Ledger, day: Ledger | None = None) -> None:

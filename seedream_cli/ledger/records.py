@@ -13,7 +13,7 @@ from ..errors import Billed
 
 State = Literal["queued", "sent", "waiting", "ready", "saved", "failed", "unknown", "resolved"]
 
-PictureState = Literal["pending", "saved", "handed", "failed", "expired"]
+ImageState = Literal["pending", "saved", "handed", "failed", "expired"]
 
 Standing = Literal["unsent", "running", "submitted", "unsaved", "succeeded", "partial", "failed", "unknown", "resolved"]
 
@@ -62,7 +62,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureRow:
+class ImageRow:
     """One picture of a request.
 
     `pending`: paid and not on disk; `saved`: on disk at `path`; `handed`: given out as a link or to standard output;
@@ -71,7 +71,7 @@ class PictureRow:
     """
 
     index: int
-    state: PictureState = "pending"
+    state: ImageState = "pending"
     link: str = ""
     expires: int | None = None
     path: Path | None = None
@@ -132,7 +132,7 @@ class Entry:
     task_id: str
     trace: str
     reply: Path | None
-    pictures: tuple[PictureRow, ...]
+    pictures: tuple[ImageRow, ...]
 
     def links_left(self, folder: Path | None = None) -> list[int]:
         """The images that are no file, and whose links may be asked: expired ones, those that were handed out, and
@@ -163,7 +163,7 @@ class Saved(NamedTuple):
 
     id: str
     position: int
-    pictures: tuple[tuple[PictureState, str | bytes | None, int], ...]
+    pictures: tuple[tuple[ImageState, str | bytes | None, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +315,7 @@ class Tally:
     resolved: int = 0
 
 
-def _is_missing(row: PictureRow, folder: Path) -> bool:
+def _is_missing(row: ImageRow, folder: Path) -> bool:
     if row.path is None:
         return row.state in {"expired", "handed"}
     return row.state == "saved" and not os.path.lexists(folder / row.path)

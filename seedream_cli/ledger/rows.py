@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import FileError, InternalError, SeedreamError
 from ..redaction import _AUTHORIZATION, _SENSITIVE, _SUSPECT, _USER_INFO, _forms
 from . import schema
-from .records import Entry, Failure, Note, PictureRow
+from .records import Entry, Failure, ImageRow, Note
 
 _JSON_COLUMNS = ("body", "fields", "output", "usage")
 
@@ -42,7 +42,7 @@ _FIRST_YEAR = 1970
 """What is earlier, or last of all, has no local time in some place, and was never written here."""
 
 
-def read_entry(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
+def read_entry(row: sqlite3.Row, pictures: tuple[ImageRow, ...]) -> Entry:
     try:
         return _entry_of(row, pictures)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
@@ -54,7 +54,7 @@ def unreadable(name: object) -> FileError:
     return FileError(f"the ledger is damaged: what it says of {str(name)[:80]!r} cannot be read", hint=hint)
 
 
-def _entry_of(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
+def _entry_of(row: sqlite3.Row, pictures: tuple[ImageRow, ...]) -> Entry:
     # By position, since finding forty columns by name would take longer than all the rest.
     values: dict[str, Any] = dict(zip(schema.ENTRY, row, strict=False))
     for name in _JSON_COLUMNS:
@@ -66,7 +66,7 @@ def _entry_of(row: sqlite3.Row, pictures: tuple[PictureRow, ...]) -> Entry:
     return Entry(**values, pictures=pictures)
 
 
-def read_pictures(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[PictureRow, ...]]:
+def read_pictures(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[ImageRow, ...]]:
     rows = db.execute(schema.PICTURES, (json.dumps(ids),))
     return {
         request: tuple(_picture(row) for row in group)
@@ -74,14 +74,14 @@ def read_pictures(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple
     }
 
 
-def _picture(row: sqlite3.Row) -> PictureRow:
+def _picture(row: sqlite3.Row) -> ImageRow:
     values: dict[str, Any] = dict(zip(schema.PICTURE, row[1:], strict=True))
     try:
         values["path"] = _load_path(values["path"])
         values["error"] = _load_failure(values["error"])
     except (ValueError, TypeError, RecursionError) as error:
         raise unreadable(row[0]) from error
-    return PictureRow(**values)
+    return ImageRow(**values)
 
 
 def read_note(row: sqlite3.Row) -> Note:
@@ -233,7 +233,7 @@ class Masking:
         )
         return self.json(as_mapping(failure))
 
-    def picture(self, request_id: str, picture: PictureRow) -> dict[str, Any]:
+    def picture(self, request_id: str, picture: ImageRow) -> dict[str, Any]:
         """The values of a picture's row."""
         row: dict[str, Any] = {name: getattr(picture, name) for name in schema.PICTURE}
         row["request"] = request_id

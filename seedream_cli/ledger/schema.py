@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from .records import Entry, PictureRow
+from .records import Entry, ImageRow
 
 APPLICATION = 0x53454544
 """SQLite's application id of a ledger ("SEED"), which tells it from any other program's database."""
@@ -290,7 +290,7 @@ SAVED = """SELECT chosen.position, number, id, pictures.state, path, bytes FROM 
         ORDER BY position, number LIMIT ?) AS chosen
     LEFT JOIN pictures ON request = id ORDER BY chosen.position, number"""
 
-PICTURE = tuple(one.name for one in fields(PictureRow))
+PICTURE = tuple(one.name for one in fields(ImageRow))
 
 RENEWED = tuple(name for name in PICTURE if name not in {"index", "link", "expires"})
 

@@ -11,7 +11,7 @@ from ..errors import Billed, InputError, InternalError, Problem, SeedreamError
 from . import schema
 from .budget import Budget
 from .database import Database
-from .records import Entry, Hold, PictureRow, Resolution, State
+from .records import Entry, Hold, ImageRow, Resolution, State
 from .rows import by_ids, store_path, update
 from .run_lock import RunLocks
 
@@ -118,7 +118,7 @@ class Transitions:
     def mark_ready(
         self,
         request_id: str,
-        pictures: Sequence[PictureRow],
+        pictures: Sequence[ImageRow],
         *,
         usage: Mapping[str, Any] | None = None,
         billed_count: int | None = None,
@@ -153,7 +153,7 @@ class Transitions:
             }
             update(db, request_id, changes)
 
-    def mark_picture(self, request_id: str, picture: PictureRow) -> None:
+    def mark_picture(self, request_id: str, picture: ImageRow) -> None:
         """One picture got on: saved (call it after the file and its folder are flushed), handed, failed or expired.
 
         Legal while the request is out too, since a stream brings its pictures one by one.
@@ -164,9 +164,7 @@ class Transitions:
                 raise InternalError(f"request {request_id} is {row['state']} and can have no new picture")
             db.execute(schema.KEEP_PICTURE, self._masked.picture(request_id, picture))
 
-    def mark_saved(
-        self, request_id: str, *, settled_micro: int | None = None, picture: PictureRow | None = None
-    ) -> None:
+    def mark_saved(self, request_id: str, *, settled_micro: int | None = None, picture: ImageRow | None = None) -> None:
         """Every picture is on disk, handed out, or for ever out of reach. Flushed; the kept reply may go after this.
 
         `picture` is the last one, written down in the same step. Raises `InternalError` while a picture is pending.

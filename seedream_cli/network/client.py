@@ -1,10 +1,10 @@
 """The one room that talks to the network.
 
-Contract. `Wire.ask` and `Wire.stream` send one `Call`; `Wire.fetch` gets one picture's link. A billable request leaves
-at most once, unless it is proven that it never left, the provider said that it took nothing, or the user ordered the
-repetition. What left is told by the connection itself, never guessed from an exception's name. Everything that is
-neither proven unsent nor answered whole is `unknown_outcome`. The API key goes to the provider's host only; links are
-fetched over connections that have never seen it.
+Contract. `ProviderClient.ask` and `ProviderClient.stream` send one `Call`; `ProviderClient.fetch` gets one picture's
+link. A billable request leaves at most once, unless it is proven that it never left, the provider said that it took
+nothing, or the user ordered the repetition. What left is told by the connection itself, never guessed from an
+exception's name. Everything that is neither proven unsent nor answered whole is `unknown_outcome`. The API key goes to
+the provider's host only; links are fetched over connections that have never seen it.
 
 Here is what binds the parts. What it follows stands in files of its own: `retry` and `rate_limit` (what may leave, and
 when), `request_body` and `response` (what goes and comes), `download` and `urls`; and httpx in `transports`, over the
@@ -31,7 +31,7 @@ from ..redaction import check_key, hide, mask, secret_forms
 from ..storage.event_stream import Done, EventParser
 from ..storage.reply_encoding import Unpacker
 from ..storage.system_limits import lack_of
-from .download import Downloads, Fetched, Order
+from .download import DownloadLimits, Downloads, Fetched
 from .exchange import Listener, LostConnectionError, NoConnectionError, Outgoing
 from .policy import Clock, Policy
 from .proxies import Proxies, Proxy
@@ -39,7 +39,7 @@ from .rate_limit import Waiter
 from .request_body import encode_body
 from .response import BrokenReplyError, Memory, Received, Reception, ReplyFile, parse
 from .retry import Attempts, Gate, Trail, Watch
-from .urls import Nearness, Target, is_loopback, may_ask, nearness, resolved_nearness, split_link
+from .urls import Link, Nearness, is_loopback, may_ask, nearness, resolved_nearness, split_link
 
 if TYPE_CHECKING:
     from .transports import Client
@@ -101,7 +101,7 @@ class Streamed(Generic[T]):
 _BROKEN = (NoConnectionError, LostConnectionError, BrokenReplyError, OSError)
 
 
-class Wire:
+class ProviderClient:
     """The connection to one provider with one key. An async context manager; connections are made when first needed.
 
     `proxy` overrules the proxies of the environment, which are honoured otherwise, except that a plain http address of
@@ -160,7 +160,7 @@ class Wire:
                 f"the API key would travel in clear to the proxy {Proxy(proxy, '').host}: use an https API address"
             )
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> ProviderClient:
         """Make the client of the API, so that an unusable proxy or certificate is told before anything is begun."""
         self._client("api").open(self._base.target)
         return self
@@ -405,13 +405,15 @@ class Wire:
         `check` is told the size and judges the whole file, and its value is handed on; a retryable LinkError from it
         means another attempt. `restart` is called before one, so that the caller empties its file. `explain` turns the
         status and the first 2 kB of a refusal into (kind, message). One attempt may last `deadline_s`, and must bring
-        `lowest_rate` bytes a second over every `stall_s`. `dies` and `young_s` are as in an `Order`. `on_progress` gets
-        the bytes so far and the total, if told.
+        `lowest_rate` bytes a second over every `stall_s`. `dies` and `young_s` are as in an `DownloadLimits`.
+        `on_progress` gets the bytes so far and the total, if told.
         """
-        order = Order(link, write, explain, on_progress, max_bytes, deadline_s, stall_s, lowest_rate, dies, young_s)
+        order = DownloadLimits(
+            link, write, explain, on_progress, max_bytes, deadline_s, stall_s, lowest_rate, dies, young_s
+        )
         return await self._downloads.fetch(order, restart=restart, check=check, watch=watch)
 
-    async def _get(self, target: Target, listener: Listener, silence_s: float) -> None:
+    async def _get(self, target: Link, listener: Listener, silence_s: float) -> None:
         """Ask for a link, with nothing of the user's. Raises LinkError for all that can go wrong on the way."""
         admit = None
         if self._nearness != "loopback" and target.host != self._base.target.host:
@@ -439,7 +441,7 @@ class Wire:
             # The picture is paid for: with another proxy, or none, it can still be fetched.
             raise LinkError(f"the picture did not come from {target.host}: {exc.message}", hint=exc.hint) from exc
 
-    def _unconnected(self, exc: Exception, target: Target, reason: str) -> tuple[str, str]:
+    def _unconnected(self, exc: Exception, target: Link, reason: str) -> tuple[str, str]:
         """Who was not reached, and what to do about it."""
         proxy = self._proxy_before(target)
         if proxy is None or not (isinstance(exc, NoConnectionError) and exc.at_proxy):
@@ -458,7 +460,7 @@ class Wire:
             return f"{where} does not connect to {target.host}: it answered {reason}", hint
         return f"could not connect to {where}: {reason}", hint
 
-    def _gate_to(self, target: Target) -> Callable[[str], Awaitable[None]]:
+    def _gate_to(self, target: Link) -> Callable[[str], Awaitable[None]]:
         """What judges the addresses that a link's host stands for."""
 
         async def admit(address: str) -> None:
@@ -466,7 +468,7 @@ class Wire:
 
         return admit
 
-    async def _admit(self, target: Target, near: Nearness) -> None:
+    async def _admit(self, target: Link, near: Nearness) -> None:
         """Raise LinkError where a link leads to a nearer network than the API is in, which may be the user's own."""
         if not may_ask(self._nearness, near) and near == "private" and not self._is_looked_up:
             self._is_looked_up = True
@@ -503,7 +505,7 @@ class Wire:
             )
         return client
 
-    def _proxy_before(self, target: Target) -> Proxy | None:
+    def _proxy_before(self, target: Link) -> Proxy | None:
         """The proxy that stands before a host: the user's own, or the environment's for this very address.
 
         Plain http is for this machine, and so must be the proxy of the environment that serves it.
@@ -588,7 +590,7 @@ class _Base:
     """The API's address, checked: no slash at its end, no user name, no query."""
 
     url: str
-    target: Target
+    target: Link
 
     @property
     def secure(self) -> bool:
@@ -680,8 +682,8 @@ __all__ = [
     "Clock",
     "Fetched",
     "Policy",
+    "ProviderClient",
     "ReplyFile",
     "Streamed",
     "Watch",
-    "Wire",
 ]

@@ -19,7 +19,7 @@ from .exchange import Listener
 from .policy import Clock
 from .rate_limit import http_date
 from .retry import MAX_BACKOFF_S, Watch
-from .urls import Target, next_hop, split_link
+from .urls import Link, next_hop, split_link
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DownloadLimits:
     """A picture to fetch and what that may take: bytes, seconds, seconds without enough bytes, bytes a second.
 
     `dies` is when the link dies, in seconds since 1970, None where nobody says; until `young_s` of the clock's own time
@@ -73,7 +73,7 @@ class Downloads:
 
     def __init__(
         self,
-        get: Callable[[Target, Listener, float], Awaitable[None]],
+        get: Callable[[Link, Listener, float], Awaitable[None]],
         *,
         retries: int,
         clock: Clock,
@@ -91,7 +91,12 @@ class Downloads:
         self._plain = plain
 
     async def fetch(
-        self, order: Order, *, restart: Callable[[], None], check: Callable[[int], Awaitable[T]], watch: Watch | None
+        self,
+        order: DownloadLimits,
+        *,
+        restart: Callable[[], None],
+        check: Callable[[int], Awaitable[T]],
+        watch: Watch | None,
     ) -> Fetched[T]:
         """Get an order's link, and again where that may help. Raises LinkError."""
         attempt = 0
@@ -113,14 +118,14 @@ class Downloads:
             await self._clock.sleep(wait)
             restart()
 
-    async def _download(self, order: Order) -> _Came:
+    async def _download(self, order: DownloadLimits) -> _Came:
         """One attempt: the link, its redirects, the body."""
         target = self._first_target(order.link)
-        arrival = _Arrival(target.host, order, self._clock)
+        arrival = _ImageReceiver(target.host, order, self._clock)
         try:
             async with asyncio.timeout(order.deadline_s):
                 for _ in range(MAX_REDIRECTS + 1):
-                    arrival = _Arrival(target.host, order, self._clock)
+                    arrival = _ImageReceiver(target.host, order, self._clock)
                     await self._arrive(target, arrival, order.stall_s)
                     if arrival.location is None:
                         return arrival.finish()
@@ -133,7 +138,7 @@ class Downloads:
             return arrival.finish()
         raise LinkError(f"the picture's link redirects more than {MAX_REDIRECTS} times (last to {target.host})")
 
-    async def _arrive(self, target: Target, arrival: _Arrival, stall_s: float) -> None:
+    async def _arrive(self, target: Link, arrival: _ImageReceiver, stall_s: float) -> None:
         """Ask for a link. A connection that breaks hides neither a refusal nor a picture that came before it did."""
         try:
             await self._get(target, arrival, stall_s)
@@ -142,7 +147,7 @@ class Downloads:
                 raise
             arrival.broken = error
 
-    def _first_target(self, link: str) -> Target:
+    def _first_target(self, link: str) -> Link:
         target = split_link(link)
         if target.scheme == "http" and not (target.loopback or self._plain):
             raise LinkError(
@@ -175,10 +180,10 @@ async def _judge(came: _Came, check: Callable[[int], Awaitable[T]]) -> T:
         raise came.broken or error from error
 
 
-class _Arrival:
+class _ImageReceiver:
     """A picture as it comes, or what comes in its place: the ear of one exchange."""
 
-    def __init__(self, host: str, order: Order, clock: Clock) -> None:
+    def __init__(self, host: str, order: DownloadLimits, clock: Clock) -> None:
         self.host = host
         self.kind = ""
         self.location: str | None = None

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from .urls import Target
+from .urls import Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Outgoing:
     """
 
     method: str
-    target: Target
+    target: Link
     headers: tuple[tuple[str, str], ...]
     length: int = 0
     pieces: Callable[[], Iterator[bytes]] | None = None

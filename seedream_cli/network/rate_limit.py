@@ -33,7 +33,7 @@ class Waiter(Protocol):
         """Have it again, before the request leaves."""
 
 
-class Pace:
+class RateLimiter:
     """When the requests to one provider with one key may leave: so many at once and a minute, and not before when.
 
     How many at once is learnt: any number up to `Policy.slots`, until one is refused for its number (429). That halves

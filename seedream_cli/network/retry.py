@@ -18,7 +18,7 @@ from ..errors import ApiError, FileError, SeedreamError
 from ..providers.contract import Call
 from ..text import span_words
 from .policy import Clock, Policy
-from .rate_limit import LONGEST_WAIT_S, Pace, Waiter, http_date
+from .rate_limit import LONGEST_WAIT_S, RateLimiter, Waiter, http_date
 from .response import Received
 
 R = TypeVar("R")
@@ -137,7 +137,7 @@ class Attempts:
         self._policy = policy
         self._clock = clock
         self._random = random
-        self._pace = Pace(policy, clock, random)
+        self._pace = RateLimiter(policy, clock, random)
         self._mask = mask
         self._say = say
 

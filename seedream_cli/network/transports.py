@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from .connections import FreeList
 from .exchange import Listener, LostConnectionError, NoConnectionError, Outgoing
 from .proxies import Proxy
-from .urls import Target
+from .urls import Link
 
 
 class Client:
@@ -40,7 +40,7 @@ class Client:
         keep_behind_s: float,
         connect_s: float,
         tls: Callable[[], ssl.SSLContext],
-        proxy_before: Callable[[Target], Proxy | None],
+        proxy_before: Callable[[Link], Proxy | None],
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._keep_behind_s = keep_behind_s
@@ -89,7 +89,7 @@ class Client:
         request.url = url
         return request
 
-    def open(self, target: Target) -> None:
+    def open(self, target: Link) -> None:
         """Make the way to a host, so that an unusable proxy or certificate is told before anything is begun."""
         if self._way_to(target) is self._direct and target.scheme == "https" and not self._is_given:
             self._tls()
@@ -101,7 +101,7 @@ class Client:
         for way in self._through.values():
             await way.aclose()
 
-    def _way_to(self, target: Target) -> httpx.AsyncBaseTransport:
+    def _way_to(self, target: Link) -> httpx.AsyncBaseTransport:
         """The transport for a host. Raises `ConfigError` where the proxy before it cannot be used."""
         proxy = self._proxy_before(target)
         if proxy is None:
@@ -111,7 +111,7 @@ class Client:
             way = self._through[proxy, target.scheme == "https"] = self._make_way(proxy, target)
         return way
 
-    def _make_way(self, proxy: Proxy, target: Target) -> httpx.AsyncBaseTransport:
+    def _make_way(self, proxy: Proxy, target: Link) -> httpx.AsyncBaseTransport:
         url = proxy.usable_url()
         try:
             return httpx.AsyncHTTPTransport(
@@ -134,7 +134,7 @@ class Client:
 class _Routes(httpx.AsyncBaseTransport):
     """Hands each request to the transport for its host."""
 
-    def __init__(self, way_to: Callable[[Target], httpx.AsyncBaseTransport]) -> None:
+    def __init__(self, way_to: Callable[[Link], httpx.AsyncBaseTransport]) -> None:
         self._way_to = way_to
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -229,7 +229,7 @@ def _headers_of(outgoing: Outgoing) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
-def host_of(target: Target) -> str:
+def host_of(target: Link) -> str:
     """The host as it was written, or, where that is no ASCII, as it is connected to."""
     if target.authority.isascii():
         return target.authority
@@ -243,7 +243,7 @@ class _ExactURL(httpx.URL):
     extension is no way out: through a proxy it sends the whole signed target in clear, as the name of the tunnel.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Link) -> None:
         super().__init__(scheme=target.scheme, host=target.host, port=target.port, path="/")
         self.target = target
 

@@ -30,7 +30,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Link:
     """A link taken apart without changing a byte: `raw` is what follows the host, as it goes over the wire.
 
     `host` and `port` are what a connection is made to: in ASCII and lower case, an IPv6 address without its brackets,
@@ -49,7 +49,7 @@ class Target:
         return is_loopback(self.host)
 
 
-def split_link(link: str) -> Target:
+def split_link(link: str) -> Link:
     """Take a link apart; LinkError for what can never be sent as it stands. Only spaces and non-ASCII are escaped."""
     match = _LINK.fullmatch(link.strip())
     if not match:
@@ -66,7 +66,7 @@ def split_link(link: str) -> Target:
     if "\\" in authority or _UNSENDABLE.search(raw) or re.search(r"[\x00-\x20\x7f]", authority):
         raise LinkError("the picture's link holds a control character, a space or a backslash where none can be")
     host, port = _read_authority(authority)
-    return Target(scheme, authority, host, port, raw if raw.startswith(b"/") else b"/" + raw)
+    return Link(scheme, authority, host, port, raw if raw.startswith(b"/") else b"/" + raw)
 
 
 @functools.lru_cache(maxsize=64)
@@ -157,7 +157,7 @@ def absolute(link: str, base_url: str) -> str:
     return f"{base.scheme}://{base.authority}{'' if bare.startswith('/') else '/'}{bare}"
 
 
-def next_hop(current: Target, location: str) -> Target:
+def next_hop(current: Link, location: str) -> Link:
     """Where a redirect leads, rebuilt from its `Location` alone; LinkError where the picture may not be sought there.
 
     Only https is followed, and never to a nearer network than the one it comes from: a store's answer must not make
@@ -174,7 +174,7 @@ def next_hop(current: Target, location: str) -> Target:
     return target
 
 
-def _absolute(current: Target, location: str) -> str:
+def _absolute(current: Link, location: str) -> str:
     """A relative reference made absolute by joining strings, so that nothing in it is normalised."""
     path = current.raw.decode("latin-1").partition("?")[0]
     base = f"{current.scheme}://{current.authority}"

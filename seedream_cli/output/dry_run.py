@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..results import Cost, JobResult, SavedImage
 from ..text import clean, clean_path, count_words, money_words, table_lines
 from .json_output import SCHEMA, JsonObject, is_reference, job_object, print_json, render_json, show_body
-from .streams import Streams
+from .streams import Console
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -71,7 +71,7 @@ def plan_lines(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None,
     ]
 
 
-def print_plan(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None, url: str, streams: Streams) -> None:
+def print_plan(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None, url: str, streams: Console) -> None:
     """A dry run: the body on standard output, the rest on standard error."""
     print_json(show_body(body), streams, indent=2)
     for line in plan_lines(body, names, cost, url):

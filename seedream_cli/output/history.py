@@ -15,7 +15,7 @@ from ..text import clean, clean_path, fits, money_words, stack, table_lines
 from .json_output import SCHEMA, JsonObject, plain_value
 
 if TYPE_CHECKING:
-    from ..ledger.records import Charge, Entry, Failure, Note, PictureRow, Spent
+    from ..ledger.records import Charge, Entry, Failure, ImageRow, Note, Spent
 
 
 # --- what became of each ----------------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def _money_object(cost: Cost | None) -> JsonObject | None:
     return {"amount": cost.amount, "currency": cost.currency, "as_of": cost.as_of} if cost else None
 
 
-def _picture_object(picture: PictureRow, *, links: bool) -> JsonObject:
+def _picture_object(picture: ImageRow, *, links: bool) -> JsonObject:
     return {
         "index": picture.index,
         "state": picture.state,
@@ -428,7 +428,7 @@ def _failure_words(failure: Failure | None) -> str:
     return clean(f"{failure.message or failure.code}{code}")
 
 
-def _left(picture: PictureRow) -> str:
+def _left(picture: ImageRow) -> str:
     """What is left of the life of a link that is still needed."""
     if picture.state != "pending" or not picture.expires:
         return ""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..errors import InputError, Problem, SeedreamError
 from ..results import BatchReport, Cost, JobResult, Layer, Report, SavedImage
 from ..text import CI_COMMAND
-from .streams import Streams
+from .streams import Console
 
 SCHEMA = "seedream/1"
 
@@ -63,7 +63,7 @@ def plain_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_json(value: Any, streams: Streams, *, indent: int | None = None) -> None:
+def print_json(value: Any, streams: Console, *, indent: int | None = None) -> None:
     """Write a value to standard output as JSON, in ASCII where the stream's encoding has no more."""
     text = render_json(value, indent=indent)
     if not streams.encodes_out(text):

@@ -20,10 +20,10 @@ from typing import IO, TYPE_CHECKING, cast
 from ..results import Downloading, Event, Finished, Planned, Retrying, Saved, Stage
 from ..text import clean, size_words
 from .plain_progress import BatchTally, Tally, event_line
-from .streams import Streams
+from .streams import Console
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console as RichConsole
     from rich.live import Live
     from rich.text import Text
 
@@ -62,7 +62,7 @@ class LiveSink:
 
     def __init__(
         self,
-        streams: Streams,
+        streams: Console,
         *,
         verbosity: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -83,7 +83,7 @@ class LiveSink:
         self._sent = threading.Event()
         self._closing = threading.Event()
         self._cleared = threading.Event()
-        self._console: Console | None = None
+        self._console: RichConsole | None = None
         self._live: Live | None = None
         streams.screen = self._paused
         self._thread = threading.Thread(target=self._draw_until_closed, name="display", daemon=True)
@@ -196,10 +196,10 @@ class LiveSink:
             with contextlib.suppress(IndexError):
                 self._streams.err(self._lines.popleft())
 
-    def _make_console(self) -> Console:
-        from rich.console import Console
+    def _make_console(self) -> RichConsole:
+        from rich.console import Console as RichConsole
 
-        return Console(
+        return RichConsole(
             file=cast("IO[str]", _Screen(self._streams)),
             force_terminal=True,
             force_interactive=True,
@@ -272,7 +272,7 @@ def _bar(label: str, received: int, total: int | None, width: int) -> str:
 class _Screen(io.TextIOBase):
     """The file that rich draws to. It never raises: rich would end the process where a pipe is broken."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Console) -> None:
         self._streams = streams
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..results import Cost, Draining, Event, Finished, Notice, Planned, Retrying, Saved, SavedImage, Stage
 from ..text import clean, clean_path, count_words, money_words, size_words, span_words
-from .streams import Streams
+from .streams import Console
 from .summary import Display
 
 _PLAIN_S = 10.0
@@ -19,7 +19,7 @@ _NOTES_MOST = 10
 class FewNotes:
     """Hands every event on, but of notes only the first: a table may give cause for one in each of its rows."""
 
-    def __init__(self, display: Display, streams: Streams) -> None:
+    def __init__(self, display: Display, streams: Console) -> None:
         self._display = display
         self._streams = streams
         self._notes = 0
@@ -136,7 +136,7 @@ class BatchTally(Tally):
 class PlainBatchSink:
     """A line every ten seconds or every hundredth of the run, whichever is rarer, and what must be known at once."""
 
-    def __init__(self, streams: Streams, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, streams: Console, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._streams = streams
         self._verbosity = verbosity
         self._clock = clock
@@ -176,7 +176,7 @@ class PlainSink:
     `verbosity` 1 adds stages and saved files, -1 leaves only what the user must know.
     """
 
-    def __init__(self, streams: Streams, *, verbosity: int = 0) -> None:
+    def __init__(self, streams: Console, *, verbosity: int = 0) -> None:
         self._streams = streams
         self._verbosity = verbosity
         self._tally = Tally()

@@ -22,7 +22,7 @@ _LABEL_STYLE = {"error": "1;31", "warning": "33", "hint": "36", "note": "2", "re
 
 
 @dataclass(kw_only=True)
-class Streams:
+class Console:
     """Standard output and standard error, and what the caller knows of them. `width` is in columns.
 
     A stream that cannot be written (closed pipe, full disk) never raises: that is remembered and later writes are

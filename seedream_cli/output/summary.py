@@ -16,7 +16,7 @@ from ..results import BatchReport, Cost, JobResult, Report, SavedImage, Sink
 from ..text import clean, count_words, money_words
 from .json_output import add_costs, print_json, report_object
 from .messages import _PLAIN_ID, _detail, _Entry, _error_entries, _join_entries, _place, error_lines, warning_lines
-from .streams import Streams
+from .streams import Console
 
 Mode = Literal["paths", "urls", "json", "none"]
 
@@ -36,7 +36,7 @@ class Display(Sink, Protocol):
 
 def print_results(
     report: Report,
-    streams: Streams,
+    streams: Console,
     mode: Mode,
     *,
     quiet: bool = False,
@@ -67,13 +67,13 @@ def print_results(
         streams.err(line)
 
 
-def print_error(error: SeedreamError, streams: Streams) -> None:
+def print_error(error: SeedreamError, streams: Console) -> None:
     """A failure that ended everything, to standard error."""
     for line in error_lines(error):
         streams.err(line)
 
 
-def print_places(images: Iterable[SavedImage], streams: Streams, mode: Mode) -> None:
+def print_places(images: Iterable[SavedImage], streams: Console, mode: Mode) -> None:
     """The paths or the links of the pictures that succeeded, in order, one a line."""
     for image in images:
         if mode == "paths" and image.path and not image.error:

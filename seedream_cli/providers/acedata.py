@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..request.models import Rule
-from ..results import Picture
+from ..results import ProviderImage
 from . import contract, faults, payload, reading
 from .contract import Verdict
 from .faults import ACCOUNT, AUTH, MODERATION, RATE_LIMITED, REFUSED, UNKNOWN, WRONG_ADDRESS
@@ -78,7 +78,7 @@ def poll(ticket: contract.Ticket) -> contract.Call:
     return contract.Call("poll", "POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
 
 
-def read_event(event: Mapping[str, Any]) -> Picture | contract.Completed | None:
+def read_event(event: Mapping[str, Any]) -> ProviderImage | contract.Completed | None:
     """One line of a stream; its types are the upstream's."""
     return reading.read_stream_event(spec, event)
 

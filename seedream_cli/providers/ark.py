@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..request.models import Rule
-from ..results import Picture
+from ..results import ProviderImage
 from . import contract, faults, payload, reading, tasks
 from .contract import EMPTY_ACCOUNT, Verdict
 from .faults import ACCOUNT, AUTH, CONTENT, QUOTA, RATE_LIMITED, REFUSED, UNKNOWN, UNKNOWN_MODEL
@@ -47,7 +47,7 @@ class Shape:
             return ready
         raise faults.refusal(self.spec, reply)
 
-    def read_event(self, event: Mapping[str, Any]) -> Picture | contract.Completed | None:
+    def read_event(self, event: Mapping[str, Any]) -> ProviderImage | contract.Completed | None:
         """One server-sent event, from its `data` line."""
         return reading.read_stream_event(self.spec, event)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import Billed
 from ..request.models import ModelSpec, Rule, is_name
-from ..results import Picture
+from ..results import ProviderImage
 
 if TYPE_CHECKING:
     from ..request.image_request import ImageRequest
@@ -109,7 +109,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP answer. `body` is parsed JSON, base64 pictures in it replaced by `Blob`s; None where it is no JSON.
+    """One HTTP answer. `body` is parsed JSON, base64 pictures in it replaced by `Base64Slice`s; None where it is no
+    JSON.
 
     Header names are lower case. `text` is the start of a body that is no JSON, for the error message. `more` are values
     that came behind the first, such as further events; `ended` says that their terminator came. `task_id` is the task
@@ -132,7 +133,7 @@ class Ready:
     `cut` is said of a stream whose end never came: it may have been billed for more than these.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ProviderImage, ...]
     usage: Mapping[str, Any] | None = None
     request_id: str = ""
     model: str = ""
@@ -170,7 +171,7 @@ class Dialect(Protocol):
     def read(self, reply: Reply) -> Ready | Ticket:
         """Pictures or a task; raises `ApiError` for everything else."""
 
-    def read_event(self, event: Mapping[str, Any]) -> Picture | Completed | None:
+    def read_event(self, event: Mapping[str, Any]) -> ProviderImage | Completed | None:
         """One event of a stream; None for one that says nothing; raises `ApiError` where the whole request failed."""
 
     def poll(self, ticket: Ticket) -> Call:

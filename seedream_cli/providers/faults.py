@@ -13,7 +13,7 @@ from .error_text import MOST, code_in, message_in, one_line, plain_code, text_fa
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ProviderFault:
     """An error as a provider words it: its code verbatim, its message without the request id at the end."""
 
     code: str
@@ -99,7 +99,7 @@ _MOST_PICTURES = 1000
 """More than any answer holds; a number or a count beyond it is a slip."""
 
 
-def fault_in(body: Any) -> Fault | None:
+def fault_in(body: Any) -> ProviderFault | None:
     """The error that a body carries, in any of the known envelopes; None where it carries none.
 
     {"error": {"code", "message", "type"}}, {"error": "text"}, {"success": false, "error": …, "trace_id"}. Of an error
@@ -118,7 +118,7 @@ def fault_in(body: Any) -> Fault | None:
     return None
 
 
-def api_error(spec: ProviderSpec, fault: Fault, *, status: int | None = None) -> ApiError:
+def api_error(spec: ProviderSpec, fault: ProviderFault, *, status: int | None = None) -> ApiError:
     """The error for a well-formed fault, judged by its code, then by the status it came with (None: in a stream)."""
     verdict = _judge_code(spec, fault.code, status)
     other = _judge_code(spec, fault.also, status) if verdict is None else None
@@ -205,10 +205,10 @@ def _is_challenge(reply: Reply) -> bool:
     return any(f"web page: {words}" in said for words in _CHALLENGES)
 
 
-def _fault(code: str, message: str, request_id: str) -> Fault:
+def _fault(code: str, message: str, request_id: str) -> ProviderFault:
     """A fault with the request id taken off the end of its message."""
     said, found = _split_request_id(message[:MOST])
-    return Fault(code, said, request_id or found)
+    return ProviderFault(code, said, request_id or found)
 
 
 def _split_request_id(message: str) -> tuple[str, str]:
@@ -251,7 +251,7 @@ def _by_status(spec: ProviderSpec, status: int | None) -> Verdict:
 
 
 def _worded(
-    spec: ProviderSpec, verdict: Verdict, fault: Fault, *, status: int | None, delivered: bool = True
+    spec: ProviderSpec, verdict: Verdict, fault: ProviderFault, *, status: int | None, delivered: bool = True
 ) -> ApiError:
     """The error with a message for the user: who, what, and what the provider said."""
     at = f" (HTTP {status})" if status is not None and not 200 <= status < 300 else ""
@@ -274,19 +274,19 @@ def _worded(
     )
 
 
-def _bare_fault(reply: Reply, name: str) -> Fault:
+def _bare_fault(reply: Reply, name: str) -> ProviderFault:
     """What a reply that is in none of the known envelopes can tell a user."""
     if reply.body is None:
         code, message = text_fault(reply.text)
-        return Fault(code, message, name)
+        return ProviderFault(code, message, name)
     code, message = code_in(reply.body), message_in(reply.body)
     if 200 <= reply.status < 300 or not message:
         message = "the answer holds no pictures" + (f": {message}" if message else "")
     fault = _fault(code, message, "")
-    return Fault(fault.code, fault.message, fault.request_id or name)
+    return ProviderFault(fault.code, fault.message, fault.request_id or name)
 
 
-def _member_error(spec: ProviderSpec, fault: Fault) -> ApiError:
+def _member_error(spec: ProviderSpec, fault: ProviderFault) -> ApiError:
     """The error of one picture among others. Never retryable: sending the request again draws all of them again."""
     error = api_error(spec, fault)
     if error.kind == "unknown_outcome":
@@ -298,4 +298,4 @@ def _member_error(spec: ProviderSpec, fault: Fault) -> ApiError:
 
 def _no_picture(spec: ProviderSpec) -> ApiError:
     """The error for a member that is neither a picture nor an error."""
-    return _worded(spec, UNKNOWN, Fault("", "a member of the answer holds no picture"), status=None)
+    return _worded(spec, UNKNOWN, ProviderFault("", "a member of the answer holds no picture"), status=None)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..results import Blob, Layer, Picture
+from ..results import Base64Slice, Layer, ProviderImage
 from .contract import _BASE64_STARTS, _CHARACTERS, _DEPTH, _MEMBERS, Completed, ProviderSpec, Ready, _mapping, _text
 from .error_text import message_in, plain_code
 from .faults import _MOST_PICTURES, _fault, _member_error, _no_picture, api_error, fault_in, task_state
@@ -58,7 +58,7 @@ def _images_at(value: Any, depth: int) -> list[Any]:
         parts = (_images_at(one, depth - 1) if isinstance(one, list) else _members(one) for one in value)
         found = [one for part in parts for one in part]
         return found if found and all(_image_in(one) for one in found) else []
-    if isinstance(value, str | Blob):
+    if isinstance(value, str | Base64Slice):
         return [value] if _image_in(value) else []
     if not isinstance(value, Mapping) or task_state(value):
         return []
@@ -80,7 +80,7 @@ def _members(item: Any) -> list[Any]:
 
 def _image_in(item: Any) -> Any:
     """The image of a member: its link, data URI or base64; None where it has none."""
-    if isinstance(item, Blob):
+    if isinstance(item, Base64Slice):
         return item
     if isinstance(item, str):
         # Among strings only what can be nothing else is an image.
@@ -90,29 +90,31 @@ def _image_in(item: Any) -> Any:
         return None
     values = (item.get(key) for key in _IMAGE_KEYS)
     inner = (_image_in(value) if isinstance(value, Mapping) else value for value in values)
-    return next((value for value in inner if isinstance(value, Blob) or (isinstance(value, str) and value)), None)
+    return next(
+        (value for value in inner if isinstance(value, Base64Slice) or (isinstance(value, str) and value)), None
+    )
 
 
-def read_picture(spec: ProviderSpec, item: Any, index: int) -> Picture:
+def read_picture(spec: ProviderSpec, item: Any, index: int) -> ProviderImage:
     """One member of an answer, or one event of a stream: a link, base64, or an error of its own."""
     value = _image_in(item)
     facts = item if isinstance(item, Mapping) else {}
     size = _text(facts.get("size")).replace("×", "x").replace("*", "x")
     made = _text(facts.get("output_format"))
     layer = _read_layer(facts)
-    if isinstance(value, Blob):
-        return Picture(index, blob=value, size=size, format=made, layer=layer)
+    if isinstance(value, Base64Slice):
+        return ProviderImage(index, blob=value, size=size, format=made, layer=layer)
     if isinstance(value, str):
         # Some relays put a data URI where the link belongs, or into the base64 field.
         inline = re.match(r"data:(?:image/([a-z0-9.+-]{1,40}))?[^,]{0,300},", value, re.IGNORECASE)
         if inline:
             made = made or (inline[1] or "").lower()
-            return Picture(index, base64=value[inline.end() :], size=size, format=made, layer=layer)
+            return ProviderImage(index, base64=value[inline.end() :], size=size, format=made, layer=layer)
         if _is_base64(facts, value):
-            return Picture(index, base64=value, size=size, format=made, layer=layer)
-        return Picture(index, link=value, size=size, format=made, layer=layer)
+            return ProviderImage(index, base64=value, size=size, format=made, layer=layer)
+        return ProviderImage(index, link=value, size=size, format=made, layer=layer)
     fault = fault_in(facts) if facts else None
-    return Picture(index, size=size, error=_member_error(spec, fault) if fault else _no_picture(spec))
+    return ProviderImage(index, size=size, error=_member_error(spec, fault) if fault else _no_picture(spec))
 
 
 def _is_base64(item: Mapping[str, Any], value: str) -> bool:
@@ -123,7 +125,7 @@ def _is_base64(item: Mapping[str, Any], value: str) -> bool:
     return key in {"b64_json", "b64", "base64", "image_base64"}
 
 
-def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> Picture | Completed | None:
+def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> ProviderImage | Completed | None:
     """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is a picture."""
     kind = _text(event.get("type"))
     if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:

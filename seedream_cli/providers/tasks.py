@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import ApiError, InputError, Problem
-from ..results import Blob, Picture
+from ..results import Base64Slice, ProviderImage
 from . import contract, faults, reading
 from .error_text import one_line
 
@@ -129,7 +129,7 @@ def _is_only_refused(body: Mapping[str, Any]) -> bool:
     return all(isinstance(item, Mapping) and _fault(item) is not None and not _task_ids(item) for item in items)
 
 
-def _fault(record: Mapping[str, Any]) -> faults.Fault | None:
+def _fault(record: Mapping[str, Any]) -> faults.ProviderFault | None:
     """The error of a record; one without a word in it is the place for an error."""
     found = faults.fault_in({"error": record.get("error")})
     return found if found is not None and (found.code or found.message) else None
@@ -202,7 +202,7 @@ def _usage(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return usage or None
 
 
-def _images(spec: contract.ProviderSpec, record: Mapping[str, Any]) -> tuple[Picture, ...]:
+def _images(spec: contract.ProviderSpec, record: Mapping[str, Any]) -> tuple[ProviderImage, ...]:
     """The images of a task that is over, and its failed members. What it repeats of the request is none of them."""
     echoes = "prompt" in record
     for name in _RESULTS:
@@ -235,7 +235,9 @@ def _members(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
     """Each image of a result as one object with one link, or an error."""
     if not depth:
         return
-    if isinstance(value, Blob) or (isinstance(value, str) and value.startswith(("http://", "https://", "data:", "/"))):
+    if isinstance(value, Base64Slice) or (
+        isinstance(value, str) and value.startswith(("http://", "https://", "data:", "/"))
+    ):
         yield {"url": value}
     elif isinstance(value, list):
         for one in value:
@@ -255,7 +257,9 @@ def _links(item: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     bare = {name: value for name, value in item.items() if name not in _LINKS}
     for name in _LINKS:
         value = item.get(name)
-        links = [one for one in (value if isinstance(value, list) else [value]) if one and isinstance(one, str | Blob)]
+        links = [
+            one for one in (value if isinstance(value, list) else [value]) if one and isinstance(one, str | Base64Slice)
+        ]
         if links:
             kind = "b64_json" if name == "b64_json" else "url"
             yield from ({**bare, kind: one} for one in links)

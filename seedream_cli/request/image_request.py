@@ -134,7 +134,7 @@ class ImageRequest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Recipient:
+class TargetModel:
     """Whom the request is for: the provider, the model's row (None: not in the table) and the id as it spells it.
 
     `rule` says how an option fares there; `asynchronous` whether tasks are its way unless told otherwise.

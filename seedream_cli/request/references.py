@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import FileError, LinkError, Problem
 from ..storage.file_kinds import HEAD, TAIL, find_absent, find_kind
-from ..storage.image_info import MAX_PIXELS, Facts, inspect, inspect_bytes, sniff
+from ..storage.image_info import MAX_PIXELS, ImageInfo, inspect, inspect_bytes, sniff
 from ..storage.image_metadata import PNG_COLOURS, Bare, find_bare, is_plain_tiff, part_length, png_chunks, read_parts
 from .image_request import ImageRef, Sent
 
@@ -186,7 +186,7 @@ def _from_bytes(raw: bytes, name: str, kind: str, origin: str) -> ImageRef | Pro
     return _with_facts(ImageRef("data" if kind == "data" else "file", name, content=raw), facts)
 
 
-def _with_facts(ref: ImageRef, facts: Facts) -> ImageRef:
+def _with_facts(ref: ImageRef, facts: ImageInfo) -> ImageRef:
     mime = _MIMES.get(facts.format, f"image/{facts.format}")
     return replace(
         ref,

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from ..errors import Problem
 from . import extra_fields
-from .image_request import STDIN, Draft, ImageRef, ImageRequest, Recipient
+from .image_request import STDIN, Draft, ImageRef, ImageRequest, TargetModel
 from .limits import GROUP_MOST
 from .models import MODELS, ModelSpec, Rule, nearest
 from .sizes import resolve_aspect, shape_meant, size_hint, size_problem
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class Validated:
     """The outcome of `build`: the request unless a problem of severity "error" was found, and how often to send it.
 
     `dropped` names the options that were asked for and are not sent, each with its rule.
@@ -29,7 +29,9 @@ class Built:
     dropped: Mapping[str, Rule]
 
 
-def build(draft: Draft, values: Mapping[str, Any], recipient: Recipient, images: Sequence[ImageRef] = ()) -> Built:
+def build(
+    draft: Draft, values: Mapping[str, Any], recipient: TargetModel, images: Sequence[ImageRef] = ()
+) -> Validated:
     """Check a draft for one provider and model and make the request. Finds all problems, not the first.
 
     `values` are the draft's by key, read; what could not be read is not among them, and was told.
@@ -60,7 +62,7 @@ def build(draft: Draft, values: Mapping[str, Any], recipient: Recipient, images:
     form.check(fields)
     failed = any(p.severity == "error" for p in form.problems)
     request = None if failed else ImageRequest(**{k: v for k, v in fields.items() if v is not None})
-    return Built(request, values.get("count", 1), tuple(form.problems), form.dropped)
+    return Validated(request, values.get("count", 1), tuple(form.problems), form.dropped)
 
 
 # What the user is charged for or gets hangs on these, so a request without them is not the one that was asked for.
@@ -72,7 +74,7 @@ _RULED = {"asynchronous": "async"}
 class _RequestForm:
     """The options that make a request, held against the rules of one provider and model. Collects all problems."""
 
-    def __init__(self, draft: Draft, values: Mapping[str, Any], recipient: Recipient) -> None:
+    def __init__(self, draft: Draft, values: Mapping[str, Any], recipient: TargetModel) -> None:
         self.draft = draft
         self.values = values
         self.recipient = recipient
@@ -85,7 +87,7 @@ class _RequestForm:
         """Whether a yes-or-no option is on."""
         return self.draft.switches.get(name, False)
 
-    def complain(self, name: str, message: str, hint: str = "") -> None:
+    def add_error(self, name: str, message: str, hint: str = "") -> None:
         """Note an error that `--force` cannot overrule: the value has no meaning."""
         self.problems.append(Problem(name, message, hint, origin=self.draft.origin(name)))
 
@@ -102,9 +104,9 @@ class _RequestForm:
     def asynchronous(self, *, streaming: bool, called_back: bool) -> bool | None:
         asked = self.draft.switches.get("asynchronous")
         if asked and streaming:
-            self.complain("asynchronous", "a task cannot stream its pictures", "leave out --async or --stream")
+            self.add_error("asynchronous", "a task cannot stream its pictures", "leave out --async or --stream")
         if called_back and streaming:
-            self.complain("callback_url", "a stream calls nobody back", "leave out --callback-url or --stream")
+            self.add_error("callback_url", "a stream calls nobody back", "leave out --callback-url or --stream")
         if asked is None:
             return (self.recipient.asynchronous and not streaming and not called_back) or None
         return asked or None
@@ -113,10 +115,10 @@ class _RequestForm:
         prompt = self.draft.values.get("prompt")
         if prompt is None or not prompt.strip():
             if needed:
-                self.complain("prompt", "there is no prompt" if prompt is None else "the prompt is empty")
+                self.add_error("prompt", "there is no prompt" if prompt is None else "the prompt is empty")
             return None
         if _is_broken(prompt):
-            self.complain("prompt", "the prompt holds bytes that are no UTF-8", "save it as UTF-8")
+            self.add_error("prompt", "the prompt holds bytes that are no UTF-8", "save it as UTF-8")
             return None
         return prompt
 
@@ -124,7 +126,7 @@ class _RequestForm:
         """Whatever else the user worded, JSON must be able to carry it."""
         for name, option in {"model_id": "model", "callback_url": "callback_url", "extra": "extra"}.items():
             if _is_broken(json.dumps(fields[name], ensure_ascii=False)):
-                self.complain(option, "it holds bytes that are no UTF-8")
+                self.add_error(option, "it holds bytes that are no UTF-8")
 
     def size(self, *, layers: bool) -> str:
         model = self.recipient.model
@@ -158,11 +160,11 @@ class _RequestForm:
     def shaped(self, size: str, aspect: str) -> str:
         """The exact pixels of a tier for an aspect ratio."""
         if self.recipient.model is None:
-            self.complain("aspect", "the pixels for a ratio are not known for this model", "give --size WIDTHxHEIGHT")
+            self.add_error("aspect", "the pixels for a ratio are not known for this model", "give --size WIDTHxHEIGHT")
             return size
         pixels = resolve_aspect(self.recipient.model, size, aspect)
         if isinstance(pixels, Problem):
-            self.complain("aspect", pixels.message, pixels.hint)
+            self.add_error("aspect", pixels.message, pixels.hint)
             return size
         return pixels
 
@@ -171,12 +173,12 @@ class _RequestForm:
         for pair in self.draft.lists.get("extra", ()):
             key, equals, text = pair.partition("=")
             if not equals or not key.strip():
-                self.complain("extra", f"{pair!r} is not KEY=JSON", "write --extra 'key=\"text\"' or --extra key=1")
+                self.add_error("extra", f"{pair!r} is not KEY=JSON", "write --extra 'key=\"text\"' or --extra key=1")
                 continue
             value, problem = _parse_json(text)
             if problem:
                 quoted = json.dumps(text, ensure_ascii=False)
-                self.complain("extra", f"the value of {key} is no JSON: {problem}", f"text is written {key}={quoted}")
+                self.add_error("extra", f"the value of {key} is no JSON: {problem}", f"text is written {key}={quoted}")
             else:
                 merged[key] = value
         for one in extra_fields.fields_of(without_idle(merged, self.recipient.idle_fields)):
@@ -193,7 +195,7 @@ class _RequestForm:
             self.warn("extra", f"{why}; sent because of --force", code="extra_forced")
         elif why:
             option = "`seedream edit --layers`, or a column layers" if found.option == "--layers" else found.option
-            self.complain("extra", why, f"use {option}")
+            self.add_error("extra", why, f"use {option}")
         elif found.bearing == "unknown":
             message = f"{found.path} is no field of the API that is known here, so what the request costs is not known"
             self.warn("extra", message, code="extra_unknown")
@@ -245,7 +247,7 @@ class _RequestForm:
             able = self.recipient.able(_RULED.get(name, name)) if essential else ()
             others = f"-m {' or '.join(able)} takes it; " if able else ""
             hint = f"{others}leave it out" + (", or send it with --force" if essential else " or drop --strict")
-            self.complain(name, message, hint)
+            self.add_error(name, message, hint)
             return False
         sent = rule.state == "unconfirmed"
         self.warn(name, message if sent else f"{message}; not sent", code=f"option_{rule.state}")
@@ -289,7 +291,7 @@ class _RequestForm:
         for key in (key for key in extra if key in self.recipient.idle_fields):
             message = f"{self.recipient.provider} lists {key} as without effect"
             if self.strict:
-                self.complain("extra", message, "leave it out or drop --strict")
+                self.add_error("extra", message, "leave it out or drop --strict")
             else:
                 self.warn("extra", f"{message}; sent as it is", code="option_ignored")
         if "optimize_prompt_options" in extra:

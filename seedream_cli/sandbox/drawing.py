@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-    Picture = Image.Image
+    ProviderImage = Image.Image
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 Colour = tuple[int, int, int]
@@ -134,7 +134,7 @@ def _choose_palette(rng: random.Random) -> list[Colour]:
     return palette
 
 
-def _paint(size: tuple[int, int], palette: list[Colour], rng: random.Random) -> Picture:
+def _paint(size: tuple[int, int], palette: list[Colour], rng: random.Random) -> ProviderImage:
     """The whole motif at canvas size: a mesh of colours, and one of four compositions upon it."""
     from PIL import Image, ImageFilter
 
@@ -149,7 +149,7 @@ def _paint(size: tuple[int, int], palette: list[Colour], rng: random.Random) -> 
     return canvas.filter(ImageFilter.GaussianBlur(0.6))
 
 
-def _lay(canvas: Picture, shape: Picture, colour: Colour, strength: float, *, blur: float = 0.0) -> None:
+def _lay(canvas: ProviderImage, shape: ProviderImage, colour: Colour, strength: float, *, blur: float = 0.0) -> None:
     """Lay `colour` on the canvas where `shape` (a mask) is white, at `strength` of 0…1."""
     from PIL import ImageFilter
 
@@ -157,13 +157,13 @@ def _lay(canvas: Picture, shape: Picture, colour: Colour, strength: float, *, bl
     canvas.paste(colour, (0, 0), mask.point(lambda value: value * strength))
 
 
-def _blank(canvas: Picture) -> Picture:
+def _blank(canvas: ProviderImage) -> ProviderImage:
     from PIL import Image
 
     return Image.new("L", canvas.size)
 
 
-def _disc(canvas: Picture, x: float, y: float, radius: float) -> Picture:
+def _disc(canvas: ProviderImage, x: float, y: float, radius: float) -> ProviderImage:
     from PIL import ImageDraw
 
     mask = _blank(canvas)
@@ -177,7 +177,7 @@ def _wave(rng: random.Random, width: int, amplitude: float) -> list[float]:
     return [sum(a * math.sin(math.tau * f * x / width + p) for f, p, a in waves) for x in range(width)]
 
 
-def _paint_ridges(canvas: Picture, palette: list[Colour], rng: random.Random) -> None:
+def _paint_ridges(canvas: ProviderImage, palette: list[Colour], rng: random.Random) -> None:
     """A sun with its glow behind ridges that darken towards the viewer."""
     from PIL import ImageDraw
 
@@ -196,7 +196,7 @@ def _paint_ridges(canvas: Picture, palette: list[Colour], rng: random.Random) ->
         _lay(canvas, mask, palette[max(0, 4 - round(depth * 4))], 0.55 + 0.4 * depth, blur=2.2 * (1 - depth) + 0.4)
 
 
-def _paint_discs(canvas: Picture, palette: list[Colour], rng: random.Random) -> None:
+def _paint_discs(canvas: ProviderImage, palette: list[Colour], rng: random.Random) -> None:
     """Many translucent discs, the far ones out of focus."""
     width, height = canvas.size
     short = min(width, height)
@@ -208,7 +208,7 @@ def _paint_discs(canvas: Picture, palette: list[Colour], rng: random.Random) -> 
         _lay(canvas, mask, colour, 0.28 + 0.34 * near, blur=(1 - near) * short * 0.03 + 0.5)
 
 
-def _paint_ribbons(canvas: Picture, palette: list[Colour], rng: random.Random) -> None:
+def _paint_ribbons(canvas: ProviderImage, palette: list[Colour], rng: random.Random) -> None:
     """Broad ribbons that swing across the whole width."""
     from PIL import ImageDraw
 
@@ -225,7 +225,7 @@ def _paint_ribbons(canvas: Picture, palette: list[Colour], rng: random.Random) -
         _lay(canvas, mask, palette[rng.randrange(1, 6)], 0.72, blur=0.6)
 
 
-def _paint_arcs(canvas: Picture, palette: list[Colour], rng: random.Random) -> None:
+def _paint_arcs(canvas: ProviderImage, palette: list[Colour], rng: random.Random) -> None:
     """Rings around one point, cut open at random angles, with a bright heart."""
     from PIL import ImageDraw
 
@@ -244,7 +244,7 @@ def _paint_arcs(canvas: Picture, palette: list[Colour], rng: random.Random) -> N
     _lay(canvas, heart, (255, 252, 246), 0.9, blur=0.8)
 
 
-def _shine_through(canvas: Picture, source: bytes) -> Picture:
+def _shine_through(canvas: ProviderImage, source: bytes) -> ProviderImage:
     """The reference, filling the canvas, tinted by the motif so that both can be told."""
     from PIL import Image, ImageChops, ImageOps
 
@@ -255,7 +255,7 @@ def _shine_through(canvas: Picture, source: bytes) -> Picture:
     return Image.blend(Image.blend(canvas, fitted, 0.62), ImageChops.soft_light(fitted, canvas), 0.45)
 
 
-def _cut_out(size: tuple[int, int], rng: random.Random) -> Picture:
+def _cut_out(size: tuple[int, int], rng: random.Random) -> ProviderImage:
     """The alpha of a motif standing free: an uneven rounded form, clear all around."""
     from PIL import Image, ImageDraw, ImageFilter
 
@@ -274,7 +274,7 @@ def _cut_out(size: tuple[int, int], rng: random.Random) -> Picture:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _write(picture: Picture, label: str, *, watermark: bool) -> None:
+def _write(picture: ProviderImage, label: str, *, watermark: bool) -> None:
     """SANDBOX above and across, the prompt below; drawn onto the full-size picture, so the letters are sharp."""
     from PIL import ImageDraw
 
@@ -294,7 +294,7 @@ def _write(picture: Picture, label: str, *, watermark: bool) -> None:
         pen.text((left, height - 4.6 * unit), text, font=font, fill=(255, 255, 255))
 
 
-def _write_mark(picture: Picture, unit: int) -> None:
+def _write_mark(picture: ProviderImage, unit: int) -> None:
     """The badge at the top left and the big faint word across: a crop of the picture still shows one of them."""
     from PIL import Image, ImageDraw
 
@@ -312,7 +312,7 @@ def _write_mark(picture: Picture, unit: int) -> None:
     picture.paste((255, 255, 255), ((width - word.width) // 2, (height - word.height) // 2), word)
 
 
-def _darken(picture: Picture, box: tuple[int, int, int, int]) -> None:
+def _darken(picture: ProviderImage, box: tuple[int, int, int, int]) -> None:
     from PIL import Image
 
     strip = picture.crop(box)
@@ -348,7 +348,7 @@ def _fit(words: str, font: Font, room: int) -> str:
 # --- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _encode(picture: Picture, ink: Ink) -> bytes:
+def _encode(picture: ProviderImage, ink: Ink) -> bytes:
     out = io.BytesIO()
     if ink == "png":
         # The first level packs soft gradients nearly as well as the ninth, in a tenth of the time.
@@ -358,7 +358,7 @@ def _encode(picture: Picture, ink: Ink) -> bytes:
     return out.getvalue()
 
 
-def _open_small(data: bytes, side: int) -> Picture | None:
+def _open_small(data: bytes, side: int) -> ProviderImage | None:
     """The picture upright in RGB, no side longer than `side`; None where Pillow cannot read it."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -373,6 +373,6 @@ def _open_small(data: bytes, side: int) -> Picture | None:
         return None
 
 
-def _lowest_alpha(picture: Picture) -> int:
+def _lowest_alpha(picture: ProviderImage) -> int:
     low, _ = picture.convert("RGBA").getchannel("A").getextrema()
     return int(low) if isinstance(low, int | float) else 255

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import LinkError
-from ..results import Blob
+from ..results import Base64Slice
 from . import filesystem
-from .image_file import _WINDOW, Part
+from .image_file import _WINDOW, ImagePart
 from .json_scan import DATA_PREFIX
 
 _ESCAPE = re.compile(rb"\\(?:([/nrt])|u00([0-9a-fA-F]{2}))")
@@ -21,7 +21,7 @@ _SPACES = b"\r\n\t "
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-def write_blob(blob: Blob, part: Part) -> None:
+def write_blob(blob: Base64Slice, part: ImagePart) -> None:
     """Decodes a base64 picture from the kept reply straight into `part`, in bounded memory.
 
     Undoes what JSON writers do to base64: "/", "+" and "=" as escapes, line breaks, a data URI's prefix, the alphabet
@@ -34,14 +34,14 @@ def write_blob(blob: Blob, part: Part) -> None:
     _decode(_blob_text(blob), part)
 
 
-def write_base64(text: str, part: Part) -> None:
+def write_base64(text: str, part: ImagePart) -> None:
     """As `write_blob`, for base64 that is in memory already: short, or from a stream."""
     raw = text.encode("ascii", "replace")
     start = prefix.end() if (prefix := DATA_PREFIX.match(raw)) else 0
     _decode((raw[at : at + _WINDOW].translate(_URL_SAFE, _SPACES) for at in range(start, len(raw), _WINDOW)), part)
 
 
-def _copy(blob: Blob, part: Part) -> None:
+def _copy(blob: Base64Slice, part: ImagePart) -> None:
     """A picture that is no base64: the whole reply."""
     with _open_reply(blob.path) as file:
         file.seek(blob.offset)
@@ -51,7 +51,7 @@ def _copy(blob: Blob, part: Part) -> None:
             left -= len(piece)
 
 
-def _decode(pieces: Iterable[bytes], part: Part) -> None:
+def _decode(pieces: Iterable[bytes], part: ImagePart) -> None:
     rest, padded = b"", False
     for text in pieces:
         rest += text
@@ -62,7 +62,7 @@ def _decode(pieces: Iterable[bytes], part: Part) -> None:
         _write_decoded(rest + b"=" * (-len(rest) % 4), part, after_padding=padded)
 
 
-def _write_decoded(text: bytes, part: Part, *, after_padding: bool) -> bool:
+def _write_decoded(text: bytes, part: ImagePart, *, after_padding: bool) -> bool:
     if not text:
         return after_padding
     if after_padding:
@@ -75,7 +75,7 @@ def _write_decoded(text: bytes, part: Part, *, after_padding: bool) -> bool:
     return text.endswith(b"=")
 
 
-def _blob_text(blob: Blob) -> Iterator[bytes]:
+def _blob_text(blob: Base64Slice) -> Iterator[bytes]:
     """The characters of the base64 alone, piece by piece."""
     left, held, first = blob.length, b"", True
     with _open_reply(blob.path) as file:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ..errors import FileError
-from .image_file import Part
-from .image_info import Facts
+from .image_file import ImagePart
+from .image_info import ImageInfo
 from .pixel_check import is_checked
 
 T = TypeVar("T")
@@ -29,10 +29,10 @@ _PATIENCE_S = 0.01
 
 _WEIGHT = 0.1
 
-_Waiting = tuple[Part, "asyncio.Future[None]"]
+_Waiting = tuple[ImagePart, "asyncio.Future[None]"]
 
 
-class Disk:
+class FsyncBatch:
     """Does at once what a quick disk does sooner than a thread: small files are checked and flushed in the loop.
 
     Every deed with a small file is timed, so a disk that is slow, or becomes so, holds nothing else up, and one that is
@@ -63,7 +63,7 @@ class Disk:
         finally:
             self._usual_s += _WEIGHT * (time.perf_counter() - started - self._usual_s)
 
-    async def decode(self, part: Part, facts: Facts) -> None:
+    async def decode(self, part: ImagePart, facts: ImageInfo) -> None:
         """Look at a part's pixels, as many parts at once as there are processors. Raises `LinkError`."""
         if not is_checked(facts):
             return
@@ -73,7 +73,7 @@ class Disk:
         async with self._decoders:
             await asyncio.to_thread(part.check_pixels, facts)
 
-    async def flush(self, part: Part) -> None:
+    async def flush(self, part: ImagePart) -> None:
         """Return when a part's bytes survive a power cut. Raises `FileError` (billed)."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
@@ -102,7 +102,7 @@ class Disk:
             if self._waiting:
                 self._flush_waiting()
 
-    def _flush_all(self, parts: Sequence[Part]) -> list[FileError | None]:
+    def _flush_all(self, parts: Sequence[ImagePart]) -> list[FileError | None]:
         """Flush each; what went wrong with each."""
         started = time.perf_counter()
         if len(parts) > 1:
@@ -114,7 +114,7 @@ class Disk:
         return failures
 
 
-def _flush(part: Part) -> FileError | None:
+def _flush(part: ImagePart) -> FileError | None:
     try:
         part.flush()
     except FileError as error:

@@ -23,8 +23,8 @@ from typing import Self
 from ..errors import FileError
 from . import filesystem
 from .filesystem import _PART_NAME, _part_name
-from .image_info import SPELLINGS, SUFFIXES, Facts, inspect_file
-from .output_path import IfExists, Place, _make_one
+from .image_info import SPELLINGS, SUFFIXES, ImageInfo, inspect_file
+from .output_path import IfExists, OutputPath, _make_one
 from .pixel_check import check_pixels
 
 _WINDOW = 1 << 18
@@ -43,7 +43,7 @@ class Published:
     skipped: bool = False
 
 
-class Part:
+class ImagePart:
     """A picture on its way to the disk. Closed and removed at the end of a `with` block unless it was published.
 
     Its methods exclude each other: a cancelled task may leave the block while a thread still writes or publishes.
@@ -91,18 +91,18 @@ class Part:
             self.size = 0
             self._hash = hashlib.sha256()
 
-    def finish(self) -> Facts:
+    def finish(self) -> ImageInfo:
         """Checks the whole picture and flushes it. Raises `LinkError` where it is no whole one, `FileError`."""
         facts = self.check()
         self.flush()
         return facts
 
-    def check(self) -> Facts:
+    def check(self) -> ImageInfo:
         """Checks the whole picture. Raises `LinkError` where it is no whole one."""
         with self._turn, self._open() as file:
             return inspect_file(file, self._hash.hexdigest())
 
-    def check_pixels(self, facts: Facts) -> None:
+    def check_pixels(self, facts: ImageInfo) -> None:
         """Checks what the container cannot tell. Raises `LinkError` where pixels are missing."""
         with self._turn, self._open() as file:
             file.seek(0)
@@ -131,7 +131,7 @@ class Part:
             except OSError as error:
                 raise _paid_error("flush", self.path, error) from error
 
-    def publish(self, folder: Path, stem: str, facts: Facts, if_exists: IfExists, *, suffix: str = "") -> Published:
+    def publish(self, folder: Path, stem: str, facts: ImageInfo, if_exists: IfExists, *, suffix: str = "") -> Published:
         """Gives the finished part its final name in `folder` (on the same file system); `flush_folder` comes after.
 
         `suffix` is what the user typed, kept where the bytes agree. Where they do not, the name is one that the user
@@ -184,7 +184,7 @@ class Part:
                 self._has_name = False
 
 
-def open_part(folder: Path) -> Part:
+def open_part(folder: Path) -> ImagePart:
     """A new part file in `folder`, which is made where it is missing. Never opens an existing file or a link."""
     path = folder / _part_name()
     try:
@@ -195,7 +195,7 @@ def open_part(folder: Path) -> Part:
             descriptor = filesystem.create_locked(path, 0o666)
     except OSError as error:
         raise _paid_error("write", path, error) from error
-    return Part(path, descriptor)
+    return ImagePart(path, descriptor)
 
 
 def _paid_error(verb: str, path: Path, error: OSError) -> FileError:
@@ -270,7 +270,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_same(place: Place, facts: Facts) -> Path | None:
+def find_same(place: OutputPath, facts: ImageInfo) -> Path | None:
     """The picture itself where it is on disk already, under this place's name or a numbered one.
 
     A process may have died after it gave a picture its name and before it could write that down.

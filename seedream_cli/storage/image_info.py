@@ -134,7 +134,7 @@ def _store_field(head: bytes, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ImageInfo:
     """What a whole picture's container says: pixels, bytes, the sha256 of all of it, and whether it has frames."""
 
     format: str
@@ -145,7 +145,7 @@ class Facts:
     animated: bool = False
 
 
-def inspect(path: Path) -> Facts:
+def inspect(path: Path) -> ImageInfo:
     """The facts of the picture at `path`, its container walked to the end in bounded memory; no pixel is decoded.
 
     Raises `LinkError` (kind "download", retryable) saying what is wrong with it, `FileError` where it cannot be read.
@@ -158,12 +158,12 @@ def inspect(path: Path) -> Facts:
         return inspect_file(file)
 
 
-def inspect_bytes(data: bytes) -> Facts:
+def inspect_bytes(data: bytes) -> ImageInfo:
     """As `inspect`, for a picture in memory."""
     return inspect_file(io.BytesIO(data))
 
 
-def inspect_file(file: _Readable, sha256: str = "") -> Facts:
+def inspect_file(file: _Readable, sha256: str = "") -> ImageInfo:
     source = _Source(file)
     head = source.read(0, 4096)
     name = sniff(head)
@@ -177,4 +177,4 @@ def inspect_file(file: _Readable, sha256: str = "") -> Facts:
     if not sha256:
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Facts(name, shape.width, shape.height, source.size, sha256, shape.frames > 1)
+    return ImageInfo(name, shape.width, shape.height, source.size, sha256, shape.frames > 1)

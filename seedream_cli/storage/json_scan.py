@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import IO, Any
 
-from ..results import Blob
+from ..results import Base64Slice
 from . import filesystem
 from .filesystem import _disk_error
 from .image_info import sniff
@@ -34,8 +34,8 @@ _PREFIX_ROOM = 256
 
 
 def read(path: Path, *, limit: int, length: int | None = None) -> Document:
-    """What a reply holds, unpacked where it came packed; every base64 picture is left on disk as a `Blob`, so that
-    memory does not grow with pictures.
+    """What a reply holds, unpacked where it came packed; every base64 picture is left on disk as a `Base64Slice`, so
+    that memory does not grow with pictures.
 
     A picture is a string of more than 4096 characters that are all base64, perhaps behind a data URI's prefix, with
     "/" and line breaks as escapes; or the whole reply. `limit` is the most bytes of everything else that is read, and
@@ -59,7 +59,7 @@ def _read_plain(path: Path, limit: int, length: int | None) -> Document:
         end = file.seek(0, os.SEEK_END) if length is None else length
         file.seek(0)
         if sniff(file.read(min(64, end))):
-            return Document((Blob(path, 0, end, is_raw=True),))
+            return Document((Base64Slice(path, 0, end, is_raw=True),))
         # No provider can guess the token, so no string of its own is taken for a place in the file.
         token = os.urandom(16).hex()
         skeleton = _skeleton(_Window(file, end), token, limit)
@@ -77,7 +77,7 @@ def has_blob(value: Any) -> bool:
     work = [value]
     while work:
         item = work.pop()
-        if isinstance(item, Blob):
+        if isinstance(item, Base64Slice):
             return True
         if isinstance(item, dict):
             work += item.values()
@@ -218,7 +218,7 @@ def _is_base64(piece: bytes, alphabet: bytes) -> bool:
 
 
 def _fill_in(value: Any, token: str, path: Path) -> Any:
-    """`value` with a `Blob` for each placeholder. A list of work instead of recursion: nesting may be deep."""
+    """`value` with a `Base64Slice` for each placeholder. A list of work instead of recursion: nesting may be deep."""
     top = [value]
     work: list[Any] = [top]
     while work:
@@ -230,7 +230,7 @@ def _fill_in(value: Any, token: str, path: Path) -> Any:
                 continue
             if isinstance(item, str) and item.startswith(token):
                 offset, length = item.split(":")[1:]
-                holder[key] = Blob(path, int(offset), int(length))
+                holder[key] = Base64Slice(path, int(offset), int(length))
             elif isinstance(item, dict | list):
                 work.append(item)
     return top[0]

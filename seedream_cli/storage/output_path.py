@@ -26,7 +26,7 @@ _DEEPEST = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class OutputPath:
     """Where one picture goes: its folder, its name, and the suffix the user typed, "" where the bytes alone decide."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class OutputTarget:
     """What `--output`, `--name` and `--if-exists` add up to. With `stdout` the folder is for temporary files."""
 
     folder: Path
@@ -45,20 +45,20 @@ class Target:
     file: Path | None = None
     stdout: bool = False
 
-    def place(self, fields: Mapping[str, str], *, number: int = 1, of: int = 1, default: str = "{slug}") -> Place:
+    def place(self, fields: Mapping[str, str], *, number: int = 1, of: int = 1, default: str = "{slug}") -> OutputPath:
         """The place of picture `number` (from 1) of `of`; `default` is the template where the user gave none.
 
         Where several pictures would share a name, it gets "-1", "-2", … at its end.
         """
         if self.file is not None:
             stem = self.file.stem if max(of, self.pictures) <= 1 else f"{self.file.stem}-{number}"
-            return Place(self.folder, stem, self.file.suffix)
+            return OutputPath(self.folder, stem, self.file.suffix)
         template = self.template or default
         path = Path(render_name(template, {**fields, "index": str(number)}))
         numbered = of <= 1 or any(name == "index" for _, name, _, _ in string.Formatter().parse(template))
-        return Place(self.folder / path.parent, path.name if numbered else f"{path.name}-{number}")
+        return OutputPath(self.folder / path.parent, path.name if numbered else f"{path.name}-{number}")
 
-    def prepare(self, places: Iterable[Place] = ()) -> None:
+    def prepare(self, places: Iterable[OutputPath] = ()) -> None:
         """Before anything is paid: makes the folders, proves that they can be written, refuses names that are taken.
 
         `places` are those known in advance; an explicit file needs none. Raises `FileError` (nothing was sent) for
@@ -67,7 +67,7 @@ class Target:
         if self.file is not None:
             places = [self.place({}, number=number, of=self.pictures) for number in range(1, self.pictures + 1)]
         taken, proved = list[Path](), set[Path]()
-        for place in [Place(self.folder, ""), *places]:
+        for place in [OutputPath(self.folder, ""), *places]:
             if place.folder not in proved:
                 _make_folder(self.folder, place.folder)
                 _prove_room(place.folder)
@@ -79,7 +79,7 @@ class Target:
             raise InputError([Problem("output", f"{path} exists already", hint) for path in taken])
 
 
-def existing(place: Place) -> Path | None:
+def existing(place: OutputPath) -> Path | None:
     """The file that holds this place's name already: under the suffix typed, or under any picture's suffix."""
     suffixes = (place.suffix,) if place.suffix else SPELLINGS
     paths = (place.folder / f"{place.stem}{suffix}" for suffix in suffixes)
@@ -89,7 +89,7 @@ def existing(place: Place) -> Path | None:
 
 def plan_output(
     output: str | None, *, pictures: int, if_exists: IfExists | None = None, template: str | None = None
-) -> Target:
+) -> OutputTarget:
     """Reads `--output`: a folder, a file named by a picture's suffix, "-" for standard output, None for here.
 
     Looks at the disk but changes nothing. For an explicit file `template` is not used. Raises `InputError`.
@@ -107,14 +107,14 @@ def plan_output(
     if problem := _length_problem(path, pictures):
         raise InputError([problem])
     if output is None or output.endswith(tuple(filter(None, ("/", os.sep, os.altsep)))) or _is_folder(path):
-        return Target(path, if_exists or "rename", pictures, template)
+        return OutputTarget(path, if_exists or "rename", pictures, template)
     if path.suffix.lower() in SPELLINGS:
-        return Target(path.parent, if_exists or "error", pictures, file=path)
+        return OutputTarget(path.parent, if_exists or "error", pictures, file=path)
     if os.path.lexists(path):
         raise InputError([Problem("output", f"{path} is a file, but not named as a picture", _NAME_HINT)])
     if path.suffix:
         raise InputError([Problem("output", f"{path.suffix} is no picture's suffix (in {path})", _NAME_HINT)])
-    return Target(path, if_exists or "rename", pictures, template)
+    return OutputTarget(path, if_exists or "rename", pictures, template)
 
 
 def _length_problem(path: Path, pictures: int) -> Problem | None:
@@ -138,13 +138,13 @@ def _is_folder(path: Path) -> bool:
 _NAME_HINT = f"end a file in {', '.join(SUFFIXES.values())}, a folder in /"
 
 
-def _plan_stdout(pictures: int, if_exists: IfExists | None) -> Target:
+def _plan_stdout(pictures: int, if_exists: IfExists | None) -> OutputTarget:
     import tempfile
 
     if pictures > 1:
         message = f"standard output takes one picture, and up to {pictures} were asked for"
         raise InputError([Problem("output", message, "give a folder with --output")])
-    return Target(Path(tempfile.gettempdir()), if_exists or "rename", pictures, stdout=True)
+    return OutputTarget(Path(tempfile.gettempdir()), if_exists or "rename", pictures, stdout=True)
 
 
 def _make_folder(root: Path, folder: Path) -> None:

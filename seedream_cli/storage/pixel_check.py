@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LinkError
-from .image_info import Facts
+from .image_info import ImageInfo
 
 PIXELS_MOST = 64_000_000
 """No Seedream model draws more than 39 million; what is larger is not decoded."""
@@ -33,12 +33,12 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFErro
 """What Pillow raises for an image that it cannot read."""
 
 
-def is_checked(facts: Facts) -> bool:
+def is_checked(facts: ImageInfo) -> bool:
     """Whether an image is of a kind and a size whose pixels are looked at."""
     return facts.format in _CHECKS and facts.width * facts.height <= PIXELS_MOST and facts.bytes <= _BYTES_MOST
 
 
-def check_pixels(data: bytes, facts: Facts) -> None:
+def check_pixels(data: bytes, facts: ImageInfo) -> None:
     """Read the compressed data of a whole container to its end. Raises LinkError (retryable) where some is missing."""
     problem = _CHECKS[facts.format](data, facts) if is_checked(facts) else ""
     if problem:
@@ -53,7 +53,7 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 """Left, top and the steps to the right and down of the seven passes of an interlaced PNG (source: PNG, 8.1)."""
 
 
-def _check_png(data: bytes, facts: Facts) -> str:
+def _check_png(data: bytes, facts: ImageInfo) -> str:
     """Inflate all of it: the rows must add up, and the checksum over them is right."""
     depth, colour, interlaced = data[24], data[25], data[28]
     bits = depth * _CHANNELS.get(colour, 0)
@@ -127,7 +127,7 @@ class _Jpeg:
     end: int = 0
 
 
-def _check_jpeg(data: bytes, facts: Facts) -> str:
+def _check_jpeg(data: bytes, facts: ImageInfo) -> str:
     """A decoder fills up silently what is missing before an end marker. Nothing is, if more data would change nothing.
 
     Of one scan that comes to grief the last pixel is grey; only where it is, the second look is worth its time.
@@ -150,7 +150,7 @@ def _is_grey(pixel: Any) -> bool:
     return all(value in _GREY for value in (pixel if isinstance(pixel, tuple) else (pixel,)))
 
 
-def _decode_jpeg(data: bytes, facts: Facts, scale: int) -> Any:
+def _decode_jpeg(data: bytes, facts: ImageInfo, scale: int) -> Any:
     """The image at a fraction of its size, which takes all of its data; None where it cannot be read."""
     from PIL.JpegImagePlugin import JpegImageFile
 
@@ -232,7 +232,7 @@ def _lacks_restarts(jpeg: _Jpeg, scan: _Scan, data: bytes) -> bool:
 # --- others -----------------------------------------------------------------------------------------------------------
 
 
-def _check_frames(data: bytes, facts: Facts) -> str:
+def _check_frames(data: bytes, facts: ImageInfo) -> str:
     """Decode every frame."""
     from PIL import features
     from PIL.GifImagePlugin import GifImageFile

@@ -29,7 +29,7 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredReply:
     """A reply whose pictures are not all saved yet."""
 
     id: str
@@ -185,7 +185,7 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def list_kept(folder: Path) -> list[Kept]:
+def list_kept(folder: Path) -> list[StoredReply]:
     """All kept replies, oldest first."""
     if not filesystem.is_own_folder(folder):
         return []
@@ -195,7 +195,7 @@ def list_kept(folder: Path) -> list[Kept]:
         if _ID.fullmatch(path.stem) and filesystem.is_plain(path)
     ]
     found.sort(key=lambda pair: (pair[0].st_mtime_ns, pair[1].name))
-    return [Kept(path.stem, path, stat.st_size) for stat, path in found]
+    return [StoredReply(path.stem, path, stat.st_size) for stat, path in found]
 
 
 def list_asides(folder: Path, job_id: str = "*") -> list[Path]:

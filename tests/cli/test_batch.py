@@ -1,0 +1,547 @@
+"""A table of requests, run to its end whatever happens on the way: each row is paid once at the most."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seedream_cli.batch.options import Shard, read_shard
+from seedream_cli.output.plain_progress import BatchTally, PlainBatchSink
+from seedream_cli.results import Cost, Finished, JobResult, Planned, Saved, SavedImage, Stage
+from seedream_cli.text import text_width
+from tests.output.test_summary import Captured
+from tests.support.command import CANARY, Command, Done
+from tests.support.provider_server import Upstream, refusal
+from tests.support.raw_server import Received, Script, answer
+
+ENV = {"ARK_API_KEY": CANARY}
+
+
+def table(seedream: Command, rows: int = 6, name: str = "shots.csv") -> Path:
+    """A table of so many rows, each with a prompt of its own."""
+    return write(seedream, "prompt\n" + "".join(f"fox number {row}\n" for row in range(1, rows + 1)), name)
+
+
+def write(seedream: Command, text: str, name: str = "shots.csv") -> Path:
+    path = seedream.folder / name
+    path.write_text(text)
+    return path
+
+
+def run(seedream: Command, upstream: Upstream, *more: str, name: str = "shots.csv", **options: Any) -> Done:
+    return seedream("batch", name, "-p", "ark", "--base-url", upstream.url, *more, env=ENV, **options)
+
+
+def start(seedream: Command, upstream: Upstream, *more: str, name: str = "shots.csv") -> subprocess.Popen[bytes]:
+    return seedream.popen("batch", name, "-p", "ark", "--base-url", upstream.url, *more, env=ENV)
+
+
+def sent(upstream: Upstream) -> Counter[str]:
+    """How often each prompt was paid for. What a killed process sent half is no request."""
+    return Counter(json.loads(request.body)["prompt"] for request in upstream.posts if is_whole(request))
+
+
+def is_whole(request: Received) -> bool:
+    return len(request.body) == int(request.header("content-length") or 0)
+
+
+def results(seedream: Command, folder: str = "shots") -> list[dict[str, str]]:
+    with (seedream.folder / folder / "results.csv").open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures(seedream: Command, folder: str = "shots") -> list[str]:
+    return sorted(path.name for path in (seedream.folder / folder).glob("*.jp*g"))
+
+
+def summary(done: Done) -> dict[str, Any]:
+    """The last line of `--json`, without what changes from run to run."""
+    shown: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+    return shown
+
+
+def by_prompt(**scripts: Script) -> Any:
+    """Answers those prompts that hold one of these words in their own way."""
+
+    def script(request: Received, number: int) -> Script | None:
+        prompt = json.loads(request.body)["prompt"]
+        return next((made for word, made in scripts.items() if word in prompt), None)
+
+    return script
+
+
+# --- from the table to files ----------------------------------------------------------------------------------------
+
+
+def test_a_table_becomes_files_and_results(seedream: Command) -> None:
+    """Names by id or by row, templates, references and counts; results with the table's columns; nothing twice."""
+    text = 'id;animal;size;n;note\r\nkitty;=cat();2K;2;a\r\n;owl;4K;;"b;""c"""\r\n'
+    write(seedream, text, "My shots.csv")
+    with Upstream() as upstream:
+        args = ["--prompt", "a {animal}, {style}", "--var", "style=ink"]
+        done = run(seedream, upstream, *args, name="My shots.csv")
+        assert done.code == 0, done.err
+        assert "2 rows, 2 to run" in done.err
+        assert "up to 3 pictures, at most $0." in done.err
+        assert sent(upstream) == {"a =cat(), ink": 2, "a owl, ink": 1}
+        assert pictures(seedream, "My shots") == ["2-a-owl-ink.jpg", "kitty-1.jpg", "kitty-2.jpg"]
+        assert sorted(path.name for path in done.paths) == pictures(seedream, "My shots")
+        assert (
+            (seedream.folder / "My shots" / "results.csv")
+            .read_bytes()
+            .startswith(
+                b"id;animal;size;n;note;status;path;error;provider_code;billed;cost;request_id;warning\r\n"
+                b"kitty;'=cat();2K;2;a;succ"
+            )
+        )
+        again = run(seedream, upstream, *args, name="My shots.csv")
+        assert (again.code, again.out) == (0, "")
+        assert "2 done, 0 to run" in again.err
+        assert len(upstream.posts) == 3
+
+
+def test_the_whole_table_is_checked_before_anything_is_sent(seedream: Command) -> None:
+    """Every problem with its line and column, options too; no request, no folder, exit 2."""
+    write(seedream, "id,prompt,size\na,x,9K\nb,,2K\na,y,2K\n")
+    with Upstream() as upstream:
+        done = run(seedream, upstream, "--shard", "5/4", "--concurrency", "none")
+        assert (done.code, done.err.count("error:")) == (2, 2), done.err
+        done = run(seedream, upstream)
+        assert done.code == 2
+        for place in (
+            "shots.csv:2, column size: ",
+            "has no size 9K",
+            "shots.csv:3",
+            "shots.csv:4",
+            "the id 'a' stands in line 2",
+        ):
+            assert place in done.err
+        assert not upstream.posts
+        assert not (seedream.folder / "shots").exists()
+        lonely = seedream("batch", "shots.csv", "--only", "unknown", "-p", "sandbox")
+        assert lonely.code == 2
+        assert "--retry-ambiguous" in lonely.err
+
+
+def test_a_dry_run_writes_and_sends_nothing(seedream: Command) -> None:
+    """The plan, as lines and as an object, also of a batch that was begun; without a key; the folder stays as it is."""
+    table(seedream, 3)
+    done = seedream("batch", "shots.csv", "-p", "ark", "--dry-run", "--json")
+    assert (done.code, done.json["rows"], done.json["running"], done.json["status"]) == (0, 3, 3, "planned")
+    assert not (seedream.folder / "shots").exists()
+    with Upstream() as upstream:
+        assert run(seedream, upstream, "--limit", "2").code == 0
+        before = {path: path.read_bytes() for path in (seedream.folder / "shots").rglob("*") if path.is_file()}
+        done = run(seedream, upstream, "--dry-run")
+        assert "3 rows, 2 done, 1 to run" in done.err
+        after = {path: path.read_bytes() for path in (seedream.folder / "shots").rglob("*") if path.is_file()}
+        assert {path.name for path in before} == {path.name for path in after if path.name[-4:] not in {"-shm", "-wal"}}
+        assert len(upstream.posts) == 2
+
+
+def test_json_lines_as_rows_end(seedream: Command) -> None:
+    """One object a row with its place, several pictures in one; the summary last, and nothing else."""
+    lines = [{"prompt": "one", "id": "first"}, {"prompt": "two", "count": 2}, {"prompt": "bad"}]
+    write(seedream, "".join(json.dumps(line) + "\n" for line in lines), "shots.jsonl")
+    with Upstream(script=by_prompt(bad=refusal(400, "InvalidParameter"))) as upstream:
+        done = run(seedream, upstream, "--json", name="shots.jsonl")
+        assert done.code == 9
+        *rows, last = map(json.loads, done.out.splitlines())
+        assert {(row["row"], row["line"], row["row_id"], row["status"], len(row["images"])) for row in rows} == {
+            (1, 1, "first", "succeeded", 1),
+            (2, 2, None, "succeeded", 2),
+            (3, 3, None, "failed", 0),
+        }
+        told = {key: last[key] for key in ("type", "rows", "succeeded", "failed", "unknown", "skipped", "images")}
+        assert list(told.values()) == ["summary", 3, 2, 1, 0, 0, 3]
+        assert last["cost"]["currency"] == "USD"
+        again = summary(run(seedream, upstream, "--json", name="shots.jsonl"))
+        assert (again["skipped"], again["failed"], again["images"]) == (2, 1, 0)
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again_no_row_is_paid_twice(seedream: Command, seed: int) -> None:
+    """SIGKILL at random moments, then the same command to its end: whole files, and unknown only what was in flight."""
+    rng, rows = random.Random(seed), 40
+    table(seedream, rows)
+    with Upstream(script=lambda request, number: None if is_whole(request) else Script(end="rst")) as upstream:
+        upstream.delay_s = 0.1
+        for _ in range(5):
+            process = start(seedream, upstream, "--max-unknown", "1000")
+            time.sleep(0.6 + rng.random() * 0.7)
+            process.kill()
+            process.communicate()
+        upstream.delay_s = 0.0
+        done = run(seedream, upstream, "--max-unknown", "1000", "--json")
+        counts = sent(upstream)
+        assert max(counts.values()) == 1, counts
+        found = results(seedream)
+        states = Counter(row["status"] for row in found)
+        assert set(states) <= {"succeeded", "unknown"}, states
+        assert sum(states.values()) == rows
+        assert states["unknown"] <= 5 * 8
+        assert len(pictures(seedream)) == states["succeeded"]
+        assert all((seedream.folder / row["path"]).is_file() for row in found if row["status"] == "succeeded")
+        assert done.code == (9 if states["unknown"] else 0), done.err
+        assert (summary(done)["unknown"], summary(done)["rows"]) == (states["unknown"], rows)
+        assert not list((seedream.folder / "shots").rglob("*.part"))
+        # Whoever settles the doubtful rows gets the whole table.
+        last = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
+        assert last.code == 0, last.err
+        assert run(seedream, upstream).code == 0
+        assert len(pictures(seedream)) == rows
+
+
+@pytest.mark.parametrize("step", [3, 5, 7, 8, 9, 11, 12, 14])
+def test_what_a_killed_run_had_paid_is_fetched_by_the_next(seedream: Command, step: int) -> None:
+    """Killed at a step of its one row, the same command ends it without a second payment, or calls it unknown."""
+    table(seedream, 1)
+    with Upstream() as upstream:
+        args = ["batch", "shots.csv", "-p", "ark", "--base-url", upstream.url]
+        seedream(*args, env={**ENV, "SEEDREAM_FAULT": f"kill:{step}"})
+        moved = seedream.folder / "moved"
+        if (seedream.folder / "shots").exists():
+            (seedream.folder / "shots").rename(moved)
+        done = run(seedream, upstream, "-o", "moved")
+        assert len(upstream.posts) <= 1
+        assert done.code in {0, 7}, done.err
+        assert len(pictures(seedream, "moved")) == (done.code == 0)
+        if len(upstream.gets):
+            assert done.code == 0, "the answer was on disk"
+
+
+def test_edited_and_reordered_tables_run_only_what_is_new(seedream: Command) -> None:
+    """Order, blank columns and spelling change nothing; equal rows are two pictures; an edited row is a new one."""
+    write(seedream, "id,prompt\na,one\n,two\n,two\nd,four\n")
+    with Upstream() as upstream:
+        assert run(seedream, upstream).code == 0
+        assert sent(upstream) == {"one": 1, "two": 2, "four": 1}
+        write(seedream, "prompt,note,id\ntwo,x,\nFOUR,,d\none,y,a\ntwo,,\ntwo,,\nnew,,\n")
+        told = run(seedream, upstream, "--explain-stale")
+        assert told.out.splitlines() == [
+            "shots.csv:3: row 2 (d): changed: prompt",
+            "shots.csv:6: row 5: new",
+            "shots.csv:7: row 6: new",
+        ]
+        assert len(upstream.posts) == 4
+        assert run(seedream, upstream).code == 0
+        assert sent(upstream) == {"one": 1, "two": 3, "four": 1, "FOUR": 1, "new": 1}
+        assert [row["status"] for row in results(seedream)] == ["succeeded"] * 6
+        assert {"d.jpg", "d-2.jpg"} <= set(pictures(seedream)), "the paid picture keeps its name"
+
+
+def test_deleted_files_are_fetched_again_while_their_links_live(seedream: Command) -> None:
+    """No second payment; a dead link makes the row missing, and only `--only missing` makes it anew."""
+    table(seedream, 2)
+    said = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    late = answer(said, status=403, headers=[("Date", "Fri, 01 Jan 2100 00:00:00 GMT")])
+    dead: list[Script | None] = [None]
+    with Upstream(link=lambda request, number: dead[0]) as upstream:
+        assert run(seedream, upstream).code == 0
+        victim = seedream.folder / "shots" / "1-fox-number-1.jpg"
+        victim.unlink()
+        done = run(seedream, upstream)
+        assert (done.code, len(upstream.posts), victim.is_file()) == (0, 2, True), done.err
+        assert "free of charge" in done.err
+        victim.unlink()
+        dead[0] = late
+        assert run(seedream, upstream).code == 9
+        dead[0] = None
+        stays = run(seedream, upstream)
+        assert (stays.code, len(upstream.posts)) == (9, 2), stays.err
+        assert "1 whose files are gone for good" in stays.err
+        assert "--only missing" in stays.err
+        anew = run(seedream, upstream, "--only", "missing")
+        assert (anew.code, len(upstream.posts), victim.is_file()) == (0, 3, True), anew.err
+        assert run(seedream, upstream).code == 0
+
+
+def test_unknown_rows_are_never_sent_again_unasked(seedream: Command) -> None:
+    """Lost connections: told, counted as failed, left alone; sent again only with both options, and the doubt stays."""
+    table(seedream, 4)
+    lost = [True]
+    with Upstream(script=lambda request, number: Script(end="rst") if lost[0] else None) as upstream:
+        done = run(seedream, upstream, "--concurrency", "1", "--max-unknown", "2")
+        assert (done.code, len(upstream.posts)) == (7, 2), done.err
+        assert "2 unknown, 2 not sent" in done.err
+        assert "possibly $" in done.err
+        [ids] = re.findall(r"seedream history resolve (.+) --paid \| --unpaid, or run again with --only", done.err)
+        lost[0] = False
+        done = run(seedream, upstream, "--json")
+        assert (done.code, len(upstream.posts)) == (9, 4)
+        assert [summary(done)[key] for key in ("succeeded", "unknown", "skipped")] == [2, 2, 0]
+        assert [row["billed"] for row in results(seedream)] == ["unknown", "unknown", "yes", "yes"]
+        first, second = ids.split()
+        settled = seedream("history", "resolve", first, "--unpaid")
+        assert settled.code == 0, settled.err
+        assert seedream("history", "show", second, "--json").json["requests"][0]["status"] == "unknown"
+        assert (run(seedream, upstream).code, len(upstream.posts)) == (9, 5)
+        done = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
+        assert (done.code, len(upstream.posts)) == (0, 6), done.err
+        assert run(seedream, upstream).code == 0
+
+
+# --- endings --------------------------------------------------------------------------------------------------------
+
+
+def test_some_rows_fail_and_the_others_go_on(seedream: Command) -> None:
+    """Refused rows cost nothing and end with 9, or, where none succeeded, with their code; they run again."""
+    write(seedream, "prompt\nfine\nnaughty\nalso fine\n")
+    no = refusal(400, "InputTextSensitiveContentDetected")
+    with Upstream(script=by_prompt(naughty=no)) as upstream:
+        done = run(seedream, upstream)
+        assert done.code == 9
+        assert "row 2 (shots.csv:3)" in done.err
+        assert "3 rows: 2 done, 1 failed" in done.err
+        [row] = [row for row in results(seedream) if row["status"] == "failed"]
+        assert (row["prompt"], row["billed"], row["provider_code"]) == (
+            "naughty",
+            "no",
+            "InputTextSensitiveContentDetected",
+        )
+        upstream._script = None
+        done = run(seedream, upstream, "--only", "failed")
+        assert done.code == 0, done.err
+        assert sent(upstream) == {"fine": 1, "also fine": 1, "naughty": 2}
+    write(seedream, "prompt\nnaughty 1\nnaughty 2\n", "bad.csv")
+    with Upstream(script=by_prompt(naughty=no)) as upstream:
+        assert run(seedream, upstream, name="bad.csv").code == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [(401, "AuthenticationError", 3), (403, "AccountOverdueError", 3), (429, "SetLimitExceeded", 5)],
+)
+def test_a_refused_key_and_an_empty_account_stop_at_once(
+    seedream: Command, status: int, code: str, exit_code: int
+) -> None:
+    """One request tells for all of them; the rest is not sent, and runs once that is mended."""
+    table(seedream, 30)
+    with Upstream(script=lambda request, number: refusal(status, code)) as upstream:
+        done = run(seedream, upstream, "--concurrency", "1")
+        assert (done.code, len(upstream.posts)) == (exit_code, 1), done.err
+        assert "29 not sent" in done.err
+        assert run(seedream, upstream, "--concurrency", "4").code == exit_code
+        assert len(upstream.posts) <= 5
+        upstream._script = None
+        done = run(seedream, upstream, "--limit", "5")
+        assert done.code == 0, done.err
+        assert len(pictures(seedream)) == 5
+
+
+def test_fail_fast_and_max_failures_bound_the_failures(seedream: Command) -> None:
+    """No new row after the first, or after N; what was not sent is left for the next run."""
+    table(seedream, 20)
+    with Upstream(script=by_prompt(fox=refusal(400, "InvalidParameter"))) as upstream:
+        done = run(seedream, upstream, "--fail-fast", "--concurrency", "1", "--json")
+        assert (done.code, len(upstream.posts)) == (4, 1)
+        assert (summary(done)["failed"], summary(done)["unsent"]) == (1, 19)
+        done = run(seedream, upstream, "--max-failures", "3", "--concurrency", "1")
+        assert (done.code, len(upstream.posts)) == (4, 4), done.err
+        assert "since 3 rows have failed" in done.err
+
+
+def test_no_more_is_spent_than_allowed(seedream: Command) -> None:
+    """A run stops at its cap with 10, a day at its own over all runs; the same command goes on when there is more."""
+    table(seedream, 6)
+    with Upstream() as upstream:
+        plan = seedream("batch", "shots.csv", "-p", "ark", "--dry-run", "--json").json
+        price = plan["cost"]["amount"] / 6
+        done = run(seedream, upstream, "--max-cost", f"{2.5 * price:.4f}", "--json")
+        assert (done.code, len(upstream.posts)) == (10, 2), done.err
+        assert summary(done)["unsent"] == 4
+        assert summary(done)["cost"]["amount"] == pytest.approx(2 * price)
+        settings = seedream.home / ".config" / "seedream" / "config.toml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(f"[budget]\ndaily = {3.5 * price:.4f}\n")
+        done = run(seedream, upstream)
+        assert (done.code, len(upstream.posts)) == (10, 3), done.err
+        assert "today's budget" in done.err
+        settings.unlink()
+        assert run(seedream, upstream).code == 0
+        assert len(upstream.posts) == 6
+
+
+def test_a_second_process_ends_at_once(seedream: Command) -> None:
+    """75, and nothing sent; the first goes on untroubled."""
+    table(seedream, 4)
+    may_answer = threading.Event()
+
+    def wait(request: Received, number: int) -> None:
+        may_answer.wait(60)
+
+    with Upstream(script=wait) as upstream:
+        first = start(seedream, upstream)
+        while not upstream.posts:
+            time.sleep(0.02)
+        second = run(seedream, upstream)
+        may_answer.set()
+        assert second.code == 75, second.err
+        assert len(upstream.posts) <= 4
+        first.communicate()
+        assert first.returncode == 0
+        assert max(sent(upstream).values()) == 1
+
+
+def test_an_interrupted_batch_saves_what_is_paid_and_writes_its_results(seedream: Command) -> None:
+    """SIGINT: nothing new leaves, what was sent is saved, results tell of all rows; the same command does the rest."""
+    table(seedream, 12)
+    with Upstream() as upstream:
+        upstream.delay_s = 0.6
+        process = start(seedream, upstream, "--concurrency", "3")
+        while len(upstream.posts) < 3:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert process.returncode == 130, err
+        paid = len(upstream.posts)
+        states = Counter(row["status"] for row in results(seedream))
+        assert states == {"succeeded": paid, "unsent": 12 - paid}, (states, err)
+        assert b"run the same command again to go on" in err
+        upstream.delay_s = 0.0
+        assert run(seedream, upstream).code == 0
+        assert max(sent(upstream).values()) == 1
+        assert len(pictures(seedream)) == 12
+
+
+# --- parts of a table -----------------------------------------------------------------------------------------------
+
+
+def test_shards_share_the_rows_and_merge_into_one(seedream: Command) -> None:
+    """Every row in exactly one part; the merged folder holds all, and the plain command has nothing left to do."""
+    table(seedream, 24)
+    with Upstream() as upstream:
+        for part in (1, 2, 3):
+            assert run(seedream, upstream, "--shard", f"{part}/3").code == 0
+        assert sent(upstream) == {f"fox number {row}": 1 for row in range(1, 25)}
+        folders = [f"shots-{part}-of-3" for part in (1, 2, 3)]
+        assert all(pictures(seedream, folder) for folder in folders)
+        short = seedream("batch", "shots.csv", "-p", "ark", "--merge", *folders[:2])
+        assert short.code == 9
+        done = seedream("batch", "shots.csv", "-p", "ark", "--merge", *folders)
+        assert done.code == 0, done.err
+        assert len(pictures(seedream)) == 24
+        assert [row["status"] for row in results(seedream)] == ["succeeded"] * 24
+        assert [row["prompt"] for row in results(seedream)] == [f"fox number {row}" for row in range(1, 25)]
+        assert run(seedream, upstream).code == 0
+        assert len(upstream.posts) == 24
+
+
+def test_auto_finds_the_part_in_every_ci() -> None:
+    """The variables of GitLab, CircleCI, Buildkite, Slurm, Kubernetes and AWS Batch."""
+    cases = {
+        (2, 4): {"CI_NODE_INDEX": "2", "CI_NODE_TOTAL": "4"},
+        (3, 4): {"CIRCLE_NODE_INDEX": "2", "CIRCLE_NODE_TOTAL": "4"},
+        (1, 5): {"BUILDKITE_PARALLEL_JOB": "0", "BUILDKITE_PARALLEL_JOB_COUNT": "5"},
+        (2, 3): {"AWS_BATCH_JOB_ARRAY_INDEX": "1", "AWS_BATCH_JOB_ARRAY_SIZE": "3"},
+        (4, 6): {
+            "SLURM_ARRAY_TASK_ID": "7",
+            "SLURM_ARRAY_TASK_MIN": "1",
+            "SLURM_ARRAY_TASK_STEP": "2",
+            "SLURM_ARRAY_TASK_COUNT": "6",
+        },
+    }
+    for (index, count), environ in cases.items():
+        found: list[Any] = []
+        assert (read_shard("auto", environ, found), found) == (Shard(index, count), [])
+    found = []
+    assert read_shard("auto/8", {"JOB_COMPLETION_INDEX": "7"}, found) == Shard(8, 8)
+    assert not found
+    for text, environ in (("auto", {}), ("auto", {"JOB_COMPLETION_INDEX": "1"}), ("auto/2", cases[3, 4]), ("0/3", {})):
+        found = []
+        read_shard(text, environ, found)
+        assert len(found) == 1, text
+
+
+def test_rows_of_several_providers_go_their_own_ways(seedream: Command) -> None:
+    """Each row to its provider with its key, at the address of its table."""
+    write(seedream, "prompt,provider\none,ark\ntwo,byteplus\nthree,ark\n")
+    with Upstream() as here, Upstream() as there:
+        settings = seedream.folder / "own.toml"
+        settings.write_text(
+            f'[providers.ark]\nbase_url = "{here.url}"\n[providers.byteplus]\nbase_url = "{there.url}"\n'
+        )
+        env = {"ARK_API_KEY": CANARY, "BYTEPLUS_API_KEY": f"{CANARY}-2"}
+        done = seedream("batch", "shots.csv", "--config", "own.toml", env=env)
+        assert done.code == 0, done.err
+        assert (sent(here), sent(there)) == ({"one": 1, "three": 1}, {"two": 1})
+        assert {request.header("authorization") for request in there.posts} == {f"Bearer {CANARY}-2"}
+        assert not (seedream.folder / "own.toml").unlink()
+
+
+# --- large tables, and what is seen ---------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_table(seedream: Command) -> None:
+    """Of 20,000 rows 20 are run: the process takes hardly more than for 200 rows, and the same number of requests."""
+    peaks = {}
+    with Upstream() as upstream:
+        for rows in (200, 20_000):
+            table(seedream, rows, f"t{rows}.csv")
+            process = start(seedream, upstream, "--limit", "20", "-q", name=f"t{rows}.csv")
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.read()
+            err = process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            process.stdout.close()
+            process.stderr.close()
+            assert process.returncode == 0, err
+            peaks[rows] = usage.ru_maxrss
+        assert len(upstream.posts) == 40
+    assert peaks[20_000] - peaks[200] < 12_000, peaks
+
+
+def fake_run(rows: int, seconds: float, take: Any, clock: list[float]) -> None:
+    """The events of a run of so many rows that takes so long."""
+    take(Planned(rows, rows, "ark", "m"))
+    for row in range(rows):
+        clock[0] += seconds / rows
+        take(Stage((row + 1) * 1000, "sent"))
+        take(Saved((row + 1) * 1000, SavedImage(0, Path("x.jpg"))))
+        status: Any = "failed" if row % 100 == 7 else "succeeded"
+        cost = Cost(0.04, "USD", "2026-11")
+        take(Finished(JobResult((row + 1) * 1000, "i", status, "ark", "m", {}, cost=cost, attempts=1)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "most", "least"), [(100_000, 9e4, 200, 90), (500, 60, 6, 4), (50, 5, 0, 0)]
+)
+def test_without_a_terminal_progress_is_a_line_now_and_then(rows: int, seconds: float, most: int, least: int) -> None:
+    """A line every ten seconds or every hundredth, whichever is rarer."""
+    captured, clock = Captured(), [0.0]
+    sink = PlainBatchSink(captured.streams, clock=lambda: clock[0])
+    fake_run(rows, seconds, sink.emit, clock)
+    lines = [line for line in captured.err.splitlines() if line.startswith("done: ")]
+    assert least <= len(lines) <= most
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_one_line_tells_of_the_whole_in_any_width(width: int) -> None:
+    """Done, failed and the time left first; then cost, pace and what is in flight, as far as there is room."""
+    clock = [0.0]
+    tally = BatchTally(lambda: clock[0])
+    fake_run(1000, 600.0, tally.take, clock)
+    tally.requests = 2000
+    tally.take(Stage(999_999, "sent"))
+    line = tally.line(clock[0], width)
+    assert text_width(line) <= width
+    assert line.startswith("1000 of 2000 · 10 failed · 10 min left")
+    assert ("pictures/min" in line) == (width == 80)
+    assert ("$40.00" in line) == (width == 80)

@@ -1,0 +1,1 @@
+"""Tests of HTTP: calls, links, retries, rate limits."""

@@ -1,0 +1,1 @@
+"""What tests share: the command, servers, and the process that forks."""

@@ -1,0 +1,543 @@
+"""The command in forked processes that can be wounded: killed before any write to the disk, or given a planted bug.
+
+One process imports the tool and then forks for every run, so that a run takes milliseconds and yet dies like any other.
+As `python -m tests.support.fork_server` this file is that process: it reads a job a line and answers with an exit code.
+With `BUG ARGS…` behind that it is one run with a planted bug.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support.command import Command, Done
+
+ROOT = Path(__file__).parents[2]
+
+
+class Nursery:
+    """The process that forks. A context manager."""
+
+    def __enter__(self) -> Nursery:
+        bare = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.fork_server"],
+            cwd=ROOT,
+            env=bare,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.is_free = threading.Lock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, job: dict[str, Any]) -> int:
+        """Let a child do a job; its exit code, negative for the signal that killed it. One at a time."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+class Forked(Command):
+    """The command as a child of the nursery: `wounds` are the names of functions of this file, with an argument.
+
+    What a forked process cannot be given (another encoding, a pipe of the test's), and a second run beside the first,
+    starts an interpreter of its own.
+    """
+
+    def __init__(self, home: Path, nursery: Nursery) -> None:
+        super().__init__(home)
+        self.nursery = nursery
+
+    def __call__(
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float = 60,
+        wounds: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Done:
+        """Run it to its end or to its death."""
+        whole = {**self.env, **(env or {})}
+        is_own = more or any(name.startswith(("PYTHON", "LC_", "COVERAGE")) for name in whole)
+        if is_own or whole.get("LANG") != "C.UTF-8" or not self.nursery.is_free.acquire(blocking=bool(wounds)):
+            assert not wounds
+            return super().__call__(*args, env=env, stdin=stdin, timeout=timeout, **more)
+        try:
+            given, out, err = (self.home.with_name(f"{self.home.name}.{name}") for name in ("in", "out", "err"))
+            given.write_bytes(stdin)
+            job = {"args": args, "env": whole, "cwd": str(self.folder), "wounds": wounds or {}, "timeout": timeout}
+            code = self.nursery.run({**job, "in": str(given), "out": str(out), "err": str(err)})
+            return self.check(code, out.read_bytes(), err.read_bytes(), args)
+        finally:
+            self.nursery.is_free.release()
+
+
+# --- in the child ---------------------------------------------------------------------------------------------------
+
+
+_OURS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "seedream_cli").rglob("[a-z]*.py"))
+]
+_IMPORTED = [
+    *_OURS,
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "_strptime",
+    "anyio._backends._asyncio",
+    "anyio.streams.tls",
+    "certifi",
+    "concurrent.futures.thread",
+    "httpcore",
+    "platformdirs.unix",
+    "pydantic",
+]
+
+
+def _serve() -> None:
+    """Import everything once, then fork for every line."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    # What is there now will not be looked at again by a child's collector, and so not be copied.
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin.buffer:
+        child = os.fork()
+        if not child:
+            _live(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+def _live(job: dict[str, Any]) -> None:
+    """Be one run of the command."""
+    from seedream_cli.__main__ import main
+
+    for number, path, how in ((0, job["in"], os.O_RDONLY), (1, job["out"], _NEW), (2, job["err"], _NEW)):
+        file = os.open(path, how, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    for name, argument in job["wounds"].items():
+        WOUNDS[name](argument)
+    if sys.platform != "win32":
+        # Who hangs dies of it.
+        signal.setitimer(signal.ITIMER_REAL, job["timeout"])
+        time.tzset()
+    sys.argv = ["seedream", *job["args"]]
+    code: Any = 70
+    try:
+        code = 0
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        code = 70
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code or 0)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def kill(number: int) -> None:
+    """Die at the N-th step: before a write to the disk or a commit, or at one that the tool names."""
+    passed = 0
+
+    def step(name: str) -> None:
+        nonlocal passed
+        passed += 1
+        if passed == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _at_each_step(step)
+
+
+def trace(path: str) -> None:
+    """Write down the names of all steps."""
+
+    def step(name: str) -> None:
+        with Path(path).open("a") as file:
+            file.write(f"{name}\n")
+
+    _at_each_step(step)
+
+
+def _at_each_step(step: Callable[[str], None]) -> None:
+    from seedream_cli.cli import generate
+    from seedream_cli.ledger import database
+
+    def before(name: str) -> None:
+        real = getattr(os, name)
+
+        def stepped(*args: Any, **more: Any) -> Any:
+            # A folder that is there and a file that is not leave nothing to be killed before.
+            if os.path.lexists(args[0]) == (name != "mkdir") if name in {"mkdir", "unlink"} else True:
+                step(name)
+            return real(*args, **more)
+
+        setattr(os, name, stepped)
+
+    for name in (
+        "fsync",
+        "replace",
+        "rename",
+        "link",
+        "unlink",
+        "ftruncate",
+        "posix_fallocate",
+        "mkdir",
+        "write",
+        "pwrite",
+    ):
+        before(name)
+    connect = database.connect
+
+    def traced(path: Path) -> Any:
+        db = connect(path)
+        db.set_trace_callback(lambda statement: step("commit") if statement == "COMMIT" else None)
+        return db
+
+    database.connect = traced
+    # Most of the steps that the tool names lie between two of these, with nothing done in between.
+    generate.crash_step = lambda fault: lambda name: step(name) if name in {"sent", "read"} else None
+
+
+# --- planted bugs: the tests that kill must see each of them ----------------------------------------------------------
+
+
+def sends_before_it_writes() -> None:
+    """The intent is written down only when the answer is here."""
+    from seedream_cli.engine.recorder import Recorder
+
+    sent, ready = Recorder.sent, Recorder.ready
+
+    async def late(self: Recorder, job: Any, *rest: Any) -> None:
+        await sent(self, job, 1, lambda: None, again=False)
+        await ready(self, job, *rest)
+
+    async def unsaid(self: Recorder, *_: Any, **__: Any) -> None:
+        pass
+
+    Recorder.sent, Recorder.ready = unsaid, late  # type: ignore[method-assign]
+
+
+def downloads_before_it_writes() -> None:
+    """The links are written down only when the pictures are here."""
+    from seedream_cli.engine.recorder import Recorder
+
+    ready, picture = Recorder.ready, Recorder.picture
+    held: dict[str, Any] = {}
+
+    async def late(self: Recorder, job: Any, *rest: Any, **more: Any) -> None:
+        if job.id in held:
+            await ready(self, *held.pop(job.id))
+        await picture(self, job, *rest, **more)
+
+    async def hold(self: Recorder, job: Any, *rest: Any) -> None:
+        held[job.id] = (job, *rest)
+
+    Recorder.ready, Recorder.picture = hold, late  # type: ignore[method-assign]
+
+
+def forgets_before_it_writes() -> None:
+    """The reply is removed before the books know that its pictures are saved."""
+    from seedream_cli.engine.recorder import Recorder
+    from seedream_cli.storage import reply_file
+
+    picture = Recorder.picture
+
+    async def early(self: Recorder, job: Any, *rest: Any, **more: Any) -> None:
+        reply_file.forget(Path(os.environ["SEEDREAM_STATE_DIR"]) / "replies", job.id)
+        await picture(self, job, *rest, **more)
+
+    Recorder.picture = early  # type: ignore[method-assign]
+
+
+def replaces_what_is_there() -> None:
+    """A picture takes its name from whoever has it."""
+    from seedream_cli.storage import filesystem
+
+    filesystem.move_to_free = os.replace
+
+
+def takes_orphans_for_new() -> None:
+    """What was out when its process died is called never sent."""
+    from seedream_cli.ledger import rows, runs
+
+    settle = runs.Runs._settle_one
+
+    def as_new(self: Any, db: Any, request_id: str, reply: Any) -> None:
+        settle(self, db, request_id, reply)
+        if reply is None:
+            rows.update(db, request_id, {"state": "queued", "billed": "no", "error": None})
+
+    runs.Runs._settle_one = as_new  # type: ignore[method-assign]
+
+
+def repeats_what_is_in_doubt() -> None:
+    """An answer that was lost is asked for again."""
+    from seedream_cli.network import retry
+
+    decide = retry.decide
+    retry.decide = lambda error, attempt, *rest: 0.0 if attempt < 2 else decide(error, attempt, *rest)
+
+
+def reads_no_remains() -> None:
+    """A whole reply that had no name yet when its process died is passed over."""
+    from seedream_cli.storage import reply_file
+
+    reply_file.adopt = lambda folder, name, *, limit: None
+
+
+def reads_no_journal() -> None:
+    """What the journal of a dead batch holds is passed over."""
+    from seedream_cli.storage import reply_journal
+
+    reply_journal.adopt = lambda folder, request_id, token: None
+
+
+def takes_any_token() -> None:
+    """A reply in the journal of a dead batch is taken for whichever request is looked for."""
+    from seedream_cli.storage import reply_journal
+
+    pack, head = reply_journal._HEAD.pack, reply_journal._HEAD
+
+    class Careless:
+        size, unpack_from = head.size, staticmethod(head.unpack_from)
+
+        @staticmethod
+        def pack(mark: bytes, length: int, checksum: int, token: bytes) -> bytes:
+            return pack(mark, length, checksum, b"")
+
+    reply_journal._HEAD = Careless  # type: ignore[assignment]
+    find = reply_journal._find
+    reply_journal._find = lambda descriptor, token: find(descriptor, "")
+
+
+def knows_no_picture_again() -> None:
+    """A picture that is on disk, but not in the books, is saved once more."""
+    from seedream_cli.storage import image_file
+
+    image_file.find_same = lambda place, facts: None
+
+
+def flushes_no_commit() -> None:
+    """The ledger leaves it to the system when its commits reach the disk."""
+    from seedream_cli.ledger import database
+
+    connect = database.connect
+
+    def lazy(path: Path) -> Any:
+        db = connect(path)
+        db.execute("PRAGMA synchronous = NORMAL")
+        return db
+
+    database.connect = lazy
+
+
+def flushes_no_picture() -> None:
+    """A picture gets its name before its bytes are on the disk."""
+    from seedream_cli.storage import image_file
+
+    image_file.ImagePart.flush = lambda self: None  # type: ignore[method-assign]
+
+
+def flushes_no_folder() -> None:
+    """A picture is in the books before its name is on the disk."""
+    from seedream_cli.storage import image_file
+
+    image_file.flush_folder = lambda folder: None
+
+
+def cannot_write_answers() -> None:
+    """The disk of the ledger is full from the answer on, for that one write."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.ledger.transitions import Transitions
+
+    def full(*_: Any, **__: Any) -> None:
+        raise FileError("no room", billed="yes")
+
+    Transitions.mark_ready = full  # type: ignore[method-assign]
+
+
+def has_no_room_for_replies() -> None:
+    """No reply gets a file of its own; the places of the journal are there."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.storage import reply_file
+
+    def full(*_: Any) -> Any:
+        raise FileError("no space left", hint="make room")
+
+    reply_file.open_spool = full
+
+
+def breaks_at_the_first_write() -> None:
+    """The disk fails once, when a reply that has outgrown the journal is moved to a file."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.storage import reply_file
+
+    write, rest = reply_file.Spool.write, [None]
+
+    def fail(self: Any, chunk: Any) -> None:
+        if rest:
+            rest.pop()
+            raise FileError("input/output error", billed="yes")
+        write(self, chunk)
+
+    reply_file.Spool.write = fail  # type: ignore[method-assign]
+
+
+def cannot_book_what_it_cost() -> None:
+    """The user's ledger takes what a request may cost, and nothing after that."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.ledger.budget import Budget
+
+    book, held = Budget.book, set[str]()
+
+    def fail(self: Any, key: str, *args: Any, **more: Any) -> None:
+        if key in held:
+            raise FileError("no space left")
+        held.add(key)
+        book(self, key, *args, **more)
+
+    Budget.book = fail  # type: ignore[method-assign]
+
+
+def commits_no_links() -> None:
+    """The disk of the ledger is full whenever links are to be written down."""
+    from seedream_cli.errors import FileError
+    from seedream_cli.ledger.transitions import Transitions
+
+    def full(*_: Any, **__: Any) -> None:
+        raise FileError("no space left", billed="yes")
+
+    has_no_room_for_replies()
+    Transitions.mark_ready = full  # type: ignore[method-assign]
+
+
+def loses_its_table() -> None:
+    """The disk that the table is on goes away once the table is checked."""
+    from seedream_cli.batch import table_source
+    from seedream_cli.engine import run as engine_run
+
+    running = list[bool]()
+
+    class Gone:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            if running and name == "readinto":
+                raise OSError(5, "Input/output error")
+            return getattr(self.file, name)
+
+    made, conducted = table_source._Source.__init__, engine_run.conduct
+
+    def make(self: Any, shown: str, file: Any, **more: Any) -> None:
+        made(self, shown, Gone(file), **more)
+
+    def conduct(*args: Any) -> Any:
+        running.append(True)
+        return conducted(*args)
+
+    table_source._Source.__init__ = make  # type: ignore[method-assign]
+    engine_run.conduct = conduct
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__: bug
+    for bug in (
+        sends_before_it_writes,
+        downloads_before_it_writes,
+        forgets_before_it_writes,
+        replaces_what_is_there,
+        takes_orphans_for_new,
+        repeats_what_is_in_doubt,
+        reads_no_remains,
+        reads_no_journal,
+        takes_any_token,
+        knows_no_picture_again,
+        flushes_no_commit,
+        flushes_no_picture,
+        flushes_no_folder,
+        cannot_write_answers,
+        has_no_room_for_replies,
+        breaks_at_the_first_write,
+        cannot_book_what_it_cost,
+        commits_no_links,
+        loses_its_table,
+    )
+}
+
+
+def plant(bug: str) -> None:
+    """Have a bug."""
+    BUGS[bug]()
+
+
+def shift(hours: float) -> None:
+    """Have a clock that is wrong by so many hours."""
+    import datetime as dt
+
+    class Wrong(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Any:
+            return dt.datetime.now(tz) + dt.timedelta(hours=hours)
+
+    shifted = types.SimpleNamespace(**{**vars(dt), "datetime": Wrong})
+    for name, module in list(sys.modules.items()):
+        if name.startswith("seedream_cli") and getattr(module, "dt", None) is dt:
+            vars(module)["dt"] = shifted
+
+
+def shrink(size: int) -> None:
+    """Have a disk on which no file grows beyond so many bytes."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+WOUNDS: dict[str, Callable[[Any], None]] = {
+    "kill": kill,
+    "trace": trace,
+    "plant": plant,
+    "shift": shift,
+    "shrink": shrink,
+}
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    from seedream_cli.cli.app import main as run
+
+    plant(sys.argv[1])
+    sys.exit(run(sys.argv[2:]))
+elif __name__ == "__main__":
+    _serve()
