@@ -10,6 +10,7 @@ from pathlib import Path
 from ..engine.job import places
 from ..errors import InputError, Problem
 from ..ledger.file import check_place
+from ..ledger.ledger import Ledger
 from ..ledger.records import Unsent
 from ..storage import filesystem
 from ..storage.image_info import SPELLINGS
@@ -40,6 +41,45 @@ def refuse_remains(sheet: RowRequests) -> None:
     found += [] if found or "if_exists" in sheet.base.values else _told_by_images(sheet)
     if found:
         raise InputError(found)
+
+
+def refuse_older_ledger(order: BatchOptions, ledger: Ledger) -> None:
+    """Raise `InputError` where the folder's results tell of more images that are there than its ledger knows.
+
+    An older copy of the ledger, or an emptied one, would have rows sent again that were paid for since.
+    """
+    results = order.folder / "results.csv"
+    done = _count_done(results)
+    if not done:
+        return
+    known = ledger.count_saved()
+    if done > known:
+        message = (
+            f"{results} tells of {count_words(done, 'row')} whose files are there, and {order.home / 'ledger.db'} "
+            f"knows {known}: it is an older one, nothing is sent, since the rest may be paid for already"
+        )
+        way = f"put the newer ledger back, or move {results} away to pay for what this one does not know"
+        raise InputError([Problem("output", message, way, origin="-o")])
+
+
+def _count_done(path: Path) -> int:
+    """How many rows of a table of results were done and have a file that is there; 0 where it is none."""
+    if not path.is_file():
+        return 0
+    with contextlib.suppress(InputError, OSError, UnicodeError), open_table(str(path)) as table:
+        at = find_results([heading.name for heading in table.headings])
+        if at is None:
+            return 0
+        status, where = at + RESULTS.index("status"), at + RESULTS.index("path")
+        rows = (row.cells for row in table.rows(Columns(())) if len(row.cells) > where)
+        return sum(str(row[status]) == "succeeded" and _is_there(path.parent, str(row[where])) for row in rows)
+    return 0
+
+
+def _is_there(folder: Path, told: str) -> bool:
+    """Whether the first of the images that a row tells of is there, also where its folder was moved since."""
+    first = told.partition("|")[0]
+    return bool(first) and (os.path.isfile(first) or (folder / Path(first).name).is_file())  # noqa: PTH113 - of many rows
 
 
 def _problem(order: BatchOptions, said: str, way: str) -> Problem:

@@ -98,7 +98,7 @@ def _check_arguments(chosen: Chosen, table: str | None, folders: Sequence[Path])
 
 def _preview(stack: contextlib.ExitStack, desk: _BatchContext) -> int:
     """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
-    from ..batch.lost_ledger import refuse_remains
+    from ..batch.lost_ledger import refuse_older_ledger, refuse_remains
     from ..batch.run import Batch
     from ..batch.stale import explain_stale
     from ..ledger.ledger import open_ledger
@@ -118,6 +118,8 @@ def _preview(stack: contextlib.ExitStack, desk: _BatchContext) -> int:
     batch = Batch(desk.sheet, ledger, run)
     batch.enter()
     survey = batch.survey()
+    if survey.running:
+        refuse_older_ledger(desk.order, ledger)
     for row, why in explain_stale(batch) if desk.chosen.switches.get("explain_stale") else ():
         if desk.is_json:
             print_json(stale_object(Place(row.number, row.line, row.id or None), why), desk.streams)
@@ -193,7 +195,7 @@ def _left_lines(desk: _BatchContext, ledger: Ledger) -> list[str]:
 
 def _run(stack: contextlib.ExitStack, desk: _BatchContext) -> int:
     """Enter the table, ask where it is costly, run what is due, and write the results."""
-    from ..batch.lost_ledger import refuse_remains
+    from ..batch.lost_ledger import refuse_older_ledger, refuse_remains
     from ..batch.run import Batch
     from ..engine.plan import run_id
     from ..storage import image_file, output_path
@@ -216,6 +218,8 @@ def _run(stack: contextlib.ExitStack, desk: _BatchContext) -> int:
     with _saying_unsent(desk.environment):
         batch.enter()
         survey = batch.survey()
+        if survey.running:
+            refuse_older_ledger(order, ledger)
     desk.say([*_plan_lines(desk.sheet, survey), *_left_lines(desk, ledger)])
     if not _agreed(desk, survey):
         desk.streams.err(_UNSENT)

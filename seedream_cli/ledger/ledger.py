@@ -146,6 +146,7 @@ class Ledger:
         self.row = queries.row
         self.entries = queries.entries
         self.drawn = queries.drawn
+        self.count_saved = queries.count_saved
         self.unsaved = queries.unsaved
         self.askable = queries.askable
         self.reusable = queries.reusable

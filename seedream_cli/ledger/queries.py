@@ -96,6 +96,11 @@ class Queries:
         with self._database.read() as db:
             return by_ids(db, ids)
 
+    def count_saved(self) -> int:
+        """How many requests have an image on disk, of whatever table."""
+        with self._database.read() as db:
+            return int(db.execute("SELECT count(DISTINCT request) FROM pictures WHERE state = 'saved'").fetchone()[0])
+
     def drawn(self) -> Iterator[Entry]:
         """Requests with pictures on disk, in the order of their entering; a chunk in memory at a time."""
         last = -1

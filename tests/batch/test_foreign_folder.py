@@ -311,6 +311,33 @@ def count_images(seedream: Command, folder: str = "shots") -> int:
     return sum(path.suffix in {".jpg", ".png", ".jpeg"} for path in (seedream.folder / folder).rglob("*"))
 
 
+@pytest.mark.parametrize("kind", ["emptied", "older", "older, elsewhere"])
+def test_folder_with_an_older_ledger_pays_no_row_again(seedream: Command, kind: str) -> None:
+    """An older or an emptied ledger beside newer results: nothing is sent, and the way is named."""
+    write_table(seedream, 1)
+    assert draw(seedream).code == 0
+    ledger = home_of(seedream) / "ledger.db"
+    older = ledger.read_bytes()
+    write_table(seedream, 3)
+    assert draw(seedream).code == 0
+    newest = ledger.read_bytes()
+    if kind == "emptied":
+        change(ledger, "DELETE FROM pictures")
+        change(ledger, "DELETE FROM requests")
+    else:
+        ledger.write_bytes(older)
+    if kind == "older, elsewhere":
+        (seedream.folder / "shots").rename(seedream.folder / "moved")
+    folder = "moved" if kind == "older, elsewhere" else "shots"
+    for more in ((), ("--dry-run",)):
+        done = draw(seedream, "-o", folder, *more)
+        assert (done.code, done.paths, count_images(seedream, folder)) == (2, [], 3), done.err
+        assert "older one" in done.err
+    (seedream.folder / folder / ".seedream/ledger.db").write_bytes(newest)
+    done = draw(seedream, "-o", folder)
+    assert (done.code, done.paths, count_images(seedream, folder)) == (0, [], 3), done.err
+
+
 @pytest.mark.parametrize("gone", ["ledger", "home", "results too", "results elsewhere"])
 @pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry run"])
 def test_folder_without_its_ledger_pays_for_nothing_and_says_why(
