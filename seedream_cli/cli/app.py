@@ -147,6 +147,8 @@ def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; 74 where standard output cannot be written, a failure or not."""
     from ..output.streams import out_trouble
 
+    # What an earlier run in this process could not write is not this one's.
+    out_trouble(None)
     code = _run_line(argv)
     streams = process_console()
     trouble = out_trouble(streams.stdout)
