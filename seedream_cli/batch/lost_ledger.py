@@ -52,7 +52,7 @@ def refuse_older_ledger(order: BatchOptions, ledger: Ledger) -> None:
     done = _count_done(results)
     if not done:
         return
-    known = ledger.count_saved()
+    known = ledger.count_begun()
     if done > known:
         message = (
             f"{results} tells of {count_words(done, 'row')} whose files are there, and {order.home / 'ledger.db'} "

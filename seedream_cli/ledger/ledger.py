@@ -146,7 +146,7 @@ class Ledger:
         self.row = queries.row
         self.entries = queries.entries
         self.drawn = queries.drawn
-        self.count_saved = queries.count_saved
+        self.count_begun = queries.count_begun
         self.unsaved = queries.unsaved
         self.askable = queries.askable
         self.reusable = queries.reusable

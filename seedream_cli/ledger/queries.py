@@ -96,10 +96,10 @@ class Queries:
         with self._database.read() as db:
             return by_ids(db, ids)
 
-    def count_saved(self) -> int:
-        """How many requests have an image on disk, of whatever table."""
+    def count_begun(self) -> int:
+        """How many requests were sent, of whatever table, but for those that are to be sent anew."""
         with self._database.read() as db:
-            return int(db.execute("SELECT count(DISTINCT request) FROM pictures WHERE state = 'saved'").fetchone()[0])
+            return int(db.execute("SELECT count(*) FROM requests WHERE state <> 'queued'").fetchone()[0])
 
     def drawn(self) -> Iterator[Entry]:
         """Requests with pictures on disk, in the order of their entering; a chunk in memory at a time."""
