@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..engine.job import places
@@ -49,7 +50,7 @@ def refuse_older_ledger(order: BatchOptions, ledger: Ledger) -> None:
     An older copy of the ledger, or an emptied one, would have rows sent again that were paid for since.
     """
     results = order.folder / "results.csv"
-    done = _count_done(results)
+    done = _count_rows(results, "path", functools.partial(_is_done, order.folder))
     if not done:
         return
     known = ledger.count_begun()
@@ -62,24 +63,12 @@ def refuse_older_ledger(order: BatchOptions, ledger: Ledger) -> None:
         raise InputError([Problem("output", message, way, origin="-o")])
 
 
-def _count_done(path: Path) -> int:
-    """How many rows of a table of results were done and have a file that is there; 0 where it is none."""
-    if not path.is_file():
-        return 0
-    with contextlib.suppress(InputError, OSError, UnicodeError), open_table(str(path)) as table:
-        at = find_results([heading.name for heading in table.headings])
-        if at is None:
-            return 0
-        status, where = at + RESULTS.index("status"), at + RESULTS.index("path")
-        rows = (row.cells for row in table.rows(Columns(())) if len(row.cells) > where)
-        return sum(str(row[status]) == "succeeded" and _is_there(path.parent, str(row[where])) for row in rows)
-    return 0
-
-
-def _is_there(folder: Path, told: str) -> bool:
-    """Whether the first of the images that a row tells of is there, also where its folder was moved since."""
+def _is_done(folder: Path, status: str, told: str) -> bool:
+    """Whether a row was done and the first of its images is there, also where its folder was moved since."""
     first = told.partition("|")[0]
-    return bool(first) and (os.path.isfile(first) or (folder / Path(first).name).is_file())  # noqa: PTH113 - of many rows
+    if status != "succeeded" or not first:
+        return False
+    return os.path.isfile(first) or (folder / Path(first).name).is_file()  # noqa: PTH113 - of many rows
 
 
 def _problem(order: BatchOptions, said: str, way: str) -> Problem:
@@ -90,31 +79,29 @@ def _problem(order: BatchOptions, said: str, way: str) -> Problem:
 def _told_by_results(order: BatchOptions) -> Iterator[Problem]:
     """Results by which rows were done, or may have been paid for."""
     for path in dict.fromkeys((order.results, order.folder / "results.csv")):
-        many = _count_paid(path)
+        many = _count_rows(path, "billed", _is_paid)
         if many:
             way = f"put the ledger back (the folder {order.home.name}), or move {path} away to pay for all again"
             yield _problem(order, f"{path} tells of {count_words(many, 'row')} done or perhaps paid", way)
 
 
-def _count_paid(path: Path) -> int:
-    """How many rows of a table of results were not left unpaid; 0 where it is none."""
+def _is_paid(status: str, billed: str) -> bool:
+    """Whether a row was done, or may have cost something."""
+    return status not in _UNPAID and not (status == "failed" and billed == "no")
+
+
+def _count_rows(path: Path, column: str, counts: Callable[[str, str], bool]) -> int:
+    """How many rows of a table of results count by their status and this column; 0 where it is none."""
     if not path.is_file():
         return 0
     with contextlib.suppress(InputError, OSError, UnicodeError), open_table(str(path)) as table:
         at = find_results([heading.name for heading in table.headings])
         if at is None:
             return 0
-        status, billed = at + RESULTS.index("status"), at + RESULTS.index("billed")
-        return sum(_is_paid(row.cells, status, billed) for row in table.rows(Columns(())))
+        status, other = at + RESULTS.index("status"), at + RESULTS.index(column)
+        rows = (row.cells for row in table.rows(Columns(())) if len(row.cells) > max(status, other))
+        return sum(counts(str(cells[status]), str(cells[other])) for cells in rows)
     return 0
-
-
-def _is_paid(cells: Sequence[object], status: int, billed: int) -> bool:
-    """Whether a row was done, or may have cost something."""
-    if len(cells) <= max(status, billed):
-        return False
-    word = str(cells[status])
-    return word not in _UNPAID and not (word == "failed" and str(cells[billed]) == "no")
 
 
 def _told_by_replies(order: BatchOptions) -> Iterator[Problem]:
