@@ -52,7 +52,7 @@ EXIT_CODES: dict[str, int] = {
 """The error codes of the JSON output and the exit code each ends a run with."""
 
 PARTIAL = 9
-"""The exit code of a run in which some pictures are on disk and others failed."""
+"""The exit code of a run in which some images are on disk and others failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +135,9 @@ class TaskEndedError(ApiError):
 
 
 class LinkError(SeedreamError):
-    """A paid picture could not be fetched from its link; the link is kept for `recover`.
+    """A paid image could not be fetched from its link; the link is kept for `recover`.
 
-    `early` says that the picture may only not be there yet.
+    `early` says that the image may only not be there yet.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class LinkError(SeedreamError):
 
 
 class FileError(SeedreamError):
-    """The disk refused. Exit 74 while nothing was sent; a picture already paid for ends as 8: `recover` gets it."""
+    """The disk refused. Exit 74 while nothing was sent; an image already paid for ends as 8: `recover` gets it."""
 
     def __init__(self, message: str, *, hint: str = "", billed: Billed = "no") -> None:
         super().__init__(message, kind="filesystem", hint=hint, billed=billed)
 
     @property
     def exit_code(self) -> int:
-        """74 promises that nothing was paid, so a paid picture that found no room ends as 8."""
+        """74 promises that nothing was paid, so a paid image that found no room ends as 8."""
         return EXIT_CODES["filesystem" if self.billed == "no" else "download"]
 
 

@@ -15,9 +15,9 @@ Status = Literal["succeeded", "partial", "failed", "unknown", "submitted", "plan
 
 @dataclass(frozen=True, slots=True)
 class Base64Slice:
-    """A base64 picture left where it lies: `length` characters at byte `offset` of the file `path`.
+    """A base64 image left where it lies: `length` characters at byte `offset` of the file `path`.
 
-    With `is_raw` they are the picture's own bytes and no base64.
+    With `is_raw` they are the image's own bytes and no base64.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Base64Slice:
 class Layer:
     """What a layered answer says of one layer (sources: the image generation API, `layer_decomposition`).
 
-    `absolute` is left, top, right, bottom in pixels of the base picture; `normalized` the same in 0..1000.
+    `absolute` is left, top, right, bottom in pixels of the base image; `normalized` the same in 0..1000.
     """
 
     z_index: int
@@ -42,7 +42,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class ProviderImage:
-    """One picture of a provider's answer, not yet on disk: a link, or base64, or an error.
+    """One image of a provider's answer, not yet on disk: a link, or base64, or an error.
 
     Base64 stands in the kept reply (`blob`) or, short or from a stream, here (`base64`, without a `data:` prefix).
     """
@@ -59,7 +59,7 @@ class ProviderImage:
 
 @dataclass(frozen=True, slots=True)
 class SavedImage:
-    """One picture at the end of its way: on disk (`path`), printed as a link (`url` alone), or failed (`error`)."""
+    """One image at the end of its way: on disk (`path`), printed as a link (`url` alone), or failed (`error`)."""
 
     index: int
     path: Path | None = None
@@ -230,10 +230,10 @@ _URGENCY = (74, 8, 7, 10, 3, 5, 6, 4, 2, 130, 143, 1)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The run is about to start with so many requests; `pictures` is the most they can return."""
+    """The run is about to start with so many requests; `images` is the most they can return."""
 
     requests: int
-    pictures: int
+    images: int
     provider: str
     model: str
 
@@ -260,7 +260,7 @@ class Retrying:
 
 @dataclass(frozen=True, slots=True)
 class Downloading:
-    """Bytes of picture `index` of request `job` so far, of `total` where the server says."""
+    """Bytes of image `index` of request `job` so far, of `total` where the server says."""
 
     job: int
     index: int
@@ -270,7 +270,7 @@ class Downloading:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A picture is on disk under its final name (or its link is ready to print)."""
+    """An image is on disk under its final name (or its link is ready to print)."""
 
     job: int
     image: SavedImage

@@ -96,8 +96,8 @@ def _joins_emoji(text: str, position: int) -> bool:
     """Whether the zero-width joiner at `position` stands between two emoji, where it belongs."""
     before = text[max(position - 2, 0) : position].rstrip("\ufe0f")[-1:]
     after = text[position + 1 : position + 2]
-    pictured = before and unicodedata.category(before) in {"So", "Sk"}
-    return bool(pictured and after and unicodedata.category(after) == "So")
+    imaged = before and unicodedata.category(before) in {"So", "Sk"}
+    return bool(imaged and after and unicodedata.category(after) == "So")
 
 
 def _take(pieces: Iterable[str], length: int) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _char_width(char: str) -> int:
 
 
 def count_words(number: int, one: str, many: str = "") -> str:
-    """Such as "1 picture" and "3 pictures"; `many` where an s does not make it."""
+    """Such as "1 image" and "3 images"; `many` where an s does not make it."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 

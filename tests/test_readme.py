@@ -102,8 +102,8 @@ class Shell:
     @property
     def ways(self) -> dict[str, Any]:
         """How a program is started here."""
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-        return {"cwd": self.folder, "env": self.env, **streams}
+        console = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+        return {"cwd": self.folder, "env": self.env, **console}
 
     @contextmanager
     def serving(self, command: str) -> Iterator[None]:
@@ -140,14 +140,14 @@ def same_ids(text: str) -> str:
 
 
 def test_the_first_section_is_two_lines_to_paste() -> None:
-    """Two `sh` blocks in all, both before the first heading, a line each: a picture, then the tests."""
-    picture, tests = blocks("sh")
-    assert TEXT.index(picture) < TEXT.index(tests) < TEXT.index("\n## ")
-    for line in (picture, tests):
+    """Two `sh` blocks in all, both before the first heading, a line each: an image, then the tests."""
+    image, tests = blocks("sh")
+    assert TEXT.index(image) < TEXT.index(tests) < TEXT.index("\n## ")
+    for line in (image, tests):
         assert line.count("\n") == 1
         assert line.startswith("python3 -m venv .venv && ")
-    assert "seedream generate " in picture
-    assert "--provider sandbox" in picture
+    assert "seedream generate " in image
+    assert "--provider sandbox" in image
     assert "'.[dev]'" in tests
     assert tests.endswith(".venv/bin/pytest\n")
     assert 120 <= TEXT.count("\n") <= 250

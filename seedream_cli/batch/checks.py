@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple
 from ..config.option_kinds import BadValueError
 from ..config.options import OPTIONS
 from ..errors import Problem
-from ..request.image_request import Draft
+from ..request.image_request import OptionValues
 from ..request.validation import ADVISED_CJK
 from .columns import _HERE, _STAND_INS, Columns, Slot
 from .table import Row, T, Table, _overlay, _plain_number
@@ -55,7 +55,9 @@ class TemplateCache(Generic[T]):
     every run. Answers are kept for `most` shapes.
     """
 
-    def __init__(self, base: Draft, judge: Callable[[Draft], tuple[T, Sequence[Problem]]], *, most: int = 512) -> None:
+    def __init__(
+        self, base: OptionValues, judge: Callable[[OptionValues], tuple[T, Sequence[Problem]]], *, most: int = 512
+    ) -> None:
         self.base = base
         self._judge = judge
         self._most = most
@@ -101,12 +103,12 @@ class TemplateCache(Generic[T]):
 
     def _keep(self, key: _Key, row: Row) -> _Shaped[T]:
         reader = row.sort_cells()
-        draft = _overlay(self.base, reader, row.columns.places)
-        marks = {name: mark for name, mark in zip(_STAND_INS, key[1:], strict=True) if name in draft.values}
-        value, problems = self._judge(replace(draft, values={**draft.values, **marks}))
+        options = _overlay(self.base, reader, row.columns.places)
+        marks = {name: mark for name, mark in zip(_STAND_INS, key[1:], strict=True) if name in options.values}
+        value, problems = self._judge(replace(options, values={**options.values, **marks}))
         found = (*(replace(problem, origin=_HERE) for problem in reader.problems), *map(_unplace, problems))
         shaped = _Shaped(value, found, all(problem.severity == "warning" for problem in found))
-        # Pictures in data URIs would make the keys as large as the table.
+        # Images in data URIs would make the keys as large as the table.
         if len(repr(key)) <= 4096:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]

@@ -83,7 +83,7 @@ class Columns:
 
     @functools.cached_property
     def options_at(self) -> tuple[int, ...]:
-        """Where the columns that set something stand; pictures in the order of their numbers."""
+        """Where the columns that set something stand; images in the order of their numbers."""
         setting = [at for at, column in enumerate(self.columns) if column.role not in _NO_OPTION]
         return tuple(sorted(setting, key=lambda at: self.columns[at].number))
 

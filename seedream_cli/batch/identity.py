@@ -29,7 +29,7 @@ def shard_of(key: str, count: int) -> int:
 
 
 class Identities:
-    """Gives the rows of one pass their keys, and numbers those that are equal: two equal rows are two pictures."""
+    """Gives the rows of one pass their keys, and numbers those that are equal: two equal rows are two images."""
 
     def __init__(self) -> None:
         # By the first half of a key: 8 MiB for 100,000 rows.

@@ -27,19 +27,19 @@ from .table import open_table
 _UNPAID = frozenset({"", "unsent", "planned", "interrupted"})
 
 
-def refuse_remains(sheet: RowRequests) -> None:
+def refuse_remains(row_requests: RowRequests) -> None:
     """Raise `InputError` where there is no ledger, and the folder shows that this batch, or another, was paid for.
 
     What was paid is known to the ledger alone: without it every row would be sent again. Raises `FileError` where the
     ledger may be there, but in no folder of ours.
     """
-    order = sheet.order
+    order = row_requests.order
     check_place(order.home)
     if os.path.lexists(order.home / "ledger.db"):
         return
     found = [*_told_by_results(order), *_told_by_replies(order)]
     # Whoever says what is to become of files that are there has seen them.
-    found += [] if found or "if_exists" in sheet.base.values else _told_by_images(sheet)
+    found += [] if found or "if_exists" in row_requests.base.values else _told_by_images(row_requests)
     if found:
         raise InputError(found)
 
@@ -113,12 +113,12 @@ def _told_by_replies(order: BatchOptions) -> Iterator[Problem]:
         yield _problem(order, f"{count_words(len(names), 'kept reply', 'kept replies')}", way)
 
 
-def _told_by_images(sheet: RowRequests) -> list[Problem]:
+def _told_by_images(row_requests: RowRequests) -> list[Problem]:
     """Images under the names that rows of this table would get."""
-    order = sheet.order
+    order = row_requests.order
     if not _has_images(order.folder):
         return []
-    taken = sum(_is_taken(sheet, judged) for judged in sheet.judged())
+    taken = sum(_is_taken(row_requests, judged) for judged in row_requests.judged())
     if not taken:
         return []
     way = (
@@ -137,8 +137,8 @@ def _has_images(folder: Path) -> bool:
     )
 
 
-def _is_taken(sheet: RowRequests, judged: CheckedRow[RowTemplate | None]) -> bool:
+def _is_taken(row_requests: RowRequests, judged: CheckedRow[RowTemplate | None]) -> bool:
     if judged.value is None:
         return False
-    job = sheet.job(judged, Unsent("0", judged.row.number * STEP, 0))
+    job = row_requests.job(judged, Unsent("0", judged.row.number * STEP, 0))
     return any(existing(place) for place in places(job))

@@ -11,13 +11,13 @@ from ..config.environment import Environment
 from ..config.options import value_of
 from ..errors import Problem
 from ..ledger.records import Caps
-from ..request.image_request import Draft
+from ..request.image_request import OptionValues
 from ..storage import file_names
 from .identity import shard_of
 from .table import Table
 
 HOME = ".seedream"
-"""The folder beside the pictures that holds the batch's ledger and its kept replies."""
+"""The folder beside the images that holds the batch's ledger and its kept replies."""
 
 STEP = 1000
 """Positions between two rows, for the requests of one row."""
@@ -39,7 +39,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """What holds for the whole batch. `folder` takes the pictures, `results` the table of results."""
+    """What holds for the whole batch. `folder` takes the images, `results` the table of results."""
 
     folder: Path
     results: Path
@@ -64,39 +64,39 @@ class BatchOptions:
         return Caps(None, caps.daily, caps.currency, caps.run, part, self.shard.has)
 
 
-def read_order(draft: Draft, table: Table, environment: Environment, found: list[Problem]) -> BatchOptions:
+def read_order(options: OptionValues, table: Table, environment: Environment, found: list[Problem]) -> BatchOptions:
     """The options of the batch; what is wrong with them is added to `found`."""
-    only = value_of("only", draft, found)
-    if only == "unknown" and not draft.switches.get("retry_ambiguous"):
+    only = value_of("only", options, found)
+    if only == "unknown" and not options.switches.get("retry_ambiguous"):
         hint = "add --retry-ambiguous to send them all the same, or settle them with `seedream history resolve`"
         found.append(Problem("only", "rows of unknown outcome may have been billed", hint, origin="--only"))
-    shard = read_shard(draft.values.get("shard"), environment.environ, found)
-    folder = _read_folder(value_of("output", draft, found), table, shard, found)
-    results = value_of("results", draft, found)
-    failures = value_of("max_failures", draft, found) or 0
-    limit = value_of("limit", draft, found)
+    shard = read_shard(options.values.get("shard"), environment.environ, found)
+    folder = _read_folder(value_of("output", options, found), table, shard, found)
+    results = value_of("results", options, found)
+    failures = value_of("max_failures", options, found) or 0
+    limit = value_of("limit", options, found)
     return BatchOptions(
         folder,
         Path(results) if results else folder / "results.csv",
         shard,
         only,
         limit,
-        value_of("concurrency", draft, found) or 8,
-        1 if draft.switches.get("fail_fast") else failures,
-        value_of("max_unknown", draft, found) or 3,
-        draft.switches.get("verify", False),
+        value_of("concurrency", options, found) or 8,
+        1 if options.switches.get("fail_fast") else failures,
+        value_of("max_unknown", options, found) or 3,
+        options.switches.get("verify", False),
     )
 
 
 def _read_folder(output: str | None, table: Table, shard: Shard, found: list[Problem]) -> Path:
-    """Where pictures go: the folder given, else one that is called as the table."""
+    """Where images go: the folder given, else one that is called as the table."""
     if output is None:
         stem = Path(table.name).stem if table.folder != Path() or table.name != "standard input" else "batch"
         part = f"-{shard.index}-of-{shard.count}" if shard.count > 1 else ""
         return Path(f"{file_names.clean_name(stem)}{part}")
     folder = Path(output).expanduser()
     if output == "-" or folder.is_file():
-        what = "standard output takes one picture" if output == "-" else f"{output} is a file"
+        what = "standard output takes one image" if output == "-" else f"{output} is a file"
         found.append(Problem("output", f"{what}, and a batch fills a folder", "give a folder with -o", origin="-o"))
     return folder
 

@@ -85,7 +85,7 @@ def foreign_results(path: Path) -> list[Problem]:
     Results are known by their columns, behind whatever columns their table has.
     """
     if path.suffix.lower() in SPELLINGS:
-        message = f"{path} is the name of a picture, and the results are a table"
+        message = f"{path} is the name of an image, and the results are a table"
         return [Problem("results", message, "name a file such as results.csv with --results")]
     if HOME in path.absolute().parts[:-1]:
         message = f"{path} is in {HOME}, where a batch keeps its ledger"
@@ -126,7 +126,7 @@ def _is_within(path: Path, folder: Path) -> bool:
         return False
 
 
-_RESULTS_HINT = "close it where it is open; no picture is lost, and the same command writes it again"
+_RESULTS_HINT = "close it where it is open; no image is lost, and the same command writes it again"
 
 
 def open_results(path: Path) -> int | None:
@@ -160,7 +160,7 @@ def write_results(
         try:
             _write_rows(stream, table, rows)
         except OSError as error:
-            raise _results_error(path, error, "no picture is lost, and the same command writes it again") from error
+            raise _results_error(path, error, "no image is lost, and the same command writes it again") from error
         return
     part: Path | None = None
     try:
@@ -169,7 +169,7 @@ def write_results(
             # It came there since the run began, and may be what was paid for.
             taken = f"cannot write {path}: another file has taken its place meanwhile"
             raise FileError(taken, hint="give --results another name: the same command writes them")
-        # The name is that of pictures' parts, so that what a killed run leaves is swept away with those.
+        # The name is that of images' parts, so that what a killed run leaves is swept away with those.
         part = final.with_name(f".seedream-{os.urandom(6).hex()}.part")
         _write_rows(filesystem.create(part, 0o666), table, rows, is_file=True)
         part.replace(final)

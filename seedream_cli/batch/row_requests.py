@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from ..config.environment import Environment
 from ..config.settings import Key
-from ..engine.plan import FindKey, Job, Route, key_for, name_fields, plan_draft
+from ..engine.plan import FindKey, Job, Route, key_for, name_fields, plan_request
 from ..errors import ConfigError, InputError, Problem
 from ..ledger.entering import JsonTemplate, NewRow, RequestTemplate
 from ..ledger.records import Entry, Unsent
 from ..providers.contract import ProviderSpec
-from ..request.image_request import Draft, ImageRequest
+from ..request.image_request import ImageRequest, OptionValues
 from ..request.validation import prompt_advice
 from ..results import Cost, to_micro
 from ..storage import file_names
@@ -46,7 +46,7 @@ class RowRequests:
 
     table: Table
     columns: Columns
-    base: Draft
+    base: OptionValues
     order: BatchOptions
     environment: Environment
     sends: bool = True
@@ -76,11 +76,11 @@ class RowRequests:
         if not checker.rows:
             yield Problem("", self.table.no_rows, origin=self.table.name)
 
-    def _judge(self, draft: Draft) -> tuple[RowTemplate | None, Sequence[Problem]]:
+    def _judge(self, options: OptionValues) -> tuple[RowTemplate | None, Sequence[Problem]]:
         """One shape: a plan of its request, whose prompt, seed and name are stand-ins."""
         found, notices = list[Problem](), list[str]()
-        make: Callable[..., Any] = plan_draft
-        arguments = (draft, self.environment, found, notices)
+        make: Callable[..., Any] = plan_request
+        arguments = (options, self.environment, found, notices)
         more = {"fields": self._fields, "find": self._find_key(), "pays": self.pays}
         try:
             planned = make(*arguments, sends=self.sends, **more)
@@ -91,14 +91,14 @@ class RowRequests:
             planned = make(*arguments, sends=False, **more)
         except InputError as error:
             # Such as a provider that nobody knows: a mistake of the row that names it, one of many perhaps.
-            return None, [*found, *(replace(p, origin=p.origin or draft.origin(p.field)) for p in error.problems)]
+            return None, [*found, *(replace(p, origin=p.origin or options.origin(p.field)) for p in error.problems)]
         if planned is None:
             return None, found
         self.notices |= dict.fromkeys(notices)
-        job = replace(planned.jobs[0], route=self._pace(planned.route, planned.draft))
+        job = replace(planned.jobs[0], route=self._pace(planned.route, planned.options))
         self.routes[job.route] = None
         self.models[job.request.model_id] = None
-        most = job.request.pictures_at_most
+        most = job.request.images_at_most
         worst = job.price(most)
         self.price_note = self.price_note or (worst.note if worst else "")
         shape = RowTemplate(job, planned.built.count, job.request.fingerprint, most, worst)
@@ -108,21 +108,21 @@ class RowRequests:
     def _find_key(self) -> FindKey:
         """Looks each key up once, however many shapes there are: a key's command may take its time."""
 
-        def find(draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str = "") -> Key:
+        def find(options: OptionValues, spec: ProviderSpec, environment: Environment, base_url: str = "") -> Key:
             place = (spec.name, base_url)
             if place not in self._keys:
-                self._keys[place] = key_for(draft, spec, environment, base_url)
+                self._keys[place] = key_for(options, spec, environment, base_url)
             return self._keys[place]
 
         return find
 
-    def _pace(self, route: Route, draft: Draft) -> Route:
+    def _pace(self, route: Route, options: OptionValues) -> Route:
         """The route with its pace: shards share the provider's, unless the flag itself says what is this one's."""
         limits, count = route.limits, self.order.shard.count
 
         def share(name: Literal["ipm", "rpm"]) -> int | None:
             most: int | None = getattr(limits, name) or getattr(route.spec, name)
-            is_own = draft.origins.get(name) == f"--{name}"
+            is_own = options.origins.get(name) == f"--{name}"
             return most if most is None or is_own or count == 1 else max(1, most // count)
 
         return replace(route, limits=replace(limits, ipm=share("ipm"), rpm=share("rpm")))
@@ -146,7 +146,7 @@ class RowRequests:
         return request.model_copy(update=own)
 
     def template(self, row: Row) -> str:
-        """What the row's pictures are called by."""
+        """What the row's images are called by."""
         return self._template(row, row.id)
 
     def _template(self, row: Row, row_id: str) -> str:
@@ -165,7 +165,7 @@ class RowRequests:
             body=body,
             fields=JsonTemplate(fields, ("row", "id")),
             output=JsonTemplate(output, ("template", "first")),
-            pictures_at_most=shape.most,
+            images_at_most=shape.most,
             worst_micro=to_micro(worst),
             currency=worst.currency if worst else "USD",
             as_of=worst.as_of if worst else "",

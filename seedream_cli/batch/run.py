@@ -8,7 +8,7 @@ whether it runs:
 - what is paid and not on disk is fetched, free of charge; a file that was deleted is too, while its link lives;
 - what is done is left alone once its files are seen to be there, and so is what may have been paid (`unknown`).
 
-A picture whose file is gone and whose link is dead is `missing`: told as such, and made anew only when asked for.
+An image whose file is gone and whose link is dead is `missing`: told as such, and made anew only when asked for.
 """
 
 from __future__ import annotations
@@ -71,20 +71,22 @@ class Preview:
     @property
     def running(self) -> int:
         """Rows that will run."""
-        return sum(self.due[deed] for deed in _RUNS)
+        return sum(self.due[action] for action in _RUNS)
 
 
 class Batch:
     """A sheet with its ledger, in the hands of one run."""
 
-    def __init__(self, sheet: RowRequests, ledger: Ledger, run: Run, *, now: Callable[[], float] = time.time) -> None:
-        self.sheet = sheet
-        self.order = sheet.order
+    def __init__(
+        self, row_requests: RowRequests, ledger: Ledger, run: Run, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self.row_requests = row_requests
+        self.order = row_requests.order
         self.ledger = ledger
         self.run = run
         self.now = now
-        self.home = sheet.order.folder
-        self.verify = sheet.order.verify
+        self.home = row_requests.order.folder
+        self.verify = row_requests.order.verify
         self._folder = str(self.home)
 
     def enter(self) -> None:
@@ -92,16 +94,16 @@ class Batch:
         self.ledger.enter_rows(self.run, self._new_rows())
 
     def _new_rows(self) -> Iterator[NewRow]:
-        identities, sheet, shard, run = Identities(), self.sheet, self.order.shard, self.run.id
-        for judged in sheet.judged():
+        identities, row_requests, shard, run = Identities(), self.row_requests, self.order.shard, self.run.id
+        for judged in row_requests.judged():
             shape, row_id = judged.value, judged.row.id
             if shape is None:
                 continue
-            key = identities.key_of(row_id, sheet.parts(judged, shape))
+            key = identities.key_of(row_id, row_requests.parts(judged, shape))
             if shard.has(key):
-                yield from sheet.new_rows(judged, shape, row_id, key, run)
+                yield from row_requests.new_rows(judged, shape, row_id, key, run)
 
-    def deed(self, entry: Entry) -> RowAction:
+    def action(self, entry: Entry) -> RowAction:
         """What a request is due, by what the ledger says and what the disk shows."""
         only = self.order.only
         if entry.state == "queued":
@@ -116,14 +118,14 @@ class Batch:
             if only == "failed" or (only is None and unbilled):
                 return "again"
             return "failed" if only is None else "left"
-        return self._deed_of_saved(entry)
+        return self._action_of_saved(entry)
 
-    def _deed_of_saved(self, entry: Entry) -> RowAction:
+    def _action_of_saved(self, entry: Entry) -> RowAction:
         """A request that ended well, or was settled as paid: its files may be gone, or may never have come."""
         only, gone = self.order.only, self.gone(entry)
         if gone and all(self._lives(entry, index) for index in gone):
             return "fetch" if only in {None, "missing"} else "left"
-        lost = gone or entry.state == "resolved" or any(picture.state == "expired" for picture in entry.pictures)
+        lost = gone or entry.state == "resolved" or any(image.state == "expired" for image in entry.images)
         if lost:
             return "again" if only == "missing" else "missing" if only is None else "left"
         if only is not None:
@@ -132,22 +134,22 @@ class Batch:
 
     def gone(self, entry: Entry) -> list[int]:
         """Which images were saved and are not there any more, or are damaged."""
-        rows = (row for row in entry.pictures if row.state == "saved" and row.path is not None)
+        rows = (row for row in entry.images if row.state == "saved" and row.path is not None)
         digest = self.verify
         return [row.index for row in rows if not _is_saved_file(self.path(row.path), row.bytes, row.sha256 * digest)]
 
     def path(self, stored: Path | None) -> Path:
-        """A picture's file, wherever the batch's folder lies now."""
+        """An image's file, wherever the batch's folder lies now."""
         return self.home / (stored or Path())
 
     def _lives(self, entry: Entry, index: int) -> bool:
-        """Whether a picture can still be fetched, as far as one can tell."""
-        row = next(row for row in entry.pictures if row.index == index)
+        """Whether an image can still be fetched, as far as one can tell."""
+        row = next(row for row in entry.images if row.index == index)
         return bool(row.link) and (row.expires is None or row.expires > self.now())
 
-    def survey(self) -> Preview:
+    def preview(self) -> Preview:
         """What the run will do, row by row, and what it may cost. Only what is not plain is looked at in Python."""
-        survey, limit = Preview(), self.order.limit if self.order.only is None else None
+        preview, limit = Preview(), self.order.limit if self.order.only is None else None
         queued: RowAction = "send" if self.order.only is None else "left"
         forecast, single = self.ledger.forecast(self.run), self.ledger.count_single(self.run, STEP)
         # Of rows with a single request only as many are looked at as can be within the limit.
@@ -156,19 +158,19 @@ class Batch:
         if single < forecast.requests:
             fresh = heapq.merge(fresh, self.ledger.queued(self.run, STEP, single=False))
         if queued == "send" and not limit:
-            survey.forecast = forecast
+            preview.forecast = forecast
         due: Iterator[_Due] = ((one.position, queued, one if limit else None) for one in fresh)
         for _, group in itertools.groupby(_merge(self._ended(), due), key=lambda one: one[0] // STEP):
-            self._count(survey, [(deed, entry) for _, deed, entry in group])
-        survey.rows += single - within
-        survey.due["left" if limit else queued] += single - within
-        survey.seconds = self._guess_seconds(survey)
-        return survey
+            self._count(preview, [(action, entry) for _, action, entry in group])
+        preview.rows += single - within
+        preview.due["left" if limit else queued] += single - within
+        preview.seconds = self._guess_seconds(preview)
+        return preview
 
     def _ended(self) -> Iterator[_Due]:
         """What the requests that are not queued are due, in the order of the table; done ones without their entries."""
         others: Iterator[_Due] = (
-            (entry.position, self.deed(entry), entry) for entry in self.ledger.listed(self.run, _UNSAVED)
+            (entry.position, self.action(entry), entry) for entry in self.ledger.listed(self.run, _UNSAVED)
         )
         return _merge(others, self._saved())
 
@@ -180,12 +182,12 @@ class Batch:
             entries = {entry.id: entry for entry in self.ledger.entries(odd)} if odd else {}
             for one in chunk:
                 entry = entries.get(one.id)
-                yield one.position, self.deed(entry) if entry else done, entry
+                yield one.position, self.action(entry) if entry else done, entry
 
     def _is_whole(self, saved: Saved) -> bool:
         """Whether every image was made, and every file is there, as far as its size tells; `--verify` looks closer."""
         home = self._folder
-        for state, path, size in saved.pictures:
+        for state, path, size in saved.images:
             if state == "handed" or (state == "saved" and path is None):
                 continue
             # Of a hundred thousand files a path as an object would take longer than the look.
@@ -200,36 +202,36 @@ class Batch:
         odd = ((position, entry) for position, _, entry in self._saved() if entry)
         return (entry for _, entry in heapq.merge(others, odd, key=lambda one: one[0]))
 
-    def _count(self, survey: Preview, requests: Sequence[tuple[RowAction, Entry | Queued | None]]) -> None:
+    def _count(self, preview: Preview, requests: Sequence[tuple[RowAction, Entry | Queued | None]]) -> None:
         """One row, by the most urgent of what its requests are due."""
-        survey.rows += 1
-        deeds = {deed for deed, _ in requests}
+        preview.rows += 1
+        actions = {action for action, _ in requests}
         if (
-            deeds & {"send", "again"}
+            actions & {"send", "again"}
             and self.order.limit
-            and survey.due["send"] + survey.due["again"] >= self.order.limit
+            and preview.due["send"] + preview.due["again"] >= self.order.limit
         ):
-            survey.due["left"] += 1
+            preview.due["left"] += 1
             return
-        survey.due[next(deed for deed in _ORDER if deed in deeds)] += 1
-        for deed, entry in requests:
+        preview.due[next(action for action in _ORDER if action in actions)] += 1
+        for action, entry in requests:
             if entry is None:
                 continue
-            if deed == "fetch":
-                survey.fetched += 1
-            elif deed in {"send", "again"}:
+            if action == "fetch":
+                preview.fetched += 1
+            elif action in {"send", "again"}:
                 priced = entry.worst_micro is not None
-                survey.forecast += Forecast(1, entry.pictures_at_most, entry.worst_micro or 0, int(not priced))
-            elif deed in {"failed", "unknown", "missing"} and isinstance(entry, Entry):
-                survey.codes.add(_code(entry, deed))
+                preview.forecast += Forecast(1, entry.images_at_most, entry.worst_micro or 0, int(not priced))
+            elif action in {"failed", "unknown", "missing"} and isinstance(entry, Entry):
+                preview.codes.add(_code(entry, action))
 
-    def _guess_seconds(self, survey: Preview) -> float:
+    def _guess_seconds(self, preview: Preview) -> float:
         """How long it may take: by the number at work, and by the pace of the slowest provider."""
-        requests, pictures = survey.forecast.requests, survey.forecast.pictures
+        requests, images = preview.forecast.requests, preview.forecast.images
         seconds = [requests * GUESSED_S / min(self.order.concurrency, max(1, requests))]
-        for route in self.sheet.routes:
+        for route in self.row_requests.routes:
             seconds += [60 * requests / route.limits.rpm] if route.limits.rpm else []
-            seconds += [60 * pictures / route.limits.ipm] if route.limits.ipm else []
+            seconds += [60 * images / route.limits.ipm] if route.limits.ipm else []
         return max(seconds) if requests else 0.0
 
     # Running.
@@ -240,7 +242,7 @@ class Batch:
         `expect` is told of each row, and how many jobs of it come, before the first of them does.
         """
         yield from self._lost_jobs()
-        rows = self.sheet.judged()
+        rows = self.row_requests.judged()
         for number, group in itertools.groupby(self._due(), key=lambda entry: entry.position // STEP):
             due = list(group)
             judged = next((judged for judged in rows if judged.row.number == number), None)
@@ -252,7 +254,7 @@ class Batch:
 
     def _due(self) -> Iterator[Entry | Unsent]:
         """What runs, a chunk at a time in hand."""
-        known = (entry for entry in self.doubtful(queued=False) if self.deed(entry) in _RUNS)
+        known = (entry for entry in self.doubtful(queued=False) if self.action(entry) in _RUNS)
         unsent = self.ledger.unsent(self.run) if self.order.only is None else iter(())
         runs = self._within_limit(heapq.merge(known, unsent, key=lambda one: one.position))
         while chunk := list(itertools.islice(runs, CHUNK)):
@@ -270,23 +272,23 @@ class Batch:
         rows, last = 0, None
         for entry in entries:
             row = entry.position // STEP
-            if self.order.limit and (isinstance(entry, Unsent) or self.deed(entry) != "fetch"):
+            if self.order.limit and (isinstance(entry, Unsent) or self.action(entry) != "fetch"):
                 rows, last = rows + (row != last), row
                 if rows > self.order.limit:
                     continue
             yield entry
 
     def _fetchable(self, entry: Entry) -> Entry:
-        """A saved request whose files are gone has pictures to fetch again."""
-        if entry.state != "saved" or self.deed(entry) != "fetch":
+        """A saved request whose files are gone has images to fetch again."""
+        if entry.state != "saved" or self.action(entry) != "fetch":
             return entry
         self.ledger.mark_missing(entry.id, self.gone(entry))
         return self.ledger.take(self.run, [entry.id])[0]
 
     def _job(self, judged: CheckedRow[RowTemplate | None], entry: Entry | Unsent) -> Job | None:
-        job = self.sheet.job(judged, entry)
-        deed = "send" if isinstance(entry, Unsent) else self.deed(entry)
-        if isinstance(entry, Entry) and deed == "fetch":
+        job = self.row_requests.job(judged, entry)
+        action = "send" if isinstance(entry, Unsent) else self.action(entry)
+        if isinstance(entry, Entry) and action == "fetch":
             return resume(entry, job, self.order.home / "replies")
         replies = self.order.home / "replies"
         if isinstance(entry, Entry) and entry.state == "unknown" and brings_images(entry, replies):
@@ -294,7 +296,7 @@ class Batch:
             return resume(entry, job, replies)
         if job.output.if_exists == "error" or "/" in (job.output.template or ""):
             job.output.prepare(places(job))
-        return replace(job, again=True) if deed == "again" else job
+        return replace(job, again=True) if action == "again" else job
 
     def _lost_jobs(self) -> Iterator[Job]:
         """What was paid for rows that are not in the table any more: it is fetched all the same."""
@@ -305,9 +307,9 @@ class Batch:
             is_listed = self.ledger.is_listed(self.run, entry.id)
             if is_listed or entry.state != "ready" or entry.error is not None:
                 continue
-            sheet = self.sheet
+            row_requests = self.row_requests
             replies = self.order.home / "replies"
-            job = lost_job(entry, sheet.base, sheet.environment, replies, output=target, found=[])
+            job = lost_job(entry, row_requests.base, row_requests.environment, replies, output=target, found=[])
             if job and self.ledger.take(self.run, [entry.id]):
                 # Below zero no row has its place.
                 yield replace(job, index=-1 - number)
@@ -316,10 +318,10 @@ class Batch:
 
     def write_results(self, stream: int | None = None) -> None:
         """The table of results, from the ledger alone, so that it is true whenever it is written."""
-        write_results(self.order.results, self.sheet.table, self._results(), stream=stream)
+        write_results(self.order.results, self.row_requests.table, self._results(), stream=stream)
 
     def _results(self) -> Iterator[tuple[Row, RowResult]]:
-        rows = self.sheet.table.rows(self.sheet.columns)
+        rows = self.row_requests.table.rows(self.row_requests.columns)
         for number, group in itertools.groupby(self.ledger.listed(self.run), key=lambda entry: entry.position // STEP):
             entries = list(group)
             row = next((row for row in rows if row.number == number), None)
@@ -328,8 +330,8 @@ class Batch:
 
     def result(self, entries: Sequence[Entry]) -> RowResult:
         """One row, all its requests together."""
-        pictures = [picture for entry in entries for picture in entry.pictures]
-        errors = [error for entry in entries for error in (entry.error, *(p.error for p in entry.pictures)) if error]
+        images = [image for entry in entries for image in entry.images]
+        errors = [error for entry in entries for error in (entry.error, *(p.error for p in entry.images)) if error]
         words = [error.message for error in errors] + [_LEFT_OPEN for entry in entries if entry.state == "sent"]
         states = [self._status(entry) for entry in entries]
         status = states[0] if len(set(states)) == 1 else next(word for word in _WORDS if word in states)
@@ -339,7 +341,7 @@ class Batch:
         traces = [text for e in entries for text in (e.trace, e.error.request_id if e.error else "") if text]
         return RowResult(
             "partial" if len(set(states)) > 1 and "succeeded" in states else status,
-            "|".join(str(self.path(p.path)) if p.path else p.link for p in pictures if p.state in {"saved", "handed"}),
+            "|".join(str(self.path(p.path)) if p.path else p.link for p in images if p.state in {"saved", "handed"}),
             "; ".join(dict.fromkeys(words)),
             "; ".join(dict.fromkeys(error.provider_code for error in errors if error.provider_code)),
             "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
@@ -361,7 +363,7 @@ def _gaps(entry: Entry) -> Iterator[str]:
     size, format_ = entry.body.get("size"), entry.body.get("output_format")
     if any("layer" in name for name in entry.body):
         return
-    for row in entry.pictures:
+    for row in entry.images:
         if row.state != "saved":
             continue
         model = _model(entry.provider, entry.model)
@@ -413,15 +415,15 @@ def _merge(*streams: Iterator[_Due]) -> Iterator[_Due]:
     return heapq.merge(*streams, key=lambda one: one[0])
 
 
-def _code(entry: Entry, deed: RowAction) -> int:
+def _code(entry: Entry, action: RowAction) -> int:
     """The exit code of a row that stays as it ended earlier."""
-    if deed == "unknown":
+    if action == "unknown":
         return EXIT_CODES["unknown_outcome"]
-    if deed == "missing":
+    if action == "missing":
         return EXIT_CODES["expired"]
     if entry.status == "partial":
         return PARTIAL
-    code = entry.error.code if entry.error else next((p.error.code for p in entry.pictures if p.error), "")
+    code = entry.error.code if entry.error else next((p.error.code for p in entry.images if p.error), "")
     return EXIT_CODES.get(code, 1)
 
 

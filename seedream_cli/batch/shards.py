@@ -1,4 +1,4 @@
-"""The folders of shards, joined into one: ledgers, pictures, results, and replies whose pictures are to come."""
+"""The folders of shards, joined into one: ledgers, images, results, and replies whose images are to come."""
 
 from __future__ import annotations
 
@@ -39,48 +39,48 @@ _NAME = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})
 """What a shard's folder is called where nobody called it otherwise."""
 
 
-# --- ledgers, pictures and replies ------------------------------------------------------------------------------------
+# --- ledgers, images and replies ------------------------------------------------------------------------------------
 
 
 def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[int, int, int]:
-    """Take over a shard's rows, pictures and replies; how many requests and pictures were new here, and how many files
-    were left behind: not in the folder itself, or no whole pictures.
+    """Take over a shard's rows, images and replies; how many requests and images were new here, and how many files
+    were left behind: not in the folder itself, or no whole images.
 
-    Pictures are linked, or copied where that cannot be, and stay where they were too. A name that is taken by another
-    picture gets a number, as when it is saved: only names with the row's number or id are one shard's alone. What the
+    Images are linked, or copied where that cannot be, and stay where they were too. A name that is taken by another
+    image gets a number, as when it is saved: only names with the row's number or id are one shard's alone. What the
     shard's ledger says of names is believed for what lies within its folder alone. Raises `FileError`.
     """
-    pictures, left, moved = 0, 0, list[tuple[str, int, Path]]()
+    images, left, moved = 0, 0, list[tuple[str, int, Path]]()
     for entry in other.drawn():
         known = ledger.row(entry.identity, entry.occurrence) if entry.identity else None
-        here = {picture.index: picture.path for picture in known.pictures} if known and known.id == entry.id else {}
-        for picture in entry.pictures:
-            if picture.state != "saved" or picture.path is None:
+        here = {image.index: image.path for image in known.images} if known and known.id == entry.id else {}
+        for image in entry.images:
+            if image.state != "saved" or image.path is None:
                 continue
-            if not picture.path.is_absolute() and not os.path.lexists(source / picture.path):
+            if not image.path.is_absolute() and not os.path.lexists(source / image.path):
                 continue
-            name = _sound_name(source, picture.path, picture.sha256)
+            name = _sound_name(source, image.path, image.sha256)
             if name is None:
                 left += 1
                 # Where it is not, the merged folder says that it is missing.
-                moved.append((entry.id, picture.index, Path(clean_name(picture.path.name))))
+                moved.append((entry.id, image.index, Path(clean_name(image.path.name))))
                 continue
-            place = here.get(picture.index) or _free(source / picture.path, target, name)
-            pictures += _bring(source / picture.path, target, place)
-            if place != picture.path:
-                moved.append((entry.id, picture.index, place))
+            place = here.get(image.index) or _free(source / image.path, target, name)
+            images += _bring(source / image.path, target, place)
+            if place != image.path:
+                moved.append((entry.id, image.index, place))
     home = Path(".seedream") / "replies"
     for reply in sorted((source / home).glob("*")) if filesystem.is_own_folder(source / home) else ():
         if _REPLY.fullmatch(reply.name):
             _bring(reply, target, home / reply.name, may_link=False)
-    return ledger.absorb(other.path, moved), pictures, left
+    return ledger.absorb(other.path, moved), images, left
 
 
 _REPLY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.(reply|meta\.json|part|journal|[0-9]+\.cut)")
 
 
 def _sound_name(source: Path, path: Path, sha256: str) -> Path | None:
-    """The name of a shard's picture by its own bytes; None where it is no whole picture that lies in the folder.
+    """The name of a shard's image by its own bytes; None where it is no whole image that lies in the folder.
 
     The pixels of one that still has the hash it was saved with were looked at then.
     """
@@ -304,7 +304,7 @@ def _as_new(entry: Entry, run: Run) -> NewRequest:
         prompt=entry.prompt,
         body=entry.body,
         fingerprint=entry.fingerprint,
-        pictures_at_most=entry.pictures_at_most,
+        images_at_most=entry.images_at_most,
         worst_micro=entry.worst_micro,
         currency=entry.currency,
         as_of=entry.as_of,
@@ -368,14 +368,14 @@ def _told(
         yield Row(table, Columns(()), number, entries[0].line or 0, known), joined.result(entries)
 
 
-def survey_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
+def preview_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
     """What became of all rows that the run lists, whenever that was."""
     joined, counts, money, unpriced = _Joined(folder, ledger, run), Counter[str](), Counter[str](), 0
     for _, entries in _rows(ledger, run):
         status = joined.result(entries).status
         counts[_WORDS.get(status, "failed")] += 1
         for entry in entries:
-            counts["images"] += sum(picture.state in {"saved", "handed"} for picture in entry.pictures)
+            counts["images"] += sum(image.state in {"saved", "handed"} for image in entry.images)
             is_settled = entry.settled_micro is not None and (entry.billed != "unknown" or entry.settled_micro > 0)
             cost = entry.settled_micro if is_settled else entry.worst_micro
             money["yes"] += entry.earlier_micro

@@ -16,9 +16,9 @@ def explain_stale(batch: Batch) -> Iterator[tuple[Row, str]]:
     earlier: dict[str, str] = {}
     for request_id, row_id, position in batch.ledger.unlisted(batch.run):
         earlier[f"id {row_id}" if row_id else f"row {position // STEP}"] = request_id
-    rows = batch.sheet.table.rows(batch.sheet.columns)
+    rows = batch.row_requests.table.rows(batch.row_requests.columns)
     for number, group in itertools.groupby(batch.doubtful(), key=lambda entry: entry.position // STEP):
-        due = [entry for entry in group if batch.deed(entry) in _RUNS]
+        due = [entry for entry in group if batch.action(entry) in _RUNS]
         row = next((row for row in rows if row.number == number), None)
         if due and row is not None:
             yield row, "; ".join(dict.fromkeys(_why(entry, batch, earlier) for entry in due))
@@ -38,7 +38,7 @@ def _why(entry: Entry, batch: Batch, earlier: Mapping[str, str]) -> str:
         return "of unknown outcome, to be sent again on your order"
     if entry.state in {"waiting", "ready", "sent"}:
         return "paid and not saved: fetched free of charge"
-    fetched = batch.deed(entry) == "fetch"
+    fetched = batch.action(entry) == "fetch"
     return "its file is gone: fetched again, free of charge" if fetched else "its file is gone: made and paid for again"
 
 
@@ -52,4 +52,4 @@ def _difference(old: Entry, new: Entry) -> str:
     keys = dict.fromkeys((*old.body, *new.body))
     pairs |= {key: (old.body.get(key), new.body.get(key)) for key in keys if key not in pairs}
     differing = [name for name, (one, other) in pairs.items() if one != other]
-    return ", ".join(differing) or "what its pictures hold, or which of several equal rows it is"
+    return ", ".join(differing) or "what its images hold, or which of several equal rows it is"

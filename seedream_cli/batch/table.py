@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from ..config.option_kinds import BadValueError, switch
 from ..config.options import OPTIONS
 from ..errors import InputError, Problem
-from ..request.image_request import Draft
+from ..request.image_request import OptionValues
 from ..storage import file_names
 from .columns import Column, Columns
 from .table_source import (
@@ -232,7 +232,7 @@ def _read_object(text: str, keys: Sequence[tuple[str, Column]], origin: str) -> 
 
 
 def _read_json(value: Any, column: Column) -> Cell | Problem:
-    """A JSON value as a cell. Lists are for pictures, objects for the body."""
+    """A JSON value as a cell. Lists are for images, objects for the body."""
     if value is None:
         return ""
     if column.role == "pair" or (column.role == "extra" and isinstance(value, dict)):
@@ -319,7 +319,7 @@ class Row(NamedTuple):
         own = {"id": _clean(self.id)} if self.id else {}
         return {**fields, "row": str(self.number), **own}
 
-    def draft(self, base: Draft) -> Draft:
+    def options(self, base: OptionValues) -> OptionValues:
         """The row over the options of the run, which hold where it sets nothing; what the body gets is joined."""
         return _overlay(base, self.sort_cells(), dict.fromkeys(self.columns.places, self.origin))
 
@@ -335,7 +335,7 @@ class Row(NamedTuple):
         return reader
 
 
-def _overlay(base: Draft, own: _OptionReader, places: Mapping[str, str]) -> Draft:
+def _overlay(base: OptionValues, own: _OptionReader, places: Mapping[str, str]) -> OptionValues:
     """A row's own options over the run's. What nobody set has its place in the row too, since there it is missing."""
     lists = {**base.lists, **own.lists}
     if "extra" in own.lists:
@@ -344,7 +344,7 @@ def _overlay(base: Draft, own: _OptionReader, places: Mapping[str, str]) -> Draf
     for key in (*own.values, *own.switches, *own.lists):
         origins[key] = places[key]
     values, switches = {**base.values, **own.values}, {**base.switches, **own.switches}
-    return Draft(values, switches, lists, origins, base.label)
+    return OptionValues(values, switches, lists, origins, base.label)
 
 
 def _clean(text: str) -> str:
@@ -404,7 +404,7 @@ class _OptionReader:
         found = []
         for reference in filter(None, map(str.strip, references)):
             if reference == "-":
-                self.add_error(column, "a table cannot take a picture from standard input", "name a file or an address")
+                self.add_error(column, "a table cannot take an image from standard input", "name a file or an address")
             elif re.match(r"data:|[a-z][a-z0-9+.-]+://|~", reference, re.IGNORECASE):
                 found.append(reference)
             else:

@@ -494,5 +494,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _text(cell: Cell) -> str:
-    """A cell as text; several pictures are joined as a table joins them."""
+    """A cell as text; several images are joined as a table joins them."""
     return cell if isinstance(cell, str) else "|".join(cell)

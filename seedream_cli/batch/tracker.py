@@ -20,7 +20,7 @@ ALIKE_MOST = 3
 """Of those, rows that failed for the same reason."""
 
 SHORT_MOST = 10
-"""Rows with fewer pictures than they asked for that are told one by one."""
+"""Rows with fewer images than they asked for that are told one by one."""
 
 
 def _mend_hints(results: Sequence[JobResult]) -> None:
@@ -131,7 +131,7 @@ class Tracker:
         return self._reasons[reason] <= ALIKE_MOST
 
     def _note_short(self, row: Row, results: Sequence[JobResult]) -> None:
-        """Keep the first rows that got fewer pictures than they asked for, which is no failure."""
+        """Keep the first rows that got fewer images than they asked for, which is no failure."""
         short = [result for result in results if (result.asked_up_to or 0) > len(result.images) or result.warnings]
         short = [replace(result, request={}) for result in short if result.status in {"succeeded", "partial"}]
         self.short_rows += bool(short)
@@ -139,23 +139,23 @@ class Tracker:
             self.short += short
             self.labels |= {result.index: f"row {row.number} ({row.origin})" for result in short}
 
-    def report(self, survey: Preview, ending: Any) -> BatchReport:
+    def report(self, preview: Preview, ending: Any) -> BatchReport:
         """What became of all rows."""
         ended = sum(self.counts[word] for word in ("succeeded", "failed", "unknown"))
-        standing = Counter({word: survey.due[word] for word in ("failed", "unknown", "missing", "left")})
-        unsent = max(0, survey.running - ended)
+        standing = Counter({word: preview.due[word] for word in ("failed", "unknown", "missing", "left")})
+        unsent = max(0, preview.running - ended)
         failed = self.counts["failed"] + standing["failed"] + standing["missing"]
         unknown = self.counts["unknown"] + standing["unknown"]
-        codes = self.codes | survey.codes | ({0} if survey.due["done"] else set())
+        codes = self.codes | preview.codes | ({0} if preview.due["done"] else set())
         if unsent and not (ending.halt or ending.signal_number):
             # Nothing stopped the run, and yet rows are left: another process had them, or the table changed meanwhile.
             codes |= {PARTIAL}
         return BatchReport(
-            rows=survey.rows,
+            rows=preview.rows,
             succeeded=self.counts["succeeded"],
             failed=failed,
             unknown=unknown,
-            skipped=survey.rows - self.counts["succeeded"] - failed - unknown - unsent,
+            skipped=preview.rows - self.counts["succeeded"] - failed - unknown - unsent,
             unsent=unsent,
             images=self.images,
             cost=None if self.unpriced else Cost(from_micro(self.costs["paid"]), *self.currency),

@@ -42,7 +42,7 @@ _EXAMPLES = """\b
 
 @app.callback(
     invoke_without_command=True,
-    help=f"Pictures from ByteDance's Seedream models, saved to disk.\n\nExamples:\n\n{_EXAMPLES}",
+    help=f"Images from ByteDance's Seedream models, saved to disk.\n\nExamples:\n\n{_EXAMPLES}",
 )
 def root(
     context: typer.Context,
@@ -58,14 +58,14 @@ def root(
     ] = None,
 ) -> int:
     """Answer what concerns no command."""
-    streams = process_console()
+    console = process_console()
     if version:
-        streams.out(f"seedream {__version__}")
+        console.out(f"seedream {__version__}")
     elif show_completion is not None:
-        streams.out_exactly(completion_script(show_completion))
+        console.out_exactly(completion_script(show_completion))
     elif context.invoked_subcommand is None:
         for line in context.get_help().splitlines():
-            streams.out(line)
+            console.out(line)
     return 0
 
 
@@ -90,18 +90,18 @@ def models(
     from ..output.json_output import print_json
     from ..request.models import MODELS, find_model, nearest
 
-    streams = process_console()
+    console = process_console()
     row = find_model(model) if model else None
     if model and row is None:
         hint = f"known: {', '.join(nearest(model) or nearest(''))}"
         raise InputError([Problem("model", f"no model is called {model!r}", hint, origin="MODEL")])
     if json:
-        print_json(model_table.model_object(row) if row else model_table.models_object(MODELS), streams)
+        print_json(model_table.model_object(row) if row else model_table.models_object(MODELS), console)
         return 0
     for line in (
-        model_table.model_detail(row, streams.width) if row else model_table.models_table(MODELS, streams.width)
+        model_table.model_detail(row, console.width) if row else model_table.models_table(MODELS, console.width)
     ):
-        streams.out(line)
+        console.out(line)
     return 0
 
 
@@ -120,17 +120,17 @@ def sandbox(
     ] = 0,
     host: Annotated[str, typer.Option(help="Address to listen at.", metavar="HOST")] = "127.0.0.1",
     latency: Annotated[
-        float, typer.Option(help="Seconds each picture takes.", metavar="S", parser=number("latency", 0, 3600, float))
+        float, typer.Option(help="Seconds each image takes.", metavar="S", parser=number("latency", 0, 3600, float))
     ] = 0.0,
 ) -> int:
     """The sandbox as a local server, until interrupted."""
     from ..sandbox.server import Server, serve
 
-    streams = process_console()
+    console = process_console()
 
     def announce(server: Server) -> None:
-        streams.out(server.url)
-        streams.err("serving ark, byteplus, cometapi, ope and acedata; any key will do; Ctrl-C ends it")
+        console.out(server.url)
+        console.err("serving ark, byteplus, cometapi, ope and acedata; any key will do; Ctrl-C ends it")
 
     serve(host=host, port=port, latency_s=latency, ready=announce)
     return 0
@@ -145,15 +145,15 @@ app.add_typer(config_app, name="config")
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; 74 where standard output cannot be written, a failure or not."""
-    from ..output.streams import out_trouble
+    from ..output.console import out_trouble
 
     # What an earlier run in this process could not write is not this one's.
     out_trouble(None)
     code = _run_line(argv)
-    streams = process_console()
-    trouble = out_trouble(streams.stdout)
+    console = process_console()
+    trouble = out_trouble(console.stdout)
     if trouble and code not in {_IO, *_SIGNALS}:
-        streams.err(
+        console.err(
             f"error: standard output cannot be written: {trouble}. What was paid for is saved or kept: seedream history"
         )
         return _IO
@@ -183,7 +183,7 @@ def _run_line(argv: Sequence[str]) -> int:
         # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
         if isinstance(error, BrokenPipeError):
             return 0
-        from ..output.streams import out_trouble
+        from ..output.console import out_trouble
         from ..storage.filesystem import reason
 
         if trouble := out_trouble(process_console().stdout):
@@ -204,11 +204,11 @@ def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
     from ..output.json_output import failure_object, print_json
     from ..output.summary import print_error
 
-    streams = process_console()
-    print_error(error, streams)
+    console = process_console()
+    print_error(error, console)
     command = next((word for word in argv if not word.startswith("-")), "")
     if "--json" in argv or (command in _WITH_SETTINGS and _is_json_set()):
-        print_json(failure_object(command, error), streams)
+        print_json(failure_object(command, error), console)
     return error.exit_code
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..errors import FileError, InputError, Problem
 from ..storage.filesystem import ForeignError
 from .context import process_console
-from .flags import Chosen
+from .flags import FlagValues
 
 if TYPE_CHECKING:
     from ..batch.checks import Findings
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ..config.environment import Environment
     from ..config.prompt_file import PromptText
     from ..ledger.records import Forecast
-    from ..output.streams import Console
-    from ..request.image_request import Draft
+    from ..output.console import Console
+    from ..request.image_request import OptionValues
 
 
 @contextlib.contextmanager
@@ -47,45 +47,45 @@ _UNSENT = "stopped: nothing was sent"
 class _BatchContext:
     """What a run of the command works with."""
 
-    chosen: Chosen
+    flag_values: FlagValues
     environment: Environment
-    streams: Console
-    sheet: RowRequests
+    console: Console
+    row_requests: RowRequests
     sends: bool
 
     @property
-    def draft(self) -> Draft:
+    def options(self) -> OptionValues:
         """The options of the run."""
-        return self.sheet.base
+        return self.row_requests.base
 
     @property
     def order(self) -> BatchOptions:
         """The options of the batch."""
-        return self.sheet.order
+        return self.row_requests.order
 
     @property
     def is_quiet(self) -> bool:
         """With -q."""
-        return self.draft.switches.get("quiet", False)
+        return self.options.switches.get("quiet", False)
 
     @property
     def is_json(self) -> bool:
         """With --json."""
-        return self.draft.switches.get("json", False)
+        return self.options.switches.get("json", False)
 
     @property
     def is_watched(self) -> bool:
         """Whether somebody sees standard error, even on a terminal that can do nothing but print."""
-        stream = self.streams.stderr
+        stream = self.console.stderr
         return stream is not None and not stream.closed and stream.isatty()
 
     def say(self, lines: Sequence[str]) -> None:
         """Lines for the user, unless they are not wanted."""
         for line in () if self.is_quiet else lines:
-            self.streams.err(line)
+            self.console.err(line)
 
 
-def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, environment: Environment) -> _BatchContext:
+def _open(stack: contextlib.ExitStack, name: str, flag_values: FlagValues, environment: Environment) -> _BatchContext:
     """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
     from ..batch.columns import plan_columns
     from ..batch.options import read_order
@@ -95,20 +95,20 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, environment: E
     from ..engine.plan import plan_caps
     from ..output.messages import warning_lines
 
-    table = stack.enter_context(open_table(name, is_lines=chosen.switches.get("lines", False)))
-    problems = list(chosen.ignored(environment))
-    prompt = _read_template(chosen, problems)
-    variables, wrong = chosen.variables()
+    table = stack.enter_context(open_table(name, is_lines=flag_values.switches.get("lines", False)))
+    problems = list(flag_values.ignored(environment))
+    prompt = _read_template(flag_values, problems)
+    variables, wrong = flag_values.variables()
     problems += wrong
-    base = _base_draft(chosen, environment, prompt)
+    base = _base_values(flag_values, environment, prompt)
     columns, found = plan_columns(
         table.headings,
-        maps=chosen.lists.get("map", ()),
-        template=chosen.values.get("prompt_template", prompt.text if prompt else None),
+        maps=flag_values.lists.get("map", ()),
+        template=flag_values.values.get("prompt_template", prompt.text if prompt else None),
         variables={**(prompt.variables if prompt else {}), **variables},
         needs_prompt=not base.switches.get("layers"),
     )
-    problems += found + _lone_braces(chosen)
+    problems += found + _lone_braces(flag_values)
     order = read_order(base, table, environment, problems)
     plan_caps(base, environment, problems)
     wrong_place = check_results(order.results, table, None if "results" in base.values else order.folder)
@@ -117,15 +117,17 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, environment: E
     if any(problem.severity == "error" for problem in problems):
         raise InputError([problem for problem in problems if problem.severity == "error"])
     base = replace(base, values={**base.values, "output": f"{order.folder}/"})
-    sends = not any(chosen.switches.get(switch) for switch in ("dry_run", "explain_stale", "merge"))
+    sends = not any(flag_values.switches.get(switch) for switch in ("dry_run", "explain_stale", "merge"))
     sends = sends and not base.switches.get("dry_run")
     is_held = order.home.is_dir()
-    if (sends or chosen.switches.get("merge")) and is_held:
+    if (sends or flag_values.switches.get("merge")) and is_held:
         # Somebody else may be at work: that is said before a large table is read.
         stack.enter_context(_hold(order.home))
-    sheet = RowRequests(table, columns, base, order, environment, sends, pays=not chosen.switches.get("merge", False))
-    findings = sheet.check()
-    desk = _BatchContext(chosen, environment, process_console(environment), sheet, sends)
+    row_requests = RowRequests(
+        table, columns, base, order, environment, sends, pays=not flag_values.switches.get("merge", False)
+    )
+    findings = row_requests.check()
+    context = _BatchContext(flag_values, environment, process_console(environment), row_requests, sends)
     findings = replace(
         findings,
         errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
@@ -134,26 +136,26 @@ def _open(stack: contextlib.ExitStack, name: str, chosen: Chosen, environment: E
     taken = _taken(columns)
     if findings.errors:
         # Which columns count as options is what somebody wants to know whose data they are.
-        desk.say([f"note: {note}" for note in taken])
+        context.say([f"note: {note}" for note in taken])
     _refuse(findings)
-    if sheet.trouble:
-        raise sheet.trouble
+    if row_requests.trouble:
+        raise row_requests.trouble
     more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
     warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
-    notes = (*sheet.notices, *taken, *_unused(columns, base, chosen))
-    desk.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
-    if (sends or chosen.switches.get("merge")) and not is_held:
+    notes = (*row_requests.notices, *taken, *_unused(columns, base, flag_values))
+    context.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
+    if (sends or flag_values.switches.get("merge")) and not is_held:
         # Another run may have made the folder since: whether it is there now says nothing of who holds it.
         stack.enter_context(_new_home(order))
-    return desk
+    return context
 
 
-def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None:
+def _read_template(flag_values: FlagValues, problems: list[Problem]) -> PromptText | None:
     """The prompt template of a file, with the options that stand above it."""
     from ..config.prompt_file import read_prompts
 
-    files = chosen.lists.get("prompt_file", ())
-    if len(files) > 1 or (files and "prompt_template" in chosen.values):
+    files = flag_values.lists.get("prompt_file", ())
+    if len(files) > 1 or (files and "prompt_template" in flag_values.values):
         problems.append(Problem("prompt", "the prompt was given twice", "give --prompt or one --prompt-file"))
         return None
     prompts, wrong = read_prompts(None, files)
@@ -161,20 +163,20 @@ def _read_template(chosen: Chosen, problems: list[Problem]) -> PromptText | None
     return prompts[0] if prompts else None
 
 
-def _lone_braces(chosen: Chosen) -> list[Problem]:
+def _lone_braces(flag_values: FlagValues) -> list[Problem]:
     """A brace that opens or closes no column's name is sent as it stands, which is seldom meant."""
-    template = chosen.values.get("prompt_template", "")
+    template = flag_values.values.get("prompt_template", "")
     if not re.search(r"[{}]", re.sub(r"\{\{|\}\}|\{[^{}\r\n]+\}", "", template)):
         return []
     message, hint = "a brace in the prompt stands alone, and is sent so", "columns are written {column}"
     return [Problem("prompt", message, hint, severity="warning", origin="--prompt")]
 
 
-def _base_draft(chosen: Chosen, environment: Environment, prompt: PromptText | None) -> Draft:
+def _base_values(flag_values: FlagValues, environment: Environment, prompt: PromptText | None) -> OptionValues:
     """The options that hold for every row where it sets nothing."""
-    draft = chosen.draft(environment, prompt)
-    values = {key: value for key, value in draft.values.items() if key not in {"prompt", "prompt_template"}}
-    return replace(draft, values=values)
+    options = flag_values.options(environment, prompt)
+    values = {key: value for key, value in options.values.items() if key not in {"prompt", "prompt_template"}}
+    return replace(options, values=values)
 
 
 _NAMED = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"}
@@ -219,12 +221,12 @@ def _taken(columns: Columns) -> list[str]:
     return [f"{what}: {shown} ({_map_words(columns.taken[0])} makes a plain variable of it)"]
 
 
-def _unused(columns: Columns, base: Draft, chosen: Chosen) -> list[str]:
+def _unused(columns: Columns, base: OptionValues, flag_values: FlagValues) -> list[str]:
     """A note on columns that set nothing and stand in no template: one of them may be an option, misspelt."""
     if "name" in columns.keys:
         # Any cell of that column may be a template with any column in it.
         return []
-    mapped = {pair.rpartition("=")[0].strip() for pair in chosen.lists.get("map", ())}
+    mapped = {pair.rpartition("=")[0].strip() for pair in flag_values.lists.get("map", ())}
     used = base.values.get("name", "")
     idle = [name for name in columns.unused if name and name not in mapped and f"{{{name}" not in used]
     shown = ", ".join(idle[:_IDLE_MOST]) + (f" and {len(idle) - _IDLE_MOST} more" if len(idle) > _IDLE_MOST else "")
@@ -269,23 +271,23 @@ def _now() -> dt.datetime:
     return dt.datetime.now(tz=dt.UTC)
 
 
-def _plan_lines(sheet: RowRequests, survey: Preview) -> list[str]:
-    """Rows, pictures at most, worst cost, and time at the present pace."""
+def _plan_lines(row_requests: RowRequests, preview: Preview) -> list[str]:
+    """Rows, images at most, worst cost, and time at the present pace."""
     from ..text import count_words, span_words
 
-    forecast, due, order = survey.forecast, survey.due, sheet.order
+    forecast, due, order = preview.forecast, preview.due, row_requests.order
     words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
-    told = [f"{due[deed]} {word}" for deed, word in words.items() if due[cast("Any", deed)]]  # type: ignore[index]
+    told = [f"{due[action]} {word}" for action, word in words.items() if due[cast("Any", action)]]  # type: ignore[index]
     told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
-    what = f"{sheet.table.name}: {count_words(survey.rows, 'row')}"
-    lines = [", ".join([what, *told, f"{survey.running} to run"])]
-    if survey.fetched:
-        lines.append(f"{count_words(survey.fetched, 'paid request')} to fetch, free of charge")
+    what = f"{row_requests.table.name}: {count_words(preview.rows, 'row')}"
+    lines = [", ".join([what, *told, f"{preview.running} to run"])]
+    if preview.fetched:
+        lines.append(f"{count_words(preview.fetched, 'paid request')} to fetch, free of charge")
     if forecast.requests:
         many = min(order.concurrency, forecast.requests)
         lines.append(
-            f"up to {count_words(forecast.pictures, 'picture')}, {_cost_words(sheet, forecast)}, "
-            f"about {span_words(survey.seconds)} with {many} at once, into {order.folder}/"
+            f"up to {count_words(forecast.images, 'image')}, {_cost_words(row_requests, forecast)}, "
+            f"about {span_words(preview.seconds)} with {many} at once, into {order.folder}/"
         )
     if due["missing"]:
         lines.append("--only missing makes, and pays for, those whose files are gone")
@@ -294,13 +296,13 @@ def _plan_lines(sheet: RowRequests, survey: Preview) -> list[str]:
     return lines
 
 
-def _cost_words(sheet: RowRequests, forecast: Forecast) -> str:
+def _cost_words(row_requests: RowRequests, forecast: Forecast) -> str:
     """The most that the requests may cost, how far that is known, and how many of them have no known price."""
     from ..results import Cost, from_micro
     from ..text import count_words, money_words
 
     amount = money_words(Cost(from_micro(forecast.micro), "USD", ""))
-    cost = f"about {amount} ({sheet.price_note})" if sheet.price_note else f"at most {amount}"
+    cost = f"about {amount} ({row_requests.price_note})" if row_requests.price_note else f"at most {amount}"
     if not forecast.unpriced:
         return cost
     unknown = f"{count_words(forecast.unpriced, 'request')} of unknown price"

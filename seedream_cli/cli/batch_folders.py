@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..engine.plan import Plan
     from ..ledger.ledger import Ledger
     from ..ledger.records import Charge, Entry, RunRow
-    from ..request.image_request import Draft
+    from ..request.image_request import OptionValues
 
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Search:
 
 def search_folders(
     wanted: Sequence[str],
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     ledger: Ledger | None,
     *,
@@ -106,7 +106,7 @@ def search_folders(
     if ledger is None:
         return search
     if every:
-        _search_all(search, draft, environment, ledger)
+        _search_all(search, options, environment, ledger)
         return search
     named: dict[Path, list[str]] = {}
     for name in wanted:
@@ -119,7 +119,7 @@ def search_folders(
     for folder, names in named.items():
         with hold(folder, environment) as own:
             ids = _ids(own, names, {run.id for run in known_folders(ledger).get(folder, ())})
-            search.found.append((folder, _plan(folder, own, ids, draft, environment, is_named=not ids)))
+            search.found.append((folder, _plan(folder, own, ids, options, environment, is_named=not ids)))
     search.names = frozenset(name for names in named.values() for name in names)
     return search
 
@@ -137,7 +137,7 @@ def _ids(own: Ledger, names: Iterable[str], runs: set[str]) -> list[str]:
     return found
 
 
-def _search_all(search: Search, draft: Draft, environment: Environment, ledger: Ledger) -> None:
+def _search_all(search: Search, options: OptionValues, environment: Environment, ledger: Ledger) -> None:
     gone = list[str]()
     for folder in known_folders(ledger):
         if not has_ledger(folder):
@@ -145,7 +145,7 @@ def _search_all(search: Search, draft: Draft, environment: Environment, ledger: 
             continue
         try:
             with hold(folder, environment) as own:
-                plan = _plan(folder, own, (), draft, environment)
+                plan = _plan(folder, own, (), options, environment)
         except SeedreamError as error:
             search.pass_over(folder, error)
             continue
@@ -174,7 +174,7 @@ def _plan(
     folder: Path,
     own: Ledger,
     names: Sequence[str],
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     *,
     is_named: bool = False,
@@ -182,7 +182,7 @@ def _plan(
     from ..engine.recovery import batch_recovery
 
     home = folder / BATCH_HOME
-    return batch_recovery(names, draft, environment, own, folder=folder, home=home, is_named=is_named)
+    return batch_recovery(names, options, environment, own, folder=folder, home=home, is_named=is_named)
 
 
 _STANDINGS = ("unknown", "unsaved", "submitted", "running", "failed", "partial", "resolved", "unsent", "succeeded")

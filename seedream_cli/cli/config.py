@@ -23,7 +23,7 @@ from .keys import _address, _read_secret, key_app
 if TYPE_CHECKING:
     from ..config.config_file import Document, Places
     from ..config.load import Reading
-    from ..output.streams import Console
+    from ..output.console import Console
     from ..providers.contract import ProviderSpec
 
 
@@ -60,23 +60,23 @@ class Entry:
 @config_app.command(cls=PlainCommand, help="Print every setting with its value and where it comes from.")
 def show(config: _File = None, profile: _Profile = None, json: _Json = False) -> int:  # noqa: FBT002
     """Everything that is or can be set; secrets are masked."""
-    streams = process_console()
+    console = process_console()
     environment, reading = _read(config, profile, deep=True)
     entries = list_entries(reading.settings, read_environment(environment))
-    _warn(reading.settings, streams)
+    _warn(reading.settings, console)
     if json:
         from ..output.json_output import print_json
 
         files = [{"path": str(document.path), "trusted": document.trusted} for document in reading.documents]
         rows = [{"key": entry.name, "value": entry.value, "origin": entry.origin} for entry in entries]
         object_ = {"schema": "seedream/1", "command": "config show", "files": files, "settings": rows}
-        print_json(object_, streams)
+        print_json(object_, console)
     else:
         from ..text import table_lines
 
         shown = [(entry.name, _words(entry.value), entry.origin) for entry in entries]
-        for line in table_lines(("setting", "value", "from"), shown, streams.width):
-            streams.out(line)
+        for line in table_lines(("setting", "value", "from"), shown, console.width):
+            console.out(line)
     return _fail_on(reading)
 
 
@@ -94,15 +94,15 @@ def get(
     environment, reading = _read(config, profile, deep=False)
     if reading.problems:
         raise InputError(reading.problems, kind="config")
-    streams = process_console()
-    _warn(reading.settings, streams)
+    console = process_console()
+    _warn(reading.settings, console)
     name = _canonical(key)
     entries = {entry.name: entry for entry in list_entries(reading.settings, read_environment(environment))}
     if name not in entries and not _is_known(name.split(".")):
         raise _unknown(key, entries)
     found = entries.get(name)
     for line in found.value.split("\n") if found is not None and found.value is not None else ():
-        streams.out(line)
+        console.out(line)
     return 0
 
 
@@ -113,7 +113,7 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     from ..config.credentials import STORE_FILE
     from ..config.trust import TRUST_FILE
 
-    streams, environment = process_console(), read_environ()
+    console, environment = process_console(), read_environ()
     places = find_places(environment, file=config)
     folder = environment.config_folder
     listed = [
@@ -127,13 +127,13 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
         from ..output.json_output import print_json
 
         rows = [{"name": name, "path": str(place), "exists": os.path.lexists(place)} for name, place in listed]
-        print_json({"schema": "seedream/1", "command": "config path", "places": rows}, streams)
+        print_json({"schema": "seedream/1", "command": "config path", "places": rows}, console)
         return 0
     from ..text import table_lines
 
     rows_ = [(name, str(place), "there" if os.path.lexists(place) else "not there") for name, place in listed]
-    for line in table_lines(("place", "path", ""), rows_, max(streams.width, 200)):
-        streams.out(line)
+    for line in table_lines(("place", "path", ""), rows_, max(console.width, 200)):
+        console.out(line)
     return 0
 
 
@@ -252,7 +252,7 @@ def set(  # noqa: A001 - the name of the command
     config: _File = None,
 ) -> int:
     """One setting, judged before it is written. Comments and the order of the file stay."""
-    streams, environment = process_console(), read_environ()
+    console, environment = process_console(), read_environ()
     keys = _split(key)
     if not _is_known(keys):
         raise _refusal(key)
@@ -261,11 +261,11 @@ def set(  # noqa: A001 - the name of the command
     written = target.change(keys, _toml_value(keys, value))
     _judge(target, environment, old, written)
     target.write(written, environment)
-    streams.err(f"set {key} in {target.shown}")
+    console.err(f"set {key} in {target.shown}")
     document = target.document(written, environment)
     ignored = [] if document is None else _problems_of([document], environment).settings.warnings
     if any(problem.field == ".".join(keys) for problem in ignored):
-        streams.err(f"warning: {target.shown} is not trusted, so {key} is ignored until `seedream config trust`")
+        console.err(f"warning: {target.shown} is not trusted, so {key} is ignored until `seedream config trust`")
     return 0
 
 
@@ -293,7 +293,7 @@ def trust() -> int:
     from ..config.config_file import find_project, read_document, shown_path
     from ..config.trust import load_trusted, set_trust
 
-    streams, environment = process_console(), read_environ()
+    console, environment = process_console(), read_environ()
     place, problems = find_project(None, environment.home), list[Problem]()
     if place is None:
         raise InputError([Problem("project", "there is no seedream.toml here or above", origin="config trust")])
@@ -303,9 +303,9 @@ def trust() -> int:
     before = load_trusted(environment).get(str(place.resolve()))
     untrusted = _problems_of([replace(document, trusted=False)], environment).settings.warnings
     for problem in untrusted:
-        streams.err(f"note: {problem.origin} may now set {problem.field}")
+        console.err(f"note: {problem.origin} may now set {problem.field}")
     set_trust(environment, place, document.sha256)
-    streams.err(f"{'already trusted' if before == document.sha256 else 'trusted'}: {place}, until it changes")
+    console.err(f"{'already trusted' if before == document.sha256 else 'trusted'}: {place}, until it changes")
     return 0
 
 
@@ -528,20 +528,18 @@ def _refusal(key: str) -> InputError:
 _PROOF = "a red fox in the snow"
 
 
-@config_app.command(
-    cls=PlainCommand, help="Set the tool up in a short dialogue: provider, key, folder, a test picture."
-)
+@config_app.command(cls=PlainCommand, help="Set the tool up in a short dialogue: provider, key, folder, a test image.")
 def init(context: typer.Context) -> int:
-    """Ask three questions, store the answers and make a sandbox picture as proof."""
+    """Ask three questions, store the answers and make a sandbox image as proof."""
     from ..providers import PROVIDERS, load
 
-    streams = process_console()
-    if not (streams.stdin_is_terminal and streams.stderr_is_terminal):
+    console = process_console()
+    if not (console.stdin_is_terminal and console.stderr_is_terminal):
         hint = "seedream config set provider NAME; seedream config key set NAME; seedream config set output FOLDER"
         message = "config init asks questions, and there is no terminal"
         raise InputError([Problem("init", message, f"without one: {hint}", origin="config init")], kind="usage")
     offered = [name for name in PROVIDERS if not load(name).spec.offline]
-    streams.err(f"providers: {', '.join(offered)}; sandbox needs no key")
+    console.err(f"providers: {', '.join(offered)}; sandbox needs no key")
     provider = _ask("provider", offered[0])
     load(provider)
     _set("provider", provider)
@@ -549,14 +547,14 @@ def init(context: typer.Context) -> int:
     if spec.needs_base_url and not spec.offline:
         _set(f"providers.{provider}.base_url", _ask("base URL", ""))
     if not spec.offline:
-        _ask_key(spec, streams)
-    folder = _ask("folder for pictures", "pictures")
+        _ask_key(spec, console)
+    folder = _ask("folder for images", "images")
     _set("output", folder if folder.endswith(("/", os.sep)) else f"{folder}/")
-    streams.err("a picture from the sandbox, as proof:")
+    console.err("an image from the sandbox, as proof:")
     words = ["generate", _PROOF, "--provider", "sandbox", "--output", os.path.expanduser(folder)]  # noqa: PTH111
     code = int(context.find_root().command.main(args=words, prog_name="seedream", standalone_mode=False) or 0)
     if code == 0:
-        streams.err('ready: seedream generate "a lighthouse at dusk"')
+        console.err('ready: seedream generate "a lighthouse at dusk"')
     return code
 
 
@@ -565,17 +563,17 @@ def _ask(question: str, default: str) -> str:
     return str(answer).strip()
 
 
-def _ask_key(spec: ProviderSpec, streams: Console) -> None:
+def _ask_key(spec: ProviderSpec, console: Console) -> None:
     """Store a key where one is typed; without one say where else it may come from."""
     from ..config.credentials import store_key
 
     typed = _read_secret(f"{spec.name}, empty for later")
     if not typed.strip():
-        streams.err(f"no key now: seedream config key set {spec.name}, or set {spec.key_variables[0]}")
+        console.err(f"no key now: seedream config key set {spec.name}, or set {spec.key_variables[0]}")
         return
     _, url = _address(spec.name, None, None)
     entry, trouble = store_key(spec, url, typed, read_environ())
-    streams.err(f"stored in {entry.words}" + (f" ({trouble})" if trouble else ""))
+    console.err(f"stored in {entry.words}" + (f" ({trouble})" if trouble else ""))
 
 
 def _set(key: str, value: str) -> None:
@@ -595,12 +593,12 @@ def _read(file: str | None, profile: str | None, *, deep: bool) -> tuple[Environ
     return environment, read(environment, places, profile=profile, deep=deep)
 
 
-def _warn(settings: Settings, streams: Console) -> None:
+def _warn(settings: Settings, console: Console) -> None:
     """Tell what an untrusted file wanted to set."""
     for problem in settings.warnings:
-        streams.err(f"warning: {problem.origin}: {problem.message}")
+        console.err(f"warning: {problem.origin}: {problem.message}")
     if settings.warnings:
-        streams.err(f"  hint: {settings.warnings[-1].hint}")
+        console.err(f"  hint: {settings.warnings[-1].hint}")
 
 
 def _fail_on(reading: Reading) -> int:

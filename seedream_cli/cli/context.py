@@ -15,7 +15,7 @@ from ..errors import FileError
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
-    from ..output.streams import Console
+    from ..output.console import Console
 
 
 BATCH_HOME = ".seedream"
@@ -24,7 +24,7 @@ BATCH_HOME = ".seedream"
 
 def process_console(environment: Environment | None = None) -> Console:
     """The process's streams, and what is known of them."""
-    from ..output.streams import Console
+    from ..output.console import Console
 
     around = environment or read_environ()
     return Console(
@@ -87,7 +87,7 @@ def open_ledger_here(
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
         [entry] = ledger.entries([kept.id]) or [None]
-        if entry and entry.status in _SETTLED and all(picture.state != "expired" for picture in entry.pictures):
+        if entry and entry.status in _SETTLED and all(image.state != "expired" for image in entry.images):
             forget(replies, kept.id, asides=not entry.doubts)
     return ledger
 

@@ -28,7 +28,7 @@ from .. import __version__
 from ..config.environment import Environment
 from ..config.load import Reading
 from ..config.settings import Key, complete
-from ..engine.connect import ask, make_wire
+from ..engine.connect import ask, make_client
 from ..engine.plan import Limits, Route, choose_dialect, key_for, plan_output
 from ..errors import ApiError, ConfigError, InputError, Problem, SeedreamError
 from ..ledger.ledger import open_ledger
@@ -38,7 +38,7 @@ from ..providers.base_url import full_url
 from ..providers.contract import Call, Dialect, ProviderSpec, Reply, wire_model
 from ..providers.error_text import message_in, text_fault
 from ..providers.faults import refusal
-from ..request.image_request import Draft
+from ..request.image_request import OptionValues
 from ..request.models import DEFAULT_MODEL, find_model
 from ..storage import filesystem
 from ..text import clean
@@ -67,16 +67,16 @@ class Finding:
     hint: str = ""
 
 
-def examine(draft: Draft, environment: Environment, reading: Reading, clock: Clock) -> Iterator[Finding]:
+def examine(options: OptionValues, environment: Environment, reading: Reading, clock: Clock) -> Iterator[Finding]:
     """Everything, in the order in which things depend on each other. `draft` is what was typed over all settings."""
     yield from check_settings(reading, environment)
     found = list[Finding]()
-    dialect = _provider(draft, environment, found)
+    dialect = _provider(options, environment, found)
     yield from found
     if dialect is not None:
-        draft = complete(draft, dialect.spec.name, environment.settings)
-        yield from _check_service(draft, dialect, environment, clock)
-    yield from check_folders(draft, environment)
+        options = complete(options, dialect.spec.name, environment.settings)
+        yield from _check_service(options, dialect, environment, clock)
+    yield from check_folders(options, environment)
     yield check_ledger(environment, clock)
     yield check_versions()
     yield check_command()
@@ -108,45 +108,49 @@ def _as_failure(name: str, error: SeedreamError) -> Finding:
     return Finding(name, "fail", error.message, error.hint)
 
 
-def _provider(draft: Draft, environment: Environment, found: list[Finding]) -> Dialect | None:
+def _provider(options: OptionValues, environment: Environment, found: list[Finding]) -> Dialect | None:
     """The provider that would be asked; what is to be said of it is added to `found`."""
     try:
-        dialect, notes = choose_dialect(draft, environment, sends=True)
+        dialect, notes = choose_dialect(options, environment, sends=True)
     except SeedreamError as error:
         found.append(_as_failure("provider", error))
         return None
-    origin = draft.origins.get("provider") if "provider" in draft.values else ""
+    origin = options.origins.get("provider") if "provider" in options.values else ""
     said = origin or "; ".join(notes).partition(", ")[2]
     found.append(Finding("provider", "ok", dialect.spec.name + (f" ({said})" if said else "")))
     return dialect
 
 
-def _check_service(draft: Draft, dialect: Dialect, environment: Environment, clock: Clock) -> Iterator[Finding]:
+def _check_service(
+    options: OptionValues, dialect: Dialect, environment: Environment, clock: Clock
+) -> Iterator[Finding]:
     """Key, address and what is behind it."""
     spec = dialect.spec
     try:
-        base_url = full_url(spec, draft.values.get("base_url"))
+        base_url = full_url(spec, options.values.get("base_url"))
     except InputError as error:
         yield _as_failure("address", error)
         return
     found = list[Finding]()
-    key = None if spec.offline else _key(draft, spec, environment, base_url, found)
+    key = None if spec.offline else _key(options, spec, environment, base_url, found)
     yield from found
     listed = bool(spec.models_path) and (spec.offline or key is not None)
-    limits = Limits(timeout_s=WHOLE_S, connect_timeout_s=CONNECT_S, retries=0, proxy=draft.values.get("proxy"))
+    limits = Limits(timeout_s=WHOLE_S, connect_timeout_s=CONNECT_S, retries=0, proxy=options.values.get("proxy"))
     # Only the list of models is worth the key; that the address answers is seen without one.
     route = Route(dialect, base_url, key if listed else None, limits)
-    yield from check_address(route, clock, asks_models=listed, typed=draft.values.get("model", ""))
+    yield from check_address(route, clock, asks_models=listed, typed=options.values.get("model", ""))
     if spec.models_path and not listed:
         yield Finding("models", "warn", "not asked for: there is no key")
 
 
-def _key(draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str, found: list[Finding]) -> Key | None:
+def _key(
+    options: OptionValues, spec: ProviderSpec, environment: Environment, base_url: str, found: list[Finding]
+) -> Key | None:
     """The key that would be sent; where it is from, its last four characters, or why there is none is added."""
     from ..redaction import check_key
 
     try:
-        key = key_for(draft, spec, environment, base_url)
+        key = key_for(options, spec, environment, base_url)
         value = check_key(key.value)
     except ConfigError as error:
         found.append(_as_failure("key", error))
@@ -166,12 +170,12 @@ def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) 
     """One free call: proxy, name, connection and certificate, the clock, and the models where the key may ask."""
     spec = route.spec
     try:
-        wire = make_wire(route, clock=clock)
+        client = make_client(route, clock=clock)
         # Of the proxy the first line is said even where it then fails.
-        proxy = wire.proxy_in_use
+        proxy = client.proxy_in_use
         if proxy:
             yield Finding("proxy", "ok", f"calls go through {proxy}")
-        reply = _ask(wire, Call("list", "GET", spec.models_path if asks_models else "/"))
+        reply = _ask(client, Call("list", "GET", spec.models_path if asks_models else "/"))
     except ApiError as error:
         yield _unreachable(route.base_url, error)
         return
@@ -185,13 +189,13 @@ def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) 
     yield Finding("address", "ok", f"{route.base_url} answers{inside}")
     yield from check_clock(reply, clock.now())
     if asks_models:
-        yield check_models(spec, replace(reply), typed, wire)
+        yield check_models(spec, replace(reply), typed, client)
 
 
-def _ask(wire: ProviderClient, call: Call) -> Reply | ApiError:
+def _ask(client: ProviderClient, call: Call) -> Reply | ApiError:
     """The reply, whatever it says. A redirect, which the wire refuses, is an answer too."""
     try:
-        return ask(wire, call, lambda reply: reply).value
+        return ask(client, call, lambda reply: reply).value
     except ApiError as error:
         if error.status is not None:
             return error
@@ -246,16 +250,16 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def check_models(spec: ProviderSpec, reply: Reply, typed: str, wire: ProviderClient) -> Finding:
+def check_models(spec: ProviderSpec, reply: Reply, typed: str, client: ProviderClient) -> Finding:
     """What the account may use, and whether the chosen model is in it."""
     if reply.status in {401, 403}:
         error = refusal(spec, reply)
-        return Finding("models", "fail", wire.mask(error.message), error.hint or "check the key")
+        return Finding("models", "fail", client.mask(error.message), error.hint or "check the key")
     listed = listed_models(reply)
     if listed is None:
         said = message_in(reply.body) if reply.body is not None else text_fault(reply.text)[1]
         words = f"{spec.name} gave no list of models (HTTP {reply.status})" + (f": {said}" if said else "")
-        return Finding("models", "warn", wire.mask(clean(words)))
+        return Finding("models", "warn", client.mask(clean(words)))
     typed = typed.strip() or DEFAULT_MODEL
     spelled = wire_model(spec, find_model(typed, spec.spelling), typed) or typed
     if spelled in listed:
@@ -278,10 +282,10 @@ def listed_models(reply: Reply) -> tuple[str, ...] | None:
 # --- this machine -----------------------------------------------------------------------------------------------------
 
 
-def check_folders(draft: Draft, environment: Environment) -> Iterator[Finding]:
-    """Where pictures, the ledger and settings go: whether a file can be made there."""
+def check_folders(options: OptionValues, environment: Environment) -> Iterator[Finding]:
+    """Where images, the ledger and settings go: whether a file can be made there."""
     problems: list[Problem] = []
-    target = plan_output(draft, 1, problems)
+    target = plan_output(options, 1, problems)
     yield from (_as_finding("output", problem) for problem in problems)
     if target is not None and not target.stdout:
         yield check_folder("output", target.folder, "choose another with -o, or mend its permissions")

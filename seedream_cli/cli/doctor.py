@@ -10,12 +10,12 @@ from ..config.environment import Environment, misspelt_variables, read_environ, 
 from ..config.options import parse_values
 from ..errors import EXIT_CODES, InputError, Problem
 from .context import process_console
-from .flags import Chosen, takes
+from .flags import FlagValues, takes
 
 if TYPE_CHECKING:
     from ..config.load import Reading
-    from ..output.streams import Console
-    from ..request.image_request import Draft
+    from ..output.console import Console
+    from ..request.image_request import OptionValues
     from .diagnostics import Finding
 
 
@@ -26,42 +26,42 @@ DOCTOR_HELP = (
 
 
 @takes("doctor")
-def doctor(*, chosen: Chosen) -> int:
+def doctor(*, flag_values: FlagValues) -> int:
     """Every check, and exit code 3 where one of them failed."""
     from ..network.policy import Clock
     from .diagnostics import Finding, examine
 
-    environment, reading, broken = _look(chosen)
+    environment, reading, broken = _look(flag_values)
     findings = [Finding("settings", "fail", f"{p.origin}: {p.message}", p.hint) for p in broken]
     # Where the environment itself cannot be read, what was typed and what the files say is still checked.
     clear = environment if not broken else _without(environment, [p.origin.removeprefix("$") for p in broken])
-    draft = chosen.draft(clear)
+    options = flag_values.options(clear)
     findings += [
         Finding("settings", "warn" if p.severity == "warning" else "fail", f"{p.origin}: {p.message}", p.hint)
-        for p in (*_unread(draft), *misspelt_variables(environment))
+        for p in (*_unread(options), *misspelt_variables(environment))
     ]
-    findings += examine(draft, clear, reading, Clock())
+    findings += examine(options, clear, reading, Clock())
     failed = any(finding.state == "fail" for finding in findings)
-    streams = process_console(environment)
-    if draft.switches.get("json"):
+    console = process_console(environment)
+    if options.switches.get("json"):
         from ..output.json_output import print_json
 
         rows = [{"name": f.name, "state": f.state, "what": f.what, "hint": f.hint or None} for f in findings]
         status = "failed" if failed else "succeeded"
-        print_json({"schema": "seedream/1", "command": "doctor", "status": status, "checks": rows}, streams)
+        print_json({"schema": "seedream/1", "command": "doctor", "status": status, "checks": rows}, console)
     else:
-        _print(findings, streams)
+        _print(findings, console)
     return EXIT_CODES["config"] if failed else 0
 
 
-def _look(chosen: Chosen) -> tuple[Environment, Reading, Sequence[Any]]:
+def _look(flag_values: FlagValues) -> tuple[Environment, Reading, Sequence[Any]]:
     """The surroundings with what the files say, mistakes included, and what is wrong with the environment."""
     from ..config.config_file import find_places
     from ..config.load import read
 
     environment = read_environ()
-    places = find_places(environment, file=chosen.values.get("config"))
-    reading = read(environment, places, profile=chosen.values.get("profile"))
+    places = find_places(environment, file=flag_values.values.get("config"))
+    reading = read(environment, places, profile=flag_values.values.get("profile"))
     environment = replace(environment, settings=reading.settings)
     try:
         read_environment(environment)
@@ -70,10 +70,10 @@ def _look(chosen: Chosen) -> tuple[Environment, Reading, Sequence[Any]]:
     return environment, reading, ()
 
 
-def _unread(draft: Draft) -> list[Problem]:
+def _unread(options: OptionValues) -> list[Problem]:
     """What of the command line and the environment is no value of its option; the files' own are told anyway."""
     found: list[Problem] = []
-    parse_values(draft, found)
+    parse_values(options, found)
     return [problem for problem in found if problem.origin.startswith(("$", "-"))]
 
 
@@ -82,17 +82,17 @@ def _without(environment: Environment, names: Sequence[str]) -> Environment:
     return replace(environment, environ=environ)
 
 
-def _print(findings: Sequence[Finding], streams: Console) -> None:
+def _print(findings: Sequence[Finding], console: Console) -> None:
     from ..text import clean, wrap
 
     for finding in findings:
         start = f"{finding.state:<5} {finding.name:<9} "
-        first, *more = wrap(clean(finding.what, None), max(streams.width - len(start), 30))
+        first, *more = wrap(clean(finding.what, None), max(console.width - len(start), 30))
         for line in (start + first, *(" " * len(start) + line for line in more)):
-            streams.out(line.rstrip())
+            console.out(line.rstrip())
         if finding.hint and finding.state != "ok":
-            hint = wrap(clean(finding.hint, None), max(streams.width - len(start) - 6, 30))
+            hint = wrap(clean(finding.hint, None), max(console.width - len(start) - 6, 30))
             for number, line in enumerate(hint):
-                streams.out(" " * len(start) + ("hint: " if number == 0 else "      ") + line)
+                console.out(" " * len(start) + ("hint: " if number == 0 else "      ") + line)
     counts = {state: sum(f.state == state for f in findings) for state in ("fail", "warn")}
-    streams.err(f"{counts['fail']} failed, {counts['warn']} to look at; nothing was sent that costs anything")
+    console.err(f"{counts['fail']} failed, {counts['warn']} to look at; nothing was sent that costs anything")

@@ -20,7 +20,7 @@ from .completion import offer_profiles, offers_of
 
 if TYPE_CHECKING:
     from ..config.prompt_file import PromptText
-    from ..request.image_request import Draft
+    from ..request.image_request import OptionValues
 
 
 class PlainGroup(TyperGroup):
@@ -62,7 +62,7 @@ def _annotation(option: Option) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class FlagValues:
     """What was typed: text, switches and lists by key; only what was given."""
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -70,12 +70,14 @@ class Chosen:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     verbosity: int = 0
 
-    def draft(self, environment: Environment, prompt: PromptText | None = None, text: str | None = None) -> Draft:
+    def options(
+        self, environment: Environment, prompt: PromptText | None = None, text: str | None = None
+    ) -> OptionValues:
         """One draft: what was typed, over the header of the prompt's file, over the environment, over the files.
 
         Each option has its origin. `text` is the prompt once its variables are filled in.
         """
-        from ..request.image_request import Draft
+        from ..request.image_request import OptionValues
 
         around = read_environment(environment).over(environment.settings.layer)
         values, switches, lists, origins = {**around.values}, {**around.switches}, {**around.lists}, {**around.origins}
@@ -90,7 +92,7 @@ class Chosen:
         values, switches, lists = values | {**self.values}, switches | {**self.switches}, lists | {**self.lists}
         if text is not None:
             values["prompt"] = text
-        return Draft(values, switches, lists, origins | given)
+        return OptionValues(values, switches, lists, origins | given)
 
     def environment(self) -> Environment:
         """The environment and the configuration files. Raises `InputError` with all that is wrong in the files."""
@@ -99,41 +101,43 @@ class Chosen:
         file, profile = self.values.get("config"), self.values.get("profile")
         return load(read_environ(), file=file, profile=profile)
 
-    def drafts(self, environment: Environment, prompts: Sequence[PromptText], problems: list[Problem]) -> list[Draft]:
+    def drafted(
+        self, environment: Environment, prompts: Sequence[PromptText], problems: list[Problem]
+    ) -> list[OptionValues]:
         """A draft for each prompt, its variables filled in; one without a prompt where there is none."""
         from ..config.prompt_file import fill
 
         variables, wrong = self.variables()
         problems += wrong + self.ignored(environment)
         if not prompts:
-            return [self.draft(environment)]
-        drafts = []
+            return [self.options(environment)]
+        drafted = []
         for prompt in prompts:
             text, missing = fill(prompt, variables)
             problems += missing
-            drafts.append(self.draft(environment, prompt, text))
-        return drafts
+            drafted.append(self.options(environment, prompt, text))
+        return drafted
 
     def ignored(self, environment: Environment) -> list[Problem]:
         """Variables of no option, and what an untrusted project file may not set: errors where the user is strict."""
         found = [*misspelt_variables(environment), *environment.settings.warnings]
-        strict = self.draft(environment).switches.get("strict") if found else False
+        strict = self.options(environment).switches.get("strict") if found else False
         severity: Literal["error", "warning"] = "error" if strict else "warning"
         return [replace(problem, severity=severity) for problem in found]
 
-    def with_pictures(self, drafts: Sequence[Draft], pictures: Sequence[str]) -> list[Draft]:
-        """The drafts with the pictures named as arguments: all in every request, or with `--each` one request each."""
+    def with_images(self, drafted: Sequence[OptionValues], images: Sequence[str]) -> list[OptionValues]:
+        """The drafts with the images named as arguments: all in every request, or with `--each` one request each."""
         made = []
-        for draft in drafts:
-            own, each = draft.lists.get("image", ()), draft.switches.get("each", False)
-            given = {"image": draft.origins["image"] if own else "IMAGE"}
-            # Where no argument names a picture, those of --image are the ones to go through.
-            subjects, own = (own, ()) if each and not pictures else (tuple(pictures), own)
-            for some in [(picture,) for picture in subjects] if each and subjects else [subjects]:
-                # The picture that is edited comes first: prompts speak of "the first picture".
-                lists = {**draft.lists, "image": (*some, *own)}
-                label = _stem(some[0]) if some and (each or draft.switches.get("layers")) else ""
-                made.append(replace(draft, lists=lists, origins={**draft.origins, **given}, label=label))
+        for options in drafted:
+            own, each = options.lists.get("image", ()), options.switches.get("each", False)
+            given = {"image": options.origins["image"] if own else "IMAGE"}
+            # Where no argument names an image, those of --image are the ones to go through.
+            subjects, own = (own, ()) if each and not images else (tuple(images), own)
+            for some in [(image,) for image in subjects] if each and subjects else [subjects]:
+                # The image that is edited comes first: prompts speak of "the first image".
+                lists = {**options.lists, "image": (*some, *own)}
+                label = _stem(some[0]) if some and (each or options.switches.get("layers")) else ""
+                made.append(replace(options, lists=lists, origins={**options.origins, **given}, label=label))
         return made
 
     def variables(self) -> tuple[dict[str, str], list[Problem]]:
@@ -143,15 +147,15 @@ class Chosen:
         wrong = [Problem("var", f"{name!r} is not NAME=VALUE", hint) for name, equals, _ in pairs if not equals]
         return {name.strip(): value for name, equals, value in pairs if equals}, wrong
 
-    def loudness(self, draft: Draft) -> int:
+    def loudness(self, options: OptionValues) -> int:
         """How often `--verbose` was said: on the command line, else by the environment or a file."""
-        said = draft.values.get("verbose", "").strip()
+        said = options.values.get("verbose", "").strip()
         return self.verbosity or (int(said) if re.fullmatch(r"[0-9]", said) else 0)
 
 
-def _stem(picture: str) -> str:
-    """What a picture's file is called, for the name of its edited version."""
-    return PurePath(picture.split("?", maxsplit=1)[0]).stem if not picture.startswith("data:") else ""
+def _stem(image: str) -> str:
+    """What an image's file is called, for the name of its edited version."""
+    return PurePath(image.split("?", maxsplit=1)[0]).stem if not image.startswith("data:") else ""
 
 
 def takes(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -159,7 +163,7 @@ def takes(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     offered = options_of(name)
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "chosen"]
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flag_values"]
         extra = [
             inspect.Parameter(
                 option.key,
@@ -174,8 +178,8 @@ def takes(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
             values = {f.key: given[f.key] for f in offered if f.kind == "value" and given[f.key] is not None}
             switches = {f.key: given[f.key] for f in offered if f.kind == "switch" and given[f.key] is not None}
             lists = {f.key: tuple(given[f.key]) for f in offered if f.kind == "list" and given[f.key]}
-            chosen = Chosen(values, switches, lists, given.get("verbose", 0))
-            return command(**{p.name: given[p.name] for p in own}, chosen=chosen)
+            flag_values = FlagValues(values, switches, lists, given.get("verbose", 0))
+            return command(**{p.name: given[p.name] for p in own}, flag_values=flag_values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]

@@ -14,21 +14,21 @@ from ..config.environment import read_environ
 from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
 from .completion import offer_ids
 from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_console
-from .flags import Chosen, takes
+from .flags import FlagValues, takes
 
 if TYPE_CHECKING:
     from ..config.environment import Environment
-    from ..engine.plan import Plan, PlannedDraft
+    from ..engine.plan import Plan, PlannedRequest
     from ..ledger.ledger import Ledger
+    from ..output.console import Console
     from ..output.json_output import JsonObject
-    from ..output.streams import Console
-    from ..request.image_request import Draft
+    from ..request.image_request import OptionValues
     from ..results import Report
     from .batch_folders import Search
 
 
 GENERATE_HELP = (
-    "Make pictures from a prompt and save them.\n\nExamples:\n\n\b\n"
+    "Make images from a prompt and save them.\n\nExamples:\n\n\b\n"
     '  seedream generate "a red fox in the snow" --provider sandbox\n'
     '  seedream generate "a lighthouse at dusk" -m 4.5 -s 2K -a 16:9 -o lighthouse.jpg\n'
     "  seedream generate -f prompt.txt -n 3 -o shots/ --json\n"
@@ -42,14 +42,14 @@ def generate(
         str | None, typer.Argument(help="What to draw; - reads standard input.", show_default=False)
     ] = None,
     *,
-    chosen: Chosen,
+    flag_values: FlagValues,
 ) -> int:
     """One request, or `-n` of them, to files."""
-    return _run("generate", prompt, (), chosen)
+    return _run("generate", prompt, (), flag_values)
 
 
 EDIT_HELP = (
-    "Make pictures from pictures and a prompt, and save them.\n\nExamples:\n\n\b\n"
+    "Make images from images and a prompt, and save them.\n\nExamples:\n\n\b\n"
     '  seedream edit "make it night" photo.jpg --provider sandbox\n'
     '  seedream edit "the cat of the first on the sofa of the second" cat.jpg sofa.png -o out/\n'
     '  seedream edit "make it night" *.jpg --each -o night/\n'
@@ -60,23 +60,25 @@ EDIT_HELP = (
 @takes("edit")
 def edit(
     prompt: Annotated[str | None, typer.Argument(help="What to change; - reads it.", show_default=False)] = None,
-    pictures: Annotated[
+    image_words: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE", help="Files, URLs, data URIs or -.", show_default=False),
     ] = None,
     *,
-    chosen: Chosen,
+    flag_values: FlagValues,
 ) -> int:
-    """One request with its reference pictures, or one a picture, to files."""
-    images = tuple(pictures or ())
-    # With the prompt in a file, or with no need of one, the first argument is a picture.
-    if prompt is not None and ("prompt_file" in chosen.lists or (chosen.switches.get("layers") and not images)):
+    """One request with its reference images, or one an image, to files."""
+    images = tuple(image_words or ())
+    # With the prompt in a file, or with no need of one, the first argument is an image.
+    if prompt is not None and (
+        "prompt_file" in flag_values.lists or (flag_values.switches.get("layers") and not images)
+    ):
         images, prompt = (prompt, *images), None
-    return _run("edit", prompt, images, chosen)
+    return _run("edit", prompt, images, flag_values)
 
 
 RECOVER_HELP = (
-    "Save pictures that were paid for and are not on disk, of single runs here and of batches in their folders. "
+    "Save images that were paid for and are not on disk, of single runs here and of batches in their folders. "
     "Costs nothing.\n\nExamples:\n\n\b\n"
     "  seedream recover\n  seedream recover 261121-4f9a2c -o shots/\n"
     "  curl … | seedream recover - -p ark\n  seedream recover --task TASK -p acedata"
@@ -95,36 +97,36 @@ def recover(
         ),
     ] = None,
     *,
-    chosen: Chosen,
+    flag_values: FlagValues,
 ) -> int:
-    """Pictures of kept replies and of tasks, to files."""
+    """Images of kept replies and of tasks, to files."""
     from ..engine.recovery import make_recovery, nothing_left, place_all
     from ..output.messages import warning_lines
     from ..output.summary import print_results
     from ..results import Report
     from .batch_folders import search_folders
 
-    environment = chosen.environment()
-    draft = chosen.draft(environment)
-    ignored = chosen.ignored(environment)
+    environment = flag_values.environment()
+    options = flag_values.options(environment)
+    ignored = flag_values.ignored(environment)
     if any(problem.severity == "error" for problem in ignored):
         raise InputError(ignored)
-    for line in () if draft.switches.get("quiet") else warning_lines(ignored):
+    for line in () if options.switches.get("quiet") else warning_lines(ignored):
         process_console().err(line)
-    names, tasks = wanted or [], chosen.lists.get("task", ())
-    with _ledger(draft, environment) as ledger:
-        search = search_folders(names, draft, environment, ledger, every=not names and not tasks)
-        own = make_recovery(names, draft, environment, ledger, tasks=tasks, of_batches=search.names)
-        plans = place_all(own, [plan for _, plan in search.found], draft)
-        for note in () if draft.switches.get("quiet") else (*own.notices, *search.notes):
+    names, tasks = wanted or [], flag_values.lists.get("task", ())
+    with _ledger(options, environment) as ledger:
+        search = search_folders(names, options, environment, ledger, every=not names and not tasks)
+        own = make_recovery(names, options, environment, ledger, tasks=tasks, of_batches=search.names)
+        plans = place_all(own, [plan for _, plan in search.found], options)
+        for note in () if options.switches.get("quiet") else (*own.notices, *search.notes):
             process_console().err(f"note: {note}")
         for line in search.passed:
             process_console().err(f"error: {line}")
         parts = [_Part(plans[0], ledger)]
         parts += [_Part(plan, None, folder) for plan, (folder, _) in zip(plans[1:], search.found, strict=True)]
         if any(part.plan.jobs or part.plan.left for part in parts):
-            return _execute(parts, draft, chosen, environment, search)
-        if draft.switches.get("json", False):
+            return _execute(parts, options, flag_values, environment, search)
+        if options.switches.get("json", False):
             print_results(Report("recover", (), _as_warnings(search)), process_console(), "json", quiet=True)
         process_console().err(nothing_left(ledger, is_all=not search.passed))
         return search.trouble or search.busy
@@ -135,7 +137,7 @@ def _as_warnings(search: Search | None) -> tuple[Problem, ...]:
     return tuple(Problem("folder", line) for line in (search.passed if search else ()))
 
 
-def _tell_found(parts: Sequence[_Part], report: Report, streams: Console) -> None:
+def _tell_found(parts: Sequence[_Part], report: Report, console: Console) -> None:
     """What the replies hold that stay of unknown outcome."""
     from .stored_replies import found_lines, key_forms
 
@@ -143,58 +145,58 @@ def _tell_found(parts: Sequence[_Part], report: Report, streams: Console) -> Non
     doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
     forms = key_forms(read_environ()) if doubtful else ()
     for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
-        streams.err(line)
+        console.err(line)
 
 
-def _run(command: str, prompt: str | None, pictures: Sequence[str], chosen: Chosen) -> int:
+def _run(command: str, prompt: str | None, images: Sequence[str], flag_values: FlagValues) -> int:
     """The way of every generating command: drafts, plan, engine, report."""
     from ..config.prompt_file import read_prompts
     from ..engine.plan import make_plan
 
-    environment = chosen.environment()
-    prompts, problems = read_prompts(prompt, chosen.lists.get("prompt_file", ()))
+    environment = flag_values.environment()
+    prompts, problems = read_prompts(prompt, flag_values.lists.get("prompt_file", ()))
     if problems and not prompts:
         # Without a prompt that could be read, every further complaint would be about its absence.
         raise InputError(problems)
-    drafts = chosen.with_pictures(chosen.drafts(environment, prompts, problems), pictures)
-    if command == "edit" and not all(draft.lists.get("image") for draft in drafts):
-        hint = 'write seedream edit "PROMPT" IMAGE…; seedream generate works without a picture'
-        raise InputError([*problems, Problem("image", "there is no picture to edit", hint, origin="IMAGE")])
-    sends = not any(draft.switches.get(name) for draft in drafts for name in ("dry_run", "curl", "explain"))
-    plan = make_plan(command, drafts, environment, problems=problems, sends=sends)
+    drafted = flag_values.with_images(flag_values.drafted(environment, prompts, problems), images)
+    if command == "edit" and not all(options.lists.get("image") for options in drafted):
+        hint = 'write seedream edit "PROMPT" IMAGE…; seedream generate works without an image'
+        raise InputError([*problems, Problem("image", "there is no image to edit", hint, origin="IMAGE")])
+    sends = not any(options.switches.get(name) for options in drafted for name in ("dry_run", "curl", "explain"))
+    plan = make_plan(command, drafted, environment, problems=problems, sends=sends)
     if not sends:
-        return _show(plan, drafts[0], environment)
-    with _ledger(drafts[0], environment) as ledger:
+        return _show(plan, drafted[0], environment)
+    with _ledger(drafted[0], environment) as ledger:
         if ledger is not None:
-            plan = _with_orphans(_with_earlier(plan, drafts[0], ledger), drafts[0], environment, ledger)
-        elif drafts[0].switches.get("reuse"):
+            plan = _with_orphans(_with_earlier(plan, drafted[0], ledger), drafted[0], environment, ledger)
+        elif drafted[0].switches.get("reuse"):
             hint = "leave out one of the two"
             raise InputError([Problem("reuse", "there is nothing to look earlier requests up in: no ledger", hint)])
-        return _execute([_Part(plan, ledger)], drafts[0], chosen, environment)
+        return _execute([_Part(plan, ledger)], drafted[0], flag_values, environment)
 
 
-def _with_earlier(plan: Plan, draft: Draft, ledger: Ledger) -> Plan:
+def _with_earlier(plan: Plan, options: OptionValues, ledger: Ledger) -> Plan:
     """The plan with what earlier requests made in the place of the same requests now, or a notice that it is not."""
     from ..engine.reuse import earlier_notices, reuse
 
-    if draft.switches.get("reuse"):
+    if options.switches.get("reuse"):
         return reuse(plan, ledger)
     return replace(plan, notices=(*plan.notices, *earlier_notices(plan, ledger)))
 
 
-def _with_orphans(plan: Plan, draft: Draft, environment: Environment, ledger: Ledger) -> Plan:
+def _with_orphans(plan: Plan, options: OptionValues, environment: Environment, ledger: Ledger) -> Plan:
     """The plan, and on the way what a process that died had paid for: fetching it costs nothing."""
     from ..engine.recovery import orphan_jobs
 
     first = len(plan.jobs)
-    jobs = orphan_jobs(draft, environment, ledger)
+    jobs = orphan_jobs(options, environment, ledger)
     return replace(plan, extra=tuple(replace(job, index=first + number) for number, job in enumerate(jobs)))
 
 
 @contextlib.contextmanager
-def _ledger(draft: Draft, environment: Environment) -> Iterator[Ledger | None]:
+def _ledger(options: OptionValues, environment: Environment) -> Iterator[Ledger | None]:
     """The ledger while a command runs, or None where it is not wanted."""
-    if not draft.switches.get("ledger", environment.settings.ledger_enabled):
+    if not options.switches.get("ledger", environment.settings.ledger_enabled):
         yield None
         return
     with open_ledger_here(environment, goes_without=True) as ledger:
@@ -211,7 +213,11 @@ class _Part:
 
 
 def _execute(
-    parts: Sequence[_Part], draft: Draft, chosen: Chosen, environment: Environment, search: Search | None = None
+    parts: Sequence[_Part],
+    options: OptionValues,
+    flag_values: FlagValues,
+    environment: Environment,
+    search: Search | None = None,
 ) -> int:
     """Run plans, one after the other, in front of the user and print what came of them as of one."""
     from ..config.environment import prepare_state
@@ -220,20 +226,20 @@ def _execute(
     from ..output.summary import print_results
     from ..results import Report
 
-    quiet, json = draft.switches.get("quiet", False), draft.switches.get("json", False)
-    streams = process_console(environment)
+    quiet, json = options.switches.get("quiet", False), options.switches.get("json", False)
+    console = process_console(environment)
     first, *_ = parts
     if first.plan.command != "recover":
         for line in (
             () if quiet else (*(f"note: {note}" for note in first.plan.notices), *warning_lines(first.plan.warnings))
         ):
-            streams.err(line)
+            console.err(line)
     jobs = [job for part in parts for job in part.plan.jobs]
     to_stdout, download = any(job.output.stdout for job in jobs), all(job.download for job in jobs)
-    if to_stdout and (json or streams.stdout_is_terminal):
+    if to_stdout and (json or console.stdout_is_terminal):
         what = "is taken by --json" if json else "is a terminal"
         raise InputError([Problem("output", f"standard output {what}", "give a file or a folder with -o")])
-    if to_stdout and streams.stdout_closed:
+    if to_stdout and console.stdout_closed:
         raise FileError("standard output is closed; nothing was sent", hint="give a file or a folder with -o")
     state = prepare_state(environment.state_folder)
     _remember_addresses(first.plan, environment)
@@ -241,13 +247,13 @@ def _execute(
     for part in parts:
         if part.plan.jobs and not (reports and reports[-1][1].signal_number):
             try:
-                reports.append((part, _conduct(part, draft, chosen, environment, step)))
+                reports.append((part, _conduct(part, options, flag_values, environment, step)))
             except SeedreamError as error:
                 # What the others brought is told all the same.
                 if part.folder is None or search is None:
                     raise
                 search.pass_over(part.folder, error)
-                streams.err(f"error: {search.passed[-1]}")
+                console.err(f"error: {search.passed[-1]}")
     report = Report(
         first.plan.command,
         (*(job for _, one in reports for job in one.jobs), *(result for part in parts for result in part.plan.left)),
@@ -256,35 +262,35 @@ def _execute(
         next((one.signal_number for _, one in reports if one.signal_number), None),
     )
     mode = "json" if json else "none" if to_stdout else "paths" if download else "urls"
-    print_results(report, streams, cast("Any", mode), quiet=quiet, warned=bool(jobs))
+    print_results(report, console, cast("Any", mode), quiet=quiet, warned=bool(jobs))
     if report.command == "recover":
-        _tell_found(parts, report, streams)
-    for part, one in () if download or streams.stdout_closed else reports:
+        _tell_found(parts, report, console)
+    for part, one in () if download or console.stdout_closed else reports:
         release(one, part.folder / BATCH_HOME if part.folder else state)
     return report.exit_code or (search.trouble if search else 0) or (search.busy if search and not report.jobs else 0)
 
 
 def _conduct(
-    part: _Part, draft: Draft, chosen: Chosen, environment: Environment, step: Callable[[str], None]
+    part: _Part, options: OptionValues, flag_values: FlagValues, environment: Environment, step: Callable[[str], None]
 ) -> Report:
     """Run one plan. A batch is held meanwhile, and its results are told of what came."""
     from ..engine.context import RunServices
     from ..engine.run import HurriedClock, execute
+    from ..output.console import noted_trouble
     from ..output.progress import make_sink
-    from ..output.streams import noted_trouble
     from .batch_folders import hold
 
-    streams, verbosity = process_console(environment), chosen.loudness(draft)
-    loudness = -1 if draft.switches.get("quiet", False) else verbosity
-    sink = make_sink(cast("Any", draft.values.get("progress", "auto")), streams, verbosity=loudness)
+    console, verbosity = process_console(environment), flag_values.loudness(options)
+    loudness = -1 if options.switches.get("quiet", False) else verbosity
+    sink = make_sink(cast("Any", options.values.get("progress", "auto")), console, verbosity=loudness)
 
     def emit(chunk: bytes) -> bool:
-        streams.out_bytes(chunk)
+        console.out_bytes(chunk)
         if trouble := noted_trouble():
             raise OutputError(f"standard output cannot be written: {trouble}")
-        return not streams.stdout_closed
+        return not console.stdout_closed
 
-    log = (lambda line: streams.err(f"wire: {line}")) if verbosity > 1 else None
+    log = (lambda line: console.err(f"wire: {line}")) if verbosity > 1 else None
     state = part.folder / BATCH_HOME if part.folder else environment.state_folder
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(hold(part.folder, environment)) if part.folder else part.ledger
@@ -296,51 +302,51 @@ def _conduct(
         finally:
             sink.close()
         if part.folder and ledger:
-            _refresh_results(part.folder, ledger, streams)
+            _refresh_results(part.folder, ledger, console)
     return report
 
 
-def _refresh_results(folder: Path, ledger: Ledger, streams: Console) -> None:
+def _refresh_results(folder: Path, ledger: Ledger, console: Console) -> None:
     """A batch's results say what is true now, or that they do not is told: no image hangs on them."""
     from ..batch.shards import refresh_results
 
     place = folder / "results.csv"
     try:
         if not refresh_results(folder, ledger):
-            streams.err(f"note: {place} is not of this batch's last table; the same `seedream batch` writes it anew")
+            console.err(f"note: {place} is not of this batch's last table; the same `seedream batch` writes it anew")
     except (FileError, InputError) as error:
-        streams.err(f"note: {error.message}; the same `seedream batch` writes it anew")
+        console.err(f"note: {error.message}; the same `seedream batch` writes it anew")
 
 
 def _remember_addresses(plan: Plan, environment: Environment) -> None:
     """Keep in mind which addresses the user named, for tasks that may have to be asked after by a later run."""
     from ..config.credentials import remember_address
 
-    for one in plan.drafts if plan.command != "recover" else ():
-        is_typed = one.draft.origins.get("base_url", "").startswith(("--", "$"))
+    for one in plan.drafted if plan.command != "recover" else ():
+        is_typed = one.options.origins.get("base_url", "").startswith(("--", "$"))
         if is_typed and one.route.key is not None and one.route.spec.has_tasks:
             remember_address(one.route.spec, one.route.base_url, environment)
 
 
-def _show(plan: Plan, draft: Draft, environment: Environment) -> int:
+def _show(plan: Plan, options: OptionValues, environment: Environment) -> int:
     """What would be sent: the body, the curl command, or the fate of every option. A dry run ends as a run would."""
     from ..output import dry_run
     from ..output.json_output import error_object, print_json
     from ..output.messages import warning_lines
     from ..output.summary import print_error
 
-    streams = process_console()
-    show = _explain if draft.switches.get("explain") else _curl if draft.switches.get("curl") else _dry_run
-    json = draft.switches.get("json", False) and show is not _curl
-    objects = [show(planned, plan.command, None if json else streams) for planned in plan.drafts]
+    console = process_console()
+    show = _explain if options.switches.get("explain") else _curl if options.switches.get("curl") else _dry_run
+    json = options.switches.get("json", False) and show is not _curl
+    objects = [show(planned, plan.command, None if json else console) for planned in plan.drafted]
     stop = _foresee(plan, environment) if show is _dry_run else None
     if json:
         shown = dry_run.combined_object([one for one in objects if one is not None], plan.warnings)
-        print_json(shown if stop is None else {**shown, "error": error_object(stop)}, streams)
+        print_json(shown if stop is None else {**shown, "error": error_object(stop)}, console)
     for line in (*(f"note: {note}" for note in plan.notices), *warning_lines(plan.warnings)):
-        streams.err(line)
+        console.err(line)
     if stop is not None:
-        print_error(stop, streams)
+        print_error(stop, console)
     return 0 if stop is None else stop.exit_code
 
 
@@ -354,31 +360,31 @@ def _foresee(plan: Plan, environment: Environment) -> SeedreamError | None:
         return foresee(plan, day)
 
 
-def _explain(planned: PlannedDraft, command: str, streams: Console | None) -> JsonObject | None:
+def _explain(planned: PlannedRequest, command: str, console: Console | None) -> JsonObject | None:
     """What becomes of every option, as a table or an object."""
     from ..engine.explain import explain
     from ..output import dry_run
 
     rows = explain(planned)
-    if streams is None:
+    if console is None:
         return dry_run.explain_object(rows, command=command, provider=planned.route.spec.name)
-    for line in dry_run.explain_table(rows, streams.width):
-        streams.out(line)
+    for line in dry_run.explain_table(rows, console.width):
+        console.out(line)
     return None
 
 
-def _curl(planned: PlannedDraft, command: str, streams: Console | None) -> None:  # noqa: ARG001 (one form for three)
+def _curl(planned: PlannedRequest, command: str, console: Console | None) -> None:  # noqa: ARG001 (one form for three)
     """The same request for a shell."""
     from ..output import dry_run
 
     call = planned.route.dialect.submit(planned.jobs[0].request)
     variable = next(iter(planned.route.spec.key_variables), "SEEDREAM_API_KEY")
-    if streams is not None:
+    if console is not None:
         url = planned.route.base_url + call.path
-        streams.out_exactly(dry_run.curl_command(url, call.json or {}, variable, call.accept))
+        console.out_exactly(dry_run.curl_command(url, call.json or {}, variable, call.accept))
 
 
-def _dry_run(planned: PlannedDraft, command: str, streams: Console | None) -> JsonObject | None:
+def _dry_run(planned: PlannedRequest, command: str, console: Console | None) -> JsonObject | None:
     """The exact body, where it would go, what it would write and cost."""
     from ..engine.explain import job_names
     from ..output import dry_run
@@ -387,9 +393,9 @@ def _dry_run(planned: PlannedDraft, command: str, streams: Console | None) -> Js
     job = planned.jobs[0]
     call = planned.route.dialect.submit(job.request)
     body, url = call.json or {}, planned.route.base_url + call.path
-    costs = [one.price(one.request.pictures_at_most) for one in planned.jobs]
+    costs = [one.price(one.request.images_at_most) for one in planned.jobs]
     names, cost = job_names(planned.jobs), None if None in costs else add_costs([one for one in costs if one])
-    if streams is None:
+    if console is None:
         return dry_run.plan_object(body, names, cost, url, command=command, provider=planned.route.spec.name)
-    dry_run.print_plan(body, names, cost, url, streams)
+    dry_run.print_plan(body, names, cost, url, console)
     return None

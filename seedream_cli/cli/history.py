@@ -78,7 +78,7 @@ def history(  # noqa: PLR0917 (Typer names them all)
         found.append(Problem("status", f"{status!r} is no status", f"one of {', '.join(STATUSES)}", origin="--status"))
     if found:
         raise InputError(found)
-    streams, ledger = process_console(), open_ledger_here()
+    console, ledger = process_console(), open_ledger_here()
     with ledger:
         entries: Sequence[Entry] = ledger.history(
             text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
@@ -88,17 +88,17 @@ def history(  # noqa: PLR0917 (Typer names them all)
         )
         entries, batches = history.newest(entries, batches, limit or None)
         if json:
-            print_json(history.history_object(entries, batches=batches), streams)
+            print_json(history.history_object(entries, batches=batches), console)
             return 0
-        for line in history.history_table(entries, streams.width, batches):
-            streams.out(line)
+        for line in history.history_table(entries, console.width, batches):
+            console.out(line)
         for batch in batches if any(batch.trouble for batch in batches) else ():
             if batch.trouble:
-                streams.err(f"note: {batch.folder}: {batch.trouble}")
+                console.err(f"note: {batch.folder}: {batch.trouble}")
         if not (entries or batches):
-            streams.err("nothing in the history is like that")
+            console.err("nothing in the history is like that")
         for line in history.spent_lines(ledger.spent(), ledger.spent(since=ledger.today())):
-            streams.err(line)
+            console.err(line)
     return 0
 
 
@@ -117,7 +117,7 @@ def show(
     from .batch_folders import find_batch
     from .stored_replies import kept_of
 
-    streams, environment = process_console(), read_environ()
+    console, environment = process_console(), read_environ()
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open_ledger_here())
         batch = find_batch(own, wanted)
@@ -130,15 +130,15 @@ def show(
             shown = history.history_object(entries, links=links)
             for one, replies in zip(shown["requests"], kept, strict=True):
                 one.update(replies.as_object(links=links))
-            print_json(shown, streams)
+            print_json(shown, console)
             return 0
         # The links alone are the result where they are asked for.
-        say = streams.err if links else streams.out
+        say = console.err if links else console.out
         for entry, replies in zip(entries, kept, strict=True):
-            for line in history.entry_detail(entry, ledger.notes(entry.id), streams.width, replies.lines(entry)):
+            for line in history.entry_detail(entry, ledger.notes(entry.id), console.width, replies.lines(entry)):
                 say(line)
             if links:
-                replies.print_found(entry, streams)
+                replies.print_found(entry, console)
     return 0
 
 
@@ -159,7 +159,7 @@ def resolve(
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
     from .batch_folders import take_back
 
-    streams = process_console()
+    console = process_console()
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open_ledger_here())
         opened: dict[Path | None, Ledger] = {None: own}
@@ -180,7 +180,7 @@ def resolve(
             if folder is not None:
                 take_back(own, folder, opened[folder], ids)
             for one in dict.fromkeys(ids):
-                streams.err(f"{one}: counted as {'paid' if paid else 'not paid'}")
+                console.err(f"{one}: counted as {'paid' if paid else 'not paid'}")
     return 0
 
 
@@ -197,8 +197,8 @@ def purge(
     """Forget what is settled."""
     found: list[Problem] = []
     moment = _moment("before", before, found)
-    streams = process_console()
-    if not yes and not streams.stdin_is_terminal:
+    console = process_console()
+    if not yes and not console.stdin_is_terminal:
         found.append(Problem("yes", "nobody can be asked here", "add --yes", origin="--yes"))
     if found:
         raise InputError(found)
@@ -213,9 +213,9 @@ def purge(
         gone = ledger.purge(before=moment, force=force, kept_runs=() if force else kept_runs(ledger))
         forget_replies(name for name in known if not ledger.find(name))
         kept = len(ledger.batches())
-        streams.err(f"removed {gone.removed}, kept {gone.kept}")
+        console.err(f"removed {gone.removed}, kept {gone.kept}")
         if before_that:
-            streams.err(f"batches: removed {before_that - kept}, kept {kept}")
+            console.err(f"batches: removed {before_that - kept}, kept {kept}")
     return 0
 
 
@@ -240,21 +240,21 @@ def stats(
 
     if by not in GROUPS:
         raise InputError([Problem("by", f"{by!r} is no group", f"one of {', '.join(GROUPS)}", origin="--by")])
-    streams = process_console()
+    console = process_console()
     with open_ledger_here() as ledger:
         charges, troubles = all_charges(ledger)
     groups = history.group_charges(charges, by)
     if json:
-        print_json(history.stats_object(groups, by), streams)
+        print_json(history.stats_object(groups, by), console)
     else:
-        for line in history.stats_table(groups, by, streams.width):
-            streams.out(line)
+        for line in history.stats_table(groups, by, console.width):
+            console.out(line)
         if not groups:
-            streams.err("nothing was sent yet")
+            console.err("nothing was sent yet")
     for trouble in troubles[:TOLD]:
-        streams.err(f"note: {trouble}; what was paid there counts as it was booked, at the most")
+        console.err(f"note: {trouble}; what was paid there counts as it was booked, at the most")
     if len(troubles) > TOLD:
-        streams.err(f"note: and so it is with {len(troubles) - TOLD} more folders of batches")
+        console.err(f"note: and so it is with {len(troubles) - TOLD} more folders of batches")
     return 0
 
 
@@ -265,21 +265,21 @@ def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool
     from . import batch_folders
     from .stored_replies import kept_of
 
-    streams = process_console()
+    console = process_console()
     if not batch_folders.has_ledger(folder):
         hint = "bring the folder back to that place"
         raise InputError([Problem("id", f"the batch was in {folder}, which is gone", hint, origin="ID")])
     with batch_folders.open_folder(folder) as ledger:
         one, entries = batch_folders.overview(folder, runs, ledger), list(batch_folders.rows_of(ledger))
     if json:
-        print_json(history.history_object(entries, links=links, batches=[one]), streams)
+        print_json(history.history_object(entries, links=links, batches=[one]), console)
         return 0
     # The links alone are the result where they are asked for.
-    say = streams.err if links else streams.out
-    for line in (*history.batch_detail(one), *history.history_table(entries, streams.width)):
+    say = console.err if links else console.out
+    for line in (*history.batch_detail(one), *history.history_table(entries, console.width)):
         say(line)
     for entry in entries if links else ():
-        kept_of(entry, folder / BATCH_HOME / "replies", read_environ()).print_found(entry, streams)
+        kept_of(entry, folder / BATCH_HOME / "replies", read_environ()).print_found(entry, console)
     return 0
 
 

@@ -13,10 +13,10 @@ from ..config.environment import Environment, read_environ
 from ..errors import ConfigError, InputError, Problem
 from .completion import offer_providers, words
 from .context import process_console
-from .flags import _SHARED, Chosen, PlainCommand, _File, _Json
+from .flags import _SHARED, FlagValues, PlainCommand, _File, _Json
 
 if TYPE_CHECKING:
-    from ..output.streams import Console
+    from ..output.console import Console
     from ..providers.contract import ProviderSpec
 
 
@@ -73,14 +73,14 @@ def key_set(
     if store not in {"auto", "keyring", "file"}:
         hint = nearest_hint(store, ("auto", "keyring", "file"))
         raise InputError([Problem("store", f"{store!r} is no place", hint, origin="--store")])
-    streams = process_console()
+    console = process_console()
     spec, url = _address(provider, base_url, config)
     where: Any = None if store == "auto" else store
     entry, trouble = store_key(spec, url, _read_secret(spec.name), read_environ(), where=where)
     if trouble:
-        streams.err(f"note: {trouble}")
+        console.err(f"note: {trouble}")
     place = "the system keyring" if entry.where == "keyring" else str(_store_path())
-    streams.err(f"stored the key for {spec.name} in {place}; it is sent to {_place(entry.base_url or url)} only")
+    console.err(f"stored the key for {spec.name} in {place}; it is sent to {_place(entry.base_url or url)} only")
     return 0
 
 
@@ -108,31 +108,31 @@ def key_status(config: _File = None, json: _Json = False) -> int:  # noqa: FBT00
     from ..config.credentials import load_store
     from ..providers import specs
 
-    streams = process_console()
-    environment = Chosen({"config": config} if config else {}).environment()
+    console = process_console()
+    environment = FlagValues({"config": config} if config else {}).environment()
     rows = [_status(spec, environment) for spec in specs() if not spec.offline]
-    _print_status(rows, streams, json=json)
+    _print_status(rows, console, json=json)
     # Said once and with the way out, below what the environment holds all the same.
     load_store(environment)
     return 0
 
 
-def _print_status(rows: Sequence[tuple[str, str, str, str, str]], streams: Console, *, json: bool) -> None:
+def _print_status(rows: Sequence[tuple[str, str, str, str, str]], console: Console, *, json: bool) -> None:
     """The rows as a table or an object."""
     if json:
         from ..output.json_output import print_json
 
         names = ("provider", "source", "last4", "address", "problem")
         listed = [dict(zip(names, row, strict=True)) for row in rows]
-        print_json({"schema": "seedream/1", "command": "config key status", "keys": listed}, streams)
+        print_json({"schema": "seedream/1", "command": "config key status", "keys": listed}, console)
         return
     from ..text import table_lines
 
     shown = [
         (name, source or "none", f"…{last}" if last else "-", place, why) for name, source, last, place, why in rows
     ]
-    for line in table_lines(("provider", "key from", "ends in", "for", "note"), shown, streams.width):
-        streams.out(line)
+    for line in table_lines(("provider", "key from", "ends in", "for", "note"), shown, console.width):
+        console.out(line)
 
 
 def _status(spec: ProviderSpec, environment: Environment) -> tuple[str, str, str, str, str]:
@@ -142,13 +142,13 @@ def _status(spec: ProviderSpec, environment: Environment) -> tuple[str, str, str
     from ..providers.base_url import full_url
     from ..redaction import check_key
 
-    draft = complete(Chosen().draft(environment), spec.name, environment.settings)
-    url = draft.values.get("base_url") or spec.base_url
+    options = complete(FlagValues().options(environment), spec.name, environment.settings)
+    url = options.values.get("base_url") or spec.base_url
     if not url:
         return spec.name, "", "", "-", "has no address of its own: give it a base_url"
     whole = full_url(spec, url)
     try:
-        found = find_key(draft, spec, whole, environment)
+        found = find_key(options, spec, whole, environment)
         value = check_key(found.value)
     except ConfigError as error:
         why = "" if error.message.startswith(f"no key for {spec.name}: ") and "keyring" not in error.message else error
@@ -167,8 +167,8 @@ def _address(provider: str, base_url: str | None, file: str | None) -> tuple[Pro
     if spec.offline:
         raise InputError([Problem("provider", f"{spec.name} needs no key", origin="PROVIDER")])
     if base_url is None:
-        environment = Chosen({"config": file} if file else {}).environment()
-        base_url = complete(Chosen().draft(environment), spec.name, environment.settings).values.get("base_url")
+        environment = FlagValues({"config": file} if file else {}).environment()
+        base_url = complete(FlagValues().options(environment), spec.name, environment.settings).values.get("base_url")
     return spec, full_url(spec, base_url)
 
 

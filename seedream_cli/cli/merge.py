@@ -12,54 +12,56 @@ from typing import TYPE_CHECKING
 from ..errors import PARTIAL, InputError, Problem
 from .batch_context import _IDLE_MOST, _BatchContext, _hold, _now, _plan_lines, _prepare_folder, _prepare_results
 from .context import BATCH_HOME, open_ledger_here, process_console
-from .flags import Chosen
+from .flags import FlagValues
 
 if TYPE_CHECKING:
     from ..config.environment import Environment
     from ..ledger.ledger import Ledger
-    from ..output.streams import Console
-    from ..request.image_request import Draft
+    from ..output.console import Console
+    from ..request.image_request import OptionValues
     from ..results import BatchReport
 
 
-def _merge(stack: contextlib.ExitStack, desk: _BatchContext, folders: Sequence[Path]) -> int:
+def _merge(stack: contextlib.ExitStack, context: _BatchContext, folders: Sequence[Path]) -> int:
     """Join the folders of shards into one, which the same table then goes on with."""
     from ..batch.run import Batch
-    from ..batch.shards import absorb, survey_rows
+    from ..batch.shards import absorb, preview_rows
     from ..engine.plan import run_id
 
-    order = desk.order
+    order = context.order
     _check_folders(folders)
     stream = _prepare_results(order.results)
-    ledger = stack.enter_context(open_ledger_here(desk.environment, home=order.home))
-    for folder, other in _shard_ledgers(stack, folders, order.folder, desk.environment):
-        desk.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
+    ledger = stack.enter_context(open_ledger_here(context.environment, home=order.home))
+    for folder, other in _shard_ledgers(stack, folders, order.folder, context.environment):
+        context.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
-    batch = Batch(desk.sheet, ledger, run)
+    batch = Batch(context.row_requests, ledger, run)
     batch.enter()
-    survey = batch.survey()
+    preview = batch.preview()
     batch.write_results(stream)
     run.finish(0)
     notes = []
-    if survey.running and any(True for _ in ledger.unlisted(run)):
+    if preview.running and any(True for _ in ledger.unlisted(run)):
         notes = ["note: the shards have rows that this table, with these options, does not ask for"]
-    desk.say([*notes, *_plan_lines(desk.sheet, survey)])
-    report = survey_rows(order.folder, ledger, run)
-    return _tell_merged(report, order.results, desk.streams, is_quiet=desk.is_quiet, is_json=desk.is_json)
+    context.say([*notes, *_plan_lines(context.row_requests, preview)])
+    report = preview_rows(order.folder, ledger, run)
+    return _tell_merged(report, order.results, context.console, is_quiet=context.is_quiet, is_json=context.is_json)
 
 
-def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, environment: Environment, folders: list[Path]) -> int:
+def _merge_alone(
+    stack: contextlib.ExitStack, flag_values: FlagValues, environment: Environment, folders: list[Path]
+) -> int:
     """Join the folders of shards by what they hold, without the table that they came from."""
     from ..batch import shards
     from ..batch.results_file import foreign_results
     from ..engine.plan import run_id
     from ..ledger.ledger import open_ledger
 
-    draft, streams = chosen.draft(environment), process_console(environment)
-    is_quiet = draft.switches.get("quiet", False)
+    options, console = flag_values.options(environment), process_console(environment)
+    is_quiet = options.switches.get("quiet", False)
     _check_folders(folders)
-    folder = _merged_folder(draft, folders)
-    results = Path(draft.values.get("results") or folder / "results.csv")
+    folder = _merged_folder(options, folders)
+    results = Path(options.values.get("results") or folder / "results.csv")
     if problems := foreign_results(results):
         raise InputError(problems)
     others = list(_shard_ledgers(stack, folders, folder, environment))
@@ -79,7 +81,7 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, environment: Envir
     for path, other in others:
         absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))
         if not is_quiet:
-            streams.err(absorbed)
+            console.err(absorbed)
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
     shards.list_rows(ledger, run, parts, headings)
     shards.join_results(results, folder, ledger, run, parts=parts, headings=headings, stream=stream)
@@ -87,16 +89,16 @@ def _merge_alone(stack: contextlib.ExitStack, chosen: Chosen, environment: Envir
     for part in parts:
         if part.run is not None and not part.is_current and not is_quiet:
             hint = "their columns are empty in the results; name the table before the folders to fill them"
-            streams.err(f"note: {part.folder} has no results of its last run for its rows: {hint}")
+            console.err(f"note: {part.folder} has no results of its last run for its rows: {hint}")
     absent = shards.absent_parts(folders, ledger)
     if absent:
-        streams.err(f"note: parts that were not named: {', '.join(absent[:_IDLE_MOST])}; their rows are not here")
+        console.err(f"note: parts that were not named: {', '.join(absent[:_IDLE_MOST])}; their rows are not here")
     code = _tell_merged(
-        shards.survey_rows(folder, ledger, run),
+        shards.preview_rows(folder, ledger, run),
         results,
-        streams,
+        console,
         is_quiet=is_quiet,
-        is_json=draft.switches.get("json", False),
+        is_json=options.switches.get("json", False),
     )
     return code or (PARTIAL if absent else 0)
 
@@ -113,15 +115,15 @@ def _check_folders(folders: Sequence[Path]) -> None:
         raise InputError(found or [Problem("merge", "there is nothing to merge", hint, origin="--merge")])
 
 
-def _merged_folder(draft: Draft, folders: Sequence[Path]) -> Path:
+def _merged_folder(options: OptionValues, folders: Sequence[Path]) -> Path:
     """Where all goes: the folder given, else the one that the table itself would fill."""
     from ..batch.shards import common_folder
     from ..storage.file_names import scheme_problem
 
-    wrong = [scheme_problem(key, draft.values[key]) for key in ("output", "results") if key in draft.values]
+    wrong = [scheme_problem(key, options.values[key]) for key in ("output", "results") if key in options.values]
     if any(wrong):
         raise InputError([problem for problem in wrong if problem])
-    output = draft.values.get("output")
+    output = options.values.get("output")
     folder = Path(output).expanduser() if output else common_folder(folders)
     if folder is None:
         hint = "name the folder for all with -o"
@@ -143,21 +145,21 @@ def _shard_ledgers(
         yield folder, stack.enter_context(open_ledger_here(environment, home=folder / BATCH_HOME))
 
 
-def _absorbed_words(folder: Path, rows: int, pictures: int, left: int) -> str:
+def _absorbed_words(folder: Path, rows: int, images: int, left: int) -> str:
     from ..text import count_words
 
-    said = f"{folder}: {count_words(rows, 'new request')}, {count_words(pictures, 'new picture')}"
-    why = "no whole pictures, or not in that folder itself"
+    said = f"{folder}: {count_words(rows, 'new request')}, {count_words(images, 'new image')}"
+    why = "no whole images, or not in that folder itself"
     return said + (f"; left behind: {count_words(left, 'file')} ({why})" if left else "")
 
 
-def _tell_merged(report: BatchReport, results: Path, streams: Console, *, is_quiet: bool, is_json: bool) -> int:
+def _tell_merged(report: BatchReport, results: Path, console: Console, *, is_quiet: bool, is_json: bool) -> int:
     """Say what became of all rows; 9 where any of them is not done."""
     from ..output.json_output import batch_object, print_json
     from ..output.summary import merged_line
 
     if is_json:
-        print_json(batch_object(report), streams)
+        print_json(batch_object(report), console)
     for line in () if is_quiet else (merged_line(report), f"results: {results}"):
-        streams.err(line)
+        console.err(line)
     return report.exit_code

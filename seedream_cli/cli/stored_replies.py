@@ -16,7 +16,7 @@ from ..storage import filesystem, reply_file, reply_findings
 if TYPE_CHECKING:
     from ..config.environment import Environment
     from ..ledger.records import Entry
-    from ..output.streams import Console
+    from ..output.console import Console
 
 
 _TOLD = 20
@@ -43,18 +43,18 @@ class KeptReplies:
             return [*lines, f"way on: {look}; seedream recover {entry.id} reads it again; {settle}"]
         return [*lines, f"way on: seedream recover {entry.id} saves what is in it"]
 
-    def print_found(self, entry: Entry, streams: Console) -> None:
+    def print_found(self, entry: Entry, console: Console) -> None:
         """The request's links, then what its replies hold, each on a line of its own; what is to be known beside."""
-        known = list(dict.fromkeys(picture.link for picture in entry.pictures if picture.link))
+        known = list(dict.fromkeys(image.link for image in entry.images if image.link))
         for link in known:
-            streams.out(link)
+            console.out(link)
         for path in () if self.is_plain else self.paths:
             found = reply_findings.Findings(path, self.forms)
             for one in found:
                 if one.link not in known:
-                    streams.out(one.line)
+                    console.out(one.line)
             for note in found.notes:
-                streams.err(f"note: {path}: {note}")
+                console.err(f"note: {path}: {note}")
 
     def as_object(self, *, links: bool) -> JsonObject:
         """The same for scripts; nothing where no reply is kept."""
@@ -78,7 +78,7 @@ def kept_of(entry: Entry, replies: Path, environment: Environment) -> KeptReplie
     kept = [path for name in names if filesystem.is_own_folder(replies) and filesystem.is_plain(path := replies / name)]
     asides = [*reply_file.list_asides(replies, entry.id), *reply_file.list_asides(replies, entry.id + POLLED)]
     paths = (*kept, *reversed(asides))
-    has_links = bool(entry.pictures) and all(one.link or one.state == "failed" for one in entry.pictures)
+    has_links = bool(entry.images) and all(one.link or one.state == "failed" for one in entry.images)
     is_plain = has_links and entry.status != "unknown" and not entry.doubts
     return KeptReplies(paths, key_forms(environment) if paths else (), is_plain)
 

@@ -26,7 +26,7 @@ from ..providers import PROVIDERS, load
 from ..providers.base_url import full_url
 from ..providers.contract import ProviderSpec
 from ..redaction import check_key, mask, secret_forms
-from ..request.image_request import Draft
+from ..request.image_request import OptionValues
 from ..storage import filesystem
 from ..storage.filesystem import write_whole
 from .environment import PREFIX, Environment, environment_without
@@ -64,13 +64,13 @@ def may_send(kind: Kind, *, url: str, own: str, by_user: bool, bound_to: str = "
     return is_same_place(url, own) or (stated and (kind == "file" or by_user))
 
 
-def may_ask(draft: Draft, spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
+def may_ask(options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
     """Whether anything with a key in it may go to an address that a ledger, or a reply that was kept, gives.
 
     Such files may be a stranger's. So it must be the provider's own address, one that this run or its settings name,
     or one that a key is stored for.
     """
-    stated = _stated_url(draft, spec, environment)
+    stated = _stated_url(options, spec, environment)
     if spec.offline or is_same_place(base_url, spec.base_url) or is_same_place(base_url, stated):
         return True
     return any(one.provider == spec.name and is_same_place(base_url, one.base_url) for one in load_store(environment))
@@ -102,14 +102,14 @@ def _known_addresses(environment: Environment) -> list[list[str]]:
         return []
 
 
-def _is_for_other(draft: Draft, spec: ProviderSpec) -> bool:
+def _is_for_other(options: OptionValues, spec: ProviderSpec) -> bool:
     """Whether the run is for another provider, and its options too: it came upon what this one is owed."""
-    return draft.values.get("provider", spec.name).strip().lower() != spec.name
+    return options.values.get("provider", spec.name).strip().lower() != spec.name
 
 
-def _stated_url(draft: Draft, spec: ProviderSpec, environment: Environment) -> str:
+def _stated_url(options: OptionValues, spec: ProviderSpec, environment: Environment) -> str:
     """The address that a run, or its settings, state for a provider; "" where it cannot be one."""
-    values = environment.settings.provider(spec.name).values if _is_for_other(draft, spec) else draft.values
+    values = environment.settings.provider(spec.name).values if _is_for_other(options, spec) else options.values
     try:
         return full_url(spec, values.get("base_url"))
     except InputError:
@@ -162,13 +162,13 @@ class _KeyLookup:
 
 
 def find_key(
-    draft: Draft, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool = False
+    options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool = False
 ) -> Key:
     """The first key that may go to `base_url` (whole, with its version), which the user named before if it `is_known`.
 
     Raises `ConfigError` where there is none, with the places looked at and the keys that may not go there.
     """
-    errand = _errand(draft, spec, base_url, environment, is_known=is_known)
+    errand = _errand(options, spec, base_url, environment, is_known=is_known)
     refused: list[str] = []
     troubles: list[str] = []
     for candidate in _candidates(errand, environment, troubles):
@@ -199,31 +199,33 @@ def _with_note(key: Key, candidate: _Candidate, errand: _KeyLookup) -> Key:
     return replace(key, note="; ".join(part for part in (note, key.note) if part))
 
 
-def _errand(draft: Draft, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool) -> _KeyLookup:
+def _errand(
+    options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool
+) -> _KeyLookup:
     settings = environment.settings
 
     def by_user(key: str) -> bool:
-        origin = draft.origins.get(key, "")
+        origin = options.origins.get(key, "")
         stated = (settings.layer.origins.get(key), settings.provider(spec.name).origins.get(key))
-        return key not in draft.values or not origin or origin.startswith(("--", "$")) or origin in stated
+        return key not in options.values or not origin or origin.startswith(("--", "$")) or origin in stated
 
     overruled = bool(settings.own_provider)
-    overruled &= draft.origins.get("provider") == settings.layer.origins.get("provider", "-")
-    is_for_other = _is_for_other(draft, spec)
-    is_stated = is_same_place(base_url, _stated_url(draft, spec, environment))
+    overruled &= options.origins.get("provider") == settings.layer.origins.get("provider", "-")
+    is_for_other = _is_for_other(options, spec)
+    is_stated = is_same_place(base_url, _stated_url(options, spec, environment))
     kind: Kind = "file" if by_user("api_key_file") else "variable"
-    if overruled and draft.origins.get("api_key_file") != "--api-key-file":
+    if overruled and options.origins.get("api_key_file") != "--api-key-file":
         kind = "generic"
     kind = "generic" if is_for_other else kind
     return _KeyLookup(
         spec,
         base_url,
-        draft.origins.get("base_url", "") if "base_url" in draft.values else "",
+        options.origins.get("base_url", "") if "base_url" in options.values else "",
         is_known or (by_user("base_url") and is_stated),
         is_known or is_stated,
         # The key without a provider's name is that of the one which the user chose.
         overruled or is_for_other,
-        draft.values.get("api_key_file"),
+        options.values.get("api_key_file"),
         kind,
     )
 

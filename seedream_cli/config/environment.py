@@ -54,7 +54,7 @@ class Environment:
 
     @property
     def state_folder(self) -> Path:
-        """Where paid replies are kept until their pictures are saved."""
+        """Where paid replies are kept until their images are saved."""
         moved = self.environ.get(PREFIX + "STATE_DIR")
         if moved and not moved.startswith("~"):
             return Path(moved)

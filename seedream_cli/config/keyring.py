@@ -25,24 +25,24 @@ answer = {"error": "", "value": None}
 try:
     import keyring
     service, user = asked["service"], asked["user"]
-    if asked["deed"] == "set":
+    if asked["action"] == "set":
         keyring.set_password(service, user, asked["key"])
         if keyring.get_password(service, user) != asked["key"]:
             answer["error"] = "stores nothing"
-    elif asked["deed"] == "delete":
+    elif asked["action"] == "delete":
         keyring.delete_password(service, user)
-    answer["value"] = "" if asked["deed"] != "get" else keyring.get_password(service, user)
+    answer["value"] = "" if asked["action"] != "get" else keyring.get_password(service, user)
 except BaseException as error:
     answer["error"] = type(error).__name__
 json.dump(answer, sys.stdout)
 """
 
 
-def ask_keyring(deed: Literal["get", "set", "delete"], user: str, key: str = "") -> tuple[str | None, str]:
+def ask_keyring(action: Literal["get", "set", "delete"], user: str, key: str = "") -> tuple[str | None, str]:
     """Have the keyring do something: the value (of `get`; else "") and "", or None and why not. Never raises."""
     if find_spec("keyring") is None:
         return None, 'the system keyring is not used: pip install "seedream[keyring]" adds it'
-    asked = json.dumps({"deed": deed, "service": SERVICE, "user": user, "key": key})
+    asked = json.dumps({"action": action, "service": SERVICE, "user": user, "key": key})
     try:
         # -P: nothing in the working folder is imported, whatever it is called.
         done = subprocess.run(  # noqa: S603 - Python itself, with a text of ours

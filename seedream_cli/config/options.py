@@ -17,7 +17,7 @@ from . import option_kinds as kinds
 from .option_kinds import BadValueError, Check, Choice, Number, Whole
 
 if TYPE_CHECKING:
-    from ..request.image_request import Draft
+    from ..request.image_request import OptionValues
     from .settings import Layer
 
 Kind = Literal["value", "switch", "list", "count"]
@@ -130,14 +130,14 @@ _EVERY = f"{_SENDING} recover"
 
 _EDIT = _group(
     REQUEST, "edit", _RUN,
-    Option("each", "--each", "One request for each picture.", kind="switch", safe=True),
-    Option("layers", "--layers", "Split one picture into layers (5.5, 5.0 Pro and Flash); needs no prompt.",
+    Option("each", "--each", "One request for each image.", kind="switch", safe=True),
+    Option("layers", "--layers", "Split one image into layers (5.5, 5.0 Pro and Flash); needs no prompt.",
            kind="switch", safe=True, ways=_ROW),
 )
 
 _RECOVER = _group(
     REQUEST, "recover", "",
-    Option("task", "--task", "Save the pictures of this task at the provider. Repeatable.", "ID", kind="list"),
+    Option("task", "--task", "Save the images of this task at the provider. Repeatable.", "ID", kind="list"),
 )
 
 # Typed for one run of a batch: in no file, table or variable.
@@ -161,7 +161,7 @@ _BATCH_SET = _group(
     BATCH, "batch", _RUN,
     Option("concurrency", "--concurrency", "Most requests in flight. Default 8.",
            "N", check=Whole(1, 1000), default="8", safe=True),
-    Option("ipm", "--ipm", "Most pictures a minute. Default: what is known of the provider.",
+    Option("ipm", "--ipm", "Most images a minute. Default: what is known of the provider.",
            "N", check=Whole(1, 10**9), safe=True),
     Option("rpm", "--rpm", "Most requests a minute. Default: what is known of the provider.",
            "N", check=Whole(1, 10**9), safe=True),
@@ -187,7 +187,7 @@ _REQUEST = _group(
            "W:H", check=kinds.aspect, safe=True),
     Option("count", "--count -n", "Send N independent requests, each billed. Default 1.",
            "N", check=Whole(1, COUNT_MOST), default="1", safe=True),
-    Option("sequence", "--sequence", "One request for a related set of up to N pictures.",
+    Option("sequence", "--sequence", "One request for a related set of up to N images.",
            "N|auto", check=Whole(1, GROUP_MOST, "auto"), safe=True),
     Option("image", "--image -i", "Reference: a file, a URL, a data URI or -. Repeatable.",
            "REF", kind="list", safe=True),
@@ -202,7 +202,7 @@ _REQUEST = _group(
            "X", check=Number(1, 10), safe=True),
     Option("format", "--format", "File format asked of the model: jpeg or png.",
            "jpeg|png", check=Choice(("jpeg", "png"), {"jpg": "jpeg"}), safe=True),
-    Option("response_format", "--response-format", "How the picture travels: url (default) or b64_json.",
+    Option("response_format", "--response-format", "How the image travels: url (default) or b64_json.",
            "url|b64_json", check=Choice(("url", "b64_json"), {"b64": "b64_json"}), default="url", safe=True),
     Option("optimize_prompt", "--optimize-prompt", "Prompt rewriting at the provider: standard or fast.",
            "standard|fast", check=Choice(("standard", "fast")), safe=True),
@@ -210,7 +210,7 @@ _REQUEST = _group(
            kind="switch", default="false", safe=True),
     Option("background", "--background", "transparent or opaque (5.5; 5.0 Pro and Flash from one PNG).",
            "HOW", check=Choice(("transparent", "opaque", "auto")), safe=True),
-    Option("stream", "--stream/--no-stream", "Save each picture the moment it is made.",
+    Option("stream", "--stream/--no-stream", "Save each image the moment it is made.",
            kind="switch", default="false", safe=True),
     Option("watermark", "--watermark/--no-watermark", "Ask for the provider's watermark. Default: none.",
            kind="switch", default="false", safe=True),
@@ -225,13 +225,13 @@ _REQUEST = _group(
 
 _OUTPUT = _group(
     OUTPUT, _EVERY, _RUN,
-    Option("output", "--output -o", "File or folder; - writes one picture to standard output. Default: here.",
+    Option("output", "--output -o", "File or folder; - writes one image to standard output. Default: here.",
            "PATH", check=kinds.place, safe=True, commands=_ALL),
     Option("name", "--name", "File name without suffix: {slug} {id} {index} {row} {model} {seed} {date} {hash}.",
            "TEMPLATE", check=kinds.template, safe=True, ways=_ROW),
     Option("if_exists", "--if-exists", "rename (default), skip, error (default for a named file) or overwrite.",
            "HOW", check=Choice(("rename", "skip", "error", "overwrite")), default="rename", safe=True),
-    Option("no_download", "--no-download", "Print the result links instead of saving pictures.",
+    Option("no_download", "--no-download", "Print the result links instead of saving images.",
            kind="switch", safe=True, commands=_SENDING),
     Option("json", "--json", "Print one JSON object on standard output.",
            kind="switch", safe=True, commands=_ALL),
@@ -310,13 +310,13 @@ def find_option(name: str) -> Option | None:
     return by_name().get(name.replace("_", "-"))
 
 
-def value_of(key: str, given: Draft | Layer, found: list[Problem]) -> Any:
+def value_of(key: str, given: OptionValues | Layer, found: list[Problem]) -> Any:
     """The value of one option; None where it is not set, or is none, which is added to `found`."""
     text = given.values.get(key)
     return None if text is None else OPTIONS[key].parse(text, given.origins.get(key, OPTIONS[key].flag), found)
 
 
-def parse_values(given: Draft | Layer, found: list[Problem]) -> dict[str, Any]:
+def parse_values(given: OptionValues | Layer, found: list[Problem]) -> dict[str, Any]:
     """The values of options, whichever way they came; what is none is left out, and added to `found`."""
     read = {key: value_of(key, given, found) for key in given.values if key in OPTIONS}
     return {key: value for key, value in read.items() if value is not None}

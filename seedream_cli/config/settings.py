@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 from ..errors import Problem
 
 if TYPE_CHECKING:
-    from ..request.image_request import Draft
+    from ..request.image_request import OptionValues
     from ..request.models import PriceStep
 
 
-def complete(draft: Draft, provider: str, settings: Settings) -> Draft:
+def complete(options: OptionValues, provider: str, settings: Settings) -> OptionValues:
     """The draft with `[providers.NAME]` in it: over the top of the files, under the profile and all else."""
-    values, origins = dict(draft.values), dict(draft.origins)
+    values, origins = dict(options.values), dict(options.origins)
     stated = settings.provider(provider)
     for key, value in stated.values.items():
         general = key not in settings.from_profile and origins.get(key) == settings.layer.origins.get(key)
         if key not in values or general:
             values[key], origins[key] = value, stated.origins[key]
-    return replace(draft, values=values, origins=origins)
+    return replace(options, values=values, origins=origins)
 
 
 def price_for(settings: Settings, provider: str, model: str, model_id: str) -> PriceStep | None:
-    """The user's own price of a picture, the one for this provider first; None where no file states one.
+    """The user's own price of an image, the one for this provider first; None where no file states one.
 
     `model` is the row's name, "" for an id the table does not know.
     """
@@ -93,7 +93,7 @@ class ProviderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What the user says a picture costs, in US dollars; `provider` "" means any, `model` is a name or an id."""
+    """What the user says an image costs, in US dollars; `provider` "" means any, `model` is a name or an id."""
 
     model: str
     amount: float

@@ -211,7 +211,7 @@ class _Reader:
             provider = stated.pop("provider", provider)
             currency = stated.pop("currency", "USD")
             if not (_is_amount(amount) and _is_amount(extra)):
-                self.add_error(keys, "a price is a number of US dollars a picture", '"4.5" = 0.04')
+                self.add_error(keys, "a price is a number of US dollars an image", '"4.5" = 0.04')
             elif any(0 < one < _LEAST_PRICE for one in (amount, extra)):
                 self.add_error(keys, "a price is no smaller than $0.000001, which money is counted in", '"4.5" = 0.04')
             elif provider and provider not in PROVIDERS:

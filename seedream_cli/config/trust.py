@@ -19,7 +19,7 @@ TRUST_FILE = "trusted.json"
 TRUST_LINE = "seedream config trust"
 
 _COUNT_HARMLESS = 10
-"""Pictures a request; each is billed, so that a stranger's file may not ask for a thousand."""
+"""Images a request; each is billed, so that a stranger's file may not ask for a thousand."""
 
 
 def load_trusted(environment: Environment, problems: list[Problem] | None = None) -> dict[str, str]:
@@ -65,7 +65,7 @@ def trust_reason(key: str, value: Any, folder: Path) -> str:
     if key == "if_exists" and value.strip().lower() == "overwrite":
         return "would replace files"
     if key == "count" and value.strip().isdecimal() and int(value) > _COUNT_HARMLESS:
-        return f"asks for more than {_COUNT_HARMLESS} billed pictures"
+        return f"asks for more than {_COUNT_HARMLESS} billed images"
     return ""
 
 

@@ -59,7 +59,7 @@ def _shape_problems(layer: Layer, size: str | None, aspect: str | None) -> list[
 
 def _request_problems(layer: Layer) -> list[Problem]:
     """What the request's own checks say of fields for the body and of a stream, for a model that takes everything."""
-    from ..request.image_request import Draft, TargetModel
+    from ..request.image_request import OptionValues, TargetModel
     from ..request.models import DEFAULT_MODEL, Rule, find_model
     from ..request.validation import build
 
@@ -67,6 +67,6 @@ def _request_problems(layer: Layer) -> list[Problem]:
     # Forced, the checks tell only what no model could take.
     switches = {key: on for key, on in layer.switches.items() if key != "strict"} | {"force": True}
     lists = {"extra": layer.lists["extra"]} if "extra" in layer.lists else {}
-    draft = Draft({"prompt": "x"}, switches, lists, layer.origins)
+    options = OptionValues({"prompt": "x"}, switches, lists, layer.origins)
     callback = {"callback_url": layer.values["callback_url"]} if "callback_url" in layer.values else {}
-    return list(build(draft, callback, recipient).problems)
+    return list(build(options, callback, recipient).problems)

@@ -19,7 +19,7 @@ _NO_KEY = "no-key-is-needed-offline"
 """What the sandbox is shown; no word of a message, since a key is masked wherever it stands."""
 
 
-def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> ProviderClient:
+def make_client(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> ProviderClient:
     """The wire of a route, keyed for it alone; the sandbox's ends in this process."""
     transport = None
     if route.spec.offline:
@@ -51,13 +51,13 @@ def make_wire(route: Route, *, clock: Clock, log: Callable[[str], None] | None =
     )
 
 
-def ask(wire: ProviderClient, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
+def ask(client: ProviderClient, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
     """Send one free call by itself, and close the wire. For looking around; what is billable goes through `execute`."""
     if call.billable:
         raise InternalError("a billable call would not be written down")
 
     async def once() -> Answer[T]:
-        async with wire:
-            return await wire.ask(call, read)
+        async with client:
+            return await client.ask(call, read)
 
     return asyncio.run(once())

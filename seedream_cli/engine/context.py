@@ -48,13 +48,13 @@ class RunServices:
 class JobStream:
     """A run whose jobs are drawn one by one, so that a hundred thousand take no more room than a thousand.
 
-    `requests` and `pictures` are the most that will be drawn. No new one is drawn once `max_failures` have failed (0:
+    `requests` and `images` are the most that will be drawn. No new one is drawn once `max_failures` have failed (0:
     no bound) or `max_unknown` outcomes in a row are unknown. Whatever is left, the same command does later.
     """
 
     jobs: Iterator[Job]
     requests: int
-    pictures: int
+    images: int
     provider: str
     model: str
     concurrency: int = CONCURRENCY
@@ -85,7 +85,7 @@ class RunContext:
     sink: Sink
     clock: Clock
     replies: Path
-    books: Recorder | NullRecorder
+    recorder: Recorder | NullRecorder
     slots: asyncio.Semaphore
     downloads: asyncio.Semaphore
     emit: Callable[[bytes], bool] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from ..providers.contract import rule_for
 from ..request.image_request import ImageRequest
 from ..request.models import Rule
-from .plan import Job, PlannedDraft, _whose_default
+from .plan import Job, PlannedRequest, _whose_default
 
 _ALWAYS = ("model_id", "prompt", "size", "response_format", "watermark")
 
@@ -20,16 +20,16 @@ _UNSHOWN = {"provider", "model", "extra", "most"}
 
 
 def job_names(jobs: Sequence[Job]) -> list[str]:
-    """The names that the pictures of these jobs would get, with `.*` where the bytes decide on the suffix."""
+    """The names that the images of these jobs would get, with `.*` where the bytes decide on the suffix."""
     found = []
     for job in jobs:
-        for number in range(job.first, job.first + job.request.pictures_at_most):
+        for number in range(job.first, job.first + job.request.images_at_most):
             place = job.output.place(job.fields, number=number, of=job.of)
             found.append("-" if job.output.stdout else str(place.folder / f"{place.stem}{place.suffix or '.*'}"))
     return found
 
 
-def explain(planned: PlannedDraft) -> list[tuple[str, str, str, str]]:
+def explain(planned: PlannedRequest) -> list[tuple[str, str, str, str]]:
     """Every option as (option, value, sent as, note): renamed, defaulted by whom, or dropped, why, and the source."""
     request = planned.built.request
     if request is None:
@@ -40,7 +40,7 @@ def explain(planned: PlannedDraft) -> list[tuple[str, str, str, str]]:
     rows += [
         ("extra", _words(value), key, idly if key in idle else "merged last") for key, value in request.extra.items()
     ]
-    values, origins = planned.draft.values, planned.draft.origins
+    values, origins = planned.options.values, planned.options.origins
     if "aspect" in values:
         note = f"from {origins.get('aspect', '--aspect')}: the exact pixels of that shape"
         rows.append(("aspect", values["aspect"], "size", note))
@@ -50,7 +50,7 @@ def explain(planned: PlannedDraft) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _explain_option(planned: PlannedDraft, request: ImageRequest, name: str) -> tuple[str, str, str, str]:
+def _explain_option(planned: PlannedRequest, request: ImageRequest, name: str) -> tuple[str, str, str, str]:
     """One option's row."""
     shown = _SHOWN_AS.get(name, name).replace("_", "-")
     spec, option = planned.route.spec, _SHOWN_AS.get(name, name).replace("image", "images")
@@ -60,15 +60,15 @@ def _explain_option(planned: PlannedDraft, request: ImageRequest, name: str) -> 
     why = " ".join(part for part in (rule.note, f"[{source}]" if rule.note and source else "") if part)
     value = getattr(request, name)
     if name in planned.built.dropped:
-        asked = planned.draft.values.get(name, "on")
+        asked = planned.options.values.get(name, "on")
         return shown, asked, "not sent", f"{rule.state}: {why}" if why else rule.state
     if value in (None, False, ()) and name not in _ALWAYS:
         default = spec.defaults.get(option)
         parts = [f"{spec.name}'s own default: {default}" if default else "", _unless_taken(rule, why)]
         return shown, "-", "not sent", "; ".join(part for part in parts if part)
     typed = _TYPED_AS.get(name, name)
-    origin = planned.draft.origins.get(typed, "")
-    given = typed in {**planned.draft.values, **planned.draft.switches, **planned.draft.lists}
+    origin = planned.options.origins.get(typed, "")
+    given = typed in {**planned.options.values, **planned.options.switches, **planned.options.lists}
     note = f"from {origin}" if given else _whose_default(spec, option)
     sent = ", ".join(_sent_as(planned, request, name)) or "not sent"
     return shown, _words(value), sent, "; ".join(part for part in (note, _unless_taken(rule, why)) if part)
@@ -80,7 +80,7 @@ def _unless_taken(rule: Rule, why: str) -> str:
     return f"{rule.state}: {why}" if why else rule.state
 
 
-def _sent_as(planned: PlannedDraft, request: ImageRequest, name: str) -> list[str]:
+def _sent_as(planned: PlannedRequest, request: ImageRequest, name: str) -> list[str]:
     """The body's keys that hang on an option: found by sending it with another value, so that no table can be wrong."""
     other = {"watermark": not request.watermark, "model_id": "?", "prompt": "?", "size": "?", "response_format": "?"}
     empty = () if name == "images" else None
@@ -94,5 +94,5 @@ def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return "1 picture" if len(value) == 1 else f"{len(value)} pictures"
+        return "1 image" if len(value) == 1 else f"{len(value)} images"
     return value if isinstance(value, str) else str(value)

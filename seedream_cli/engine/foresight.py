@@ -17,7 +17,7 @@ def foresee(plan: Plan, day: Ledger | None) -> BudgetError | None:
 
     `day` is the user's ledger, which keeps the day's budget; None where there is none yet.
     """
-    worst = sum(to_micro(job.price(job.request.pictures_at_most)) or 0 for job in plan.jobs)
+    worst = sum(to_micro(job.price(job.request.images_at_most)) or 0 for job in plan.jobs)
     return foresee_sum(worst, plan.caps, None, day)
 
 

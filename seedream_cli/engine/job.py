@@ -1,8 +1,8 @@
-"""One request from its plan to its result: reserved, sent once, its answer kept and written down, its pictures saved.
+"""One request from its plan to its result: reserved, sent once, its answer kept and written down, its images saved.
 
 The order is the promise. The worst cost is held, then the intent is written inside the wire's last gate, then one
-request leaves; its reply is on disk before it is read, its links are in the books before a download starts, and a
-picture is in the books only when its file and folder are flushed. Whatever happens inside becomes the job's result.
+request leaves; its reply is on disk before it is read, its links are in the books before a download starts, and an
+image is in the books only when its file and folder are flushed. Whatever happens inside becomes the job's result.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ from .plan import Job
 from .stored_reply import POLLED, StoredReplyFile, StoredReplySlot, numbered, read_event, read_kept, read_reply
 
 _YOUNG_S = 60.0
-"""How long after the answer a picture that is not at its link may only not be there yet."""
+"""How long after the answer an image that is not at its link may only not be there yet."""
 
 
 def places(job: Job) -> list[output_path.OutputPath]:
-    """Where the pictures of a job go, as far as that is known before the answer."""
+    """Where the images of a job go, as far as that is known before the answer."""
     if job.output.stdout or job.recovers:
         return []
-    numbers = range(job.first, job.first + job.request.pictures_at_most)
+    numbers = range(job.first, job.first + job.request.images_at_most)
     return [job.output.place(job.fields, number=number, of=job.of) for number in numbers]
 
 
 def is_there(job: Job) -> bool:
-    """With `--if-exists skip`: whether every picture of the job exists, so that nothing need be paid."""
+    """With `--if-exists skip`: whether every image of the job exists, so that nothing need be paid."""
     known = places(job) if job.output.if_exists == "skip" else []
     return bool(known) and all(output_path.existing(place) for place in known)
 
@@ -80,11 +80,11 @@ def is_there(job: Job) -> bool:
 class JobRunner:
     """Takes one job from its plan to its result."""
 
-    def __init__(self, desk: RunContext, wire: ProviderClient, job: Job) -> None:
-        self.desk = desk
-        self.wire = wire
+    def __init__(self, context: RunContext, client: ProviderClient, job: Job) -> None:
+        self.context = context
+        self.client = client
         self.job = job
-        self.recorder = desk.books.of(job)
+        self.recorder = context.recorder.of(job)
         self.dialect = job.route.dialect
         self.task: asyncio.Task[JobResult] | None = None
         self.holds_slot = False
@@ -134,27 +134,27 @@ class JobRunner:
     async def gate(self, attempt: int) -> None:
         """Called by the wire just before the first byte leaves: the last place to say no, and the intent is written."""
         self.raise_objection()
-        self.desk.step("gate")
+        self.context.step("gate")
         # What an attempt before may have cost stays in the account: a repetition is held against the budget as well.
         self.token = await self.recorder.sent(self.job, attempt, self.raise_objection, again=self.doubted)
         if self.incoming is not None and self.incoming.size:
             # What came of the attempt before must not be taken for the answer to this one.
             self.incoming.reset()
         self.attempts = attempt
-        self.sent_at = self.sent_at or self.desk.clock.now()
+        self.sent_at = self.sent_at or self.context.clock.now()
         self.gone_at = time.monotonic()
         self.is_out = True
-        self.desk.step("sent")
+        self.context.step("sent")
 
     def raise_objection(self) -> None:
         """Raise what keeps a new request from leaving."""
-        if why := self.desk.objection():
+        if why := self.context.objection():
             self.objected = True
             raise why
 
     def stage(self, name: Any) -> None:
         """The request entered a stage."""
-        self.desk.sink.emit(Stage(self.job.index, name))
+        self.context.sink.emit(Stage(self.job.index, name))
 
     def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
         """The request was refused unbilled, or is repeated on the user's order; a signal may stop it meanwhile."""
@@ -164,14 +164,14 @@ class JobRunner:
         if was_out:
             self.doubts += error.billed != "no"
             self.recorder.refused(self.job, error, self._put_aside(error))
-        self.desk.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
+        self.context.sink.emit(Retrying(self.job.index, "the request", wait_s, error.message, attempt))
 
     def unsent(self) -> None:
         """The run was stopped while the request was being written: it is none, and goes back among those to send."""
         if self.doubted:
             return
         self.is_out = False
-        number = self.desk.signal.value if self.desk.signal else signal.SIGINT.value
+        number = self.context.signal.value if self.context.signal else signal.SIGINT.value
         error = InterruptedRunError("stopped before it was sent", signal_number=number)
         self._try(lambda: self.recorder.refused(self.job, error, None))
 
@@ -188,13 +188,13 @@ class JobRunner:
 
     def step_aside(self) -> None:
         """The request waits for its provider's turn."""
-        if self.desk.steps_aside:
+        if self.context.steps_aside:
             self._leave_slot()
 
     async def step_back(self) -> None:
         """Its turn has come: it needs a slot."""
         if not self.holds_slot:
-            await self.desk.slots.acquire()
+            await self.context.slots.acquire()
             self.holds_slot = True
             self.begun()
 
@@ -216,7 +216,7 @@ class JobRunner:
         except Exception as bug:  # noqa: BLE001
             # The per-job border: a bug in one request must not lose the others, nor what this one was paid for.
             error = self._shortage(bug) or InternalError(
-                self.wire.mask(f"{type(bug).__name__}: {bug}"), hint=self._rescue()
+                self.client.mask(f"{type(bug).__name__}: {bug}"), hint=self._rescue()
             )
             error.__cause__ = bug
         finally:
@@ -237,8 +237,8 @@ class JobRunner:
         result = self._result(error)
         if self.attempts and not self.objected:
             # What was not sent says nothing of the network.
-            self.desk.unknowns = self.desk.unknowns + 1 if result.status == "unknown" else 0
-        self.desk.sink.emit(Finished(result))
+            self.context.unknowns = self.context.unknowns + 1 if result.status == "unknown" else 0
+        self.context.sink.emit(Finished(result))
         return result
 
     def _shortage(self, bug: Exception) -> SeedreamError | None:
@@ -257,21 +257,21 @@ class JobRunner:
         """Let the next request leave: downloads have places of their own."""
         if self.holds_slot:
             self.holds_slot = False
-            self.desk.slots.release()
+            self.context.slots.release()
 
     def _is_held_back(self, error: SeedreamError) -> bool:
         """Whether the run kept the request from leaving, for a reason that is not its own."""
         stopped = isinstance(error, InterruptedRunError | BudgetError)
-        return not self.in_flight and (stopped or (self.objected and self.desk.goes_on))
+        return not self.in_flight and (stopped or (self.objected and self.context.goes_on))
 
-    def _try(self, deed: Callable[[], object]) -> None:
+    def _try(self, action: Callable[[], object]) -> None:
         """A deed that may fail, but not keep the result from being told, nor take the other jobs with it."""
         try:
-            deed()
+            action()
         except FileError:
             pass
         except (SeedreamError, OSError) as error:
-            self.desk.sink.emit(Notice(self.wire.mask(f"{self.job.id}: {error}")))
+            self.context.sink.emit(Notice(self.client.mask(f"{self.job.id}: {error}")))
 
     def _write_end(self, error: SeedreamError | None) -> None:
         """Write down a request that ended without an answer. One with an answer is in the books as far as it came."""
@@ -301,11 +301,11 @@ class JobRunner:
 
     def _cancelled(self) -> SeedreamError:
         """What a stopped job is, by how far it had come."""
-        number = self.desk.signal.value if self.desk.signal else signal.SIGINT.value
+        number = self.context.signal.value if self.context.signal else signal.SIGINT.value
         if not self.in_flight and not self.answered:
             return InterruptedRunError("stopped before it was sent", signal_number=number)
         if self.answered:
-            return LinkError("stopped before its pictures were saved", hint=self._rescue())
+            return LinkError("stopped before its images were saved", hint=self._rescue())
         return ApiError(
             "stopped while the provider was at work; may have been billed, and is not sent again",
             kind="unknown_outcome",
@@ -315,12 +315,12 @@ class JobRunner:
 
     def _rescue(self) -> str:
         """The command that saves what is paid for and not here."""
-        return "run the same command again" if self.desk.goes_on else f"seedream recover {self.job.id}"
+        return "run the same command again" if self.context.goes_on else f"seedream recover {self.job.id}"
 
     def _rescue_of(self, error: SeedreamError) -> str:
         """As `_rescue`; and where trying again may not help, the command that shows the link."""
         final = isinstance(error, LinkError) and not error.retryable
-        if not final or self.desk.goes_on or not self.recorder.records:
+        if not final or self.context.goes_on or not self.recorder.records:
             return self._rescue()
         return f"{self._rescue()} tries again; seedream history show {self.job.id} --links prints the link"
 
@@ -330,11 +330,11 @@ class JobRunner:
             name, place = self.job.route.spec.name, shlex.quote(clean(self.job.barred, 200))
             give = f"--provider {name} --base-url {place}, or set base_url under [providers.{name}]"
             return f"if that address is yours, name it yourself: {give}"
-        if self.left_behind or (self.task_id and self.desk.goes_on):
+        if self.left_behind or (self.task_id and self.context.goes_on):
             return self._rescue()
         if self.task_id:
             return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self._address_options()}"
-        look = f"look at the provider's usage page for {self.sent_at or self.desk.clock.now():%Y-%m-%d %H:%M} UTC"
+        look = f"look at the provider's usage page for {self.sent_at or self.context.clock.now():%Y-%m-%d %H:%M} UTC"
         if self.absent_task:
             again = f"seedream recover --task {shlex.quote(self.absent_task)} -p {self._address_options()}"
             look = f"{again} asks once more; {look}"
@@ -342,12 +342,12 @@ class JobRunner:
             return look if self.job.recovers else f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
         came = self.ready is not None or self.reply is not None
-        if came and not (self.desk.goes_on or self.job.recovers):
+        if came and not (self.context.goes_on or self.job.recovers):
             resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
-        if self.job.recovers and not self.desk.goes_on:
+        if self.job.recovers and not self.context.goes_on:
             # Saving what was paid for sends nothing anew, and so does no command that only does that.
             return resolve
-        again = " with --only unknown --retry-ambiguous" if self.desk.goes_on else ""
+        again = " with --only unknown --retry-ambiguous" if self.context.goes_on else ""
         return f"{resolve}; the same command{again} sends it once more, and pays once more"
 
     def _address_options(self) -> str:
@@ -358,18 +358,18 @@ class JobRunner:
 
     @property
     def most_s(self) -> float:
-        """How long it may take at the most until what is in flight is here: the answer, then its pictures."""
+        """How long it may take at the most until what is in flight is here: the answer, then its images."""
         left = self.job.route.limits.timeout_s - (time.monotonic() - self.gone_at)
         return DOWNLOAD_S + (0.0 if self.answered else max(0.0, left))
 
     async def _perform(self) -> SeedreamError | None:
-        """Send, wait, fetch. Returns the failure that some pictures had, or None; raises what hit the whole request."""
+        """Send, wait, fetch. Returns the failure that some images had, or None; raises what hit the whole request."""
         if self.job.reused:
             return self._reuse()
         if is_there(self.job):
             self._leave()
             return None
-        if not self.desk.books.has(self.job):
+        if not self.context.recorder.has(self.job):
             raise BusyError(f"{self.job.id} is being saved by another process", hint="seedream history shows its files")
         broken = None
         if self.job.request.stream and not self.job.recovers:
@@ -385,7 +385,7 @@ class JobRunner:
         if not self.job.download:
             return await self._hand_out(self.ready) or broken
         # What a stream brought is saved already, or on its way; what a recovery has on disk is not fetched again.
-        left = [one for one in self.ready.pictures if one.index not in self.taken | self.job.have or _in_doubt(one)]
+        left = [one for one in self.ready.images if one.index not in self.taken | self.job.have or _in_doubt(one)]
         self.saved |= {image.index: image for image in self.job.lost}
         await self._keep_all(left, last=not self.taken and not broken and not self.job.lost)
         error = _first_error(self.saved.values(), broken)
@@ -394,29 +394,29 @@ class JobRunner:
             self._secure_reply()
             self.recorder.ended(self.job, broken or error or _cut_short(), self.reply)
         else:
-            self.desk.step("all saved")
+            self.context.step("all saved")
             if not self.closed:
                 await self.recorder.saved(self.job)
-            self.desk.step("saved written")
+            self.context.step("saved written")
             self._forget_reply()
         return error
 
     def _is_past(self, error: SeedreamError) -> bool:
-        """Whether nothing need be kept of a picture. Without books the reply alone knows the link of an expired one."""
+        """Whether nothing need be kept of an image. Without books the reply alone knows the link of an expired one."""
         return _is_final(error) and (error.billed == "no" or self.recorder.records)
 
     def _rest_in_doubt(self, ready: Ready) -> ApiError | None:
         """What is wrong with a stream that was kept and has no end: more may have been made than came."""
-        most = self.job.most or self.job.request.pictures_at_most
-        if not ready.cut or len(ready.pictures) >= most:
+        most = self.job.most or self.job.request.images_at_most
+        if not ready.cut or len(ready.images) >= most:
             return None
-        return _broken_stream(_cut_short(), len(ready.pictures), most)
+        return _broken_stream(_cut_short(), len(ready.images), most)
 
     async def _take_answer(self, ready: Ready) -> None:
         """Every link is in the books before any download starts."""
         self.answered = True
         self._leave_slot()
-        self.desk.step("read")
+        self.context.step("read")
         try:
             await self.recorder.ready(self.job, ready, self._made(), self.reply)
         except BaseException:
@@ -425,15 +425,15 @@ class JobRunner:
             raise
         if self.kept is not None:
             self.kept.links_written()
-        self.desk.step("ready written")
+        self.context.step("ready written")
 
     async def _hand_out(self, ready: Ready) -> SeedreamError | None:
         """With `--no-download` the links are the result; the reply stays until they are printed."""
         self._secure_reply()
-        self.saved = {one.index: SavedImage(one.index, url=one.link, error=one.error) for one in ready.pictures}
+        self.saved = {one.index: SavedImage(one.index, url=one.link, error=one.error) for one in ready.images}
         for image in self.saved.values():
             if image.error is None:
-                await self.recorder.picture(self.job, image, handed=True)
+                await self.recorder.image(self.job, image, handed=True)
         error = _first_error(self.saved.values())
         if error is not None and not _is_final(error):
             self.recorder.ended(self.job, error, self.reply)
@@ -454,7 +454,7 @@ class JobRunner:
         if self.kept is not None:
             self.kept.forget()
             self.kept = None
-        replies, name = self.desk.replies, self.job.id
+        replies, name = self.context.replies, self.job.id
         # What came of an attempt before is all there is of it, until the user settles that.
         in_doubt = self.job.again or self.doubted or self.job.recovers
         in_doubt = in_doubt and bool(reply_file.list_asides(replies, name)) and self.recorder.doubts(self.job) > 0
@@ -462,18 +462,20 @@ class JobRunner:
 
     def _tell_life(self, ready: Ready) -> None:
         """Say how long the links are good for by their own dates. They are tried all the same: a clock may be wrong."""
-        ends = [end for one in ready.pictures if one.index not in self.job.have and (end := expiry(one.link))]
+        ends = [end for one in ready.images if one.index not in self.job.have and (end := expiry(one.link))]
         if not ends:
             return
-        left = min(ends) - self.desk.clock.now().timestamp()
+        left = min(ends) - self.context.clock.now().timestamp()
         said = f"has {span_words(left)} left" if left > 0 else f"expired {span_words(-left)} ago by its own date"
-        self.desk.sink.emit(Notice(f"{self.job.id}: {'its link' if len(ends) == 1 else 'the first link'} {said}"))
+        self.context.sink.emit(Notice(f"{self.job.id}: {'its link' if len(ends) == 1 else 'the first link'} {said}"))
 
     def _reuse(self) -> SeedreamError | None:
-        """An earlier request was the same, and its pictures are on disk: they are the result, at no cost."""
+        """An earlier request was the same, and its images are on disk: they are the result, at no cost."""
         self.saved = {image.index: image for image in self.job.reused}
         if not self.job.output.stdout:
-            self.desk.sink.emit(Notice(f"nothing was sent: {self.job.id} was the same request, and its files are here"))
+            self.context.sink.emit(
+                Notice(f"nothing was sent: {self.job.id} was the same request, and its files are here")
+            )
             return None
         for image in self.job.reused:
             if image.path:
@@ -485,33 +487,33 @@ class JobRunner:
         self.is_left = True
         paths = [path for place in places(self.job) if (path := output_path.existing(place))]
         self.saved = {index: SavedImage(index, path) for index, path in enumerate(paths)}
-        self.desk.sink.emit(Notice(f"{paths[0]} exists already; nothing was sent"))
+        self.context.sink.emit(Notice(f"{paths[0]} exists already; nothing was sent"))
 
     # Getting the answer.
 
     async def _obtain(self) -> Ready | None:
-        """The provider's answer with its pictures, however many polls it takes; None where a callback will bring it."""
+        """The provider's answer with its images, however many polls it takes; None where a callback will bring it."""
         started = time.monotonic()
         return await self._wait_for(await self._first_answer(), started)
 
     async def _wait_for(self, outcome: Ready | Ticket, started: float, reply: Path | None = None) -> Ready | None:
-        """Poll a task, which was kept as `reply`, to its end; an answer with pictures needs none."""
+        """Poll a task, which was kept as `reply`, to its end; an answer with images needs none."""
         self.reply = reply or self.reply
         while isinstance(outcome, Ticket):
             if not self.task_id:
                 self.task_id = outcome.task_id
                 self.recorder.waiting(self.job, outcome.task_id)
-                self.desk.step("task written")
+                self.context.step("task written")
             if self.job.request.callback_url:
                 return None
             outcome = await self._poll(outcome, started)
         self.provider_s = time.monotonic() - started
-        return replace(outcome, pictures=tuple(map(self._with_host, outcome.pictures)))
+        return replace(outcome, images=tuple(map(self._with_host, outcome.images)))
 
-    def _with_host(self, picture: ProviderImage) -> ProviderImage:
-        """A picture whose link, where it names no host, is one of the API's own."""
-        link = absolute(picture.link, self.job.route.base_url)
-        return picture if link == picture.link else replace(picture, link=link)
+    def _with_host(self, image: ProviderImage) -> ProviderImage:
+        """An image whose link, where it names no host, is one of the API's own."""
+        link = absolute(image.link, self.job.route.base_url)
+        return image if link == image.link else replace(image, link=link)
 
     async def _first_answer(self) -> Ready | Ticket:
         """The reply to the one paid request; or, for what was paid before, what is left of it."""
@@ -525,15 +527,15 @@ class JobRunner:
             self.task_id = job.task_id
             return Ticket(job.task_id, poll_after_s=0.0)
         kept = self.incoming = self._make_room()
-        self.desk.step("room reserved")
+        self.context.step("room reserved")
         try:
-            answer = await self.wire.ask(
+            answer = await self.client.ask(
                 self.submission,
                 self.read,
-                spool=kept,
+                reply_file=kept,
                 gate=self.gate,
                 watch=self,
-                pictures=job.request.pictures_at_most,
+                images=job.request.images_at_most,
                 waiter=self,
             )
         except SeedreamError as error:
@@ -544,8 +546,8 @@ class JobRunner:
             raise
         self._note_age()
         self.kept, self.reply = kept, kept.kept
-        if not (isinstance(answer.value, Ready) and all(one.link or one.error for one in answer.value.pictures)):
-            # A task, or a picture inside the reply.
+        if not (isinstance(answer.value, Ready) and all(one.link or one.error for one in answer.value.images)):
+            # A task, or an image inside the reply.
             self._secure_reply()
         return answer.value
 
@@ -563,11 +565,11 @@ class JobRunner:
 
     def _make_room(self) -> StoredReplyFile | StoredReplySlot:
         """Room for the reply, before it is asked for. Where the books take its links, it need not be flushed itself."""
-        desk, job = self.desk, self.job
+        context, job = self.context, self.job
         links_suffice = self.recorder.records and job.request.response_format != "b64_json"
-        if links_suffice and desk.journal is not None and desk.journal.has_place_for(job.id):
-            return StoredReplySlot(desk.journal, desk.replies, job, lambda: self.token)
-        return StoredReplyFile(desk.replies, job, links_suffice=links_suffice)
+        if links_suffice and context.journal is not None and context.journal.has_place_for(job.id):
+            return StoredReplySlot(context.journal, context.replies, job, lambda: self.token)
+        return StoredReplyFile(context.replies, job, links_suffice=links_suffice)
 
     def _settle(self, kept: StoredReplyFile | StoredReplySlot, error: SeedreamError) -> None:
         """Keep the reply to a request that may have been paid for; `recover` can read it."""
@@ -610,12 +612,12 @@ class JobRunner:
         def read(reply: Reply) -> Ready | Ticket:
             return self.read(replace(reply, task_id=ticket.task_id))
 
-        self.desk.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
-        await self.desk.clock.sleep(ticket.poll_after_s)
-        # Beside the reply that holds the task's id: that one must stay until the pictures are here.
-        kept = StoredReplyFile(self.desk.replies, self.job, beside=POLLED)
+        self.context.sink.emit(Stage(self.job.index, "polling", ticket.task_id))
+        await self.context.clock.sleep(ticket.poll_after_s)
+        # Beside the reply that holds the task's id: that one must stay until the images are here.
+        kept = StoredReplyFile(self.context.replies, self.job, beside=POLLED)
         try:
-            answer = await self.wire.ask(call, read, spool=kept)
+            answer = await self.client.ask(call, read, reply_file=kept)
         except ApiError as error:
             # A structured error that comes whole, with HTTP 200, is the task's own; any other is of the asking. At a
             # gateway only the task's record speaks for it.
@@ -640,7 +642,7 @@ class JobRunner:
         self.task_id = ""
         if error.billed == "no":
             kept.forget()
-            reply_file.forget(self.desk.replies, self.job.id, asides=False)
+            reply_file.forget(self.context.replies, self.job.id, asides=False)
         else:
             self.reply = kept.take_place(self.job.id)
 
@@ -663,7 +665,7 @@ class JobRunner:
     def _is_young(self) -> bool:
         """Whether a task was made so lately that its provider may not find it yet."""
         began = self.sent_at or self.job.sent_at
-        age_s = (self.desk.clock.now() - began).total_seconds() if began else _YOUNG_S
+        age_s = (self.context.clock.now() - began).total_seconds() if began else _YOUNG_S
         return max(age_s, self.absent_s) < _YOUNG_S
 
     def _task_left(self, message: str) -> ApiError:
@@ -685,10 +687,10 @@ class JobRunner:
         )
 
     async def _stream(self) -> ApiError | None:
-        """Send, and save each picture the moment its event arrives. Returns why the stream broke, if pictures came."""
+        """Send, and save each image the moment its event arrives. Returns why the stream broke, if images came."""
         job, started = self.job, time.monotonic()
-        kept = self.incoming = StoredReplyFile(self.desk.replies, job)
-        self.desk.step("room reserved")
+        kept = self.incoming = StoredReplyFile(self.context.replies, job)
+        self.context.step("room reserved")
         came: list[ProviderImage] = []
         ends: list[Completed] = []
         saving: list[asyncio.Task[None]] = []
@@ -700,36 +702,36 @@ class JobRunner:
         def take(found: ProviderImage | Completed) -> None:
             if isinstance(found, Completed):
                 ends.append(found)
-            elif (picture := numbered(self._with_host(found), came)) is not None:
+            elif (image := numbered(self._with_host(found), came)) is not None:
                 # The link must be on disk before its download starts, as with a whole reply.
                 kept.flush()
                 self._note_age()
-                self.recorder.announced(job, picture)
-                self.desk.step("event written")
-                self.taken.add(picture.index)
+                self.recorder.announced(job, image)
+                self.context.step("event written")
+                self.taken.add(image.index)
                 # Its base64 is held only until it is saved.
-                came.append(replace(picture, base64=""))
+                came.append(replace(image, base64=""))
                 if job.download:
-                    saving.append(asyncio.create_task(self._keep(picture)))
+                    saving.append(asyncio.create_task(self._keep(image)))
 
-        most = job.request.pictures_at_most
+        most = job.request.images_at_most
         cut: SeedreamError | None = None
         try:
-            streamed = await self.wire.stream(
+            streamed = await self.client.stream(
                 self.submission,
                 self.read,
                 on_event,
-                spool=kept,
+                reply_file=kept,
                 gate=self.gate,
                 watch=self,
-                pictures=most,
+                images=most,
                 waiter=self,
             )
         except SeedreamError as error:
             if not came:
                 self._settle(kept, error)
                 raise
-            # Whatever ended it: the pictures before it may have been paid for.
+            # Whatever ended it: the images before it may have been paid for.
             kept.secure()
             cut = error
         except BaseException:
@@ -739,7 +741,7 @@ class JobRunner:
             raise
         else:
             if streamed.whole is not None:
-                # Pictures at once, or a task that the provider has made of it, which is asked after.
+                # Images at once, or a task that the provider has made of it, which is asked after.
                 self.ready = await self._wait_for(streamed.whole, started, kept.kept)
                 return None
             kept.secure()
@@ -765,38 +767,38 @@ class JobRunner:
                 return await asyncio.to_thread(read_kept, self.dialect, reply)
         raise cut
 
-    # Getting the pictures.
+    # Getting the images.
 
-    async def _keep_all(self, pictures: Sequence[ProviderImage], *, last: bool) -> None:
+    async def _keep_all(self, images: Sequence[ProviderImage], *, last: bool) -> None:
         """Bring them to disk; they are the `last`, if the others are there."""
-        if self.desk.goes_on:
+        if self.context.goes_on:
             # The slot is free: what leaves in its place goes first, since the provider's time is the longest.
-            await self.desk.clock.sleep(0)
-        if len(pictures) == 1:
-            await self._keep(pictures[0], last=last)
+            await self.context.clock.sleep(0)
+        if len(images) == 1:
+            await self._keep(images[0], last=last)
         else:
-            await asyncio.gather(*(self._keep(picture) for picture in pictures))
+            await asyncio.gather(*(self._keep(image) for image in images))
 
-    async def _keep(self, picture: ProviderImage, *, last: bool = False) -> None:
-        """Bring one picture to disk; its failure is its own. After the `last` nothing is left of the request."""
-        if picture.error:
-            self.saved[picture.index] = SavedImage(picture.index, error=picture.error, layer=picture.layer)
+    async def _keep(self, made: ProviderImage, *, last: bool = False) -> None:
+        """Bring one image to disk; its failure is its own. After the `last` nothing is left of the request."""
+        if made.error:
+            self.saved[made.index] = SavedImage(made.index, error=made.error, layer=made.layer)
             return
         try:
-            async with self.desk.downloads:
-                image = await self._save(picture)
+            async with self.context.downloads:
+                image = await self._save(made)
         except (LinkError, FileError, OSError, MemoryError, ImportError, RuntimeError, SystemError) as cause:
-            # Whatever the disk says of itself: this picture is paid for.
+            # Whatever the disk says of itself: this image is paid for.
             error = self._image_error(cause)
             error.billed = "yes"
             if not error.hint and not _is_final(error):
                 error.hint = self._rescue_of(error)
-            image = SavedImage(picture.index, url=picture.link, error=error, layer=picture.layer)
-        self.saved[picture.index] = image
+            image = SavedImage(made.index, url=made.link, error=error, layer=made.layer)
+        self.saved[made.index] = image
         self.closed = last and image.error is None
-        await self.recorder.picture(self.job, image, handed=self.job.output.stdout, last=self.closed)
-        self.desk.step("picture written")
-        self.desk.sink.emit(Saved(self.job.index, image))
+        await self.recorder.image(self.job, image, handed=self.job.output.stdout, last=self.closed)
+        self.context.step("image written")
+        self.context.sink.emit(Saved(self.job.index, image))
 
     def _image_error(self, cause: Exception) -> LinkError | FileError:
         """What keeps an image from being saved: the link, the disk, or too little memory. Anything else is a bug."""
@@ -806,15 +808,15 @@ class JobRunner:
             raise cause
         return FileError(f"not saved: {lack}", billed="yes")
 
-    async def _save(self, picture: ProviderImage) -> SavedImage:
-        """Fetch into a part file beside its place, check that it is a whole picture, and give it its name."""
+    async def _save(self, image: ProviderImage) -> SavedImage:
+        """Fetch into a part file beside its place, check that it is a whole image, and give it its name."""
         output = self.job.output
         # How many a kept reply holds is known only now.
-        of = max(self.job.of, len(self.ready.pictures) if self.ready and self.job.recovers else 1)
-        number, rule = self.job.first + picture.index, output.if_exists
-        beyond = 0 if self.job.recovers else picture.index + 1 - self.job.request.pictures_at_most
+        of = max(self.job.of, len(self.ready.images) if self.ready and self.job.recovers else 1)
+        number, rule = self.job.first + image.index, output.if_exists
+        beyond = 0 if self.job.recovers else image.index + 1 - self.job.request.images_at_most
         if beyond > 0 and output.stdout:
-            raise LinkError("standard output takes one picture, and the provider made more")
+            raise LinkError("standard output takes one image, and the provider made more")
         if beyond > 0:
             # More came than was asked for. They are billed, so they are kept, behind the names that were planned.
             number, of, rule = self.job.of + beyond, self.job.of + beyond, "rename"
@@ -822,8 +824,8 @@ class JobRunner:
         rule = "rename" if rule == "skip" else rule
         place = output.place(self.job.fields, number=number, of=of)
         with image_file.open_part(place.folder) as part:
-            facts = await self._fill(part, picture)
-            self.desk.step("part written")
+            facts = await self._fill(part, image)
+            self.context.step("part written")
             same = image_file.find_same(place, facts) if self.job.recovers else None
             if output.stdout:
                 await asyncio.to_thread(self._emit, part.path)
@@ -831,90 +833,92 @@ class JobRunner:
             elif same is not None:
                 path = same
             else:
-                published = await self.desk.disk.do(
+                published = await self.context.disk.do(
                     lambda: part.publish(place.folder, place.stem, facts, rule, suffix=place.suffix), 0
                 )
                 path = published.path
                 self._note(published)
-            self.desk.step("published")
+            self.context.step("published")
         return SavedImage(
-            picture.index,
+            image.index,
             path,
-            picture.link,
+            image.link,
             facts.format,
             facts.width,
             facts.height,
             facts.bytes,
             facts.sha256,
-            layer=picture.layer,
+            layer=image.layer,
         )
 
     def _note(self, published: image_file.Published) -> None:
         """Say where an image is not where it was asked to be."""
         if published.renamed_from and self.job.output.if_exists == "skip":
             name = published.renamed_from.name
-            self.desk.sink.emit(Notice(f"{name} exists already, and another was paid for: saved as {published.path}"))
+            self.context.sink.emit(
+                Notice(f"{name} exists already, and another was paid for: saved as {published.path}")
+            )
         if published.retyped_from:
             name, suffix = published.retyped_from.name, published.path.suffix
-            self.desk.sink.emit(
-                Notice(f"{name} was asked for, but the picture is {suffix[1:]}: saved as {published.path}")
+            self.context.sink.emit(
+                Notice(f"{name} was asked for, but the image is {suffix[1:]}: saved as {published.path}")
             )
 
     def _emit(self, path: Path) -> None:
-        """A whole, checked picture to standard output. A closed pipe loses nothing: the reply stays for `recover`."""
+        """A whole, checked image to standard output. A closed pipe loses nothing: the reply stays for `recover`."""
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 # What cannot be written, as on a full disk, raises `OutputError`.
-                if self.desk.emit is None or not self.desk.emit(chunk):
-                    raise LinkError("standard output was closed before the picture was written")
+                if self.context.emit is None or not self.context.emit(chunk):
+                    raise LinkError("standard output was closed before the image was written")
 
-    async def _fill(self, part: image_file.ImagePart, picture: ProviderImage) -> image_info.ImageInfo:
-        """The picture's bytes, from its link or from the reply, checked and flushed."""
-        if picture.blob is not None or picture.base64:
-            return await self._decode_base64(part, picture)
+    async def _fill(self, part: image_file.ImagePart, image: ProviderImage) -> image_info.ImageInfo:
+        """The image's bytes, from its link or from the reply, checked and flushed."""
+        if image.blob is not None or image.base64:
+            return await self._decode_base64(part, image)
 
         async def check(size: int) -> image_info.ImageInfo:
-            facts = await self.desk.disk.do(part.check, size)
-            await self.desk.disk.decode(part, facts)
+            facts = await self.context.disk.do(part.check, size)
+            await self.context.disk.decode(part, facts)
             return facts
 
         def progress(received: int, total: int | None) -> None:
-            self.desk.sink.emit(Downloading(self.job.index, picture.index, received, total))
+            self.context.sink.emit(Downloading(self.job.index, image.index, received, total))
 
-        fetched = await self.wire.fetch(
-            picture.link,
+        fetched = await self.client.fetch(
+            image.link,
             part.write,
             check=check,
             restart=part.reset,
             explain=image_info.explain_store_error,
             on_progress=progress,
-            dies=self._dies(picture),
+            dies=self._dies(image),
             young_s=self.young_s,
         )
-        await self.desk.disk.flush(part)
+        await self.context.disk.flush(part)
         return fetched.checked
 
     def _note_age(self) -> None:
         """What links came now are new."""
-        self.young_s = self.desk.clock.monotonic() + _YOUNG_S
+        self.young_s = self.context.clock.monotonic() + _YOUNG_S
 
-    def _dies(self, picture: ProviderImage) -> int | None:
+    def _dies(self, image: ProviderImage) -> int | None:
         """When a link dies: by its own date, else by what its provider says of all of its links."""
-        own, lifetime = expiry(picture.link), self.job.route.spec.link_lifetime_s
+        own, lifetime = expiry(image.link), self.job.route.spec.link_lifetime_s
         made = self.job.answered_at or self.sent_at
         if own is not None or lifetime is None or made is None:
             return own
         return int(made.timestamp()) + lifetime
 
-    async def _decode_base64(self, part: image_file.ImagePart, picture: ProviderImage) -> image_info.ImageInfo:
-        """A picture out of the reply, which is all that there is of it: it stays until the picture is saved."""
+    async def _decode_base64(self, part: image_file.ImagePart, image: ProviderImage) -> image_info.ImageInfo:
+        """An image out of the reply, which is all that there is of it: it stays until the image is saved."""
         try:
-            if picture.blob is not None:
-                await asyncio.to_thread(base64_image.write_blob, picture.blob, part)
+            if image.blob is not None:
+                await asyncio.to_thread(base64_image.write_blob, image.blob, part)
             else:
-                await asyncio.to_thread(base64_image.write_base64, picture.base64, part)
+                await asyncio.to_thread(base64_image.write_base64, image.base64, part)
             facts = await asyncio.to_thread(part.finish)
-            await self.desk.disk.decode(part, facts)
+            await self.context.disk.decode(part, facts)
         except LinkError as error:
             kept = self.reply or (self.incoming.kept if self.incoming else None)
             error.hint = f"what came is kept{f' in {kept}' if kept else ''}; {self._rescue()} reads it again"
@@ -936,14 +940,14 @@ class JobRunner:
             model=request.model_id,
             request={} if job.recovers else self.submission.json or {},
             images=images,
-            usage=self.wire.hide(dict(self.ready.usage)) if self.ready and self.ready.usage else None,
+            usage=self.client.hide(dict(self.ready.usage)) if self.ready and self.ready.usage else None,
             cost=Cost(0.0, "USD", "") if job.reused or self.is_left else cost,
             possible=possible,
             error=error,
             attempts=self.attempts,
             timing=self._timing(),
-            asked_up_to=request.pictures_at_most if request.sequence else None,
-            task_id=self.wire.hide(self.task_id or self.absent_task),
+            asked_up_to=request.images_at_most if request.sequence else None,
+            task_id=self.client.hide(self.task_id or self.absent_task),
             warnings=self._gaps(images),
             booked=self.recorder.records,
         )
@@ -967,11 +971,11 @@ class JobRunner:
         """An image as it is told of: a provider may put the key that it was given into anything it says."""
         error = image.error
         if error is not None:
-            error.message, error.hint = self.wire.mask(error.message), self.wire.mask(error.hint)
+            error.message, error.hint = self.client.mask(error.message), self.client.mask(error.hint)
             error.args = (error.message,)
             if isinstance(error, ApiError):
-                error.code, error.request_id = self.wire.mask(error.code), self.wire.mask(error.request_id)
-        url = self.wire.hide(image.url)
+                error.code, error.request_id = self.client.mask(error.code), self.client.mask(error.request_id)
+        url = self.client.hide(image.url)
         return image if url == image.url else replace(image, url=url)
 
     def _status(self, error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
@@ -980,36 +984,36 @@ class JobRunner:
             if self.job.strict and self._gaps(images):
                 return "partial"
             return "submitted" if self.task_id and self.job.request.callback_url else "succeeded"
-        if self.desk.goes_on and not self.answered and self._is_held_back(error):
+        if self.context.goes_on and not self.answered and self._is_held_back(error):
             return "interrupted"
         if any(image.error is None for image in images):
             return "partial"
         return "unknown" if error.kind == "unknown_outcome" else "failed"
 
     def _made(self) -> int | None:
-        """How many pictures are billed: the provider's own count, else what came; None while that is unknown.
+        """How many images are billed: the provider's own count, else what came; None while that is unknown.
 
         A count below what came is none: successes alone are billed, and these are. No budget is stretched by it.
         """
         if self.ready is None:
             return None
         counted, came = (self.ready.usage or {}).get("generated_images"), self._came()
-        doubts = any(picture.error and picture.error.billed == "unknown" for picture in self.ready.pictures)
+        doubts = any(image.error and image.error.billed == "unknown" for image in self.ready.images)
         if isinstance(counted, int) and 0 <= counted <= COUNT_MOST and (counted or not doubts):
             return max(counted, came)
-        # Where nobody can say of a picture whether it was billed, nobody can say how many were.
+        # Where nobody can say of an image whether it was billed, nobody can say how many were.
         return None if doubts else came
 
     def _came(self) -> int:
-        """How many pictures came."""
-        return sum(1 for picture in self.ready.pictures if picture.error is None) if self.ready else 0
+        """How many images came."""
+        return sum(1 for image in self.ready.images if image.error is None) if self.ready else 0
 
     def _cost(self, error: SeedreamError | None) -> tuple[Cost | None, Cost | None]:
         """What the request cost at the most, and how much of that is possible only; None where it cost nothing."""
         cost, possible = self._own_cost(error)
         # Where the last attempt never left, or was refused unbilled, the doubt that is told is that of one before.
         before = self.doubts - (not self.is_out)
-        each = self.job.price(self.job.request.pictures_at_most) if before > 0 else None
+        each = self.job.price(self.job.request.images_at_most) if before > 0 else None
         if each is None:
             return cost, possible
         # Each attempt before that may have been billed is possible money beside what the last one cost.
@@ -1035,8 +1039,8 @@ class JobRunner:
             # The provider has counted.
             return made
         if ready is None or ready.cut or request.stream:
-            return self.job.most or request.pictures_at_most
-        return sum(1 for picture in ready.pictures if picture.error is None or picture.error.billed == "unknown")
+            return self.job.most or request.images_at_most
+        return sum(1 for image in ready.images if image.error is None or image.error.billed == "unknown")
 
     def _timing(self) -> Timing:
         total = time.monotonic() - self.started
@@ -1047,29 +1051,29 @@ _YOUNG_S = 60.0
 """A task's age in seconds until which a provider that does not know it may not know it yet."""
 
 
-def _in_doubt(picture: ProviderImage) -> bool:
+def _in_doubt(image: ProviderImage) -> bool:
     """Whether nobody knows what became of a member of an answer."""
-    return picture.error is not None and picture.error.billed == "unknown"
+    return image.error is not None and image.error.billed == "unknown"
 
 
 def _is_final(error: SeedreamError) -> bool:
-    """Whether nothing is left to fetch of a picture: it was never made, or its link is dead for ever."""
+    """Whether nothing is left to fetch of an image: it was never made, or its link is dead for ever."""
     return error.billed == "no" or error.kind == "expired"
 
 
-def _missing(pictures: Sequence[ProviderImage], ends: Sequence[Completed]) -> ApiError | None:
-    """What is wrong with a stream that came to its end: no picture at all, or fewer than the provider counts."""
-    came = sum(1 for picture in pictures if picture.error is None)
+def _missing(images: Sequence[ProviderImage], ends: Sequence[Completed]) -> ApiError | None:
+    """What is wrong with a stream that came to its end: no image at all, or fewer than the provider counts."""
+    came = sum(1 for image in images if image.error is None)
     counted = (ends[-1].usage or {}).get("generated_images") if ends else None
-    if not pictures:
-        return _cut_short("the stream ended without a picture")
+    if not images:
+        return _cut_short("the stream ended without an image")
     if isinstance(counted, int) and counted > came:
-        return _cut_short(f"the provider counts {counted} pictures and {came} came")
+        return _cut_short(f"the provider counts {counted} images and {came} came")
     return None
 
 
 def _cut_short(message: str = "the stream ended before it was complete") -> ApiError:
-    """A stream that ended between two events, without its end and with fewer pictures than were asked for."""
+    """A stream that ended between two events, without its end and with fewer images than were asked for."""
     return ApiError(
         message,
         kind="unknown_outcome",
@@ -1079,11 +1083,11 @@ def _cut_short(message: str = "the stream ended before it was complete") -> ApiE
 
 
 def _broken_stream(cut: SeedreamError, got: int, most: int) -> ApiError:
-    """What a broken stream means when some of its pictures came: they are the user's, the rest is in doubt."""
+    """What a broken stream means when some of its images came: they are the user's, the rest is in doubt."""
     said = cut if isinstance(cut, ApiError) else None
     unbilled = cut.billed == "no"
     return ApiError(
-        f"{cut.message}; {got} of up to {most} pictures came and are kept"
+        f"{cut.message}; {got} of up to {most} images came and are kept"
         + ("" if unbilled else ", the rest may have been billed"),
         kind=cut.kind if unbilled else "unknown_outcome",
         billed="no" if unbilled else "unknown",

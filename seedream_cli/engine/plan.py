@@ -21,7 +21,7 @@ from ..errors import ConfigError, FileError, InputError, LinkError, Problem
 from ..ledger.records import Caps
 from ..providers.base_url import full_url
 from ..providers.contract import Dialect, ProviderSpec, Ready, rule_for, wire_model
-from ..request.image_request import Draft, ImageRef, ImageRequest, TargetModel
+from ..request.image_request import ImageRef, ImageRequest, OptionValues, TargetModel
 from ..request.limits import COUNT_MOST
 from ..request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from ..request.validation import Validated, build, shared_stdin
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Limits:
     """How long and how often: seconds, and further tries after the first.
 
-    `ipm` and `rpm` are the most pictures and requests a minute; None for what is known of the provider.
+    `ipm` and `rpm` are the most images and requests a minute; None for what is known of the provider.
     """
 
     timeout_s: float = 600.0
@@ -72,14 +72,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request of the run. `fields` makes its pictures' names, `first` is the number of its first one
+    """One request of the run. `fields` makes its images' names, `first` is the number of its first one
     among the `of` that share a name.
 
     `reused` are the files of an earlier request that was the same: nothing is sent for them.
     `recovers` marks a job that sends nothing new and only fetches what was paid for: from the reply that was `kept`,
-    the links that are `known`, or the task `task_id`; the pictures in `have` are on disk already. `booked` is False
+    the links that are `known`, or the task `task_id`; the images in `have` are on disk already. `booked` is False
     for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
-    `most` is how many pictures were asked for, 0 where the request itself tells. `bill` is what its body can cost;
+    `most` is how many images were asked for, 0 where the request itself tells. `bill` is what its body can cost;
     without one, as for what was paid before, the request tells. `barred` is an address out of a ledger or a kept reply
     that nothing of this run names: its task stays open, since no key goes there. `known_task` is the task that a kept
     reply started, `sent_at` when that was. `lost` are images that were refused or whose links are dead. `is_settled`
@@ -116,17 +116,17 @@ class Job:
     answered_at: dt.datetime | None = None
     strict: bool = False
 
-    def price(self, pictures: int) -> Cost | None:
-        """What so many pictures of this request cost; None where that is not known."""
+    def price(self, images: int) -> Cost | None:
+        """What so many images of this request cost; None where that is not known."""
         bill = self.bill or find_bill(self.route, self.request, Settings())
-        return bill.cost(pictures)
+        return bill.cost(images)
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedDraft:
+class PlannedRequest:
     """One draft after planning: the outcome of `build` and where it goes, for `--explain` and `--dry-run`."""
 
-    draft: Draft
+    options: OptionValues
     built: Validated
     route: Route
     model: ModelSpec | None
@@ -143,7 +143,7 @@ class Plan:
 
     command: str
     run: str
-    drafts: tuple[PlannedDraft, ...]
+    drafted: tuple[PlannedRequest, ...]
     warnings: tuple[Problem, ...]
     notices: tuple[str, ...]
     caps: Caps = field(default_factory=Caps)
@@ -154,12 +154,12 @@ class Plan:
     @property
     def jobs(self) -> tuple[Job, ...]:
         """Every request of the run, in order."""
-        return tuple(job for planned in self.drafts for job in planned.jobs)
+        return tuple(job for planned in self.drafted for job in planned.jobs)
 
 
 def make_plan(
     command: str,
-    drafts: Sequence[Draft],
+    drafted: Sequence[OptionValues],
     environment: Environment,
     *,
     problems: Sequence[Problem] = (),
@@ -171,13 +171,13 @@ def make_plan(
     """
     found, notices = list(problems), list[str]()
     run = run_id()
-    planned: list[PlannedDraft] = []
-    for draft in drafts:
-        one = plan_draft(draft, environment, found, notices, sends=sends)
+    planned: list[PlannedRequest] = []
+    for options in drafted:
+        one = plan_request(options, environment, found, notices, sends=sends)
         if one is not None:
             planned.append(one)
-    caps = functools.reduce(Caps.within, (plan_caps(draft, environment, found) for draft in drafts))
-    unknowns = [most for draft in drafts if (most := value_of("max_unknown", draft, found))]
+    caps = functools.reduce(Caps.within, (plan_caps(options, environment, found) for options in drafted))
+    unknowns = [most for options in drafted if (most := value_of("max_unknown", options, found))]
     errors = [p for p in found if p.severity == "error"]
     if errors:
         raise InputError(list(dict.fromkeys(errors)))
@@ -193,11 +193,11 @@ def run_id() -> str:
     return f"{dt.datetime.now(tz=dt.UTC).astimezone():%y%m%d}-{secrets.token_hex(3)}"
 
 
-FindKey = Callable[[Draft, ProviderSpec, Environment, str], Key]
+FindKey = Callable[[OptionValues, ProviderSpec, Environment, str], Key]
 
 
-def plan_draft(
-    draft: Draft,
+def plan_request(
+    options: OptionValues,
     environment: Environment,
     found: list[Problem],
     notices: list[str],
@@ -206,17 +206,17 @@ def plan_draft(
     fields: Collection[str] = file_names.FIELDS,
     find: FindKey | None = None,
     pays: bool = True,
-) -> PlannedDraft | None:
+) -> PlannedRequest | None:
     """One draft; its problems are added to `found`. The key is looked for last, so bad input is told first.
 
     `fields` are what its name template may use; `find` may remember keys that were looked up before. Where nobody
     `pays`, not even later, no budget need hold it.
     """
-    dialect, note = choose_dialect(draft, environment, sends=sends)
+    dialect, note = choose_dialect(options, environment, sends=sends)
     spec = dialect.spec
-    draft = complete(draft, spec.name, environment.settings)
+    options = complete(options, spec.name, environment.settings)
     notices += note
-    model, model_id, unserved = _spell_model(draft, spec)
+    model, model_id, unserved = _spell_model(options, spec)
     recipient = TargetModel(
         spec.name,
         model,
@@ -230,73 +230,75 @@ def plan_draft(
         prompt_characters=spec.prompt_characters,
         able=lambda option: _able(spec, option),
     )
-    images, mine = _references(draft, recipient, notices)
-    mine += shared_stdin(draft)
+    images, mine = _references(options, recipient, notices)
+    mine += shared_stdin(options)
     unread: list[Problem] = []
-    built = build(draft, parse_values(draft, unread), recipient, images)
+    built = build(options, parse_values(options, unread), recipient, images)
     mine += [*unserved, *built.problems, *unread]
-    limits = plan_limits(draft, mine)
-    base_url = _base_url(draft, spec, mine)
+    limits = plan_limits(options, mine)
+    base_url = _base_url(options, spec, mine)
     bill = None
     if built.request is not None:
         bill = find_bill(Route(dialect, base_url, None, limits), built.request, environment.settings)
         built = replace(built, request=built.request.model_copy(update={"most": bill.images}))
-        mine += _unserved_there(draft, spec, model, base_url)
+        mine += _unserved_there(options, spec, model, base_url)
         # Of what cannot be had there, or of a place that is none, nobody wants to know the price.
         is_had = not any(p.severity == "error" and p.field in {"model", "base_url"} for p in mine)
-        mine += unheld(draft, environment, bill, spec, base_url) if pays and is_had else []
-        mine += too_many(draft, bill)
+        mine += unheld(options, environment, bill, spec, base_url) if pays and is_had else []
+        mine += too_many(options, bill)
     else:
-        mine += _unserved_there(draft, spec, model, base_url)
-    download = not draft.switches.get("no_download", False)
+        mine += _unserved_there(options, spec, model, base_url)
+    download = not options.switches.get("no_download", False)
     if not download and built.request and built.request.response_format == "b64_json":
-        place = draft.origin("no_download")
+        place = options.origin("no_download")
         mine.append(Problem("no_download", "b64_json replies hold no links to print", "leave one out", origin=place))
-    most = built.count * built.request.pictures_at_most if built.request else 1
-    output = plan_output(draft, most, mine, fields)
+    most = built.count * built.request.images_at_most if built.request else 1
+    output = plan_output(options, most, mine, fields)
     found += dict.fromkeys(mine)
     if built.request is None or output is None or any(p.severity == "error" for p in found):
         return None
-    key = None if spec.offline or not sends else (find or key_for)(draft, spec, environment, base_url)
+    key = None if spec.offline or not sends else (find or key_for)(options, spec, environment, base_url)
     notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
     warnings = tuple(p for p in mine if p.severity == "warning")
     job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings, bill=bill)
-    job = replace(job, strict=draft.switches.get("strict", False))
-    return PlannedDraft(draft, built, route, model, (job,) * built.count)
+    job = replace(job, strict=options.switches.get("strict", False))
+    return PlannedRequest(options, built, route, model, (job,) * built.count)
 
 
-def _references(draft: Draft, recipient: TargetModel, notices: list[str]) -> tuple[list[ImageRef], list[Problem]]:
-    """The draft's reference pictures as they will be sent, and all that is wrong with or done to them."""
-    texts = draft.lists.get("image", ())
+def _references(
+    options: OptionValues, recipient: TargetModel, notices: list[str]
+) -> tuple[list[ImageRef], list[Problem]]:
+    """The draft's reference images as they will be sent, and all that is wrong with or done to them."""
+    texts = options.lists.get("image", ())
     if not texts:
         return [], []
     from ..request.references import BARE_NOTICE, Fit, read_references
 
-    images, problems = read_references(texts, origin=draft.origin("image"))
+    images, problems = read_references(texts, origin=options.origin("image"))
     model, fit = recipient.model, None
-    if draft.switches.get("fit_images") and model is not None:
-        layers = draft.switches.get("layers", False)
+    if options.switches.get("fit_images") and model is not None:
+        layers = options.switches.get("layers", False)
         formats = model.layer_reference_formats if layers else recipient.taken_formats
         pixels = model.layer_reference_pixels if layers else model.reference_pixels
         fit = Fit(recipient.safe_bytes, pixels[1], formats)
     made = []
     for image in images:
         try:
-            made.append(_ready_reference(image, draft, fit, problems))
+            made.append(_ready_reference(image, options, fit, problems))
         except (FileError, LinkError) as error:
-            problems.append(Problem("image", error.message, origin=draft.origin("image")))
+            problems.append(Problem("image", error.message, origin=options.origin("image")))
     if any(image.sent is not None for image in made):
         notices.append(BARE_NOTICE)
     return made, problems
 
 
-def _ready_reference(image: ImageRef, draft: Draft, fit: Fit | None, problems: list[Problem]) -> ImageRef:
+def _ready_reference(image: ImageRef, options: OptionValues, fit: Fit | None, problems: list[Problem]) -> ImageRef:
     """One reference, shrunk where that was asked for, upright and without its metadata unless that was asked for."""
     from ..request.references import fit_prepared, fit_reference, prepare_reference
 
     image, done = fit_reference(image, fit) if fit else (image, "")
-    if not draft.switches.get("keep_metadata"):
+    if not options.switches.get("keep_metadata"):
         prepared = prepare_reference(image)
         image = prepared.ref
         if prepared.stayed:
@@ -309,10 +311,10 @@ def _ready_reference(image: ImageRef, draft: Draft, fit: Fit | None, problems: l
     return image
 
 
-def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ...]:
+def _number(planned: Sequence[PlannedRequest], run: str) -> tuple[PlannedRequest, ...]:
     """Give every job of the run its id, its number and the fields of its names.
 
-    Pictures are counted through the run, except that drafts whose names differ anyway are counted each for itself.
+    Images are counted through the run, except that drafts whose names differ anyway are counted each for itself.
     """
     total = sum(len(one.jobs) for one in planned)
     slugs = [_slug(one) for one in planned]
@@ -327,19 +329,19 @@ def _number(planned: Sequence[PlannedDraft], run: str) -> tuple[PlannedDraft, ..
             fields = {**name_fields(job.request, name, index), "slug": slug}
             of = _most(one) if apart else most
             jobs.append(replace(job, index=index, id=name, fields=fields, first=first, of=of))
-            index, first = index + 1, first + job.request.pictures_at_most
+            index, first = index + 1, first + job.request.images_at_most
         ready.append(replace(one, jobs=tuple(jobs)))
     return tuple(ready)
 
 
-def _most(one: PlannedDraft) -> int:
-    return sum(job.request.pictures_at_most for job in one.jobs)
+def _most(one: PlannedRequest) -> int:
+    return sum(job.request.images_at_most for job in one.jobs)
 
 
-def _slug(one: PlannedDraft) -> str:
-    """The words of a draft's names; its label in front, which is the picture that is edited, say."""
+def _slug(one: PlannedRequest) -> str:
+    """The words of a draft's names; its label in front, which is the image that is edited, say."""
     request = one.jobs[0].request
-    return file_names.slug(" ".join(part for part in (one.draft.label, request.prompt or request.mode) if part))
+    return file_names.slug(" ".join(part for part in (one.options.label, request.prompt or request.mode) if part))
 
 
 def name_fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
@@ -354,10 +356,10 @@ def name_fields(request: ImageRequest, name: str, index: int) -> dict[str, str]:
     }
 
 
-def choose_dialect(draft: Draft, environment: Environment, *, sends: bool) -> tuple[Dialect, list[str]]:
+def choose_dialect(options: OptionValues, environment: Environment, *, sends: bool) -> tuple[Dialect, list[str]]:
     """The provider asked for, else the one whose key is present; a dry run without either is shown for the first."""
     wrong: list[Problem] = []
-    name = value_of("provider", draft, wrong)
+    name = value_of("provider", options, wrong)
     if wrong:
         raise InputError(wrong, kind="usage")
     if name is not None:
@@ -372,18 +374,18 @@ def choose_dialect(draft: Draft, environment: Environment, *, sends: bool) -> tu
     return providers.load(name), [f"provider {name}, since {source} is set"]
 
 
-def _spell_model(draft: Draft, spec: ProviderSpec) -> tuple[ModelSpec | None, str, list[Problem]]:
+def _spell_model(options: OptionValues, spec: ProviderSpec) -> tuple[ModelSpec | None, str, list[Problem]]:
     """The model's row, the id to send, and what is wrong. An id that the table does not know passes untouched."""
-    typed = draft.values.get("model", "").strip() or DEFAULT_MODEL
+    typed = options.values.get("model", "").strip() or DEFAULT_MODEL
     model = find_model(typed, spec.spelling)
     spelled = wire_model(spec, model, typed)
     if spelled is not None or model is None:
         return model, spelled or typed, []
-    if draft.switches.get("force"):
+    if options.switches.get("force"):
         return model, typed, [Problem("model", f"{spec.name} may not serve {model.title}", severity="warning")]
     served = [row.name for row in MODELS if spec.spelling in row.ids]
     hint = f"it serves {', '.join(served)}; --force sends {typed} as it is"
-    problem = Problem("model", f"{spec.name} does not serve {model.title}", hint, origin=draft.origin("model"))
+    problem = Problem("model", f"{spec.name} does not serve {model.title}", hint, origin=options.origin("model"))
     return model, typed, [problem]
 
 
@@ -393,39 +395,39 @@ def _able(spec: ProviderSpec, option: str) -> list[str]:
     return [row.name for row in served if rule_for(spec, row, option).state in {"taken", "unconfirmed"}]
 
 
-def _unserved_there(draft: Draft, spec: ProviderSpec, model: ModelSpec | None, base_url: str) -> list[Problem]:
+def _unserved_there(options: OptionValues, spec: ProviderSpec, model: ModelSpec | None, base_url: str) -> list[Problem]:
     """That a provider does not serve the model at this very address, although it does elsewhere."""
     host = urlsplit(base_url).hostname or ""
     since = model.not_served_at.get(host) if model else None
     if model is None or since is None:
         return []
     message = f"{host} has not served {model.title} since {since}"
-    if draft.switches.get("force"):
-        return [Problem("model", f"{message}; sent because of --force", "", "warning", draft.origin("model"))]
+    if options.switches.get("force"):
+        return [Problem("model", f"{message}; sent because of --force", "", "warning", options.origin("model"))]
     rows = (row for row in MODELS if row.status != "retired" and wire_model(spec, row, row.name))
     others = ", ".join(row.name for row in rows if host not in row.not_served_at)
     hint = f"name another with -m ({others}), or another region's --base-url; --force sends it all the same"
-    return [Problem("model", message, hint, origin=draft.origin("model"))]
+    return [Problem("model", message, hint, origin=options.origin("model"))]
 
 
-def plan_limits(draft: Draft, found: list[Problem]) -> Limits:
+def plan_limits(options: OptionValues, found: list[Problem]) -> Limits:
     """The limits of the run; what cannot be read is added to `found`."""
-    timeout, connect = value_of("timeout", draft, found), value_of("connect_timeout", draft, found)
-    retries = value_of("retries", draft, found)
+    timeout, connect = value_of("timeout", options, found), value_of("connect_timeout", options, found)
+    retries = value_of("retries", options, found)
     return Limits(
         timeout_s=600.0 if timeout is None else timeout,
         connect_timeout_s=10.0 if connect is None else connect,
         retries=4 if retries is None else retries,
-        retry_ambiguous=draft.switches.get("retry_ambiguous", False),
-        proxy=value_of("proxy", draft, found),
-        ipm=value_of("ipm", draft, found),
-        rpm=value_of("rpm", draft, found),
+        retry_ambiguous=options.switches.get("retry_ambiguous", False),
+        proxy=value_of("proxy", options, found),
+        ipm=value_of("ipm", options, found),
+        rpm=value_of("rpm", options, found),
     )
 
 
-def plan_caps(draft: Draft, environment: Environment, found: list[Problem]) -> Caps:
+def plan_caps(options: OptionValues, environment: Environment, found: list[Problem]) -> Caps:
     """What the run, and the day over all runs, may cost at the most."""
-    most, daily = value_of("max_cost", draft, found), environment.settings.daily_budget
+    most, daily = value_of("max_cost", options, found), environment.settings.daily_budget
     return Caps(run=cap_micro(most), daily=cap_micro(daily))
 
 
@@ -435,18 +437,20 @@ def find_bill(route: Route, request: ImageRequest, settings: Settings) -> Bill:
     return cost_limit.read_bill(request, body, route.spec, route.base_url, settings)
 
 
-def unheld(draft: Draft, environment: Environment, bill: Bill, spec: ProviderSpec, base_url: str) -> list[Problem]:
+def unheld(
+    options: OptionValues, environment: Environment, bill: Bill, spec: ProviderSpec, base_url: str
+) -> list[Problem]:
     """Why no budget that is set can hold a request: the most that it costs is not known. Nothing without a budget."""
     settings = environment.settings
     daily = settings.daily_budget is not None
-    if daily and not spec.offline and not draft.switches.get("ledger", settings.ledger_enabled):
-        named = draft.origins.get("ledger") or settings.origins.get("ledger.enabled", "[ledger] enabled")
+    if daily and not spec.offline and not options.switches.get("ledger", settings.ledger_enabled):
+        named = options.origins.get("ledger") or settings.origins.get("ledger.enabled", "[ledger] enabled")
         message = "the day's budget is kept in the ledger, and without one nothing holds [budget] daily"
         return [Problem("ledger", message, "go on with the ledger, or take `daily` out", "error", named)]
-    if bill.is_bound or not (daily or "max_cost" in draft.values):
+    if bill.is_bound or not (daily or "max_cost" in options.values):
         return []
-    cap = draft.origin("max_cost") if "max_cost" in draft.values else "[budget] daily"
-    place = draft.origin("max_cost") if "max_cost" in draft.values else settings.origins.get("budget.daily", "")
+    cap = options.origin("max_cost") if "max_cost" in options.values else "[budget] daily"
+    place = options.origin("max_cost") if "max_cost" in options.values else settings.origins.get("budget.daily", "")
     if bill.uncounted:
         message = f"what {' and '.join(bill.uncounted)} may cost is not known, so {cap} cannot hold it"
         return [
@@ -455,7 +459,7 @@ def unheld(draft: Draft, environment: Environment, bill: Bill, spec: ProviderSpe
                 message,
                 "leave it out, or go without a budget",
                 "error",
-                draft.origin("extra"),
+                options.origin("extra"),
                 "price_unknown",
             )
         ]
@@ -466,40 +470,40 @@ def unheld(draft: Draft, environment: Environment, bill: Bill, spec: ProviderSpe
     message = f"what {whom} takes for {bill.name} is not known, so {cap} cannot hold it{known}"
     line = shlex.join(["seedream", "config", "set", f"prices.{spec.name}/{bill.name}", amount])
     hint = f"say under [prices] what it takes, in US dollars an image: {line}"
-    named = "max_cost" if "max_cost" in draft.values else "daily"
+    named = "max_cost" if "max_cost" in options.values else "daily"
     return [Problem(named, message, hint, "error", place, "price_unknown")]
 
 
-def too_many(draft: Draft, bill: Bill) -> list[Problem]:
+def too_many(options: OptionValues, bill: Bill) -> list[Problem]:
     """A slip of the finger in what is sent by --force, which no name and no sum could follow."""
     if bill.images <= COUNT_MOST:
         return []
-    return [Problem("extra", f"it asks for {bill.images:,} images in one request", origin=draft.origin("extra"))]
+    return [Problem("extra", f"it asks for {bill.images:,} images in one request", origin=options.origin("extra"))]
 
 
-def _base_url(draft: Draft, spec: ProviderSpec, found: list[Problem]) -> str:
+def _base_url(options: OptionValues, spec: ProviderSpec, found: list[Problem]) -> str:
     """The API's address with its version prefix."""
-    asked = draft.values.get("base_url")
+    asked = options.values.get("base_url")
     if asked is None and spec.needs_base_url:
         found.append(Problem("base_url", f"{spec.name} has no address of its own", "give --base-url URL"))
         return ""
     try:
         return full_url(spec, asked)
     except InputError as error:
-        found.extend(replace(problem, origin=draft.origin("base_url")) for problem in error.problems)
+        found.extend(replace(problem, origin=options.origin("base_url")) for problem in error.problems)
         return ""
 
 
 def plan_output(
-    draft: Draft, pictures: int, found: list[Problem], fields: Collection[str] = file_names.FIELDS
+    options: OptionValues, images: int, found: list[Problem], fields: Collection[str] = file_names.FIELDS
 ) -> output_path.OutputTarget | None:
-    """Where the pictures go; what cannot be is added to `found`."""
-    how, template = value_of("if_exists", draft, found), value_of("name", draft, found)
+    """Where the images go; what cannot be is added to `found`."""
+    how, template = value_of("if_exists", options, found), value_of("name", options, found)
     found += file_names.check_template(template, fields) if template is not None else []
     try:
         return output_path.plan_output(
-            value_of("output", draft, found),
-            pictures=pictures,
+            value_of("output", options, found),
+            images=images,
             if_exists=cast("output_path.IfExists | None", how),
             template=template,
         )
@@ -509,10 +513,10 @@ def plan_output(
 
 
 def key_for(
-    draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str = "", *, is_known: bool = False
+    options: OptionValues, spec: ProviderSpec, environment: Environment, base_url: str = "", *, is_known: bool = False
 ) -> Key:
     """The key for this provider at this address (whole), or at the draft's."""
-    stated = complete(draft, spec.name, environment.settings)
+    stated = complete(options, spec.name, environment.settings)
     url = base_url or full_url(spec, stated.values.get("base_url"))
     return find_key(stated, spec, url, environment, is_known=is_known)
 

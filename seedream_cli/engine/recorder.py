@@ -1,6 +1,6 @@
 """The books of a run: tells the ledger, in its own terms, how each request fares.
 
-Between the engine, which speaks of jobs, answers and saved pictures, and the ledger, which speaks of rows and money
+Between the engine, which speaks of jobs, answers and saved images, and the ledger, which speaks of rows and money
 in micro-units. Every method that must be flushed before the next step has flushed when it returns; those that each
 request of a batch comes by are awaited, and share their flushes.
 """
@@ -54,7 +54,7 @@ class NullRecorder:
 
     async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> str:  # noqa: ARG002
         """The first byte is about to leave: hold the worst cost against the run's budget. Raises `BudgetError`."""
-        cap, worst = self._caps.run, to_micro(job.price(job.request.pictures_at_most))
+        cap, worst = self._caps.run, to_micro(job.price(job.request.images_at_most))
         if cap is not None and worst != 0:
             spent = sum(self._held.values()) - self._held.get(job.id, 0) + self._doubted
             if worst is None or spent + worst > cap:
@@ -74,7 +74,7 @@ class NullRecorder:
     def waiting(self, job: Job, task_id: str) -> None:
         """A task costs what was held for it."""
 
-    def announced(self, job: Job, picture: ProviderImage) -> None:
+    def announced(self, job: Job, image: ProviderImage) -> None:
         """A link is kept in the reply alone."""
 
     async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:  # noqa: ARG002
@@ -83,8 +83,8 @@ class NullRecorder:
         if settled is not None and job.id in self._held:
             self._held[job.id] = settled
 
-    async def picture(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:  # noqa: ARG002
-        """A picture ended: its folder is flushed."""
+    async def image(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:  # noqa: ARG002
+        """An image ended: its folder is flushed."""
         if image.path is not None:
             image_file.flush_folder(image.path.parent)
 
@@ -92,7 +92,7 @@ class NullRecorder:
         """Nothing of it is left to fetch."""
 
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:  # noqa: ARG002
-        """It ended without a picture; unbilled, it gives back what it held."""
+        """It ended without an image; unbilled, it gives back what it held."""
         if error.billed == "no":
             self._held.pop(job.id, None)
 
@@ -175,7 +175,7 @@ class Recorder:
         Raises `BudgetError` where the cost would pass a cap, `FileError`, and what `objection` raises, which is asked
         at the last moment.
         """
-        ledger, worst, token = self._ledger, to_micro(job.price(job.request.pictures_at_most)), uuid.uuid4().hex
+        ledger, worst, token = self._ledger, to_micro(job.price(job.request.images_at_most)), uuid.uuid4().hex
         # Of a batch the user's ledger keeps the day's budget, and the batch's own that of the run.
         caps = self._caps if self._day is None else replace(self._caps, daily=None)
         is_written = False
@@ -213,19 +213,19 @@ class Recorder:
         """The provider works on a task."""
         self._ledger.mark_waiting(job.id, task_id)
 
-    def announced(self, job: Job, picture: ProviderImage) -> None:
-        """A stream brought a picture; its link is written down before its download starts."""
-        self._ledger.mark_picture(job.id, _row(picture))
+    def announced(self, job: Job, image: ProviderImage) -> None:
+        """A stream brought an image; its link is written down before its download starts."""
+        self._ledger.mark_image(job.id, _row(image))
 
     async def ready(self, job: Job, ready: Ready, made: int | None, reply: Path | None) -> None:
         """The answer is read: every link is written down before any download starts."""
         ledger, settled = self._ledger, None if made is None else to_micro(job.price(made))
-        pictures = [_row(picture) for picture in ready.pictures]
+        images = [_row(image) for image in ready.images]
 
         def write() -> None:
             ledger.mark_ready(
                 job.id,
-                pictures,
+                images,
                 usage=ready.usage,
                 billed_count=made,
                 settled_micro=settled,
@@ -235,13 +235,13 @@ class Recorder:
 
         await self._commits.do(write, "yes")
         # Mostly it costs what was held for it, and then there is nothing new to flush.
-        if settled is not None and settled != to_micro(job.price(job.request.pictures_at_most)):
-            # The links are safe. An account that cannot be written keeps what was held, and holds up no picture.
+        if settled is not None and settled != to_micro(job.price(job.request.images_at_most)):
+            # The links are safe. An account that cannot be written keeps what was held, and holds up no image.
             with contextlib.suppress(FileError, BusyError):
                 await self._commits.do(lambda: self._book(job, settled), "no", books_money=True)
 
-    async def picture(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:
-        """A picture ended: on disk, handed out, or out of reach for ever. One that can come later stays pending.
+    async def image(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:
+        """An image ended: on disk, handed out, or out of reach for ever. One that can come later stays pending.
 
         Its folder is flushed before. With `last` nothing is left to fetch of the request after it.
         """
@@ -264,14 +264,14 @@ class Recorder:
 
         def write() -> None:
             if last:
-                self._ledger.mark_saved(job.id, picture=row)
+                self._ledger.mark_saved(job.id, image=row)
             else:
-                self._ledger.mark_picture(job.id, row)
+                self._ledger.mark_image(job.id, row)
 
         await self._commits.do(write, "yes", folder=image.path.parent if image.path else None)
 
     def _stored(self, path: Path) -> Path:
-        """A picture's path as it is written down."""
+        """An image's path as it is written down."""
         whole = path.absolute()
         return whole.relative_to(self._home) if self._home and whole.is_relative_to(self._home) else whole
 
@@ -280,7 +280,7 @@ class Recorder:
         await self._commits.do(lambda: self._ledger.mark_saved(job.id), "yes")
 
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
-        """It ended without a picture: refused, never sent, or nobody knows."""
+        """It ended without an image: refused, never sent, or nobody knows."""
         # Where the disk refused an answer, the next run settles by what reached it: a failure would be the end.
         if isinstance(error, FileError) and error.billed == "yes":
             return
@@ -309,7 +309,7 @@ def _dollars(micro: int | None) -> str:
 
 
 def _new(job: Job) -> NewRequest:
-    request, worst = job.request, job.price(job.request.pictures_at_most)
+    request, worst = job.request, job.price(job.request.images_at_most)
     output = job.output
     return NewRequest(
         id=job.id,
@@ -320,7 +320,7 @@ def _new(job: Job) -> NewRequest:
         prompt=request.prompt,
         body=job.route.dialect.submit(request).json or {},
         fingerprint=request.fingerprint,
-        pictures_at_most=request.pictures_at_most,
+        images_at_most=request.images_at_most,
         worst_micro=to_micro(worst),
         currency=worst.currency if worst else "USD",
         as_of=worst.as_of if worst else "",
@@ -337,15 +337,15 @@ def _new(job: Job) -> NewRequest:
     )
 
 
-def _row(picture: ProviderImage) -> ImageRow:
-    """A picture as it was announced."""
+def _row(image: ProviderImage) -> ImageRow:
+    """An image as it was announced."""
     return ImageRow(
-        index=picture.index,
-        state="failed" if picture.error else "pending",
-        link=picture.link,
-        expires=expiry(picture.link),
-        format=picture.format,
-        error=_failure(picture.error),
+        index=image.index,
+        state="failed" if image.error else "pending",
+        link=image.link,
+        expires=expiry(image.link),
+        format=image.format,
+        error=_failure(image.error),
     )
 
 

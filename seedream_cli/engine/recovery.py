@@ -1,4 +1,4 @@
-"""Plans that send nothing new: they fetch the pictures that were paid for and are not on disk.
+"""Plans that send nothing new: they fetch the images that were paid for and are not on disk.
 
 What can be had comes from the ledger (links, tasks, kept replies), from a raw reply in a file or on standard input,
 or from a task id that the user gives.
@@ -23,7 +23,7 @@ from ..ledger.records import Caps, Entry, ImageRow
 from ..providers.base_url import full_url
 from ..providers.contract import Dialect, ProviderSpec, Ready, Ticket
 from ..redaction import secret_forms
-from ..request.image_request import Draft, ImageRequest
+from ..request.image_request import ImageRequest, OptionValues
 from ..request.limits import GROUP_MOST
 from ..request.models import PriceStep, find_model
 from ..request.validation import Validated
@@ -36,7 +36,7 @@ from .plan import (
     Job,
     Limits,
     Plan,
-    PlannedDraft,
+    PlannedRequest,
     Route,
     choose_dialect,
     key_for,
@@ -50,7 +50,7 @@ from .stored_reply import POLLED, read_kept
 
 def make_recovery(
     wanted: Sequence[str],
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     ledger: Ledger | None,
     *,
@@ -64,7 +64,7 @@ def make_recovery(
     """
     found: list[Problem] = []
     replies = environment.state_folder / "replies"
-    limits = plan_limits(draft, found)
+    limits = plan_limits(options, found)
     every = not wanted and not tasks
     wanted = [name for name in wanted if name not in of_batches]
     strays = _strays(replies, ledger)
@@ -73,21 +73,21 @@ def make_recovery(
     entries = _entries([name for name in wanted if name not in {*named, *files}], ledger, found, every=every)
     past_help, left = list[Problem](), list[JobResult]()
     entries = _without_lost(entries, replies, left)
-    jobs = _entry_jobs(entries, draft, environment, limits, past_help)
+    jobs = _entry_jobs(entries, options, environment, limits, past_help)
     for name in strays if every else named:
-        jobs += _stray_jobs(name, strays[name], draft, environment, limits, left=left)
+        jobs += _stray_jobs(name, strays[name], options, environment, limits, left=left)
     for name in files:
-        jobs += _reply_jobs(name, replies, draft, environment, limits, left=left)
-    jobs += [_task_job(task, ledger, draft, environment, limits) for task in tasks]
+        jobs += _reply_jobs(name, replies, options, environment, limits, left=left)
+    jobs += [_task_job(task, ledger, options, environment, limits) for task in tasks]
     found += [] if every else past_help
     if found:
         raise InputError(found)
-    return _plan(jobs, draft, left, [problem.message for problem in past_help])
+    return _plan(jobs, options, left, [problem.message for problem in past_help])
 
 
 def batch_recovery(
     wanted: Sequence[str],
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     ledger: Ledger,
     *,
@@ -105,16 +105,16 @@ def batch_recovery(
     found, past_help, left = list[Problem](), list[Problem](), list[JobResult]()
     entries = _entries(wanted, ledger, found, every=not wanted, folder=folder)
     entries += ledger.askable() if is_named else ()
-    given = plan_output(draft, 1, found)
+    given = plan_output(options, 1, found)
     if given is None:
         raise InputError(found)
     replies, target, jobs = home / "replies", output_path.OutputTarget(folder, given.if_exists, 1), list[Job]()
     for entry in _without_lost(entries, replies, left):
-        job = lost_job(entry, draft, environment, replies, output=target, found=past_help)
+        job = lost_job(entry, options, environment, replies, output=target, found=past_help)
         if job is not None and given.template:
             job = replace(job, output=replace(job.output, template=given.template))
         # What is given for all is looked at when all is known.
-        problem = _place_problem(job) if job is not None and "output" not in draft.values else ""
+        problem = _place_problem(job) if job is not None and "output" not in options.values else ""
         if problem:
             error = FileError(problem, hint="set that right, or name another folder with -o", billed="yes")
             left.append(JobResult(0, entry.id, "failed", entry.provider, entry.model, {}, error=error))
@@ -123,7 +123,7 @@ def batch_recovery(
     found += past_help if wanted else []
     if found:
         raise InputError(found)
-    return _plan(jobs, draft, left, [f"{folder}: {problem.message}" for problem in past_help])
+    return _plan(jobs, options, left, [f"{folder}: {problem.message}" for problem in past_help])
 
 
 def _place_problem(job: Job) -> str:
@@ -136,35 +136,35 @@ def _place_problem(job: Job) -> str:
     return ""
 
 
-def _plan(jobs: Sequence[Job], draft: Draft, left: Sequence[JobResult], notices: Sequence[str]) -> Plan:
+def _plan(jobs: Sequence[Job], options: OptionValues, left: Sequence[JobResult], notices: Sequence[str]) -> Plan:
     planned = tuple(
-        PlannedDraft(draft, Validated(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs
+        PlannedRequest(options, Validated(job.request, 1, (), {}), job.route, job.model, (job,)) for job in jobs
     )
     return Plan("recover", run_id(), planned, (), tuple(notices), Caps(), left=tuple(left))
 
 
-def place_all(own: Plan, batches: Sequence[Plan], draft: Draft) -> list[Plan]:
+def place_all(own: Plan, batches: Sequence[Plan], options: OptionValues) -> list[Plan]:
     """The plans, that of the user's ledger first, with all their jobs numbered as one run's. Where `--output` is given
     all are sent there; where only `--name` or `--if-exists` is, those of batches stay in their folders. Raises
     `InputError`.
     """
     found = list[Problem]()
     plans = [own, *batches]
-    given = {"output", "name", "if_exists"} & draft.values.keys()
-    output = plan_output(draft, sum(len(plan.jobs) for plan in plans), found) if given else None
+    given = {"output", "name", "if_exists"} & options.values.keys()
+    output = plan_output(options, sum(len(plan.jobs) for plan in plans), found) if given else None
     if found:
         raise InputError(found)
     placed, number = list[Plan](), 0
     for plan in plans:
-        drafts = []
-        output = output if plan is own or "output" in draft.values else None
-        for one in plan.drafts:
+        drafted = []
+        output = output if plan is own or "output" in options.values else None
+        for one in plan.drafted:
             jobs = tuple(
                 replace(job, index=number + nth, output=output or job.output) for nth, job in enumerate(one.jobs)
             )
-            drafts.append(replace(one, jobs=jobs))
+            drafted.append(replace(one, jobs=jobs))
             number += len(jobs)
-        placed.append(replace(plan, drafts=tuple(drafts)))
+        placed.append(replace(plan, drafted=tuple(drafted)))
     beyond = itertools.count(number)
     return [replace(plan, left=tuple(replace(result, index=next(beyond)) for result in plan.left)) for plan in placed]
 
@@ -172,7 +172,7 @@ def place_all(own: Plan, batches: Sequence[Plan], draft: Draft) -> list[Plan]:
 def nothing_left(ledger: Ledger | None, *, is_all: bool = True) -> str:
     """What to say where there is nothing to recover; not `is_all` where something could not be looked into."""
     doubtful = len(ledger.history(status="unknown")) if ledger else 0
-    said = "nothing to recover: no picture that was paid for and can still be had is missing"
+    said = "nothing to recover: no image that was paid for and can still be had is missing"
     said += "" if is_all else " elsewhere"
     way = "seedream history --status unknown lists them, seedream history resolve settles them"
     return f"{said}; {doubtful} of unknown outcome: {way}" if doubtful else said
@@ -220,10 +220,10 @@ def brings_images(entry: Entry, replies: Path) -> bool:
     """Whether something can be fetched of a request of unknown outcome: an image that is not saved, or a task."""
     if entry.provider not in providers.PROVIDERS:
         return False
-    if any(row.state == "pending" and row.link for row in entry.pictures):
+    if any(row.state == "pending" and row.link for row in entry.images):
         return True
     kept = _kept(entry, replies)
-    saved = {row.index for row in entry.pictures if row.state in {"saved", "handed"}}
+    saved = {row.index for row in entry.images if row.state in {"saved", "handed"}}
     return bool(entry.task_id) if kept is None else _reads_images(entry.provider, kept, saved)
 
 
@@ -233,7 +233,7 @@ def _reads_images(provider: str, path: Path, saved: Collection[int] = ()) -> boo
         found = read_kept(providers.load(provider), path)
     except (ApiError, ValueError, OSError):
         return False
-    return isinstance(found, Ticket) or any(not one.error and one.index not in saved for one in found.pictures)
+    return isinstance(found, Ticket) or any(not one.error and one.index not in saved for one in found.images)
 
 
 def _still_unknown(entry: Entry, kept: Path | None) -> JobResult:
@@ -264,15 +264,15 @@ def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -
 
 
 def _stray_jobs(
-    name: str, path: Path, draft: Draft, environment: Environment, limits: Limits, *, left: list[JobResult]
+    name: str, path: Path, options: OptionValues, environment: Environment, limits: Limits, *, left: list[JobResult]
 ) -> list[Job]:
     """The job that saves what a kept reply holds, by what was written down beside it."""
     meta = reply_file.load_meta(path.parent, path.name.partition(".")[0])
-    provider = draft.values.get("provider") or str(meta.get("provider") or "") or _recognise(path)
+    provider = options.values.get("provider") or str(meta.get("provider") or "") or _recognise(path)
     if provider is None or provider not in providers.PROVIDERS:
         left.append(_loose_doubt(None, name, path, provider or ""))
         return []
-    job = _stray_job(name, path, draft, environment, limits, provider=provider, meta=meta)
+    job = _stray_job(name, path, options, environment, limits, provider=provider, meta=meta)
     if _reads_images(provider, path):
         return [job]
     left.append(_loose_doubt(job, name, path, provider))
@@ -282,7 +282,7 @@ def _stray_jobs(
 def _stray_job(
     name: str,
     path: Path,
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     limits: Limits,
     *,
@@ -291,7 +291,7 @@ def _stray_job(
 ) -> Job:
     """The job for a kept reply, whatever is in it."""
     dialect = providers.load(provider)
-    stated = complete(draft, dialect.spec.name, environment.settings)
+    stated = complete(options, dialect.spec.name, environment.settings)
     base_url = str(meta.get("base_url") or "") or full_url(dialect.spec, stated.values.get("base_url"))
     route, barred = _old_route(dialect, base_url, stated, environment, limits, is_own=True)
     # Of a reply that the user handed in nothing else is known.
@@ -318,18 +318,18 @@ def _stray_job(
     )
 
 
-def orphan_jobs(draft: Draft, environment: Environment, ledger: Ledger) -> list[Job]:
-    """Jobs for what a process that died had paid for: a new run fetches its pictures on the way, free of charge."""
+def orphan_jobs(options: OptionValues, environment: Environment, ledger: Ledger) -> list[Job]:
+    """Jobs for what a process that died had paid for: a new run fetches its images on the way, free of charge."""
     found: list[Problem] = []
     # One with an error was tried before and can wait for `recover`.
     orphans = [entry for entry in ledger.unsaved() if entry.state == "ready" and entry.error is None]
-    return _entry_jobs(orphans, draft, environment, plan_limits(draft, []), found)
+    return _entry_jobs(orphans, options, environment, plan_limits(options, []), found)
 
 
 def _entry_jobs(
-    entries: Sequence[Entry], draft: Draft, environment: Environment, limits: Limits, found: list[Problem]
+    entries: Sequence[Entry], options: OptionValues, environment: Environment, limits: Limits, found: list[Problem]
 ) -> list[Job]:
-    jobs = (_entry_job(entry, draft, environment, limits, found) for entry in entries)
+    jobs = (_entry_job(entry, options, environment, limits, found) for entry in entries)
     return [job for job in jobs if job is not None]
 
 
@@ -361,17 +361,15 @@ def _entries(
 
 def _as_pending(entry: Entry, left: Collection[int]) -> Entry:
     """A saved request of which some files are gone."""
-    gone = [row.index in left and row.state == "saved" for row in entry.pictures]
-    rows = (
-        replace(row, state="pending") if is_gone else row for row, is_gone in zip(entry.pictures, gone, strict=True)
-    )
-    return replace(entry, pictures=tuple(rows))
+    gone = [row.index in left and row.state == "saved" for row in entry.images]
+    rows = (replace(row, state="pending") if is_gone else row for row, is_gone in zip(entry.images, gone, strict=True))
+    return replace(entry, images=tuple(rows))
 
 
 def _nothing_left(entry: Entry) -> Problem:
     """Why a request has nothing to fetch."""
     why = {
-        "succeeded": "all its pictures are saved",
+        "succeeded": "all its images are saved",
         "running": "another process works on it",
     }.get(entry.status, f"it is {entry.status}")
     return Problem("id", f"{entry.id}: there is nothing to fetch, {why}", origin="ID")
@@ -379,7 +377,7 @@ def _nothing_left(entry: Entry) -> Problem:
 
 def _entry_job(
     entry: Entry,
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     limits: Limits,
     found: list[Problem],
@@ -391,7 +389,7 @@ def _entry_job(
         found.append(Problem("id", f"{entry.id}: its provider, {entry.provider}, is none that is known", origin="ID"))
         return None
     dialect = providers.load(entry.provider)
-    stated = complete(draft, dialect.spec.name, environment.settings)
+    stated = complete(options, dialect.spec.name, environment.settings)
     base_url = entry.base_url or full_url(dialect.spec, stated.values.get("base_url"))
     route, barred = _old_route(dialect, base_url, stated, environment, limits, is_own=replies is None)
     request = _bare_request(entry.provider, entry.model, entry.fields.get("size", ""))
@@ -413,7 +411,7 @@ def _entry_job(
 
 
 def _old_route(
-    dialect: Dialect, base_url: str, draft: Draft, environment: Environment, limits: Limits, *, is_own: bool
+    dialect: Dialect, base_url: str, options: OptionValues, environment: Environment, limits: Limits, *, is_own: bool
 ) -> tuple[Route, str]:
     """The way to an address out of a ledger or a kept reply, and that address where no key may go to it.
 
@@ -421,29 +419,31 @@ def _old_route(
     """
     spec = dialect.spec
     is_known = is_own and is_known_address(spec, base_url, environment)
-    if is_known or may_ask(draft, spec, base_url, environment):
-        return Route(dialect, base_url, _key_if_any(draft, spec, environment, base_url, is_known=is_known), limits), ""
+    if is_known or may_ask(options, spec, base_url, environment):
+        return Route(
+            dialect, base_url, _key_if_any(options, spec, environment, base_url, is_known=is_known), limits
+        ), ""
     return Route(dialect, base_url, None, limits), base_url
 
 
 def _old_bill(entry: Entry) -> Bill | None:
     """What was held for a request when it was sent, which its body and the prices of that day decided."""
-    if entry.worst_micro is None or not entry.pictures_at_most:
+    if entry.worst_micro is None or not entry.images_at_most:
         return None
-    price = PriceStep(from_micro(entry.worst_micro) / entry.pictures_at_most)
-    return Bill(entry.model, entry.pictures_at_most, 0, price, entry.as_of)
+    price = PriceStep(from_micro(entry.worst_micro) / entry.images_at_most)
+    return Bill(entry.model, entry.images_at_most, 0, price, entry.as_of)
 
 
 def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
     """The job as one that only fetches what its request was paid for; None where nothing of that is left."""
     kept = _kept(entry, replies)
-    links = tuple(_picture(row) for row in entry.pictures)
+    links = tuple(_image(row) for row in entry.images)
     known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
     if kept is None and known is None and not entry.task_id:
         return None
     # What was handed out is no file yet, and is asked for where it is named.
     final = {"saved", "failed"} if entry.state == "saved" else {"saved", "handed", "failed"}
-    done = frozenset(row.index for row in entry.pictures if row.state in final)
+    done = frozenset(row.index for row in entry.images if row.state in final)
     here = job.route.base_url
     elsewhere = entry.base_url if entry.base_url and not is_same_place(entry.base_url, here) else ""
     return replace(
@@ -459,16 +459,16 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
         known_task=entry.task_id,
         sent_at=entry.sent_at,
         have=done,
-        lost=tuple(_lost_image(row) for row in entry.pictures if row.state == "failed"),
+        lost=tuple(_lost_image(row) for row in entry.images if row.state == "failed"),
         recovers=True,
-        most=entry.pictures_at_most,
+        most=entry.images_at_most,
         answered_at=entry.answered_at,
     )
 
 
 def lost_job(
     entry: Entry,
-    draft: Draft,
+    options: OptionValues,
     environment: Environment,
     replies: Path,
     *,
@@ -478,7 +478,7 @@ def lost_job(
     """The job that fetches what was paid for a row without its table, into the batch's folder; why there can be none
     goes to `found`.
     """
-    job = _entry_job(entry, draft, environment, plan_limits(draft, []), found, replies=replies)
+    job = _entry_job(entry, options, environment, plan_limits(options, []), found, replies=replies)
     if job and job.barred and not is_known_address(job.route.spec, job.barred, environment):
         # Nor does it say where links may lead: to this machine, say.
         job = replace(job, route=replace(job.route, base_url=job.route.spec.base_url or _NOWHERE))
@@ -508,8 +508,8 @@ def _kept(entry: Entry, replies: Path) -> Path | None:
     return next((path for path in paths if is_plain(path)), None) if is_own_folder(replies) else None
 
 
-def _picture(row: ImageRow) -> ProviderImage:
-    """A picture as the ledger knows it."""
+def _image(row: ImageRow) -> ProviderImage:
+    """An image as the ledger knows it."""
     if row.state != "failed":
         return ProviderImage(row.index, link=row.link, format=row.format)
     return ProviderImage(row.index, error=_old_error(row))
@@ -542,7 +542,7 @@ def _number(value: object) -> int:
 
 
 def _old_output(entry: Entry) -> output_path.OutputTarget:
-    """Where the pictures were meant to go. What was for standard output goes to the current folder now."""
+    """Where the images were meant to go. What was for standard output goes to the current folder now."""
     output = entry.output
     if output.get("stdout") or not output.get("folder"):
         return output_path.OutputTarget(Path(), "rename", 1)
@@ -553,17 +553,17 @@ def _old_output(entry: Entry) -> output_path.OutputTarget:
 
 
 def _reply_jobs(
-    name: str, replies: Path, draft: Draft, environment: Environment, limits: Limits, *, left: list[JobResult]
+    name: str, replies: Path, options: OptionValues, environment: Environment, limits: Limits, *, left: list[JobResult]
 ) -> list[Job]:
     """A raw reply from outside. It is kept like any other, so that nothing is lost if its download fails; of a file
     without an image no copy stays, since the user has it.
     """
     run = run_id()
-    part = reply_file.open_spool(replies, run, 0)
+    part = reply_file.open_reply_part(replies, run, 0)
     for chunk in read_chunks(name):
         part.write(chunk)
     path = part.keep({})
-    provider = draft.values.get("provider") or _recognise(path)
+    provider = options.values.get("provider") or _recognise(path)
     has_images = provider is not None and _reads_images(provider, path)
     holds = "" if has_images else _holds(path, environment)
     if not has_images and (name != "-" or not path.stat().st_size):
@@ -571,14 +571,14 @@ def _reply_jobs(
     if provider is None:
         where, way = ("standard input", f"; what came lies in {path}") if name == "-" else (name, "")
         raise InputError(
-            [Problem("file", f"{where} is no provider's reply with pictures in it", f"name the --provider{way}{holds}")]
+            [Problem("file", f"{where} is no provider's reply with images in it", f"name the --provider{way}{holds}")]
         )
     dialect = providers.load(provider)
-    draft = complete(draft, dialect.spec.name, environment.settings)
-    key = _key_if_any(draft, dialect.spec, environment)
+    options = complete(options, dialect.spec.name, environment.settings)
+    key = _key_if_any(options, dialect.spec, environment)
     request = _bare_request(dialect.spec.name, "", "")
     fields = {**name_fields(request, run, 0), "slug": "recovered"}
-    route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits, by_hand=True)
+    route = Route(dialect, full_url(dialect.spec, options.values.get("base_url")), key, limits, by_hand=True)
     target = output_path.OutputTarget(Path(), "rename", 1)
     job = Job(0, run, route, None, request, target, fields, recovers=True, kept=path, booked=False)
     if has_images:
@@ -609,24 +609,24 @@ def _recognise(path: Path) -> str | None:
     return None
 
 
-def _task_job(task: str, ledger: Ledger | None, draft: Draft, environment: Environment, limits: Limits) -> Job:
+def _task_job(task: str, ledger: Ledger | None, options: OptionValues, environment: Environment, limits: Limits) -> Job:
     """The job that asks after a task; where the ledger knows it, it is that request's."""
     known = [entry for entry in (ledger.find(task) if ledger else ()) if entry.task_id == task]
-    if known and (job := _entry_job(known[0], draft, environment, limits, [])):
+    if known and (job := _entry_job(known[0], options, environment, limits, [])):
         is_settled = known[0].state not in {"waiting", "ready", "unknown"}
         return replace(job, task_id=task, kept=None, known=None, lost=(), is_settled=is_settled)
-    dialect, _ = choose_dialect(draft, environment, sends=True)
+    dialect, _ = choose_dialect(options, environment, sends=True)
     if not dialect.spec.has_tasks:
         hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.has_tasks)}"
         raise InputError([Problem("task", f"{dialect.spec.name} has no tasks", hint, origin="--task")])
     # What can be no id of a task is told before anything is asked.
     dialect.poll(Ticket(task))
-    draft = complete(draft, dialect.spec.name, environment.settings)
-    key = key_for(draft, dialect.spec, environment)
+    options = complete(options, dialect.spec.name, environment.settings)
+    key = key_for(options, dialect.spec, environment)
     request = _bare_request(dialect.spec.name, "", "")
     name = f"{run_id()}-task"
     fields = {**name_fields(request, name, 0), "slug": f"task-{file_names.clean_name(task, 60)}"}
-    route = Route(dialect, full_url(dialect.spec, draft.values.get("base_url")), key, limits)
+    route = Route(dialect, full_url(dialect.spec, options.values.get("base_url")), key, limits)
     return Job(
         0,
         name,
@@ -647,10 +647,10 @@ def _bare_request(provider: str, model_id: str, size: str) -> ImageRequest:
 
 
 def _key_if_any(
-    draft: Draft, spec: ProviderSpec, environment: Environment, base_url: str = "", *, is_known: bool = False
+    options: OptionValues, spec: ProviderSpec, environment: Environment, base_url: str = "", *, is_known: bool = False
 ) -> Key | None:
     """Links need no key, but an open task does: one that is there is taken along."""
     try:
-        return None if spec.offline else key_for(draft, spec, environment, base_url, is_known=is_known)
+        return None if spec.offline else key_for(options, spec, environment, base_url, is_known=is_known)
     except ConfigError:
         return None

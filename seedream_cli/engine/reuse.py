@@ -25,10 +25,10 @@ def reuse(plan: Plan, ledger: Ledger) -> Plan:
         if entry is None:
             return job
         used.add(entry.id)
-        return replace(job, id=entry.id, reused=tuple(map(_saved_image, entry.pictures)), booked=False)
+        return replace(job, id=entry.id, reused=tuple(map(_saved_image, entry.images)), booked=False)
 
-    drafts = tuple(replace(one, jobs=tuple(map(reused, one.jobs))) for one in plan.drafts)
-    return replace(plan, drafts=drafts)
+    drafted = tuple(replace(one, jobs=tuple(map(reused, one.jobs))) for one in plan.drafted)
+    return replace(plan, drafted=drafted)
 
 
 def earlier_notices(plan: Plan, ledger: Ledger) -> list[str]:
@@ -39,7 +39,7 @@ def earlier_notices(plan: Plan, ledger: Ledger) -> list[str]:
             earlier = next((one for one in _earlier(job, ledger, limit=5) if _has_files(one)), None)
             if earlier is not None:
                 found[job.request.fingerprint] = (
-                    f"the same request made {earlier.pictures[0].path} before ({earlier.id}); nothing is reused, a new "
+                    f"the same request made {earlier.images[0].path} before ({earlier.id}); nothing is reused, a new "
                     "one is sent and paid for (--reuse returns the old files)"
                 )
     return list(found.values())
@@ -53,14 +53,13 @@ def _earlier(job: Job, ledger: Ledger, *, limit: int = 100) -> list[Entry]:
 
 
 def _has_files(entry: Entry) -> bool:
-    return all(row.path is not None and row.path.is_file() for row in entry.pictures)
+    return all(row.path is not None and row.path.is_file() for row in entry.images)
 
 
 def _is_whole(entry: Entry) -> bool:
     """Whether every file of a request is there, byte for byte as it was saved."""
     return _has_files(entry) and all(
-        row.path is not None and hashlib.sha256(row.path.read_bytes()).hexdigest() == row.sha256
-        for row in entry.pictures
+        row.path is not None and hashlib.sha256(row.path.read_bytes()).hexdigest() == row.sha256 for row in entry.images
     )
 
 

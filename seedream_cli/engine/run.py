@@ -31,9 +31,9 @@ from .recorder import NullRecorder, Recorder
 from .scheduler import _Conductor, _FlowRun
 
 
-def conduct(flow: JobStream, services: RunServices, books: Recorder) -> RunOutcome:
+def conduct(flow: JobStream, services: RunServices, recorder: Recorder) -> RunOutcome:
     """Run a flow; results go to the sink as they come. Blocks; raises nothing that a job or its source meets."""
-    return _run(_FlowRun(flow, services, books).execute())
+    return _run(_FlowRun(flow, services, recorder).execute())
 
 
 def execute(plan: Plan, services: RunServices, *, home: Path | None = None) -> Report:
@@ -68,7 +68,7 @@ class _Run(_Conductor):
         self.home = home
         # What is there already is neither sent nor written down.
         self.jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
-        self.desk: RunContext | None = None
+        self.context: RunContext | None = None
 
     async def execute(self) -> Report:
         started = time.monotonic()
@@ -81,34 +81,34 @@ class _Run(_Conductor):
             image_file.sweep(folder)
         async with contextlib.AsyncExitStack() as stack:
             routes = {job.route for job in self.jobs}
-            wires = {route: await stack.enter_async_context(self._wire(route)) for route in routes}
-            self._announce(wires.values())
+            clients = {route: await stack.enter_async_context(self._client(route)) for route in routes}
+            self._announce(clients.values())
             for route in routes if ledger else ():
                 # A provider may echo the key in its answer, which is written down.
                 if ledger and route.key:
                     ledger.hide(route.key.value.strip())
-            books: Recorder | NullRecorder = NullRecorder(plan.caps)
+            recorder: Recorder | NullRecorder = NullRecorder(plan.caps)
             if ledger:
                 run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder()))
-                books = Recorder(ledger, run, plan.caps, home=self.home)
-            books.open(self.jobs)
+                recorder = Recorder(ledger, run, plan.caps, home=self.home)
+            recorder.open(self.jobs)
             self.services.step("entered")
-            self.desk = self._desk(books)
-            stack.enter_context(self._signals(self.desk))
-            results = await self._work(self.desk, wires)
+            self.context = self._context(recorder)
+            stack.enter_context(self._signals(self.context))
+            results = await self._work(self.context, clients)
             report = Report(
                 plan.command,
                 tuple(results),
                 plan.warnings,
                 time.monotonic() - started,
-                self.desk.signal.value if self.desk.signal else None,
+                self.context.signal.value if self.context.signal else None,
             )
-            books.close(report.exit_code)
+            recorder.close(report.exit_code)
         return report
 
-    async def _work(self, desk: RunContext, wires: dict[Route, ProviderClient]) -> Sequence[JobResult]:
+    async def _work(self, context: RunContext, clients: dict[Route, ProviderClient]) -> Sequence[JobResult]:
         """Let every worker work; the results are those of the plan's own jobs."""
-        self.workers = [JobRunner(desk, wires[job.route], job) for job in self.jobs]
+        self.workers = [JobRunner(context, clients[job.route], job) for job in self.jobs]
         for worker in self.workers:
             worker.task = asyncio.create_task(worker.work())
         results = await asyncio.gather(*(worker.task for worker in self.workers if worker.task))
@@ -118,27 +118,27 @@ class _Run(_Conductor):
         return results[:own]
 
     def _tell_extra(self, job: Job, result: JobResult) -> None:
-        """A picture of an earlier run is no result of this one: a line tells of it."""
+        """An image of an earlier run is no result of this one: a line tells of it."""
         for image in result.images:
             if image.path:
                 self.services.sink.emit(Notice(f"{image.path} was paid for earlier ({job.id}) and is saved now"))
         if result.error and not isinstance(result.error, BusyError):
             self.services.sink.emit(Notice(f"{job.id} was paid for earlier: {result.error.message}"))
 
-    def _announce(self, wires: Iterable[ProviderClient]) -> None:
+    def _announce(self, clients: Iterable[ProviderClient]) -> None:
         """What is about to happen, and through which proxy."""
-        first, most = self.plan.jobs[0], sum(job.request.pictures_at_most for job in self.plan.jobs)
+        first, most = self.plan.jobs[0], sum(job.request.images_at_most for job in self.plan.jobs)
         self.services.sink.emit(Planned(len(self.plan.jobs), most, first.route.spec.name, first.request.model_id))
-        for proxy in dict.fromkeys(wire.proxy_in_use for wire in wires if wire.proxy_in_use):
+        for proxy in dict.fromkeys(client.proxy_in_use for client in clients if client.proxy_in_use):
             self.services.sink.emit(Notice(f"through the proxy {proxy}"))
 
-    def _desk(self, books: Recorder | NullRecorder) -> RunContext:
+    def _context(self, recorder: Recorder | NullRecorder) -> RunContext:
         services = self.services
         return RunContext(
             services.sink,
             services.clock,
             services.state / "replies",
-            books,
+            recorder,
             asyncio.Semaphore(self.concurrency),
             asyncio.Semaphore(self.concurrency if self.is_short else DOWNLOADS),
             services.emit,

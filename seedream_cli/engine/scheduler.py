@@ -14,7 +14,7 @@ from ..errors import ApiError, BudgetError, FileError, SeedreamError
 from ..network.client import ProviderClient
 from ..results import Draining, JobResult, Notice, Planned
 from ..storage import reply_journal, system_limits
-from .connect import make_wire
+from .connect import make_client
 from .context import DOWNLOADS, JobStream, RunContext, RunOutcome, RunServices
 from .job import JobRunner
 from .plan import Job, Route
@@ -43,12 +43,12 @@ class _Conductor:
             told = f"{allowed} at once instead of {most}, since {system_limits.files_words(full=False)}"
             services.sink.emit(Notice(told))
 
-    def _wire(self, route: Route) -> ProviderClient:
+    def _client(self, route: Route) -> ProviderClient:
         """The wire to one provider, paced and keyed for it alone."""
-        return make_wire(route, clock=self.services.clock, log=self.services.log)
+        return make_client(route, clock=self.services.clock, log=self.services.log)
 
     @contextlib.contextmanager
-    def _signals(self, desk: RunContext) -> Iterator[None]:
+    def _signals(self, context: RunContext) -> Iterator[None]:
         """Take SIGINT, SIGTERM and SIGHUP while the run lasts, unless they are ignored."""
         loop = asyncio.get_running_loop()
         # A terminal that closes (SIGHUP, which Windows lacks) ends a run like a request to stop; nohup has it ignored.
@@ -57,7 +57,7 @@ class _Conductor:
         before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
         def tell(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal handler is given)
-            loop.call_soon_threadsafe(self._on_signal, desk, signal.Signals(number))
+            loop.call_soon_threadsafe(self._on_signal, context, signal.Signals(number))
 
         # Not loop.add_signal_handler, which Windows lacks; call_soon_threadsafe wakes the loop all the same.
         for number in before:
@@ -68,10 +68,10 @@ class _Conductor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, desk: RunContext, number: signal.Signals) -> None:
+    def _on_signal(self, context: RunContext, number: signal.Signals) -> None:
         """First: nothing new leaves, what was sent is finished. Second: stop."""
-        again = desk.signal is not None
-        desk.signal = desk.signal or number
+        again = context.signal is not None
+        context.signal = context.signal or number
         busy = [worker for worker in self.workers if worker.in_flight]
         if not again:
             most = max((worker.most_s for worker in busy), default=None)
@@ -88,14 +88,14 @@ _ALIKE = 10
 """Rows from the first on that are refused alike, none being done, until it is held to be the fault of no row."""
 
 
-def _once(deed: Callable[[], None]) -> Callable[[], None]:
+def _once(action: Callable[[], None]) -> Callable[[], None]:
     """A deed that is done the first time it is asked for."""
-    rest = [deed]
+    rest = [action]
     return lambda: rest.pop()() if rest else None
 
 
 @dataclass(slots=True)
-class _Lane:
+class ProviderQueue:
     """The rows that go to one provider with one key: how many are under way, and those that wait for room there."""
 
     under_way: int = 0
@@ -111,26 +111,26 @@ class _FlowRun(_Conductor):
     provider whose rows stand further back waits until they come near.
     """
 
-    def __init__(self, flow: JobStream, services: RunServices, books: Recorder) -> None:
+    def __init__(self, flow: JobStream, services: RunServices, recorder: Recorder) -> None:
         super().__init__(services, flow.concurrency, flow.requests)
         self.flow = flow
         self.failures = 0
         self.alike: tuple[object, ...] | None = ()
         self.halt: SeedreamError | None = None
-        self.wires: dict[Route, ProviderClient] = {}
+        self.clients: dict[Route, ProviderClient] = {}
         self.stack = contextlib.AsyncExitStack()
         downloads = self.concurrency if self.is_short else max(DOWNLOADS, self.concurrency)
         self.most_under_way = self.concurrency + downloads
-        self.lanes: dict[Route, _Lane] = {}
+        self.queues: dict[Route, ProviderQueue] = {}
         self.waiting = 0
         self.is_drawn = False
         self.moved = asyncio.Event()
         self.ahead = asyncio.Semaphore(1 if self.is_short else AHEAD)
-        self.desk = RunContext(
+        self.context = RunContext(
             services.sink,
             services.clock,
             services.state / "replies",
-            books,
+            recorder,
             asyncio.Semaphore(self.concurrency),
             asyncio.Semaphore(downloads),
             services.emit,
@@ -143,16 +143,16 @@ class _FlowRun(_Conductor):
     async def execute(self) -> RunOutcome:
         """Draw and work until nothing is left, or nothing more may leave."""
         started, flow = time.monotonic(), self.flow
-        self.services.sink.emit(Planned(flow.requests, flow.pictures, flow.provider, flow.model))
+        self.services.sink.emit(Planned(flow.requests, flow.images, flow.provider, flow.model))
         async with self.stack, asyncio.TaskGroup() as group:
             if reply_journal.is_possible():
                 # Without one each reply has a file of its own, whose error tells what is wrong with the disk.
                 with contextlib.suppress(FileError):
-                    self.desk.journal = self.stack.enter_context(reply_journal.Journal(self.desk.replies))
-            with self._signals(self.desk):
+                    self.context.journal = self.stack.enter_context(reply_journal.Journal(self.context.replies))
+            with self._signals(self.context):
                 await self._draw(group)
                 await asyncio.gather(*(worker.task for worker in self.workers if worker.task), return_exceptions=True)
-        number = self.desk.signal.value if self.desk.signal else None
+        number = self.context.signal.value if self.context.signal else None
         return RunOutcome(time.monotonic() - started, number, self.halt)
 
     async def _draw(self, group: asyncio.TaskGroup) -> None:
@@ -164,14 +164,14 @@ class _FlowRun(_Conductor):
                 return
             self.workers.append(worker)
             worker.begun = _once(self.ahead.release)
-            self._lane_of(worker.job.route).under_way += 1
+            self._queue_of(worker.job.route).under_way += 1
             worker.task = group.create_task(self._tend(worker))
 
     async def _next_worker(self) -> JobRunner | None:
         """The next job in the hands of a worker. A source that fails ends the run, and what is under way goes on."""
         try:
             job = await self._next_job()
-            return None if job is None else JobRunner(self.desk, await self._wire_to(job.route), job)
+            return None if job is None else JobRunner(self.context, await self._client_for(job.route), job)
         except SeedreamError as error:
             self.halt = self.halt or error
             return None
@@ -184,7 +184,7 @@ class _FlowRun(_Conductor):
 
     async def _next_job(self) -> Job | None:
         """The next job whose provider has room for it; None when all are under way, or nothing more may leave."""
-        while not (self.halt or self.desk.objection()):
+        while not (self.halt or self.context.objection()):
             job = self._waiting_job() or self._drawn_job()
             if job or (self.is_drawn and not self.waiting):
                 return job
@@ -198,10 +198,10 @@ class _FlowRun(_Conductor):
 
     def _waiting_job(self) -> Job | None:
         """The first of a lane that has room again."""
-        for lane in self.lanes.values() if self.waiting else ():
-            if lane.jobs and lane.under_way < self.most_under_way:
+        for queue in self.queues.values() if self.waiting else ():
+            if queue.jobs and queue.under_way < self.most_under_way:
                 self.waiting -= 1
-                return lane.jobs.popleft()
+                return queue.jobs.popleft()
         return None
 
     def _drawn_job(self) -> Job | None:
@@ -212,43 +212,43 @@ class _FlowRun(_Conductor):
         if job is None:
             self.is_drawn = True
             return None
-        lane = self._lane_of(job.route)
-        if lane.under_way < self.most_under_way:
+        queue = self._queue_of(job.route)
+        if queue.under_way < self.most_under_way:
             return job
-        lane.jobs.append(job)
+        queue.jobs.append(job)
         self.waiting += 1
         return None
 
     def _may_draw(self) -> bool:
         return not self.is_drawn and self.waiting < LOOK_AHEAD
 
-    def _lane_of(self, route: Route) -> _Lane:
-        lane = self.lanes.get(route)
-        if lane is None:
-            lane = self.lanes[route] = _Lane()
-        return lane
+    def _queue_of(self, route: Route) -> ProviderQueue:
+        queue = self.queues.get(route)
+        if queue is None:
+            queue = self.queues[route] = ProviderQueue()
+        return queue
 
-    async def _wire_to(self, route: Route) -> ProviderClient:
+    async def _client_for(self, route: Route) -> ProviderClient:
         """The one wire to a provider with a key: all rows that go there share its pace."""
-        wire = self.wires.get(route)
-        if wire is None:
-            wire = self.wires[route] = await self.stack.enter_async_context(self._wire(route))
+        client = self.clients.get(route)
+        if client is None:
+            client = self.clients[route] = await self.stack.enter_async_context(self._client(route))
             if self.services.ledger and route.key:
                 self.services.ledger.hide(route.key.value.strip())
-            if wire.proxy_in_use:
-                self.services.sink.emit(Notice(f"through the proxy {wire.proxy_in_use}"))
-        return wire
+            if client.proxy_in_use:
+                self.services.sink.emit(Notice(f"through the proxy {client.proxy_in_use}"))
+        return client
 
     async def _tend(self, worker: JobRunner) -> JobResult:
         """One job to its end, and what that means for the others."""
         result = await worker.work()
         self.workers.remove(worker)
-        self._lane_of(worker.job.route).under_way -= 1
+        self._queue_of(worker.job.route).under_way -= 1
         self.moved.set()
         self.halt = self.halt or self._judge(result)
         if self.halt and not isinstance(self.halt, BudgetError):
             # Where the money is at its end, what has its share of it may still leave.
-            self.desk.halt = self.halt
+            self.context.halt = self.halt
             for other in list(self.workers):
                 if not (other.in_flight or other.job.recovers):
                     other.stop()
@@ -264,7 +264,7 @@ class _FlowRun(_Conductor):
         if self.flow.max_failures and self.failures >= self.flow.max_failures:
             words = "a row has" if self.failures == 1 else f"{self.failures} rows have"
             return ApiError(f"not sent, since {words} failed", kind="unavailable", delivered="no")
-        return self._refused_alike(result, error) or (self.desk.objection() if not self.desk.signal else None)
+        return self._refused_alike(result, error) or (self.context.objection() if not self.context.signal else None)
 
     def _refused_alike(self, result: JobResult, error: SeedreamError | None) -> SeedreamError | None:
         """Why not to go on after the first rows were all refused in the same words. `--max-failures` overrules it.

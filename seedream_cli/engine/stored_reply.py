@@ -18,14 +18,14 @@ from ..storage.reply_journal import MOST, Journal
 from .plan import Job
 
 REPLY_MOST = 64 * 1024 * 1024
-"""Bytes of a reply beside its base64 pictures."""
+"""Bytes of a reply beside its base64 images."""
 
 POLLED = "_poll"
 """What is added to a job's id for the answers to its polls."""
 
 _URL_REPLY = 64 * 1024
 
-_BASE64_PICTURE = 24 * 1024 * 1024
+_BASE64_IMAGE = 24 * 1024 * 1024
 
 
 class StoredReplyFile:
@@ -39,9 +39,9 @@ class StoredReplyFile:
         request = job.request
         self.folder = replies
         self.id = job.id + beside
-        pictures = request.pictures_at_most if request.response_format == "b64_json" else 0
+        images = request.images_at_most if request.response_format == "b64_json" else 0
         self.links_suffice = links_suffice
-        self.spool = reply_file.open_spool(self.folder, self.id, _URL_REPLY + pictures * _BASE64_PICTURE)
+        self.reply_file = reply_file.open_reply_part(self.folder, self.id, _URL_REPLY + images * _BASE64_IMAGE)
         self.meta = {
             "provider": job.route.spec.name,
             "base_url": job.route.base_url,
@@ -50,43 +50,43 @@ class StoredReplyFile:
             "fields": dict(job.fields),
             "first": job.first,
             "of": job.of,
-            "most": request.pictures_at_most,
+            "most": request.images_at_most,
         }
         self.kept: Path | None = None
 
     @property
     def size(self) -> int:
         """Bytes so far."""
-        return self.spool.size
+        return self.reply_file.size
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Append what arrived."""
-        self.spool.write(chunk)
+        self.reply_file.write(chunk)
 
     def reset(self) -> None:
         """A new attempt starts from nothing."""
         self.kept = None
-        self.spool.reset()
+        self.reply_file.reset()
 
     def load(self) -> Document:
-        """Flush the reply under its id, then parse it; base64 pictures stay where they lie, as `Base64Slice`s."""
-        if self.links_suffice and self.size <= _URL_REPLY and is_plain(body := self.spool.read()):
+        """Flush the reply under its id, then parse it; base64 images stay where they lie, as `Base64Slice`s."""
+        if self.links_suffice and self.size <= _URL_REPLY and is_plain(body := self.reply_file.read()):
             return read_document(body)
         return json_scan.read(self.secure(), limit=REPLY_MOST)
 
     def flush(self) -> None:
         """What arrived so far survives a power cut."""
-        self.spool.flush()
+        self.reply_file.flush()
 
     def secure(self) -> Path:
         """Flush the reply, give it its name, and return that."""
         if self.kept is None:
-            self.kept = self.spool.keep(self.meta)
+            self.kept = self.reply_file.keep(self.meta)
         return self.kept
 
     def forget(self) -> None:
         """Nothing worth keeping came, or all of it is saved. What came of attempts before it stays."""
-        self.spool.drop()
+        self.reply_file.drop()
         reply_file.forget(self.folder, self.id, asides=False)
 
     def leave_behind(self) -> None:
@@ -95,7 +95,7 @@ class StoredReplyFile:
 
     def drop(self) -> None:
         """Nothing came of this attempt. What earlier ones left stays."""
-        self.spool.drop()
+        self.reply_file.drop()
 
     def links_written(self) -> None:
         """The links are in the ledger. The file stays for what may go wrong with them."""
@@ -305,14 +305,14 @@ def read_reply(dialect: Dialect, reply: Reply) -> Ready | Ticket:
 def _joined(ready: Sequence[tuple[Any, Ready]]) -> Ready:
     """The images of several values. Those behind the first count where they are alike: a line for each image, say."""
     first, made = ready[0]
-    pictures = list(made.pictures)
+    images = list(made.images)
     for value, more in ready[1:]:
         if _names(value) == _names(first):
-            for picture in more.pictures:
-                known = any(one.link == picture.link and one.base64 == picture.base64 for one in pictures)
-                if not known or picture.blob:
-                    pictures.append(replace(picture, index=len(pictures)))
-    return replace(made, pictures=tuple(pictures))
+            for image in more.images:
+                known = any(one.link == image.link and one.base64 == image.base64 for one in images)
+                if not known or image.blob:
+                    images.append(replace(image, index=len(images)))
+    return replace(made, images=tuple(images))
 
 
 def _names(value: Any) -> frozenset[str]:
@@ -320,7 +320,7 @@ def _names(value: Any) -> frozenset[str]:
 
 
 def _read_events(dialect: Dialect, reply: Reply, values: Sequence[Any]) -> Ready | Ticket:
-    pictures, ends = list[ProviderImage](), [Completed()] if reply.ended else []
+    images, ends = list[ProviderImage](), [Completed()] if reply.ended else []
     errors = list[ApiError]()
     for value in values:
         try:
@@ -333,11 +333,11 @@ def _read_events(dialect: Dialect, reply: Reply, values: Sequence[Any]) -> Ready
         for one in found:
             if isinstance(one, Completed):
                 ends.append(one)
-            elif (picture := numbered(one, pictures)) is not None:
-                pictures.append(picture)
-    if pictures:
+            elif (image := numbered(one, images)) is not None:
+                images.append(image)
+    if images:
         usage = next((end.usage for end in reversed(ends) if end.usage), None)
-        return Ready(tuple(pictures), usage=usage, cut=not ends)
+        return Ready(tuple(images), usage=usage, cut=not ends)
     if errors:
         raise errors[0]
     return dialect.read(replace(reply, body={}, more=()))
@@ -354,17 +354,17 @@ def read_event(dialect: Dialect, event: Mapping[str, Any]) -> list[ProviderImage
         made = dialect.read(Reply(200, {}, event))
     except ApiError:
         return []
-    return [replace(one, index=-1) for one in made.pictures] if isinstance(made, Ready) else []
+    return [replace(one, index=-1) for one in made.images] if isinstance(made, Ready) else []
 
 
 def numbered(found: ProviderImage, before: Sequence[ProviderImage]) -> ProviderImage | None:
-    """A stream's picture under a number of its own; None for one that came already.
+    """A stream's image under a number of its own; None for one that came already.
 
-    Not every provider numbers its events, and no paid picture may be lost to another with its number.
+    Not every provider numbers its events, and no paid image may be lost to another with its number.
     """
-    same = next((picture for picture in before if picture.index == found.index), None)
+    same = next((image for image in before if image.index == found.index), None)
     if found.index >= 0 and same is None:
         return found
     if same is not None and (found.error or (found.link and found.link == same.link)):
         return None
-    return replace(found, index=max((picture.index for picture in before), default=-1) + 1)
+    return replace(found, index=max((image.index for image in before), default=-1) + 1)

@@ -60,7 +60,7 @@ class RequestTemplate:
     body: JsonTemplate
     fields: JsonTemplate
     output: JsonTemplate
-    pictures_at_most: int
+    images_at_most: int
     worst_micro: int | None
     currency: str
     as_of: str
@@ -102,7 +102,7 @@ class Entering:
         """Write down what is to be done, before any of it; flushed a chunk at a time and at the end.
 
         A request without identity is in the run's hands at once. One with identity is a batch's row: the run's table
-        lists it, known rows keep their id, state and pictures (what a row says is renewed while nothing was sent),
+        lists it, known rows keep their id, state and images (what a row says is renewed while nothing was sent),
         and `claim` or `take` puts it in the run's hands. Entries are drawn one by one, as they are written; where that
         raises, their chunk is not written.
         """
@@ -159,7 +159,7 @@ class Entering:
             request_template.provider,
             self._masked.url(request_template.base_url),
             self._masked.text(request_template.model),
-            request_template.pictures_at_most,
+            request_template.images_at_most,
             request_template.worst_micro,
             request_template.currency,
             request_template.as_of,
@@ -188,7 +188,7 @@ class Entering:
             None if entry.prompt is None else self._masked.text(entry.prompt),
             self._masked.json(entry.body),
             entry.fingerprint,
-            entry.pictures_at_most,
+            entry.images_at_most,
             entry.worst_micro,
             entry.currency,
             entry.as_of,

@@ -18,7 +18,7 @@ from .ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
-class _Deed:
+class _Action:
     """What is to be written down, and who waits for it. `folder` has a new name that must be flushed before."""
 
     write: Callable[[], None]
@@ -34,7 +34,7 @@ class GroupCommit:
     def __init__(self, ledger: Ledger, day: Ledger | None = None) -> None:
         self._ledger = ledger
         self._day = day
-        self._waiting: list[_Deed] = []
+        self._waiting: list[_Action] = []
 
     async def do(
         self, write: Callable[[], None], stake: Billed, *, folder: Path | None = None, books_money: bool = False
@@ -44,64 +44,64 @@ class GroupCommit:
         `write` may be called twice, where the first time was undone. Cancelled before its turn, it is not written.
         """
         loop = asyncio.get_running_loop()
-        deed = _Deed(write, stake, folder, books_money, loop.create_future())
+        action = _Action(write, stake, folder, books_money, loop.create_future())
         if not self._waiting:
             loop.call_soon(self._flush)
-        self._waiting.append(deed)
-        await deed.done
+        self._waiting.append(action)
+        await action.done
 
     def _flush(self) -> None:
         """Write down all that waits."""
-        deeds, self._waiting = [deed for deed in self._waiting if not deed.done.cancelled()], []
-        failure = self._try(deeds)
-        if isinstance(failure, _DeedError) and len(deeds) > 1:
+        actions, self._waiting = [action for action in self._waiting if not action.done.cancelled()], []
+        failure = self._try(actions)
+        if isinstance(failure, _ActionError) and len(actions) > 1:
             # Nothing of the group was written: each by itself shows which one it is.
-            for deed in deeds:
-                _tell(deed, self._try([deed]))
+            for action in actions:
+                _tell(action, self._try([action]))
             return
-        for deed in deeds:
-            _tell(deed, failure)
+        for action in actions:
+            _tell(action, failure)
 
-    def _try(self, deeds: Sequence[_Deed]) -> Exception | None:
+    def _try(self, actions: Sequence[_Action]) -> Exception | None:
         """Write deeds down together; what went wrong."""
         try:
-            self._write(deeds)
+            self._write(actions)
         except Exception as error:  # noqa: BLE001 - it is handed to whoever waits
             return error
         return None
 
-    def _write(self, deeds: Sequence[_Deed]) -> None:
-        if not deeds:
+    def _write(self, actions: Sequence[_Action]) -> None:
+        if not actions:
             return
         # A name must not be lost of which the ledger says that it is there.
-        for folder in dict.fromkeys(deed.folder for deed in deeds if deed.folder):
+        for folder in dict.fromkeys(action.folder for action in actions if action.folder):
             image_file.flush_folder(folder)
-        stakes = {deed.stake for deed in deeds}
+        stakes = {action.stake for action in actions}
         stake = next(word for word in ("yes", "unknown", "no") if word in stakes)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._ledger.together(stake))
-            if self._day is not None and any(deed.books_money for deed in deeds):
+            if self._day is not None and any(action.books_money for action in actions):
                 stack.enter_context(self._day.together("no"))
-            for deed in deeds:
+            for action in actions:
                 try:
-                    deed.write()
+                    action.write()
                 except Exception as error:
-                    raise _DeedError from error
+                    raise _ActionError from error
 
 
-class _DeedError(Exception):
+class _ActionError(Exception):
     """One deed of a group could not be written: its cause says why."""
 
 
-def _tell(deed: _Deed, failure: Exception | None) -> None:
+def _tell(action: _Action, failure: Exception | None) -> None:
     """Let whoever waits for a deed go on, or raise."""
     if failure is None:
-        deed.done.set_result(None)
+        action.done.set_result(None)
         return
-    error = failure.__cause__ if isinstance(failure, _DeedError) and failure.__cause__ else failure
+    error = failure.__cause__ if isinstance(failure, _ActionError) and failure.__cause__ else failure
     if isinstance(error, FileError):
         # Each has its own to change. What it leaves in doubt is this deed's own matter, and not that of the group.
-        error = FileError(error.message, hint=error.hint, billed=deed.stake)
-    deed.done.set_exception(error)
+        error = FileError(error.message, hint=error.hint, billed=action.stake)
+    action.done.set_exception(error)
     # Whoever waited may be stopped before it looks, which is no reason for the loop to complain.
-    deed.done.exception()
+    action.done.exception()

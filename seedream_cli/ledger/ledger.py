@@ -131,7 +131,7 @@ class Ledger:
         self.mark_queued = transitions.mark_queued
         self.mark_waiting = transitions.mark_waiting
         self.mark_ready = transitions.mark_ready
-        self.mark_picture = transitions.mark_picture
+        self.mark_image = transitions.mark_image
         self.mark_saved = transitions.mark_saved
         self.mark_missing = transitions.mark_missing
         self.mark_failed = transitions.mark_failed

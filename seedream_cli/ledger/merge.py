@@ -23,7 +23,7 @@ class Merge:
         """Take over all that another ledger knows, of a version not newer than this; the rows that were new here.
 
         What both know stays as it is here, except that a row gives way which is only queued here, or which went on
-        over there. `moved` are pictures that have another name here. Nobody else may have the other ledger in hand:
+        over there. `moved` are images that have another name here. Nobody else may have the other ledger in hand:
         hold its batch first.
         """
         with self._database.turn:
@@ -34,7 +34,7 @@ class Merge:
                     self._budget.forget()
                     new = _absorb(db)
                     names = [(store_path(path), request, index) for request, index, path in moved]
-                    db.executemany("UPDATE main.pictures SET path = ? WHERE request = ? AND position = ?", names)
+                    db.executemany("UPDATE main.images SET path = ? WHERE request = ? AND position = ?", names)
                     return new
             finally:
                 db.execute(schema.DETACH)
@@ -54,7 +54,7 @@ def _absorb(db: sqlite3.Connection) -> int:
     _take_over(db, "requests")
     new = _count(db) - before
     db.execute(schema.OUTLAYS_LEFT_OVER)
-    _take_over(db, "pictures")
+    _take_over(db, "images")
     _take_over(db, "notes")
     return new
 

@@ -24,7 +24,7 @@ class Purge:
         self._budget = budget
 
     def purge(self, *, before: dt.datetime | None, force: bool = False, kept_runs: Sequence[str] = ()) -> Purged:
-        """Remove requests entered before a moment (None: all), with their pictures' rows, notes and empty runs.
+        """Remove requests entered before a moment (None: all), with their images' rows, notes and empty runs.
 
         Those that are unsaved, unknown, in doubt or in flight stay unless `force`; those of a living run stay always.
         Batches among `kept_runs` stay too: by them their folders are known, where something may be left to fetch.

@@ -13,7 +13,7 @@ from ..errors import InputError, Problem
 from . import schema
 from .database import Database
 from .records import Entry, Forecast, Note, Queued, Saved, Standing, State, Tally, Unsent
-from .rows import by_ids, read_entry, read_note, read_pictures, select, to_stamp
+from .rows import by_ids, read_entry, read_images, read_note, select, to_stamp
 from .run_lock import RunLocks
 from .runs import Run
 
@@ -102,13 +102,13 @@ class Queries:
             return int(db.execute("SELECT count(*) FROM requests WHERE state <> 'queued'").fetchone()[0])
 
     def drawn(self) -> Iterator[Entry]:
-        """Requests with pictures on disk, in the order of their entering; a chunk in memory at a time."""
+        """Requests with images on disk, in the order of their entering; a chunk in memory at a time."""
         last = -1
         while True:
             with self._database.read() as db:
                 rows = db.execute(
-                    "SELECT id, number FROM requests WHERE number > ? AND EXISTS(SELECT 1 FROM pictures "
-                    "WHERE request = requests.id AND pictures.state = 'saved') ORDER BY number LIMIT ?",
+                    "SELECT id, number FROM requests WHERE number > ? AND EXISTS(SELECT 1 FROM images "
+                    "WHERE request = requests.id AND images.state = 'saved') ORDER BY number LIMIT ?",
                     (last, _PAGE),
                 ).fetchall()
                 entries = by_ids(db, [row["id"] for row in rows])
@@ -123,7 +123,7 @@ class Queries:
             found = select(
                 db,
                 "WHERE state IN ('waiting', 'ready') OR (state = 'unknown' AND (reply IS NOT NULL OR EXISTS("
-                "SELECT 1 FROM pictures WHERE request = requests.id AND pictures.state = 'pending'))) ORDER BY number",
+                "SELECT 1 FROM images WHERE request = requests.id AND images.state = 'pending'))) ORDER BY number",
             )
         alive = {owner for owner in {entry.owner for entry in found} if owner and self._locks.is_alive(owner)}
         return tuple(entry for entry in found if entry.owner not in alive)
@@ -133,12 +133,12 @@ class Queries:
         with self._database.read() as db:
             return select(
                 db,
-                "WHERE state = 'saved' AND EXISTS(SELECT 1 FROM pictures WHERE request = requests.id "
-                "AND pictures.state IN ('expired', 'handed') AND link <> '' AND path IS NULL) ORDER BY number",
+                "WHERE state = 'saved' AND EXISTS(SELECT 1 FROM images WHERE request = requests.id "
+                "AND images.state IN ('expired', 'handed') AND link <> '' AND path IS NULL) ORDER BY number",
             )
 
     def reusable(self, fingerprint: str, *, limit: int = 100) -> tuple[Entry, ...]:
-        """Of the last `limit` requests of this fingerprint those whose pictures were all saved, newest first.
+        """Of the last `limit` requests of this fingerprint those whose images were all saved, newest first.
 
         The caller looks whether the files are still there.
         """
@@ -146,8 +146,8 @@ class Queries:
             found = select(
                 db, "WHERE fingerprint = ? AND state = 'saved' ORDER BY number DESC LIMIT ?", (fingerprint, limit)
             )
-        whole = (entry for entry in found if entry.pictures)
-        return tuple(entry for entry in whole if all(p.state == "saved" and p.path for p in entry.pictures))
+        whole = (entry for entry in found if entry.images)
+        return tuple(entry for entry in whole if all(p.state == "saved" and p.path for p in entry.images))
 
     def notes(self, request_id: str) -> tuple[Note, ...]:
         """What was done to a request beside its own way, oldest first."""
@@ -158,7 +158,7 @@ class Queries:
     def totals(self) -> tuple[int, frozenset[str], frozenset[str]]:
         """How many images are saved, and from which providers and models those and the others were asked."""
         with self._database.read() as db:
-            images = db.execute("SELECT count(*) FROM pictures WHERE state IN ('saved', 'handed')").fetchone()[0]
+            images = db.execute("SELECT count(*) FROM images WHERE state IN ('saved', 'handed')").fetchone()[0]
             pairs = db.execute("SELECT DISTINCT provider, model FROM requests").fetchall()
         return int(images), frozenset(row[0] for row in pairs), frozenset(row[1] for row in pairs)
 
@@ -177,12 +177,12 @@ class TableQueries:
             with self._database.read() as db:
                 # A tie of positions is broken by the number, so no row is passed over or given twice.
                 rows = db.execute(schema.LISTED, (run.id, *last, wanted, _PAGE)).fetchall()
-                pictures = read_pictures(db, [row["id"] for row in rows])
+                images = read_images(db, [row["id"] for row in rows])
             if not rows:
                 return
             last = (rows[-1]["position"], rows[-1]["number"])
             for row in rows:
-                yield read_entry(row, pictures.get(row["id"], ()))
+                yield read_entry(row, images.get(row["id"], ()))
 
     def unsent(self, run: Run) -> Iterator[Unsent]:
         """The queued rows of the run's table, in its order; a chunk in memory at a time."""
@@ -206,7 +206,7 @@ class TableQueries:
         while True:
             with self._database.read() as db:
                 rows = db.execute(
-                    f"SELECT position, pictures_at_most, worst_micro {schema.QUEUED} AND {which} AND position > ? "
+                    f"SELECT position, images_at_most, worst_micro {schema.QUEUED} AND {which} AND position > ? "
                     "ORDER BY position LIMIT ?",
                     (run.id, step, last, CHUNK),
                 ).fetchall()
@@ -247,7 +247,7 @@ class TableQueries:
         """What the queued rows of the run's table may come to."""
         with self._database.read() as db:
             row = db.execute(
-                "SELECT count(*), coalesce(sum(pictures_at_most), 0), coalesce(sum(worst_micro), 0), "
+                "SELECT count(*), coalesce(sum(images_at_most), 0), coalesce(sum(worst_micro), 0), "
                 "count(*) - count(worst_micro) FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL",
                 (run.id,),
             ).fetchone()

@@ -25,7 +25,7 @@ class NewRequest:
     """A request to enter. `worst_micro` is the most it may cost, None where no price is known.
 
     `body` is the body as sent; references in it are stored by name, sha256 and bytes. `fields` is what names are made
-    of, `output` where the pictures go. `identity` and `occurrence` name a batch's row; without an identity the
+    of, `output` where the images go. `identity` and `occurrence` name a batch's row; without an identity the
     request belongs to the run that enters it. `file`, `line` and `row_id` say where a row stands in its table.
     """
 
@@ -37,7 +37,7 @@ class NewRequest:
     prompt: str | None
     body: Mapping[str, Any]
     fingerprint: str
-    pictures_at_most: int = 1
+    images_at_most: int = 1
     worst_micro: int | None = None
     currency: str = "USD"
     as_of: str = ""
@@ -63,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRow:
-    """One picture of a request.
+    """One image of a request.
 
     `pending`: paid and not on disk; `saved`: on disk at `path`; `handed`: given out as a link or to standard output;
     `failed`: the provider did not make it; `expired`: paid, and its link is dead. `expires` is when the link dies, in
@@ -110,7 +110,7 @@ class Entry:
     row_id: str
     file: str
     line: int | None
-    pictures_at_most: int
+    images_at_most: int
     worst_micro: int | None
     settled_micro: int | None
     earlier_micro: int
@@ -125,20 +125,20 @@ class Entry:
     answered_at: dt.datetime | None
     finished_at: dt.datetime | None
     billed: Billed
-    billed_pictures: int | None
+    billed_images: int | None
     doubts: int
     error: Failure | None
     usage: Mapping[str, Any] | None
     task_id: str
     trace: str
     reply: Path | None
-    pictures: tuple[ImageRow, ...]
+    images: tuple[ImageRow, ...]
 
     def links_left(self, folder: Path | None = None) -> list[int]:
         """The images that are no file, and whose links may be asked: expired ones, those that were handed out, and
         those whose files are gone. Paths are relative to a batch's `folder`.
         """
-        return [row.index for row in self.pictures if row.link and _is_missing(row, folder or Path())]
+        return [row.index for row in self.images if row.link and _is_missing(row, folder or Path())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class Queued(NamedTuple):
     """A queued request, as far as it takes to count what it may come to."""
 
     position: int
-    pictures_at_most: int
+    images_at_most: int
     worst_micro: int | None
 
 
@@ -163,7 +163,7 @@ class Saved(NamedTuple):
 
     id: str
     position: int
-    pictures: tuple[tuple[ImageState, str | bytes | None, int], ...]
+    images: tuple[tuple[ImageState, str | bytes | None, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,17 +285,17 @@ class Purged:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What requests may come to: how many, their pictures and cost at most, and how many have no known price."""
+    """What requests may come to: how many, their images and cost at most, and how many have no known price."""
 
     requests: int = 0
-    pictures: int = 0
+    images: int = 0
     micro: int = 0
     unpriced: int = 0
 
     def __add__(self, other: Forecast) -> Forecast:
         return Forecast(
             self.requests + other.requests,
-            self.pictures + other.pictures,
+            self.images + other.images,
             self.micro + other.micro,
             self.unpriced + other.unpriced,
         )

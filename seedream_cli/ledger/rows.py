@@ -42,9 +42,9 @@ _FIRST_YEAR = 1970
 """What is earlier, or last of all, has no local time in some place, and was never written here."""
 
 
-def read_entry(row: sqlite3.Row, pictures: tuple[ImageRow, ...]) -> Entry:
+def read_entry(row: sqlite3.Row, images: tuple[ImageRow, ...]) -> Entry:
     try:
-        return _entry_of(row, pictures)
+        return _entry_of(row, images)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise unreadable(row["id"]) from error
 
@@ -54,7 +54,7 @@ def unreadable(name: object) -> FileError:
     return FileError(f"the ledger is damaged: what it says of {str(name)[:80]!r} cannot be read", hint=hint)
 
 
-def _entry_of(row: sqlite3.Row, pictures: tuple[ImageRow, ...]) -> Entry:
+def _entry_of(row: sqlite3.Row, images: tuple[ImageRow, ...]) -> Entry:
     # By position, since finding forty columns by name would take longer than all the rest.
     values: dict[str, Any] = dict(zip(schema.ENTRY, row, strict=False))
     for name in _JSON_COLUMNS:
@@ -63,19 +63,19 @@ def _entry_of(row: sqlite3.Row, pictures: tuple[ImageRow, ...]) -> Entry:
         values[name] = to_moment(values[name])
     values["error"] = _load_failure(values["error"])
     values["reply"] = _load_path(values["reply"])
-    return Entry(**values, pictures=pictures)
+    return Entry(**values, images=images)
 
 
-def read_pictures(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[ImageRow, ...]]:
-    rows = db.execute(schema.PICTURES, (json.dumps(ids),))
+def read_images(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[ImageRow, ...]]:
+    rows = db.execute(schema.IMAGES, (json.dumps(ids),))
     return {
-        request: tuple(_picture(row) for row in group)
+        request: tuple(_image(row) for row in group)
         for request, group in itertools.groupby(rows, key=lambda row: str(row[0]))
     }
 
 
-def _picture(row: sqlite3.Row) -> ImageRow:
-    values: dict[str, Any] = dict(zip(schema.PICTURE, row[1:], strict=True))
+def _image(row: sqlite3.Row) -> ImageRow:
+    values: dict[str, Any] = dict(zip(schema.IMAGE, row[1:], strict=True))
     try:
         values["path"] = _load_path(values["path"])
         values["error"] = _load_failure(values["error"])
@@ -94,10 +94,10 @@ def read_note(row: sqlite3.Row) -> Note:
 
 
 def select(db: sqlite3.Connection, clause: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> tuple[Entry, ...]:
-    """The requests that a clause picks, with their pictures."""
+    """The requests that a clause picks, with their images."""
     rows = db.execute(f"{schema.ENTRIES} {clause}", values).fetchall()
-    pictures = read_pictures(db, [row["id"] for row in rows])
-    return tuple(read_entry(row, pictures.get(row["id"], ())) for row in rows)
+    images = read_images(db, [row["id"] for row in rows])
+    return tuple(read_entry(row, images.get(row["id"], ())) for row in rows)
 
 
 def by_ids(db: sqlite3.Connection, ids: Sequence[str]) -> tuple[Entry, ...]:
@@ -233,11 +233,11 @@ class Masking:
         )
         return self.json(as_mapping(failure))
 
-    def picture(self, request_id: str, picture: ImageRow) -> dict[str, Any]:
-        """The values of a picture's row."""
-        row: dict[str, Any] = {name: getattr(picture, name) for name in schema.PICTURE}
+    def image(self, request_id: str, image: ImageRow) -> dict[str, Any]:
+        """The values of an image's row."""
+        row: dict[str, Any] = {name: getattr(image, name) for name in schema.IMAGE}
         row["request"] = request_id
-        row["link"] = self.text(picture.link)
-        row["path"] = store_path(picture.path)
-        row["error"] = None if picture.error is None else self.json(as_mapping(picture.error))
+        row["link"] = self.text(image.link)
+        row["path"] = store_path(image.path)
+        row["error"] = None if image.error is None else self.json(as_mapping(image.error))
         return row

@@ -154,8 +154,8 @@ class Runs:
         """Settle what dead runs left. Call it before a run starts, and before history and money are shown.
 
         A request that was out becomes `ready` where its whole reply is in `replies` or `adopt(id, token)` finds it:
-        without pictures, its `reply` still to be read, which ends in `mark_ready`, `mark_waiting` or `mark_failed`.
-        Else it becomes `unknown`. Tasks and paid pictures are let go for `unsaved`. Never touches what a living run
+        without images, its `reply` still to be read, which ends in `mark_ready`, `mark_waiting` or `mark_failed`.
+        Else it becomes `unknown`. Tasks and paid images are let go for `unsaved`. Never touches what a living run
         holds; of several processes at once one settles a run. Each step is committed and flushed by itself.
         """
         ready: list[str] = []

@@ -78,6 +78,14 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "CREATE INDEX outlays_charged ON outlays(charged_at)",
         ),
     ),
+    (
+        "images",
+        (
+            "ALTER TABLE pictures RENAME TO images",
+            "ALTER TABLE requests RENAME COLUMN pictures_at_most TO images_at_most",
+            "ALTER TABLE requests RENAME COLUMN billed_pictures TO billed_images",
+        ),
+    ),
 )
 """What makes the schema, oldest first. Only ever added to: a name that is recorded in a file is never run again."""
 
@@ -154,7 +162,7 @@ MONEY = f"""SELECT
     FROM requests"""  # noqa: S608 -- made of the constants above
 
 CHARGES = f"""SELECT id, coalesce(sent_at, charged_at, entered_at), provider, model,
-    (SELECT count(*) FROM pictures WHERE request = requests.id AND pictures.state IN ('saved', 'handed')),
+    (SELECT count(*) FROM images WHERE request = requests.id AND images.state IN ('saved', 'handed')),
     {PAID}, {RESERVED} + {POSSIBLE},
     billed = 'no' AND NOT doubts OR coalesce(settled_micro, worst_micro) IS NOT NULL, currency
     FROM requests WHERE attempts > 0 OR {COSTS} ORDER BY number"""  # noqa: S608 -- made of the constants above
@@ -171,13 +179,13 @@ STANDING = """CASE state
     WHEN 'queued' THEN CASE WHEN owner IS NULL THEN 'unsent' ELSE 'running' END
     WHEN 'sent' THEN 'running' WHEN 'waiting' THEN 'submitted' WHEN 'ready' THEN 'unsaved'
     WHEN 'saved' THEN CASE
-        WHEN NOT EXISTS(SELECT 1 FROM pictures WHERE request = requests.id AND pictures.state IN ('failed', 'expired'))
+        WHEN NOT EXISTS(SELECT 1 FROM images WHERE request = requests.id AND images.state IN ('failed', 'expired'))
         THEN 'succeeded'
-        WHEN EXISTS(SELECT 1 FROM pictures WHERE request = requests.id AND pictures.state IN ('saved', 'handed'))
+        WHEN EXISTS(SELECT 1 FROM images WHERE request = requests.id AND images.state IN ('saved', 'handed'))
         THEN 'partial' ELSE 'failed' END
     ELSE state END"""
 
-ENTRY = tuple(one.name for one in fields(Entry) if one.name != "pictures")
+ENTRY = tuple(one.name for one in fields(Entry) if one.name != "images")
 
 ENTRY_COLUMNS = ", ".join(f"{STANDING} AS status" if name == "status" else name for name in ENTRY)
 
@@ -198,7 +206,7 @@ SAID = (
     "prompt",
     "body",
     "fingerprint",
-    "pictures_at_most",
+    "images_at_most",
     "worst_micro",
     "currency",
     "as_of",
@@ -227,7 +235,7 @@ COMMON = (
     "provider",
     "base_url",
     "model",
-    "pictures_at_most",
+    "images_at_most",
     "worst_micro",
     "currency",
     "as_of",
@@ -272,7 +280,7 @@ AMONG = "WHERE id IN (SELECT value FROM json_each(?))"
 
 # `folded` is a function of ours.
 FOUND = """(instr(folded(prompt), ?) OR instr(folded(id), ?) OR instr(folded(row_id), ?) OR instr(folded(model), ?)
-    OR EXISTS(SELECT 1 FROM pictures WHERE request = requests.id AND instr(folded(path), ?)))"""
+    OR EXISTS(SELECT 1 FROM images WHERE request = requests.id AND instr(folded(path), ?)))"""
 
 STANDINGS = f"""SELECT said, count(*) FROM (SELECT group_concat(DISTINCT {STANDING}) AS said
     FROM requests WHERE listed = ? GROUP BY position / ?) GROUP BY said"""  # noqa: S608 -- a constant
@@ -285,24 +293,24 @@ QUEUED = "FROM requests WHERE listed = ? AND state = 'queued' AND owner IS NULL"
 SINGLE = """position % ? = 0 AND NOT EXISTS(
     SELECT 1 FROM requests AS other WHERE other.listed = requests.listed AND other.position = requests.position + 1)"""
 
-SAVED = """SELECT chosen.position, number, id, pictures.state, path, bytes FROM (
+SAVED = """SELECT chosen.position, number, id, images.state, path, bytes FROM (
         SELECT position, number, id FROM requests WHERE listed = ? AND state = 'saved' AND (position, number) > (?, ?)
         ORDER BY position, number LIMIT ?) AS chosen
-    LEFT JOIN pictures ON request = id ORDER BY chosen.position, number"""
+    LEFT JOIN images ON request = id ORDER BY chosen.position, number"""
 
-PICTURE = tuple(one.name for one in fields(ImageRow))
+IMAGE = tuple(one.name for one in fields(ImageRow))
 
-RENEWED = tuple(name for name in PICTURE if name not in {"index", "link", "expires"})
+RENEWED = tuple(name for name in IMAGE if name not in {"index", "link", "expires"})
 
-KEEP_PICTURE = f"""INSERT INTO pictures(request, position, {", ".join(PICTURE[1:])})
-    VALUES (:request, {", ".join(":" + name for name in PICTURE)})
+KEEP_IMAGE = f"""INSERT INTO images(request, position, {", ".join(IMAGE[1:])})
+    VALUES (:request, {", ".join(":" + name for name in IMAGE)})
     ON CONFLICT(request, position) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in RENEWED)},
     link = CASE excluded.link WHEN '' THEN link ELSE excluded.link END, expires = coalesce(excluded.expires, expires)
 """  # noqa: S608 -- made of the fields' names
 
-ANNOUNCE_PICTURE = KEEP_PICTURE + " WHERE pictures.state NOT IN ('saved', 'handed')"
+ANNOUNCE_IMAGE = KEEP_IMAGE + " WHERE images.state NOT IN ('saved', 'handed')"
 
-PICTURES = f"""SELECT request, position, {", ".join(PICTURE[1:])} FROM pictures
+IMAGES = f"""SELECT request, position, {", ".join(IMAGE[1:])} FROM images
     WHERE request IN (SELECT value FROM json_each(?)) ORDER BY request, position"""  # noqa: S608 -- fields' names
 
 # --- purge: what goes is first put into a table of its own ------------------------------------------------------------
@@ -353,7 +361,7 @@ _OF_REQUESTS = """WHERE request IN (SELECT id FROM main.requests)
 _MERGED = {
     "runs": "",
     "requests": "ORDER BY number",
-    "pictures": _OF_REQUESTS.format("pictures"),
+    "images": _OF_REQUESTS.format("images"),
     "notes": _OF_REQUESTS.format("notes"),
 }
 
@@ -402,8 +410,8 @@ ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
             *_odd_columns(_RUN, "owner", "listed", "payer", or_null=True),
             *_odd_columns(_OBJECT, "body", "fields", "output"),
             *_odd_columns(_OBJECT, "usage", "error", or_null=True),
-            *_odd_columns(_COUNT, "position", "occurrence", "pictures_at_most", "earlier_micro", "doubts", "attempts"),
-            *_odd_columns(_COUNT, "worst_micro", "settled_micro", "billed_pictures", "line", or_null=True),
+            *_odd_columns(_COUNT, "position", "occurrence", "images_at_most", "earlier_micro", "doubts", "attempts"),
+            *_odd_columns(_COUNT, "worst_micro", "settled_micro", "billed_images", "line", or_null=True),
             *_odd_columns(
                 _WORDS, "provider", "base_url", "model", "fingerprint", "row_id", "file", "currency", "as_of"
             ),
@@ -415,7 +423,7 @@ ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
             "reserved NOT IN (0, 1)",
         ],
     ),
-    "pictures": (
+    "images": (
         "request",
         [
             *_odd_columns(_COUNT, "position", "width", "height", "bytes"),

@@ -80,9 +80,9 @@ class Transitions:
                 changes |= _carry_over(row)
                 said = f"after it was {row['state']}, billed {row['billed']}, token {row['token']}"
                 self._database.note(request_id, "resent", said)
-                # The rows of the earlier answer's pictures would pass for the next one's; the files stay.
-                db.execute("DELETE FROM pictures WHERE request = ?", (request_id,))
-            blank = ("answered_at", "finished_at", "error", "usage", "reply", "settled_micro", "billed_pictures")
+                # The rows of the earlier answer's images would pass for the next one's; the files stay.
+                db.execute("DELETE FROM images WHERE request = ?", (request_id,))
+            blank = ("answered_at", "finished_at", "error", "usage", "reply", "settled_micro", "billed_images")
             update(db, request_id, {**changes, "task_id": "", "trace": "", **dict.fromkeys(blank)})
 
     def mark_queued(self, request_id: str, error: SeedreamError | None = None) -> None:
@@ -118,7 +118,7 @@ class Transitions:
     def mark_ready(
         self,
         request_id: str,
-        pictures: Sequence[ImageRow],
+        images: Sequence[ImageRow],
         *,
         usage: Mapping[str, Any] | None = None,
         billed_count: int | None = None,
@@ -128,7 +128,7 @@ class Transitions:
     ) -> None:
         """The answer is read: flushed with all its links before any download may start.
 
-        `billed_count` is the provider's own count, None where it gave none; 0 means that nothing was billed. Pictures
+        `billed_count` is the provider's own count, None where it gave none; 0 means that nothing was billed. Images
         that are saved or handed out already (from a stream, or an earlier run) stay so.
         """
         with self._database.write("yes") as db:
@@ -137,11 +137,11 @@ class Transitions:
             if (settled_micro or 0) > (row["worst_micro"] or 0):
                 # It costs more than was held for it.
                 self._budget.forget()
-            db.executemany(schema.ANNOUNCE_PICTURE, [self._masked.picture(request_id, picture) for picture in pictures])
+            db.executemany(schema.ANNOUNCE_IMAGE, [self._masked.image(request_id, image) for image in images])
             changes = {
                 "state": "ready",
                 "billed": "no" if billed_count == 0 else "yes",
-                "billed_pictures": billed_count,
+                "billed_images": billed_count,
                 "settled_micro": row["settled_micro"] if settled_micro is None else settled_micro,
                 "usage": None if usage is None else self._masked.json(usage),
                 "answered_at": row["answered_at"] or self._database.stamp(),
@@ -153,45 +153,45 @@ class Transitions:
             }
             update(db, request_id, changes)
 
-    def mark_picture(self, request_id: str, picture: ImageRow) -> None:
-        """One picture got on: saved (call it after the file and its folder are flushed), handed, failed or expired.
+    def mark_image(self, request_id: str, image: ImageRow) -> None:
+        """One image got on: saved (call it after the file and its folder are flushed), handed, failed or expired.
 
-        Legal while the request is out too, since a stream brings its pictures one by one.
+        Legal while the request is out too, since a stream brings its images one by one.
         """
         with self._database.write("yes") as db:
             row = self._row_in_hand(db, request_id)
             if row["state"] not in _IN_FLIGHT | {"unknown"}:
-                raise InternalError(f"request {request_id} is {row['state']} and can have no new picture")
-            db.execute(schema.KEEP_PICTURE, self._masked.picture(request_id, picture))
+                raise InternalError(f"request {request_id} is {row['state']} and can have no new image")
+            db.execute(schema.KEEP_IMAGE, self._masked.image(request_id, image))
 
-    def mark_saved(self, request_id: str, *, settled_micro: int | None = None, picture: ImageRow | None = None) -> None:
-        """Every picture is on disk, handed out, or for ever out of reach. Flushed; the kept reply may go after this.
+    def mark_saved(self, request_id: str, *, settled_micro: int | None = None, image: ImageRow | None = None) -> None:
+        """Every image is on disk, handed out, or for ever out of reach. Flushed; the kept reply may go after this.
 
-        `picture` is the last one, written down in the same step. Raises `InternalError` while a picture is pending.
+        `image` is the last one, written down in the same step. Raises `InternalError` while an image is pending.
         """
         with self._database.write("yes") as db:
             row = self._row_in_hand(db, request_id)
             _check_move(row, "saved")
-            if picture is not None:
-                db.execute(schema.KEEP_PICTURE, self._masked.picture(request_id, picture))
+            if image is not None:
+                db.execute(schema.KEEP_IMAGE, self._masked.image(request_id, image))
             if _pending(db, row):
-                raise InternalError(f"request {request_id} has pictures that are not saved")
+                raise InternalError(f"request {request_id} has images that are not saved")
             settled = row["settled_micro"] if settled_micro is None else settled_micro
             changes = {"state": "saved", "settled_micro": settled, "finished_at": self._database.stamp()}
             update(db, request_id, {**changes, "error": None, "reply": None, "owner": None})
 
     def mark_missing(self, request_id: str, indexes: Sequence[int]) -> None:
-        """Files of a saved request are gone: it is `ready` again with these pictures pending, to be fetched anew."""
+        """Files of a saved request are gone: it is `ready` again with these images pending, to be fetched anew."""
         with self._database.write("yes") as db:
             _check_move(self._row_in_hand(db, request_id), "ready")
             marks = [(request_id, index) for index in indexes]
-            db.executemany("UPDATE pictures SET state = 'pending' WHERE request = ? AND position = ?", marks)
+            db.executemany("UPDATE images SET state = 'pending' WHERE request = ? AND position = ?", marks)
             update(db, request_id, {"state": "ready", "finished_at": None})
 
     def mark_failed(self, request_id: str, error: SeedreamError) -> None:
-        """It ended without a picture for a known reason; `error.billed` says whether that was paid for.
+        """It ended without an image for a known reason; `error.billed` says whether that was paid for.
 
-        A `ready` request with pending pictures stays so, and only the error is written: what is paid can be fetched.
+        A `ready` request with pending images stays so, and only the error is written: what is paid can be fetched.
         """
         with self._database.write("unknown") as db:
             row = self._row_in_hand(db, request_id)
@@ -205,7 +205,7 @@ class Transitions:
     def mark_unknown(self, request_id: str, error: SeedreamError, *, reply: Path | None = None) -> None:
         """Nobody can say whether it was billed. It is not sent again; a kept `reply` is what `recover` may read.
 
-        A `ready` request with pending pictures stays so, as for `mark_failed`.
+        A `ready` request with pending images stays so, as for `mark_failed`.
         """
         with self._database.write("unknown") as db:
             row = self._row_in_hand(db, request_id)
@@ -271,10 +271,10 @@ class Transitions:
 
 
 def _pending(db: sqlite3.Connection, row: sqlite3.Row) -> int:
-    """How many pictures of an answered request are paid for and not fetched."""
+    """How many images of an answered request are paid for and not fetched."""
     if row["state"] != "ready":
         return 0
-    pending = "SELECT count(*) FROM pictures WHERE request = ? AND state = 'pending'"
+    pending = "SELECT count(*) FROM images WHERE request = ? AND state = 'pending'"
     return int(db.execute(pending, (row["id"],)).fetchone()[0])
 
 

@@ -1,6 +1,6 @@
 """The one room that talks to the network.
 
-Contract. `ProviderClient.ask` and `ProviderClient.stream` send one `Call`; `ProviderClient.fetch` gets one picture's
+Contract. `ProviderClient.ask` and `ProviderClient.stream` send one `Call`; `ProviderClient.fetch` gets one image's
 link. A billable request leaves at most once, unless it is proven that it never left, the provider said that it took
 nothing, or the user ordered the repetition. What left is told by the connection itself, never guessed from an
 exception's name. Everything that is neither proven unsent nor answered whole is `unknown_outcome`. The API key goes to
@@ -51,7 +51,7 @@ REPLY_LIMIT = 1 << 30
 
 MEMORY_LIMIT = 8 << 20
 
-PICTURE_LIMIT = 64 << 20
+IMAGE_LIMIT = 64 << 20
 
 DOWNLOAD_S = 300.0
 
@@ -84,7 +84,7 @@ class Streamed(Generic[T]):
     """The end of a stream. `whole` holds what `read` made of a reply that was one JSON document, `ended` then "whole".
 
     Otherwise `ended` says how the events stopped: "done" (`[DONE]` came), "eof" (the body ended between two events) or
-    "cut" (inside one, or the connection broke), `cut` then being the error to report if pictures are missing.
+    "cut" (inside one, or the connection broke), `cut` then being the error to report if images are missing.
     """
 
     whole: T | None
@@ -191,20 +191,20 @@ class ProviderClient:
         call: Call,
         read: Callable[[Reply], T],
         *,
-        spool: ReplyFile | None = None,
+        reply_file: ReplyFile | None = None,
         gate: Gate | None = None,
         watch: Watch | None = None,
-        pictures: int = 1,
+        images: int = 1,
         waiter: Waiter | None = None,
     ) -> Answer[T]:
         """Send a call and let `read` judge the whole reply.
 
         `gate(attempt)` runs just before the first byte of each attempt leaves; what it raises comes through, and
-        nothing is sent. Without a `spool` the reply may have 8 MiB. `pictures` counts against the pace, and `waiter` is
+        nothing is sent. Without a `spool` the reply may have 8 MiB. `images` counts against the pace, and `waiter` is
         told when the call waits for that.
         """
-        file: ReplyFile = spool if spool is not None else Memory()
-        limit = MEMORY_LIMIT if spool is None else REPLY_LIMIT
+        file: ReplyFile = reply_file if reply_file is not None else Memory()
+        limit = MEMORY_LIMIT if reply_file is None else REPLY_LIMIT
 
         async def once(trail: Trail) -> tuple[T, Reply]:
             try:
@@ -214,7 +214,7 @@ class ProviderClient:
             reply = await self._reply(trail, file)
             return _judge(read, reply, trail), reply
 
-        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures, waiter=waiter)
+        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, images=images, waiter=waiter)
         value, reply = outcome.value
         return Answer(value, outcome.attempts, outcome.provider_s, reply, outcome.doubtful)
 
@@ -224,17 +224,17 @@ class ProviderClient:
         read: Callable[[Reply], T],
         on_event: Callable[[dict[str, Any]], None],
         *,
-        spool: ReplyFile,
+        reply_file: ReplyFile,
         gate: Gate | None = None,
         watch: Watch | None = None,
-        pictures: int = 1,
+        images: int = 1,
         waiter: Waiter | None = None,
     ) -> Streamed[T]:
         """Send a call and hand over each event the moment it is whole; every byte goes to the spool first.
 
         A reply that is one JSON document (an error, or a provider that does not stream) goes through `read` and the
         rules of `ask`. Nothing is repeated once a stream of events has begun. What `on_event` raises ends the stream
-        and comes through. A stream that breaks is returned as `ended="cut"`: the pictures that came are the user's.
+        and comes through. A stream that breaks is returned as `ended="cut"`: the images that came are the user's.
         """
 
         async def once(trail: Trail) -> Streamed[T]:
@@ -258,11 +258,11 @@ class ProviderClient:
                         deliver(event)
                 return bool(done)
 
-            ear = _Ear(trail, spool, REPLY_LIMIT, self._refuse_redirect, listen)
+            ear = _Ear(trail, reply_file, REPLY_LIMIT, self._refuse_redirect, listen)
             try:
                 cut = await self._cut_of(self._exchange(call, trail, ear), trail, parser)
             except ApiError as error:
-                value, reply = await self._salvage(error, trail, spool, read)
+                value, reply = await self._salvage(error, trail, reply_file, read)
                 return Streamed(value, "whole", 1, 0.0, reply)
             rest = [event for one in unpackers for plain in one.close() for event in parser.feed(bytes(plain))]
             last, unfinished = parser.close()
@@ -271,14 +271,14 @@ class ProviderClient:
             if parser.skipped:
                 self._say(f"* {parser.skipped} events were no JSON objects and were passed over")
             if parser.mode == "whole":
-                reply = await self._reply(trail, spool)
+                reply = await self._reply(trail, reply_file)
                 return Streamed(_judge(read, reply, trail), "whole", 1, 0.0, reply)
             if unfinished and not done and cut is None:
                 cut = self._failure(call, trail, BrokenReplyError("the stream ended inside an event"))
             ended: Literal["done", "eof", "cut"] = "done" if done else "cut" if cut else "eof"
             return Streamed(None, ended, 1, 0.0, Reply(trail.head.status, trail.head.headers), cut)
 
-        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, pictures=pictures, waiter=waiter)
+        outcome = await self._attempts.repeat(call, once, gate=gate, watch=watch, images=images, waiter=waiter)
         attempts, seconds = outcome.attempts, outcome.provider_s
         return replace(outcome.value, attempts=attempts, provider_s=seconds, doubtful=outcome.doubtful)
 
@@ -337,7 +337,7 @@ class ProviderClient:
             raise
 
     def _refuse_redirect(self, status: int, headers: Mapping[str, str]) -> None:
-        """A redirect of a call is never followed: it would carry prompt, pictures and money to another host."""
+        """A redirect of a call is never followed: it would carry prompt, images and money to another host."""
         if not 300 <= status < 400:
             return
         location, host = mask(headers.get("location", "nowhere")), self._base.target.host
@@ -393,7 +393,7 @@ class ProviderClient:
         explain: Callable[[bytes, int], tuple[str, str]] | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
         watch: Watch | None = None,
-        max_bytes: int = PICTURE_LIMIT,
+        max_bytes: int = IMAGE_LIMIT,
         deadline_s: float = DOWNLOAD_S,
         stall_s: float = 20.0,
         lowest_rate: float = 1000.0,
@@ -435,11 +435,11 @@ class ProviderClient:
             elif not usable:
                 reason = "the link cannot be asked for"
             raise LinkError(
-                f"the picture did not come from {target.host}: {reason}", hint=hint, retryable=usable
+                f"the image did not come from {target.host}: {reason}", hint=hint, retryable=usable
             ) from exc
         except ConfigError as exc:
-            # The picture is paid for: with another proxy, or none, it can still be fetched.
-            raise LinkError(f"the picture did not come from {target.host}: {exc.message}", hint=exc.hint) from exc
+            # The image is paid for: with another proxy, or none, it can still be fetched.
+            raise LinkError(f"the image did not come from {target.host}: {exc.message}", hint=exc.hint) from exc
 
     def _unconnected(self, exc: Exception, target: Link, reason: str) -> tuple[str, str]:
         """Who was not reached, and what to do about it."""
@@ -476,7 +476,7 @@ class ProviderClient:
         if not may_ask(self._nearness, near):
             place = "this machine" if near == "loopback" else "a private network"
             raise LinkError(
-                f"the picture's link leads to {place} ({target.host}), and the API is not there: not asked for"
+                f"the image's link leads to {place} ({target.host}), and the API is not there: not asked for"
             )
 
     async def _look_up(self) -> None:

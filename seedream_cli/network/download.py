@@ -1,4 +1,4 @@
-"""The download of one picture: how far its link may lead, how much may come and how slowly, and how often to try.
+"""The download of one image: how far its link may lead, how much may come and how slowly, and how often to try.
 
 Whoever asks the network is handed in (`get`), and so is the clock: the rules stand here alone.
 """
@@ -36,10 +36,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """A picture to fetch and what that may take: bytes, seconds, seconds without enough bytes, bytes a second.
+    """An image to fetch and what that may take: bytes, seconds, seconds without enough bytes, bytes a second.
 
     `dies` is when the link dies, in seconds since 1970, None where nobody says; until `young_s` of the clock's own time
-    the picture may not be there yet.
+    the image may not be there yet.
     """
 
     link: str
@@ -131,19 +131,19 @@ class Downloads:
                         return arrival.finish()
                     target = next_hop(target, arrival.location)
         except TimeoutError as exc:
-            message = f"{target.host} did not send the whole picture in {order.deadline_s:g} s"
+            message = f"{target.host} did not send the whole image in {order.deadline_s:g} s"
             arrival.broken = LinkError(message, retryable=True)
-            if not arrival.has_picture:
+            if not arrival.has_image:
                 raise arrival.broken from exc
             return arrival.finish()
-        raise LinkError(f"the picture's link redirects more than {MAX_REDIRECTS} times (last to {target.host})")
+        raise LinkError(f"the image's link redirects more than {MAX_REDIRECTS} times (last to {target.host})")
 
     async def _arrive(self, target: Link, arrival: _ImageReceiver, stall_s: float) -> None:
-        """Ask for a link. A connection that breaks hides neither a refusal nor a picture that came before it did."""
+        """Ask for a link. A connection that breaks hides neither a refusal nor an image that came before it did."""
         try:
             await self._get(target, arrival, stall_s)
         except LinkError as error:
-            if not (arrival.is_refusal or arrival.has_picture):
+            if not (arrival.is_refusal or arrival.has_image):
                 raise
             arrival.broken = error
 
@@ -151,7 +151,7 @@ class Downloads:
         target = split_link(link)
         if target.scheme == "http" and not (target.loopback or self._plain):
             raise LinkError(
-                f"the picture's link ({target.host}) is plain http, which is fetched from this machine only",
+                f"the image's link ({target.host}) is plain http, which is fetched from this machine only",
                 hint="seedream history show ID --links shows the link",
             )
         return target
@@ -173,7 +173,7 @@ class _Came:
 
 
 async def _judge(came: _Came, check: Callable[[int], Awaitable[T]]) -> T:
-    """What the check makes of it. A whole picture is one, however its transfer ended."""
+    """What the check makes of it. A whole image is one, however its transfer ended."""
     try:
         return await check(came.size)
     except LinkError as error:
@@ -181,7 +181,7 @@ async def _judge(came: _Came, check: Callable[[int], Awaitable[T]]) -> T:
 
 
 class _ImageReceiver:
-    """A picture as it comes, or what comes in its place: the ear of one exchange."""
+    """An image as it comes, or what comes in its place: the ear of one exchange."""
 
     def __init__(self, host: str, order: DownloadLimits, clock: Clock) -> None:
         self.host = host
@@ -200,7 +200,7 @@ class _ImageReceiver:
         self._body = Unwrapper(order.write, order.max_bytes)
 
     async def leave(self) -> None:
-        """Nothing to say before: a picture may be asked for as often as one likes."""
+        """Nothing to say before: an image may be asked for as often as one likes."""
 
     def sent(self) -> None:
         """Nothing to do but wait."""
@@ -214,13 +214,13 @@ class _ImageReceiver:
             self.location = headers["location"]
             return True
         self._date = http_date(headers.get("date", ""))
-        self._status, self.is_refusal = status, not _may_be_picture(status, headers)
+        self._status, self.is_refusal = status, not _may_be_image(status, headers)
         if not self.is_refusal:
             self.kind, self._total = headers.get("content-type", ""), _content_length(headers)
         return False
 
     @property
-    def has_picture(self) -> bool:
+    def has_image(self) -> bool:
         """Whether bytes came that may be one."""
         return bool(self._size) and not self.is_refusal
 
@@ -232,7 +232,7 @@ class _ImageReceiver:
         order = self._order
         self._size += len(chunk)
         if self._size > order.max_bytes:
-            raise LinkError(f"the picture has more than {order.max_bytes} bytes")
+            raise LinkError(f"the image has more than {order.max_bytes} bytes")
         self._body.take(chunk)
         if order.on_progress:
             order.on_progress(self._size, self._total)
@@ -248,20 +248,20 @@ class _ImageReceiver:
         if self.is_refusal:
             raise self._refusal()
         if not self._size:
-            raise LinkError(f"{self.host} sent 0 bytes of the picture", retryable=True)
+            raise LinkError(f"{self.host} sent 0 bytes of the image", retryable=True)
         if self._total is not None and self._size < self._total and self.broken is None:
-            message = f"{self.host} sent {self._size} bytes of the picture instead of {self._total}"
+            message = f"{self.host} sent {self._size} bytes of the image instead of {self._total}"
             self.broken = LinkError(message, retryable=True)
         return _Came(self._body.close(), self.kind, self.host, self.broken)
 
     def _refusal(self) -> LinkError:
-        """The error for an answer that is no picture, in the store's own words where the caller can read them.
+        """The error for an answer that is no image, in the store's own words where the caller can read them.
 
         A link has expired where its own date and the store say so. What a store refuses before that date, or of a link
         that was just made, may only not be there yet.
         """
         status, order = self._status, self._order
-        kind, message = "download", f"{self.host} answered {status} instead of the picture"
+        kind, message = "download", f"{self.host} answered {status} instead of the image"
         if order.explain and self._said:
             kind, message = order.explain(bytes(self._said), status)
         if 400 <= status < 500 and status not in _PASSING:
@@ -281,8 +281,8 @@ class _ImageReceiver:
 _RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
 
 
-def _may_be_picture(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether a picture may come with this head. Every kind of success may bring one, but an empty one or a part."""
+def _may_be_image(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an image may come with this head. Every kind of success may bring one, but an empty one or a part."""
     if status in {204, 205} or not 200 <= status < 300:
         return False
     if status == 206 and (told := _RANGE.fullmatch(headers.get("content-range", "").strip())):

@@ -14,7 +14,7 @@ class Policy:
 
     `timeout_s` bounds one exchange from its first byte sent to its last byte received; no further attempt starts once
     that much time has passed since the first. `connect_timeout_s` bounds all that comes before: names, proxy, TCP, TLS.
-    `slots`, `rpm` and `ipm` bound the billable requests in flight and the requests and pictures of any 60 seconds.
+    `slots`, `rpm` and `ipm` bound the billable requests in flight and the requests and images of any 60 seconds.
     """
 
     timeout_s: float = 600.0

@@ -55,7 +55,7 @@ class RateLimiter:
         self._took_at: float | None = None
         self.strikes = 0
         self._sent: deque[tuple[float, int]] = deque()
-        self._pictures = 0
+        self._images = 0
         self._not_before = 0.0
         self._spread_s = self._spread_until = self._gap_s = 0.0
         # One waits at the door, for a moment or for room; the others wait for the door.
@@ -71,15 +71,15 @@ class RateLimiter:
         self._arrivals += 1
         return self._arrivals
 
-    def enter_at_once(self, call: Call, pictures: int) -> int | None:
+    def enter_at_once(self, call: Call, images: int) -> int | None:
         """A turn, if nothing stands against it; 0 for a free call."""
         if not call.billable:
             return 0 if self._until_moment() <= 0 else None
-        if self._door_is_taken or self._is_full() or self._wait(pictures) > 0:
+        if self._door_is_taken or self._is_full() or self._wait(images) > 0:
             return None
-        return self._depart(pictures)
+        return self._depart(images)
 
-    async def enter(self, call: Call, pictures: int, place: int, waiter: Waiter | None) -> int:
+    async def enter(self, call: Call, images: int, place: int, waiter: Waiter | None) -> int:
         """A turn, when it comes. The waiter is aside until then."""
         if not call.billable:
             while (wait := self._until_moment()) > 0:
@@ -90,8 +90,8 @@ class RateLimiter:
         while True:
             await self._reach_door(place)
             try:
-                if await self._stand_at_door(place, pictures, waiter):
-                    return self._depart(pictures)
+                if await self._stand_at_door(place, images, waiter):
+                    return self._depart(images)
             finally:
                 self._pass_door()
 
@@ -165,14 +165,14 @@ class RateLimiter:
                 return
         self._door_is_taken = False
 
-    async def _stand_at_door(self, place: int, pictures: int, waiter: Waiter | None) -> bool:
+    async def _stand_at_door(self, place: int, images: int, waiter: Waiter | None) -> bool:
         """Until there is room, the moment has come and the waiter has back what it gave away, all at the same time.
 
         False where one that came earlier, and was refused meanwhile, has to go first.
         """
         is_aside = waiter is not None
         while not self._queue or self._queue[0][0] > place:
-            full, wait = self._is_full(), self._wait(pictures)
+            full, wait = self._is_full(), self._wait(images)
             if not full and wait <= 0 and not is_aside:
                 return True
             if waiter and not is_aside:
@@ -197,12 +197,12 @@ class RateLimiter:
     def _is_full(self) -> bool:
         return self._limit is not None and self._in_flight >= self._limit
 
-    def _depart(self, pictures: int) -> int:
+    def _depart(self, images: int) -> int:
         self._in_flight += 1
         self._departures += 1
         if self._rpm or self._ipm:
-            self._sent.append((self._clock.monotonic(), pictures))
-            self._pictures += pictures
+            self._sent.append((self._clock.monotonic(), images))
+            self._images += images
         if self._spread_s:
             self._spread()
         return self._departures
@@ -225,17 +225,17 @@ class RateLimiter:
     def _until_moment(self) -> float:
         return self._not_before - self._clock.monotonic() if self._not_before else 0.0
 
-    def _wait(self, pictures: int) -> float:
+    def _wait(self, images: int) -> float:
         """Seconds until the moment has come, and the last minute has room for one more."""
         wait = self._until_moment()
         if not self._sent:
             return wait
         now = self._clock.monotonic()
         while self._sent and self._sent[0][0] <= now - MINUTE_S:
-            self._pictures -= self._sent.popleft()[1]
+            self._images -= self._sent.popleft()[1]
         full = self._rpm is not None and len(self._sent) >= self._rpm
-        # A request for more pictures than a minute allows goes alone, or it would wait for ever.
-        full = full or (self._ipm is not None and self._pictures + pictures > self._ipm)
+        # A request for more images than a minute allows goes alone, or it would wait for ever.
+        full = full or (self._ipm is not None and self._images + images > self._ipm)
         return max(wait, self._sent[0][0] + MINUTE_S - now) if full and self._sent else wait
 
 

@@ -1,4 +1,4 @@
-"""The body of a request: JSON of a known length, its reference pictures encoded from their files while it is sent."""
+"""The body of a request: JSON of a known length, its reference images encoded from their files while it is sent."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ReplyFile(Protocol):
         """Forget what was written: another attempt begins."""
 
     def load(self) -> Document:
-        """What it holds, base64 pictures left in the file; raises ValueError where nothing can be read."""
+        """What it holds, base64 images left in the file; raises ValueError where nothing can be read."""
 
 
 class BrokenReplyError(Exception):

@@ -148,7 +148,7 @@ class Attempts:
         *,
         gate: Gate | None,
         watch: Watch | None,
-        pictures: int,
+        images: int,
         waiter: Waiter | None = None,
     ) -> Outcome[R]:
         """The one place where a call is sent again. Waits hold no slot, and the waiter is aside meanwhile.
@@ -164,9 +164,9 @@ class Attempts:
         while True:
             effort.attempt += 1
             # Who waited before has to come back first.
-            turn = pace.enter_at_once(call, pictures) if effort.attempt == 1 else None
+            turn = pace.enter_at_once(call, images) if effort.attempt == 1 else None
             if turn is None:
-                turn = await pace.enter(call, pictures, place, waiter)
+                turn = await pace.enter(call, images, place, waiter)
             trail = Trail(effort.attempt, self._policy, gate=gate, clock=self._clock, watch=watch)
             effort.begin(trail.sent_at)
             try:

@@ -1,4 +1,4 @@
-"""Where a picture's link leads, read without changing a byte of it, and whether it may be followed there.
+"""Where an image's link leads, read without changing a byte of it, and whether it may be followed there.
 
 A signature covers the exact bytes of a link, so none of them is mended. Nothing is looked up and nothing is asked.
 """
@@ -53,18 +53,18 @@ def split_link(link: str) -> Link:
     """Take a link apart; LinkError for what can never be sent as it stands. Only spaces and non-ASCII are escaped."""
     match = _LINK.fullmatch(link.strip())
     if not match:
-        raise LinkError("the picture's link is no http or https address")
+        raise LinkError("the image's link is no http or https address")
     scheme, authority, rest = match[1].lower(), match[2], match[3]
     if "@" in authority:
-        raise LinkError("the picture's link holds a user name, which is refused")
+        raise LinkError("the image's link holds a user name, which is refused")
     try:
         text = rest.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
-        raise LinkError("the picture's link is no text") from exc
+        raise LinkError("the image's link is no text") from exc
     raw = text if text.isascii() else b"".join(bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in text)
     raw = raw.replace(b" ", b"%20")
     if "\\" in authority or _UNSENDABLE.search(raw) or re.search(r"[\x00-\x20\x7f]", authority):
-        raise LinkError("the picture's link holds a control character, a space or a backslash where none can be")
+        raise LinkError("the image's link holds a control character, a space or a backslash where none can be")
     host, port = _read_authority(authority)
     return Link(scheme, authority, host, port, raw if raw.startswith(b"/") else b"/" + raw)
 
@@ -74,14 +74,14 @@ def _read_authority(authority: str) -> tuple[str, int | None]:
     """Host and port. What is judged here is what is connected to: nobody reads the authority a second time."""
     match = _AUTHORITY.fullmatch(authority)
     if match and not match[1]:
-        raise LinkError("the picture's link has no host")
+        raise LinkError("the image's link has no host")
     port = int(match[2]) if match and match[2] else None
     if not match or (port or 0) > 65535:
-        raise LinkError("the picture's link has no valid host")
+        raise LinkError("the image's link has no valid host")
     try:
         host = _read_host(match[1])
     except ValueError as exc:
-        raise LinkError("the picture's link has no valid host") from exc
+        raise LinkError("the image's link has no valid host") from exc
     return host, port
 
 
@@ -158,7 +158,7 @@ def absolute(link: str, base_url: str) -> str:
 
 
 def next_hop(current: Link, location: str) -> Link:
-    """Where a redirect leads, rebuilt from its `Location` alone; LinkError where the picture may not be sought there.
+    """Where a redirect leads, rebuilt from its `Location` alone; LinkError where the image may not be sought there.
 
     Only https is followed, and never to a nearer network than the one it comes from: a store's answer must not make
     this machine ask its own. The signature of the link before is never carried along.
@@ -168,9 +168,9 @@ def next_hop(current: Link, location: str) -> Link:
         location = _absolute(current, location)
     target = split_link(location)
     if target.scheme != "https" and not (target.loopback and current.loopback and current.scheme == "http"):
-        raise LinkError(f"{current.host} redirects the picture to an address without TLS ({target.host})")
+        raise LinkError(f"{current.host} redirects the image to an address without TLS ({target.host})")
     if _DISTANCE[nearness(target.host)] < _DISTANCE[nearness(current.host)]:
-        raise LinkError(f"{current.host} redirects the picture to a private address ({target.host})")
+        raise LinkError(f"{current.host} redirects the image to a private address ({target.host})")
     return target
 
 

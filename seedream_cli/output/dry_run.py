@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..results import Cost, JobResult, SavedImage
 from ..text import clean, clean_path, count_words, money_words, table_lines
+from .console import Console
 from .json_output import SCHEMA, JsonObject, is_reference, job_object, print_json, render_json, show_body
-from .streams import Console
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -58,7 +58,7 @@ def explain_object(rows: Iterable[tuple[str, str, str, str]], *, command: str, p
 def plan_lines(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None, url: str) -> list[str]:
     """What stands beside the body of a dry run: where it would go, what it would write, and the most it can cost."""
     references = sum(1 for _ in _references(body))
-    with_them = f", with {count_words(references, 'reference picture')}" if references else ""
+    with_them = f", with {count_words(references, 'reference image')}" if references else ""
     worst = "unknown, no price is known"
     if cost and cost.note:
         worst = f"up to about {money_words(cost)} ({cost.note}; as of {clean(cost.as_of)})"
@@ -71,11 +71,11 @@ def plan_lines(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None,
     ]
 
 
-def print_plan(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None, url: str, streams: Console) -> None:
+def print_plan(body: Mapping[str, Any], names: Sequence[str], cost: Cost | None, url: str, console: Console) -> None:
     """A dry run: the body on standard output, the rest on standard error."""
-    print_json(show_body(body), streams, indent=2)
+    print_json(show_body(body), console, indent=2)
     for line in plan_lines(body, names, cost, url):
-        streams.err(line)
+        console.err(line)
 
 
 def _references(value: Any) -> Iterator[Any]:
@@ -92,7 +92,7 @@ def curl_command(url: str, body: Mapping[str, Any], key_variable: str, accept: s
     """A command for any POSIX shell that sends exactly this body; the key stays in the environment.
 
     The body is written to curl's standard input in pieces, since an argument has a length limit and a leading `@`
-    a meaning; a local reference picture is encoded from its file when the command runs.
+    a meaning; a local reference image is encoded from its file when the command runs.
     """
     pieces: list[str] = []
     text = ""

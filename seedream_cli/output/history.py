@@ -44,7 +44,7 @@ class Overview:
         return self.counts["succeeded"]
 
 
-_COLUMNS = ("id", "when", "status", "provider", "model", "pictures", "cost", "prompt")
+_COLUMNS = ("id", "when", "status", "provider", "model", "images", "cost", "prompt")
 
 
 def newest(
@@ -72,7 +72,7 @@ def history_table(entries: Sequence[Entry], width: int, batches: Sequence[Overvi
             rows.append(_batch_row(waiting.pop(0)))
         rows.append(_row(entry))
     rows += map(_batch_row, waiting)
-    for dropped in ((), ("model",), ("model", "provider"), ("model", "provider", "pictures")):
+    for dropped in ((), ("model",), ("model", "provider"), ("model", "provider", "images")):
         headers = [name for name in _COLUMNS if name not in dropped]
         room = width - sum(max(len(name), *(len(row[name]) for row in rows)) + 2 for name in headers[:-1])
         if room < 16:
@@ -84,7 +84,7 @@ def history_table(entries: Sequence[Entry], width: int, batches: Sequence[Overvi
 
 
 def _row(entry: Entry) -> dict[str, str]:
-    saved = sum(picture.state in {"saved", "handed"} for picture in entry.pictures)
+    saved = sum(image.state in {"saved", "handed"} for image in entry.images)
     cost = entry_cost(entry)
     return {
         "id": entry.id,
@@ -92,7 +92,7 @@ def _row(entry: Entry) -> dict[str, str]:
         "status": entry.status,
         "provider": entry.provider,
         "model": entry.model,
-        "pictures": f"{saved}/{len(entry.pictures) or entry.pictures_at_most}",
+        "images": f"{saved}/{len(entry.images) or entry.images_at_most}",
         "cost": _cost_words(entry, cost),
         "prompt": clean(entry.prompt or "", 200),
     }
@@ -105,7 +105,7 @@ def _batch_row(batch: Overview) -> dict[str, str]:
         "status": batch.status,
         "provider": _several(batch.providers, "providers"),
         "model": _several(batch.models, "models"),
-        "pictures": str(batch.images) if batch.spent else "?",
+        "images": str(batch.images) if batch.spent else "?",
         "cost": _batch_cost_words(batch),
         "prompt": clean(_batch_words(batch), 200),
     }
@@ -351,7 +351,7 @@ def entry_object(entry: Entry, *, links: bool = False) -> JsonObject:
         "attempts": entry.attempts,
         "task_id": entry.task_id or None,
         "request_id": entry.trace or None,
-        "images": [_picture_object(picture, links=links) for picture in entry.pictures],
+        "images": [_image_object(image, links=links) for image in entry.images],
         "usage": plain_value(entry.usage) if entry.usage else None,
         "cost": _money_object(cost),
         "error": _failure_object(entry.error),
@@ -362,19 +362,19 @@ def _money_object(cost: Cost | None) -> JsonObject | None:
     return {"amount": cost.amount, "currency": cost.currency, "as_of": cost.as_of} if cost else None
 
 
-def _picture_object(picture: ImageRow, *, links: bool) -> JsonObject:
+def _image_object(image: ImageRow, *, links: bool) -> JsonObject:
     return {
-        "index": picture.index,
-        "state": picture.state,
-        "path": str(picture.path) if picture.path else None,
-        "url": (picture.link if links else mask(picture.link)) or None,
-        "expires_at": _iso(dt.datetime.fromtimestamp(picture.expires, dt.UTC)) if picture.expires else None,
-        "format": picture.format or None,
-        "width": picture.width or None,
-        "height": picture.height or None,
-        "bytes": picture.bytes or None,
-        "sha256": picture.sha256 or None,
-        "error": _failure_object(picture.error),
+        "index": image.index,
+        "state": image.state,
+        "path": str(image.path) if image.path else None,
+        "url": (image.link if links else mask(image.link)) or None,
+        "expires_at": _iso(dt.datetime.fromtimestamp(image.expires, dt.UTC)) if image.expires else None,
+        "format": image.format or None,
+        "width": image.width or None,
+        "height": image.height or None,
+        "bytes": image.bytes or None,
+        "sha256": image.sha256 or None,
+        "error": _failure_object(image.error),
     }
 
 
@@ -409,13 +409,13 @@ def entry_detail(entry: Entry, notes: Iterable[Note], width: int, more: Sequence
         ("error", _failure_words(entry.error)),
     ]
     lines = [f"{name}: {value}" for name, value in facts if value]
-    for picture in entry.pictures:
-        where = clean_path(picture.path) if picture.path else picture.state
-        lines.append(f"picture {picture.index + 1}: {where}{_left(picture)}")
-        if picture.link:
-            lines.append(f"  {clean(mask(picture.link), None)}")
-        if picture.error:
-            lines.append(f"  {_failure_words(picture.error)}")
+    for image in entry.images:
+        where = clean_path(image.path) if image.path else image.state
+        lines.append(f"image {image.index + 1}: {where}{_left(image)}")
+        if image.link:
+            lines.append(f"  {clean(mask(image.link), None)}")
+        if image.error:
+            lines.append(f"  {_failure_words(image.error)}")
     lines += [f"note: {_when(note.at)} {note.what}: {clean(note.detail)}" for note in notes]
     lines += more
     return [*lines, ""] if width else lines
@@ -428,9 +428,9 @@ def _failure_words(failure: Failure | None) -> str:
     return clean(f"{failure.message or failure.code}{code}")
 
 
-def _left(picture: ImageRow) -> str:
+def _left(image: ImageRow) -> str:
     """What is left of the life of a link that is still needed."""
-    if picture.state != "pending" or not picture.expires:
+    if image.state != "pending" or not image.expires:
         return ""
-    left = picture.expires - dt.datetime.now(tz=dt.UTC).timestamp()
+    left = image.expires - dt.datetime.now(tz=dt.UTC).timestamp()
     return f", its link has {left / 3600:.1f} h left" if left > 0 else ", its link has expired by its own date"

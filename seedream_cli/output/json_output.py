@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..errors import InputError, Problem, SeedreamError
 from ..results import BatchReport, Cost, JobResult, Layer, Report, SavedImage
 from ..text import CI_COMMAND
-from .streams import Console
+from .console import Console
 
 SCHEMA = "seedream/1"
 
@@ -63,17 +63,17 @@ def plain_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_json(value: Any, streams: Console, *, indent: int | None = None) -> None:
+def print_json(value: Any, console: Console, *, indent: int | None = None) -> None:
     """Write a value to standard output as JSON, in ASCII where the stream's encoding has no more."""
     text = render_json(value, indent=indent)
-    if not streams.encodes_out(text):
+    if not console.encodes_out(text):
         text = re.sub(r"[^\x00-\x7f]", _json_escape, text)
     for line in text.split("\n"):
-        streams.out_exactly(line)
+        console.out_exactly(line)
 
 
 def show_body(body: Mapping[str, Any]) -> JsonObject:
-    """A request's body with its reference pictures as {"file", "sha256", "bytes"}; links stay as they are."""
+    """A request's body with its reference images as {"file", "sha256", "bytes"}; links stay as they are."""
     shown: JsonObject = _show_value(body)
     return shown
 
@@ -92,7 +92,7 @@ def _show_value(value: Any) -> Any:
 
 
 def is_reference(value: Any) -> bool:
-    """Whether a value of a body is a reference picture."""
+    """Whether a value of a body is a reference image."""
     # Importing `request` costs pydantic's start-up time, which a body of plain JSON never needs.
     if value is None or isinstance(value, str | int | float):
         return False
@@ -170,7 +170,7 @@ def report_object(report: Report) -> JsonObject:
         shown["warnings"] = _warning_objects(dict.fromkeys((*report.warnings, *report.jobs[0].warnings)))
         return shown
     jobs = [job_object(job, report.command) for job in report.jobs]
-    pictures = [image for job in report.jobs for image in job.images]
+    images = [image for job in report.jobs for image in job.images]
     error = most_urgent_error(report)
     possible = add_costs([job.possible for job in report.jobs if job.possible])
     shown = {
@@ -181,7 +181,7 @@ def report_object(report: Report) -> JsonObject:
         "provider": _common(job["provider"] for job in jobs),
         "model": _common(job["model"] for job in jobs),
         "request": _common(job["request"] for job in jobs),
-        "images": [_image_object(image, index) for index, image in enumerate(pictures)],
+        "images": [_image_object(image, index) for index, image in enumerate(images)],
         "usage": _sum_usage([job["usage"] for job in jobs if job["usage"] is not None]),
         "cost": _cost_object(_total_cost(report.jobs)),
         "warnings": _warning_objects(dict.fromkeys((*report.warnings, *(w for j in report.jobs for w in j.warnings)))),
@@ -294,7 +294,7 @@ def _script_status(job: JobResult) -> str:
 
 
 def _row_state(job: JobResult) -> str:
-    """A row of which pictures failed counts as failed, or nobody would run it again."""
+    """A row of which images failed counts as failed, or nobody would run it again."""
     return "succeeded" if job.exit_code == 0 else "failed"
 
 
@@ -329,7 +329,7 @@ def _sum_usage(usages: Sequence[Any]) -> Any:
 
 
 def _total_cost(jobs: Iterable[JobResult]) -> Cost | None:
-    """The sum of what each request cost, or may have cost; None where the price of a picture is not known."""
+    """The sum of what each request cost, or may have cost; None where the price of an image is not known."""
     priced = [job for job in jobs if job.cost or any(image.error is None for image in job.images)]
     costs = [job.cost for job in priced if job.cost]
     if len(costs) < len(priced):

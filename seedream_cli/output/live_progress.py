@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING, cast
 
 from ..results import Downloading, Event, Finished, Planned, Retrying, Saved, Stage
 from ..text import clean, size_words
+from .console import Console
 from .plain_progress import BatchTally, Tally, event_line
-from .streams import Console
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -62,14 +62,14 @@ class LiveSink:
 
     def __init__(
         self,
-        streams: Console,
+        console: Console,
         *,
         verbosity: int = 0,
         clock: Callable[[], float] = time.monotonic,
         tally: Tally | None = None,
         name: Callable[[int], str] | None = None,
     ) -> None:
-        self._streams = streams
+        self._console = console
         self._own_name = name
         self._name = name or (lambda index: f"request {index + 1}")
         self._verbosity = 2 if verbosity > 0 else 0
@@ -83,9 +83,9 @@ class LiveSink:
         self._sent = threading.Event()
         self._closing = threading.Event()
         self._cleared = threading.Event()
-        self._console: RichConsole | None = None
+        self._rich: RichConsole | None = None
         self._live: Live | None = None
-        streams.screen = self._paused
+        console.screen = self._paused
         self._thread = threading.Thread(target=self._draw_until_closed, name="display", daemon=True)
         self._thread.start()
 
@@ -107,7 +107,7 @@ class LiveSink:
         self._sent.set()
         # A terminal stopped with Ctrl-S never returns from a write: the run does not wait for it.
         self._thread.join(_LEAVE_WITHIN_S)
-        self._streams.screen = nullcontext
+        self._console.screen = nullcontext
         self._print_lines()
 
     # --- events become state
@@ -140,8 +140,8 @@ class LiveSink:
         self._sent.wait(_LOAD_AFTER_S)
         if self._closing.is_set():
             return
-        self._console = self._make_console()
-        while not self._closing.is_set() and not self._streams.stderr_closed:
+        self._rich = self._make_console()
+        while not self._closing.is_set() and not self._console.stderr_closed:
             self._print_lines()
             self._draw()
             if self._cleared.wait(_FRAME_S):
@@ -155,8 +155,8 @@ class LiveSink:
         from rich.console import ConsoleDimensions
 
         with self._screen:
-            if self._console:
-                self._console.size = ConsoleDimensions(*self._dimensions())
+            if self._rich:
+                self._rich.size = ConsoleDimensions(*self._dimensions())
             if self._live is None:
                 self._start()
             if self._live:
@@ -165,11 +165,11 @@ class LiveSink:
     def _start(self) -> None:
         from rich.live import Live
 
-        if self._console is None or self._closing.is_set():
+        if self._rich is None or self._closing.is_set():
             return
         self._live = Live(
-            console=self._console,
-            get_renderable=self._picture,
+            console=self._rich,
+            get_renderable=self._image,
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
@@ -194,18 +194,18 @@ class LiveSink:
     def _print_lines(self) -> None:
         while self._lines:
             with contextlib.suppress(IndexError):
-                self._streams.err(self._lines.popleft())
+                self._console.err(self._lines.popleft())
 
     def _make_console(self) -> RichConsole:
         from rich.console import Console as RichConsole
 
         return RichConsole(
-            file=cast("IO[str]", _Screen(self._streams)),
+            file=cast("IO[str]", _Screen(self._console)),
             force_terminal=True,
             force_interactive=True,
             force_jupyter=False,
-            color_system="standard" if self._streams.color else None,
-            no_color=not self._streams.color,
+            color_system="standard" if self._console.color else None,
+            no_color=not self._console.color,
             markup=False,
             emoji=False,
             highlight=False,
@@ -215,12 +215,12 @@ class LiveSink:
         """Columns and rows to draw in: one column less than there are, since some terminals wrap at the last one."""
         size = os.terminal_size((0, 0))
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            size = os.get_terminal_size(self._streams.stderr.fileno())  # type: ignore[union-attr]
-        return max((size.columns or self._streams.width) - 1, 1), max(size.lines or 24, 2)
+            size = os.get_terminal_size(self._console.stderr.fileno())  # type: ignore[union-attr]
+        return max((size.columns or self._console.width) - 1, 1), max(size.lines or 24, 2)
 
     # --- state becomes lines
 
-    def _picture(self) -> Text:
+    def _image(self) -> Text:
         """The whole display as text, every line cut to the width."""
         from rich.text import Text
 
@@ -230,7 +230,7 @@ class LiveSink:
         if len(lines) >= height:
             hidden = len(lines) - height + 2
             lines = [*lines[: height - 2], f"and {hidden} more"]
-        text = Text("\n".join(self._streams.encodable_err(line) for line in lines), no_wrap=True, overflow="crop")
+        text = Text("\n".join(self._console.encodable_err(line) for line in lines), no_wrap=True, overflow="crop")
         text.highlight_regex(r"\[=+>?", "cyan")
         return text
 
@@ -242,8 +242,8 @@ class LiveSink:
         for index, job in sorted(self._jobs.items()):
             name = self._name(index) if many else self._title or "request"
             lines.append(f"{name}: {_describe(job, now)}")
-            for picture, (received, total) in sorted(job.downloads.items()):
-                lines.append(_bar(f"  picture {picture + 1} ", received, total, width))
+            for image, (received, total) in sorted(job.downloads.items()):
+                lines.append(_bar(f"  image {image + 1} ", received, total, width))
         return lines
 
 
@@ -272,24 +272,24 @@ def _bar(label: str, received: int, total: int | None, width: int) -> str:
 class _Screen(io.TextIOBase):
     """The file that rich draws to. It never raises: rich would end the process where a pipe is broken."""
 
-    def __init__(self, streams: Console) -> None:
-        self._streams = streams
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return getattr(self._streams.stderr, "encoding", None) or "utf-8"
+        return getattr(self._console.stderr, "encoding", None) or "utf-8"
 
     def fileno(self) -> int:
-        if self._streams.stderr is None:
+        if self._console.stderr is None:
             raise OSError("there is no standard error")
-        return self._streams.stderr.fileno()
+        return self._console.stderr.fileno()
 
     def isatty(self) -> bool:
-        return self._streams.stderr_is_terminal
+        return self._console.stderr_is_terminal
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        self._streams.err_exactly(text)
+        self._console.err_exactly(text)
         return len(text)

@@ -51,7 +51,7 @@ def model_detail(model: ModelSpec, width: int) -> list[str]:
         "size words": ", ".join(model.keywords),
         "own sizes": _own_sizes(model),
         "references": _reference_words(model),
-        "sequence": f"up to {model.sequence_max} pictures in one request" if model.sequence_max else "no",
+        "sequence": f"up to {model.sequence_max} images in one request" if model.sequence_max else "no",
         "layers": _layer_words(model),
         "formats": ", ".join(model.formats),
         "default format": model.default_format if len(model.formats) > 1 else "",
@@ -69,7 +69,7 @@ def model_detail(model: ModelSpec, width: int) -> list[str]:
     ids = [(family, ", ".join(spellings)) for family, spellings in model.ids.items()]
     lines += _section("ids", ("provider", "id"), ids, width)
     prices = [(_family(family), price_words(steps)) for family, steps in model.price.items()]
-    lines += _section(f"price a picture, as of {clean(model.price_as_of)}", ("provider", "price"), prices, width)
+    lines += _section(f"price an image, as of {clean(model.price_as_of)}", ("provider", "price"), prices, width)
     said = "the list price is the vendor's (ark, byteplus); that of a provider which is not listed may differ"
     return lines + (wrap(said, width) if "*" in model.price else [])
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..results import Cost, Draining, Event, Finished, Notice, Planned, Retrying, Saved, SavedImage, Stage
 from ..text import clean, clean_path, count_words, money_words, size_words, span_words
-from .streams import Console
+from .console import Console
 from .summary import Display
 
 _PLAIN_S = 10.0
@@ -19,9 +19,9 @@ _NOTES_MOST = 10
 class FewNotes:
     """Hands every event on, but of notes only the first: a table may give cause for one in each of its rows."""
 
-    def __init__(self, display: Display, streams: Console) -> None:
+    def __init__(self, display: Display, console: Console) -> None:
         self._display = display
-        self._streams = streams
+        self._console = console
         self._notes = 0
 
     def emit(self, event: Event) -> None:
@@ -37,7 +37,7 @@ class FewNotes:
         self._display.close()
         more, self._notes = self._notes - _NOTES_MOST, 0
         if more > 0:
-            self._streams.err(f"note: and {count_words(more, 'more note')} like these")
+            self._console.err(f"note: and {count_words(more, 'more note')} like these")
 
 
 def batch_name(index: int) -> str:
@@ -118,7 +118,7 @@ class BatchTally(Tally):
             *bad,
             *ahead,
             *([money_words(Cost(self._cost, "USD", ""))] if self._cost else []),
-            *([f"{len(recent) * 60 / span:.0f} pictures/min"] if recent and span >= 1 else []),
+            *([f"{len(recent) * 60 / span:.0f} images/min"] if recent and span >= 1 else []),
             *([f"{len(self._flying)} in flight"] if self._flying else []),
         ]
 
@@ -136,8 +136,8 @@ class BatchTally(Tally):
 class PlainBatchSink:
     """A line every ten seconds or every hundredth of the run, whichever is rarer, and what must be known at once."""
 
-    def __init__(self, streams: Console, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._streams = streams
+    def __init__(self, console: Console, *, verbosity: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
         self._verbosity = verbosity
         self._clock = clock
         self._tally = BatchTally(clock)
@@ -150,11 +150,11 @@ class PlainBatchSink:
         tally.take(event)
         line = event_line(event, tally, verbosity=self._verbosity, name=batch_name)
         if line:
-            self._streams.err(line)
+            self._console.err(line)
         rare = now - self._told_at >= _PLAIN_S and (tally.done - self._told) * 100 >= tally.requests
         if isinstance(event, Finished) and rare:
             self._told_at, self._told = now, tally.done
-            self._streams.err(f"done: {tally.line(now, 200)}")
+            self._console.err(f"done: {tally.line(now, 200)}")
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -176,8 +176,8 @@ class PlainSink:
     `verbosity` 1 adds stages and saved files, -1 leaves only what the user must know.
     """
 
-    def __init__(self, streams: Console, *, verbosity: int = 0) -> None:
-        self._streams = streams
+    def __init__(self, console: Console, *, verbosity: int = 0) -> None:
+        self._console = console
         self._verbosity = verbosity
         self._tally = Tally()
 
@@ -186,11 +186,11 @@ class PlainSink:
         self._tally.take(event)
         line = event_line(event, self._tally, verbosity=self._verbosity + 1)
         if line:
-            self._streams.err(line)
+            self._console.err(line)
         # Ten lines tell the progress of any number of requests.
         tally = self._tally
         if self._verbosity >= 0 and isinstance(event, Finished) and tally.requests > 1 and tally.crossed_tenth:
-            self._streams.err(f"done: {tally.words()}")
+            self._console.err(f"done: {tally.words()}")
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -211,8 +211,8 @@ def event_line(event: Event, tally: Tally, *, verbosity: int, name: Callable[[in
         long = f", which may take up to {span_words(event.most_s)}" if event.most_s else ""
         return f"{stop}, {what} will be finished and saved{long}; once more stops at once, and may lose what is paid"
     if verbosity >= 1 and isinstance(event, Planned):
-        upto = "up to " if event.pictures != event.requests else ""
-        asked = f"{count_words(event.requests, 'request')}, {upto}{count_words(event.pictures, 'picture')}"
+        upto = "up to " if event.images != event.requests else ""
+        asked = f"{count_words(event.requests, 'request')}, {upto}{count_words(event.images, 'image')}"
         return f"start: {' '.join(filter(None, (clean(event.provider, 40), clean(event.model, 80))))}, {asked}"
     if verbosity >= 1 and isinstance(event, Retrying):
         what = f"{_subject(event.job, tally.requests, name)}{clean(event.what, 60)}"

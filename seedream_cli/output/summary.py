@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 from ..errors import SeedreamError
 from ..results import BatchReport, Cost, JobResult, Report, SavedImage, Sink
 from ..text import clean, count_words, money_words
+from .console import Console
 from .json_output import add_costs, print_json, report_object
 from .messages import _PLAIN_ID, _detail, _Entry, _error_entries, _join_entries, _place, error_lines, warning_lines
-from .streams import Console
 
 Mode = Literal["paths", "urls", "json", "none"]
 
@@ -36,7 +36,7 @@ class Display(Sink, Protocol):
 
 def print_results(
     report: Report,
-    streams: Console,
+    console: Console,
     mode: Mode,
     *,
     quiet: bool = False,
@@ -49,12 +49,12 @@ def print_results(
     index ("row 17"), where a number of the run would not help the user.
     """
     if mode == "json":
-        print_json(report_object(report), streams)
+        print_json(report_object(report), console)
     for job in report.jobs:
-        print_places(job.images, streams, mode)
+        print_places(job.images, console, mode)
         # An id that is no plain word could be a command to whoever reads the output.
         if job.status == "submitted" and mode in {"paths", "urls"} and _PLAIN_ID.fullmatch(job.task_id):
-            streams.out(job.task_id)
+            console.out(job.task_id)
     lines = (
         []
         if quiet or warned
@@ -64,30 +64,30 @@ def print_results(
     if not quiet:
         lines += note_lines(report, labels=labels) + summary_lines(report)
     for line in lines:
-        streams.err(line)
+        console.err(line)
 
 
-def print_error(error: SeedreamError, streams: Console) -> None:
+def print_error(error: SeedreamError, console: Console) -> None:
     """A failure that ended everything, to standard error."""
     for line in error_lines(error):
-        streams.err(line)
+        console.err(line)
 
 
-def print_places(images: Iterable[SavedImage], streams: Console, mode: Mode) -> None:
-    """The paths or the links of the pictures that succeeded, in order, one a line."""
+def print_places(images: Iterable[SavedImage], console: Console, mode: Mode) -> None:
+    """The paths or the links of the images that succeeded, in order, one a line."""
     for image in images:
         if mode == "paths" and image.path and not image.error:
-            streams.out(str(image.path))
+            console.out(str(image.path))
         elif mode == "urls" and image.url and not image.error:
-            streams.out(image.url)
+            console.out(image.url)
 
 
 def failure_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> list[str]:
-    """Every failed request and picture, in order."""
+    """Every failed request and image, in order."""
     entries: list[_Entry] = []
     for number, job in enumerate(report.jobs):
         subject = _label(job, number, report, labels)
-        entries += [_picture_entry(image, job, subject) for image in job.images if image.error]
+        entries += [_image_entry(image, job, subject) for image in job.images if image.error]
         loose = _loose_error(job)
         if loose:
             entries += _error_entries(loose, subject, job.possible or job.cost)
@@ -99,7 +99,7 @@ GAPS = frozenset({"size_differs", "format_differs"})
 
 
 def note_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> list[str]:
-    """What is no failure and yet not what was asked for: fewer pictures, a task that goes on at the provider."""
+    """What is no failure and yet not what was asked for: fewer images, a task that goes on at the provider."""
     lines = []
     for number, job in enumerate(report.jobs):
         where = _place(_label(job, number, report, labels))
@@ -178,7 +178,7 @@ _UNPAID = frozenset({"failed", "not sent"})
 
 
 def summary_lines(report: Report) -> list[str]:
-    """The closing line, and how to settle what is unknown; nothing where one picture was saved as asked."""
+    """The closing line, and how to settle what is unknown; nothing where one image was saved as asked."""
     counts = _count_ends(report)
     if sum(counts.values()) <= 1 and counts.keys() <= {"saved"} and not any(job.possible for job in report.jobs):
         return []
@@ -201,12 +201,12 @@ def _label(job: JobResult, number: int, report: Report, labels: Mapping[int, str
     return f"request {number + 1} of {len(report.jobs)}" if len(report.jobs) > 1 else ""
 
 
-def _picture_entry(image: SavedImage, job: JobResult, subject: str) -> _Entry:
-    """One failed picture: refusals by moderation first in our words, then in the provider's."""
+def _image_entry(image: SavedImage, job: JobResult, subject: str) -> _Entry:
+    """One failed image: refusals by moderation first in our words, then in the provider's."""
     error = image.error
     if error is None:
         return [], ""
-    where = f"{_place(subject)}picture {image.index + 1} of {len(job.images)}"
+    where = f"{_place(subject)}image {image.index + 1} of {len(job.images)}"
     moderated = error.kind == "moderation"
     code = getattr(error, "code", "")
     what = "refused by moderation" if moderated else clean(error.message) or error.kind
@@ -218,13 +218,13 @@ def _picture_entry(image: SavedImage, job: JobResult, subject: str) -> _Entry:
 
 
 def _loose_error(job: JobResult) -> SeedreamError | None:
-    """The request's failure, unless a picture has told it already."""
+    """The request's failure, unless an image has told it already."""
     told = any(image.error is job.error for image in job.images)
     return None if told else job.error
 
 
 def _count_ends(report: Report) -> Counter[str]:
-    """How many pictures, and requests without one, ended in which way."""
+    """How many images, and requests without one, ended in which way."""
     counts: Counter[str] = Counter()
     for job in report.jobs:
         counts.update(_end(image.error) if image.error else "saved" for image in job.images)

@@ -1,6 +1,6 @@
 """AceData Cloud: Ark's fields in an envelope of its own, with tasks that outlive a lost connection.
 
-`POST /seedream/images` answers with pictures, or at once with a task id for `async` and `callback_url`;
+`POST /seedream/images` answers with images, or at once with a task id for `async` and `callback_url`;
 `POST /seedream/tasks` reads a task. Its answers call the link `image_url`. Streams are one JSON object a line.
 """
 
@@ -68,7 +68,7 @@ spec = contract.ProviderSpec(
 
 
 def submit(request: ImageRequest) -> contract.Call:
-    """The one billable call for this request. References are a list, but a picture to split stands alone."""
+    """The one billable call for this request. References are a list, but an image to split stands alone."""
     body = payload.body_of(request, image_list=not request.layers)
     return payload.submission(spec, body, stream_type="application/x-ndjson")
 
@@ -84,7 +84,7 @@ def read_event(event: Mapping[str, Any]) -> ProviderImage | contract.Completed |
 
 
 def read(reply: contract.Reply) -> contract.Ready | contract.Ticket:
-    """Pictures or a task, from the answer to a request, a bare task result, a task record, or a list of one record."""
+    """Images or a task, from the answer to a request, a bare task result, a task record, or a list of one record."""
     body = reply.body
     if isinstance(body, Mapping) and isinstance(body.get("items"), list) and len(body["items"]) == 1:
         body = body["items"][0]
@@ -107,9 +107,9 @@ def _read_result(
 ) -> contract.Ready | contract.Ticket:
     """An answer in the envelope {"success", "task_id", "trace_id", "data" or "error"}; `over` is a task's end."""
     plain = replace(reply, body=result)
-    ready = reading.read_pictures(spec, result, reply.headers)
+    ready = reading.read_images(spec, result, reply.headers)
     well = 200 <= reply.status < 300
-    if ready and (any(not picture.error for picture in ready.pictures) or (well and not (over and _in_doubt(ready)))):
+    if ready and (any(not image.error for image in ready.images) or (well and not (over and _in_doubt(ready)))):
         return ready
     task_id, trace_id = _name(result, "task_id"), _name(result, "trace_id")
     if task_id and result.get("data") is None and faults.fault_in(result) is None and well and not over:
@@ -121,7 +121,7 @@ def _read_result(
 
 def _in_doubt(ready: contract.Ready) -> bool:
     """Whether nobody knows what became of a member."""
-    return any(picture.error is not None and picture.error.billed == "unknown" for picture in ready.pictures)
+    return any(image.error is not None and image.error.billed == "unknown" for image in ready.images)
 
 
 def _read_record(reply: contract.Reply, record: Mapping[str, Any]) -> contract.Ready | contract.Ticket:

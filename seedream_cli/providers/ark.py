@@ -33,17 +33,17 @@ class Shape:
         return payload.submission(self.spec, body, stream_type="text/event-stream")
 
     def read(self, reply: contract.Reply) -> contract.Ready | contract.Ticket:
-        """The pictures of an answer. A failed member is a picture with an error; no picture at all is an `ApiError`.
+        """The images of an answer. A failed member is an image with an error; no image at all is an `ApiError`.
 
-        At a gateway that may make a task of a request, what tells of one is that, unless it has pictures in it.
+        At a gateway that may make a task of a request, what tells of one is that, unless it has images in it.
         """
-        ready = reading.read_pictures(self.spec, reply.body, reply.headers)
-        if self.spec.task_path and not (ready and any(not picture.error for picture in ready.pictures)):
+        ready = reading.read_images(self.spec, reply.body, reply.headers)
+        if self.spec.task_path and not (ready and any(not image.error for image in ready.images)):
             found = tasks.read(self.spec, reply)
             if found is not None:
                 return found
-        # Pictures that were drawn were paid for, whatever status or error came beside them.
-        if ready and (200 <= reply.status < 300 or any(not picture.error for picture in ready.pictures)):
+        # Images that were drawn were paid for, whatever status or error came beside them.
+        if ready and (200 <= reply.status < 300 or any(not image.error for image in ready.images)):
             return ready
         raise faults.refusal(self.spec, reply)
 
@@ -104,7 +104,7 @@ CODES: Mapping[str, Verdict] = {
     "QuotaExceeded": QUOTA,
     "SetLimitExceeded": QUOTA,
     "InflightBatchsizeExceeded": QUOTA,
-    # 500: only pictures that were drawn are billed, says the API's page.
+    # 500: only images that were drawn are billed, says the API's page.
     "InternalServiceError": Verdict("unavailable", retryable=True, hint="the provider failed; try later"),
 }
 """The error codes of image requests. A code that is not here is judged by its status."""
@@ -153,7 +153,7 @@ spec = contract.ProviderSpec(
         "response_format": "url",
         "format": "jpeg (png for 5.5)",
     },
-    notes=("endpoint ids (ep-…) are sent as they are", "only pictures that were drawn are billed"),
+    notes=("endpoint ids (ep-…) are sent as they are", "only images that were drawn are billed"),
     codes=CODES,
     failures_free=True,
     ipm=500,

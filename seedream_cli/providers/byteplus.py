@@ -38,7 +38,7 @@ spec = contract.ProviderSpec(
     notes=(
         "Europe: --base-url https://ark.eu-west.bytepluses.com/api/v3, with keys of its own and without 5.0 lite",
         "references above 10 MB: its page allows 10 MB except for 5.0 Pro, its own nodes send up to 30",
-        "only pictures that were drawn are billed",
+        "only images that were drawn are billed",
     ),
     codes=ark.CODES,
     failures_free=True,

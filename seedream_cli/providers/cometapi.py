@@ -1,6 +1,6 @@
 """CometAPI: Ark's shape and ids behind an OpenAI-style address, with error codes of its own.
 
-Its 500, 504 and 524 may follow a picture that was drawn and billed, so they prove nothing. Two of its codes do:
+Its 500, 504 and 524 may follow an image that was drawn and billed, so they prove nothing. Two of its codes do:
 a malformed request can come as a 500, and a model that no channel serves comes as a 503.
 """
 

@@ -1,12 +1,12 @@
 """The contract every provider's dialect keeps. A dialect is data and pure functions: no I/O, no clock, no environment.
 
 A dialect module offers `spec`, `submit`, `read`, `read_event` and `poll`. `submit` turns a validated request into one
-`Call`; the wire sends it; `read` turns the `Reply` into a `Ready` (pictures with links) or a `Ticket` (a task to poll),
+`Call`; the wire sends it; `read` turns the `Reply` into a `Ready` (images with links) or a `Ticket` (a task to poll),
 or raises an `ApiError` whose kind, billing and retry are decided by the provider's own error code. Status alone
 decides nothing: a 200 may hold an error. What no source calls unbilled is held to be possibly billed.
 
 Below the contract stand the tools that every dialect builds from: the body of a request, the address, the reading of
-pictures, and the judging of errors by the tables in `ProviderSpec`.
+images, and the judging of errors by the tables in `ProviderSpec`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ProviderSpec:
     `doubtful_sizes` are sizes that it lists though the model's own pages do not.
     `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
     `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
-    error whose code is unknown. `failures_free` holds where a source says that only pictures drawn are billed.
+    error whose code is unknown. `failures_free` holds where a source says that only images drawn are billed.
     `asynchronous` holds where a task can be asked for; `task_path`, an id behind it, is where a GET asks after one.
     `is_vendor` holds where the list price is its own; `hosts` are further addresses of its own, ".x.org" any below.
     """
@@ -95,7 +95,7 @@ class ProviderSpec:
 class Call:
     """One HTTP request, not yet sent. `path` is relative to the base URL with its version prefix.
 
-    Values of `json` are plain JSON, except that a reference picture stands as its `ImageRef`; the wire encodes it.
+    Values of `json` are plain JSON, except that a reference image stands as its `ImageRef`; the wire encodes it.
     """
 
     purpose: Literal["submit", "poll", "list"]
@@ -109,7 +109,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP answer. `body` is parsed JSON, base64 pictures in it replaced by `Base64Slice`s; None where it is no
+    """One HTTP answer. `body` is parsed JSON, base64 images in it replaced by `Base64Slice`s; None where it is no
     JSON.
 
     Header names are lower case. `text` is the start of a body that is no JSON, for the error message. `more` are values
@@ -128,12 +128,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The provider's answer with pictures (or members that failed). Plain data, so a killed run can go on from it.
+    """The provider's answer with images (or members that failed). Plain data, so a killed run can go on from it.
 
     `cut` is said of a stream whose end never came: it may have been billed for more than these.
     """
 
-    pictures: tuple[ProviderImage, ...]
+    images: tuple[ProviderImage, ...]
     usage: Mapping[str, Any] | None = None
     request_id: str = ""
     model: str = ""
@@ -169,7 +169,7 @@ class Dialect(Protocol):
         """The one billable call for this request. Sends what the request holds; what is dropped is decided before."""
 
     def read(self, reply: Reply) -> Ready | Ticket:
-        """Pictures or a task; raises `ApiError` for everything else."""
+        """Images or a task; raises `ApiError` for everything else."""
 
     def read_event(self, event: Mapping[str, Any]) -> ProviderImage | Completed | None:
         """One event of a stream; None for one that says nothing; raises `ApiError` where the whole request failed."""

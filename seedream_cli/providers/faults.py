@@ -39,7 +39,7 @@ ACCOUNT = Verdict("account", hint="look at the account's state and balance in th
 
 AUTH = Verdict("auth", hint="check the key{keys}")
 
-MODERATION = Verdict("moderation", hint="reword the prompt or change the reference pictures")
+MODERATION = Verdict("moderation", hint="reword the prompt or change the reference images")
 
 UNKNOWN_MODEL = Verdict("refused", hint="`seedream models` lists the models that this provider serves")
 
@@ -47,7 +47,7 @@ WRONG_ADDRESS = Verdict("refused", hint="nothing serves this path: check --base-
 
 _PROMPT = Verdict("moderation", hint="reword the prompt")
 
-_REFERENCE = Verdict("moderation", hint="use other reference pictures")
+_REFERENCE = Verdict("moderation", hint="use other reference images")
 
 _RESULT = Verdict("moderation", hint="the result was refused, not the request: it may pass another time")
 
@@ -95,7 +95,7 @@ _SAYS = {
 
 _LONGEST = 600
 
-_MOST_PICTURES = 1000
+_MOST_IMAGES = 1000
 """More than any answer holds; a number or a count beyond it is a slip."""
 
 
@@ -128,7 +128,7 @@ def api_error(spec: ProviderSpec, fault: ProviderFault, *, status: int | None = 
 
 
 def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
-    """The error for a reply without pictures. A 5xx (or a 2xx) that is not the provider's own error proves nothing."""
+    """The error for a reply without images. A 5xx (or a 2xx) that is not the provider's own error proves nothing."""
     fault = fault_in(reply.body)
     name = reply.headers.get("x-request-id", "")
     if fault:
@@ -281,21 +281,21 @@ def _bare_fault(reply: Reply, name: str) -> ProviderFault:
         return ProviderFault(code, message, name)
     code, message = code_in(reply.body), message_in(reply.body)
     if 200 <= reply.status < 300 or not message:
-        message = "the answer holds no pictures" + (f": {message}" if message else "")
+        message = "the answer holds no images" + (f": {message}" if message else "")
     fault = _fault(code, message, "")
     return ProviderFault(fault.code, fault.message, fault.request_id or name)
 
 
 def _member_error(spec: ProviderSpec, fault: ProviderFault) -> ApiError:
-    """The error of one picture among others. Never retryable: sending the request again draws all of them again."""
+    """The error of one image among others. Never retryable: sending the request again draws all of them again."""
     error = api_error(spec, fault)
     if error.kind == "unknown_outcome":
-        # The answer came, so it is known that this picture failed; only the billing is not.
+        # The answer came, so it is known that this image failed; only the billing is not.
         error = _worded(spec, Verdict("unavailable", billed="unknown"), fault, status=None)
     error.retryable = False
     return error
 
 
-def _no_picture(spec: ProviderSpec) -> ApiError:
-    """The error for a member that is neither a picture nor an error."""
-    return _worded(spec, UNKNOWN, ProviderFault("", "a member of the answer holds no picture"), status=None)
+def _no_image(spec: ProviderSpec) -> ApiError:
+    """The error for a member that is neither an image nor an error."""
+    return _worded(spec, UNKNOWN, ProviderFault("", "a member of the answer holds no image"), status=None)

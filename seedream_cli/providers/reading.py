@@ -9,17 +9,17 @@ from typing import Any
 from ..results import Base64Slice, Layer, ProviderImage
 from .contract import _BASE64_STARTS, _CHARACTERS, _DEPTH, _MEMBERS, Completed, ProviderSpec, Ready, _mapping, _text
 from .error_text import message_in, plain_code
-from .faults import _MOST_PICTURES, _fault, _member_error, _no_picture, api_error, fault_in, task_state
+from .faults import _MOST_IMAGES, _fault, _member_error, _no_image, api_error, fault_in, task_state
 
 
-def read_pictures(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Ready | None:
+def read_images(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Ready | None:
     """The images and failed members of an answer, under `data` or where else they plainly lie; None where none are."""
     items = _image_list(body)
     if not items:
         return None
     outer = body if isinstance(body, Mapping) else {}
     return Ready(
-        pictures=tuple(read_picture(spec, item, index) for index, item in enumerate(items)),
+        images=tuple(read_image(spec, item, index) for index, item in enumerate(items)),
         usage=_bounded(outer.get("usage")),
         request_id=_text(outer.get("trace_id")) or headers.get("x-request-id", ""),
         model=_text(outer.get("model")),
@@ -95,7 +95,7 @@ def _image_in(item: Any) -> Any:
     )
 
 
-def read_picture(spec: ProviderSpec, item: Any, index: int) -> ProviderImage:
+def read_image(spec: ProviderSpec, item: Any, index: int) -> ProviderImage:
     """One member of an answer, or one event of a stream: a link, base64, or an error of its own."""
     value = _image_in(item)
     facts = item if isinstance(item, Mapping) else {}
@@ -114,7 +114,7 @@ def read_picture(spec: ProviderSpec, item: Any, index: int) -> ProviderImage:
             return ProviderImage(index, base64=value, size=size, format=made, layer=layer)
         return ProviderImage(index, link=value, size=size, format=made, layer=layer)
     fault = fault_in(facts) if facts else None
-    return ProviderImage(index, size=size, error=_member_error(spec, fault) if fault else _no_picture(spec))
+    return ProviderImage(index, size=size, error=_member_error(spec, fault) if fault else _no_image(spec))
 
 
 def _is_base64(item: Mapping[str, Any], value: str) -> bool:
@@ -126,14 +126,14 @@ def _is_base64(item: Mapping[str, Any], value: str) -> bool:
 
 
 def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> ProviderImage | Completed | None:
-    """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is a picture."""
+    """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is an image."""
     kind = _text(event.get("type"))
     if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
         index = event.get("image_index")
-        # Without a number that one can have, a picture gets the next free one, from whoever collects them.
-        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_PICTURES:
+        # Without a number that one can have, an image gets the next free one, from whoever collects them.
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_IMAGES:
             index = -1
-        return read_picture(spec, event, index)
+        return read_image(spec, event, index)
     fault = fault_in(event) or (
         _fault(plain_code(event.get("code")), message_in(event), "") if kind == "error" else None
     )
@@ -145,7 +145,7 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> ProviderI
 
 
 def _read_layer(item: Mapping[str, Any]) -> Layer | None:
-    """What is said of a layer; None for a picture that is none."""
+    """What is said of a layer; None for an image that is none."""
     z_index = item.get("z_index")
     if not isinstance(z_index, int):
         return None

@@ -215,11 +215,11 @@ def _images(spec: contract.ProviderSpec, record: Mapping[str, Any]) -> tuple[Pro
                 found.append(item)
             if len(found) == _MOST_IMAGES:
                 break
-        images = tuple(reading.read_picture(spec, item, index) for index, item in enumerate(found))
+        images = tuple(reading.read_image(spec, item, index) for index, item in enumerate(found))
         if any(not one.error for one in images):
             return images
     own = {name: value for name, value in record.items() if not (echoes and name.startswith("image"))}
-    return tuple(reading.read_picture(spec, item, index) for index, item in enumerate(_links(own)))
+    return tuple(reading.read_image(spec, item, index) for index, item in enumerate(_links(own)))
 
 
 def _is_result(value: Any, *, echoes: bool) -> bool:

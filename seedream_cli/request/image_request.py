@@ -19,11 +19,11 @@ STDIN = "standard input"
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class OptionValues:
     """Every option a user can set, as it was typed, and where each came from ("--size", "shots.csv:14").
 
     `values` is text, `switches` the yes-or-no options, `lists` the repeatable ones. Nothing here is validated. `label`
-    goes in front of the names of its pictures.
+    goes in front of the names of its images.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Draft:
 class Sent:
     """What goes out in place of a reference's own bytes: `size` of them, made of `parts` of its own or of a `copy`.
 
-    A part is a range of the reference's bytes, or bytes that stand in for some. `copy` gives the pieces of a picture
+    A part is a range of the reference's bytes, or bytes that stand in for some. `copy` gives the pieces of an image
     that was made anew.
     """
 
@@ -53,11 +53,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A reference picture. `location` is the path, the URL or a short name for the user.
+    """A reference image. `location` is the path, the URL or a short name for the user.
 
     A local one has its facts: `size` in bytes, width and height in pixels, and either the `path` of its file, which
     the wire reads and encodes while sending, or its `content` where there is no file (standard input, a data URI).
-    `sent` is what leaves where that differs. The picture is known by its own `sha256` all the same: what is left out
+    `sent` is what leaves where that differs. The image is known by its own `sha256` all the same: what is left out
     of it makes no other request.
     """
 
@@ -117,8 +117,8 @@ class ImageRequest(BaseModel):
         return "edit" if self.images else "generate"
 
     @property
-    def pictures_at_most(self) -> int:
-        """The most pictures this one request can return, which is the most it can cost."""
+    def images_at_most(self) -> int:
+        """The most images this one request can return, which is the most it can cost."""
         if self.most:
             return self.most
         if self.sequence == "auto":
@@ -127,7 +127,7 @@ class ImageRequest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of everything that makes the picture, with the contents of references, not their names."""
+        """The sha256 of everything that makes the image, with the contents of references, not their names."""
         data = self.model_dump(mode="json", exclude={"images", "most"})
         data["images"] = [ref.sha256 or ref.location for ref in self.images]
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """What each Seedream model can do, as dated data: one row a model. No provider's manners, no I/O.
 
-The functions below the table read one row: they find it, read a size, judge a size and price a picture.
+The functions below the table read one row: they find it, read a size, judge a size and price an image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class PriceStep:
-    """US dollars for one picture of up to `max_pixels` (None: any size), and for each reference picture sent.
+    """US dollars for one image of up to `max_pixels` (None: any size), and for each reference image sent.
 
     `tiers` are the tiers that the price list names for this step, whatever pixels the model then picks.
     """
@@ -44,9 +44,9 @@ class ModelSpec:
 
     `tiers` maps a tier to its exact pixels per aspect ratio ("2K" -> "16:9" -> "2848x1600"); `aspects` serves
     models without tiers. `pixels` is the least and most total pixels of a WIDTHxHEIGHT (None: only keywords are
-    sizes), `ratio` the least and most width/height. `references` is the least and most input pictures.
-    `sequence_max` is 0 where one request draws one picture. `price` steps go from cheap to dear, in US dollars a
-    picture, by provider family with "*" for the list price; no entry means that no price is known.
+    sizes), `ratio` the least and most width/height. `references` is the least and most input images.
+    `sequence_max` is 0 where one request draws one image. `price` steps go from cheap to dear, in US dollars an
+    image, by provider family with "*" for the list price; no entry means that no price is known.
 
     `…_formats_at` are the formats of references that one provider takes, where it differs: for layers with a warning.
     `default_format` is what the model makes where no format is asked for; with `transparent_from_text` a transparent
@@ -153,13 +153,13 @@ _JPEG_ONLY = Rule("refused", "always jpeg; measured calls with the field were re
 
 _NO_SEARCH = Rule("refused", "only 5.0 lite searches the web", _ARK)
 
-_NO_SEQUENCE = Rule("refused", "one request draws one picture; use --count for more", _ARK)
+_NO_SEQUENCE = Rule("refused", "one request draws one image; use --count for more", _ARK)
 
 _NO_STREAM = Rule("refused", "the model does not stream", _ARK)
 
-_NO_BACKGROUND = Rule("refused", "only 5.5, 5.0 Pro and 5.0 Flash make transparent pictures", _ARK)
+_NO_BACKGROUND = Rule("refused", "only 5.5, 5.0 Pro and 5.0 Flash make transparent images", _ARK)
 
-_NO_LAYERS = Rule("refused", "only 5.5, 5.0 Pro and 5.0 Flash split a picture into layers", _ARK)
+_NO_LAYERS = Rule("refused", "only 5.5, 5.0 Pro and 5.0 Flash split an image into layers", _ARK)
 
 _BACKGROUND = Rule("taken", "needs exactly one PNG reference with a transparent pixel, and --format png", _ARK)
 
@@ -227,7 +227,7 @@ MODELS: tuple[ModelSpec, ...] = (
             "web_search": _RESOLD_REFUSED,
             "background": Rule("taken", "from text or references; not with --format jpeg, nor with layers", _RESELLERS),
             "layers": Rule("taken", "2 to 100 images, the base among them; 30 unless told otherwise", _RESELLERS),
-            "sequence": Rule("refused", "one request draws one picture; use --count for more", _RESELLERS),
+            "sequence": Rule("refused", "one request draws one image; use --count for more", _RESELLERS),
         },
         formats=("jpeg", "png"),
         optimize_modes=("standard",),
@@ -481,7 +481,7 @@ _VENDORS = frozenset(("fal", "ai", "bytedance", "byteplus", "doubao", "dola", "s
 _KINDS = frozenset(("text", "to", "image", "t2i", "i2i", "edit", "layerize"))
 """Words at the end of a service's id that say what it does with the model, and so leave the model what it is."""
 
-_OTHER_DEEDS: Mapping[str, frozenset[str]] = {
+_OTHER_ACTIONS: Mapping[str, frozenset[str]] = {
     # The one only draws and the other only edits, so that such an id would mean neither.
     "seedream-3.0": frozenset(("i2i", "edit", "layerize")),
     "seededit-3.0": frozenset(("t2i", "text", "layerize")),
@@ -508,7 +508,7 @@ def _find_foreign(name: str) -> ModelSpec | None:
     plain = f"{version[1]}.{minor}"
     named = [row for row in MODELS if _version_of(row) == (stem, plain)]
     flavour = words.pop(0) if words and f"{plain}-{words[0]}" in {row.name for row in named} else ""
-    if not set(words) <= _KINDS - _OTHER_DEEDS.get(f"{stem}-{plain}", frozenset()):
+    if not set(words) <= _KINDS - _OTHER_ACTIONS.get(f"{stem}-{plain}", frozenset()):
         return None
     # A version alone is the one that has it for a name.
     label = f"{plain}-{flavour}" if flavour else plain

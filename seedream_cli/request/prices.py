@@ -11,7 +11,7 @@ from .sizes import _sides, parse_size
 
 @functools.lru_cache(maxsize=256)
 def price_for(model: ModelSpec, family: str, size: str) -> PriceStep | None:
-    """The price of one picture: the provider's own where it is known, else the list price; None where neither is.
+    """The price of one image: the provider's own where it is known, else the list price; None where neither is.
 
     A size whose pixels are not known before the answer is priced at the dearest step.
     """

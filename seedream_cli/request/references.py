@@ -1,4 +1,4 @@
-"""Reference pictures on their way in: a path, URL, data URI or standard input becomes an `ImageRef` with its facts."""
+"""Reference images on their way in: a path, URL, data URI or standard input becomes an `ImageRef` with its facts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MIMES = {"heif": "image/heif", "heic": "image/heic"}
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a picture must be shrunk to: bytes, total pixels, and the formats that are taken as they are."""
+    """What an image must be shrunk to: bytes, total pixels, and the formats that are taken as they are."""
 
     most_bytes: int
     most_pixels: int
@@ -118,13 +118,13 @@ def _read_file(text: str, origin: str) -> ImageRef | Problem:
 
 
 def _unusable(name: str, error: LinkError, head: bytes, tail: bytes, *, origin: str) -> Problem:
-    """What is wrong with bytes that should be a picture: what they are instead, where that can be told."""
+    """What is wrong with bytes that should be an image: what they are instead, where that can be told."""
     found = None if sniff(head) else find_kind(head, tail=tail, name=name)
     if found is not None:
-        return Problem("image", f"{name} is {found.what}; no picture can be read from it", found.hint, origin=origin)
+        return Problem("image", f"{name} is {found.what}; no image can be read from it", found.hint, origin=origin)
     if not head:
         return Problem(
-            "image", f"{name} cannot be used: it is empty", "take the picture from its source again", origin=origin
+            "image", f"{name} cannot be used: it is empty", "take the image from its source again", origin=origin
         )
     return Problem("image", f"{name} cannot be used: {error.message}", origin=origin)
 
@@ -152,7 +152,7 @@ def _find_file(text: str, origin: str) -> Path | Problem:
         hint = "the prompt comes first: seedream edit PROMPT IMAGE…"
         return Problem("image", f"{short!r} cannot be the name of a file: {reason.lower()}", hint, origin=origin)
     if is_folder:
-        return Problem("image", f"{text} is a folder", "name the pictures in it", origin=origin)
+        return Problem("image", f"{text} is a folder", "name the images in it", origin=origin)
     return path
 
 
@@ -178,7 +178,7 @@ def _read_data(text: str, origin: str) -> ImageRef | Problem:
 
 def _from_bytes(raw: bytes, name: str, kind: str, origin: str) -> ImageRef | Problem:
     if len(raw) > READ_MOST:
-        return Problem("image", f"{name} is larger than any picture that is taken", origin=origin)
+        return Problem("image", f"{name} is larger than any image that is taken", origin=origin)
     try:
         facts = inspect_bytes(raw)
     except LinkError as error:
@@ -199,14 +199,14 @@ def _with_facts(ref: ImageRef, facts: ImageInfo) -> ImageRef:
     )
 
 
-# --- what leaves of a picture -----------------------------------------------------------------------------------------
+# --- what leaves of an image -----------------------------------------------------------------------------------------
 
 BARE_NOTICE = (
-    "reference pictures are sent upright and without EXIF, GPS and other notes; --keep-metadata sends them as they are"
+    "reference images are sent upright and without EXIF, GPS and other notes; --keep-metadata sends them as they are"
 )
 
 _COPIES_MOST = 512 * 1024 * 1024
-"""Bytes of pictures made anew that are kept; beyond, one is made again whenever it is sent."""
+"""Bytes of images made anew that are kept; beyond, one is made again whenever it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +218,9 @@ class Prepared:
 
 
 def prepare_reference(ref: ImageRef) -> Prepared:
-    """A local picture upright and without what only tells of it: who made it, where, when, and with what.
+    """A local image upright and without what only tells of it: who made it, where, when, and with what.
 
-    Its own parts are sent from where they are; only a picture that has to be turned is made anew. The work is done
+    Its own parts are sent from where they are; only an image that has to be turned is made anew. The work is done
     once for the same bytes, however many rows name them.
     """
     if ref.kind == "url":
@@ -237,7 +237,7 @@ def prepare_reference(ref: ImageRef) -> Prepared:
 
 
 _KNOWN: dict[str, tuple[Sent | None, bool, str]] = {}
-"""By the sha256 of a picture: what is sent of it, whether its sides changed places, and what stayed in it."""
+"""By the sha256 of an image: what is sent of it, whether its sides changed places, and what stayed in it."""
 
 _KNOWN_MOST = 4096
 
@@ -284,7 +284,7 @@ def _is_deep(file: io.BufferedReader | io.BytesIO) -> bool:
 
 
 def _without(file: io.BufferedReader | io.BytesIO, bare: Bare, ref: ImageRef, *, with_note: bool) -> Sent | None:
-    """What is sent of a picture that need not be turned; None where that is all of it."""
+    """What is sent of an image that need not be turned; None where that is all of it."""
     parts = bare.parts_with_note if with_note else bare.parts
     if parts == ((0, ref.size),):
         return None
@@ -340,7 +340,7 @@ _COPIES = _Copies()
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A picture made anew: where it is kept, or how it is made again."""
+    """An image made anew: where it is kept, or how it is made again."""
 
     ref: ImageRef
     orientation: int
@@ -360,7 +360,7 @@ _PIECE = 3 << 16
 
 
 def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
-    """The picture with its pixels turned, in its own format and as near to its own quality as can be; and its size."""
+    """The image with its pixels turned, in its own format and as near to its own quality as can be; and its size."""
     from PIL import Image, ImageOps
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -379,18 +379,18 @@ def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
         options = _encoding(opened, kind, is_on_its_side=orientation > 4)
         opened.load()
         # A TIFF is turned by the library when it is read.
-        picture = opened.transpose(how[orientation]) if orientation in how else ImageOps.exif_transpose(opened)
-        picture = picture.copy()
-        profile, transparency = picture.info.get("icc_profile"), picture.info.get("transparency")
-        picture.info = {} if transparency is None else {"transparency": transparency}
-        picture.save(file, kind, icc_profile=profile, **options)
-        size = picture.size
+        image = opened.transpose(how[orientation]) if orientation in how else ImageOps.exif_transpose(opened)
+        image = image.copy()
+        profile, transparency = image.info.get("icc_profile"), image.info.get("transparency")
+        image.info = {} if transparency is None else {"transparency": transparency}
+        image.save(file, kind, icc_profile=profile, **options)
+        size = image.size
         raw = file.getvalue()
         return (_with_colours(raw, source) if kind == "PNG" else raw), size
 
 
 def _encoding(opened: Any, kind: str, *, is_on_its_side: bool) -> dict[str, Any]:
-    """How a picture is encoded again: what was kept of its detail stays, and it gets no larger than it was."""
+    """How an image is encoded again: what was kept of its detail stays, and it gets no larger than it was."""
     if kind == "TIFF":
         return {"compression": "tiff_lzw"}
     if kind == "WEBP":
@@ -429,13 +429,13 @@ def _with_colours(raw: bytes, source: io.BufferedReader | io.BytesIO) -> bytes:
     return raw[:33] + colours + raw[33:]
 
 
-# --- making a picture fit -------------------------------------------------------------------------------------------
+# --- making an image fit -------------------------------------------------------------------------------------------
 
 
 def fit_reference(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
     """The reference shrunk to what is taken, and a line that says what was done; the same one and "" where it fits.
 
-    Raises `LinkError` where the picture cannot be decoded.
+    Raises `LinkError` where the image cannot be decoded.
     """
     if ref.kind == "url" or not _too_much(ref, fit):
         return ref, ""
@@ -468,14 +468,14 @@ def _too_much(ref: ImageRef, fit: Fit) -> bool:
 def _shrink(ref: ImageRef, fit: Fit) -> tuple[bytes, tuple[int, int]]:
     """Encoded bytes within the limits, and their width and height."""
     try:
-        picture = _decode(ref, fit.most_pixels)
+        image = _decode(ref, fit.most_pixels)
     except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise LinkError(f"{ref.location} cannot be decoded, so not shrunk: {type(error).__name__}") from error
-    scale = min(1.0, (fit.most_pixels / (picture.width * picture.height)) ** 0.5)
+    scale = min(1.0, (fit.most_pixels / (image.width * image.height)) ** 0.5)
     while True:
-        raw = _encode(picture, scale)
+        raw = _encode(image, scale)
         if len(raw) <= fit.most_bytes or scale < 0.02:
-            return raw, _scaled(picture, scale)
+            return raw, _scaled(image, scale)
         scale *= min(0.9, (fit.most_bytes / len(raw)) ** 0.5)
 
 
@@ -494,29 +494,29 @@ def _decode(ref: ImageRef, most_pixels: int) -> Image:
         # A JPEG can be decoded at a half, a quarter or an eighth of its size: less memory for one that is far too big.
         opened.draft(None, _scaled(opened, scale))
         opened.load()
-        picture = ImageOps.exif_transpose(opened)
-    profile = picture.info.get("icc_profile") if picture.mode in {"RGB", "RGBA"} else None
-    see_through = picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info
-    if picture.mode == "I" or picture.mode.startswith("I;"):
+        image = ImageOps.exif_transpose(opened)
+    profile = image.info.get("icc_profile") if image.mode in {"RGB", "RGBA"} else None
+    see_through = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
+    if image.mode == "I" or image.mode.startswith("I;"):
         # 16 bits a pixel: the library would cut off what is above 255 instead of scaling it.
-        picture = picture.convert("F").point(lambda value: value / 257).convert("L")
-    picture = picture.convert("RGBA" if see_through else "RGB")
-    if see_through and picture.getchannel("A").getextrema() == (255, 255):
-        picture = picture.convert("RGB")
-    picture.info = {"icc_profile": profile} if profile else {}
-    return picture
+        image = image.convert("F").point(lambda value: value / 257).convert("L")
+    image = image.convert("RGBA" if see_through else "RGB")
+    if see_through and image.getchannel("A").getextrema() == (255, 255):
+        image = image.convert("RGB")
+    image.info = {"icc_profile": profile} if profile else {}
+    return image
 
 
-def _scaled(picture: Image, scale: float) -> tuple[int, int]:
+def _scaled(image: Image, scale: float) -> tuple[int, int]:
     # Rounded down, so that the pixels stay within the limit.
-    return max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
+    return max(1, int(image.width * scale)), max(1, int(image.height * scale))
 
 
-def _encode(picture: Image, scale: float) -> bytes:
-    """JPEG of a high quality, or PNG where the picture can be seen through."""
-    scaled = picture.resize(_scaled(picture, scale)) if scale < 1 else picture
-    file, profile = io.BytesIO(), picture.info.get("icc_profile")
-    if picture.mode == "RGBA":
+def _encode(image: Image, scale: float) -> bytes:
+    """JPEG of a high quality, or PNG where the image can be seen through."""
+    scaled = image.resize(_scaled(image, scale)) if scale < 1 else image
+    file, profile = io.BytesIO(), image.info.get("icc_profile")
+    if image.mode == "RGBA":
         scaled.save(file, "PNG", icc_profile=profile)
     else:
         scaled.save(file, "JPEG", quality=92, icc_profile=profile)

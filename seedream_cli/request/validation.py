@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import Problem
 from . import extra_fields
-from .image_request import STDIN, Draft, ImageRef, ImageRequest, TargetModel
+from .image_request import STDIN, ImageRef, ImageRequest, OptionValues, TargetModel
 from .limits import GROUP_MOST
 from .models import MODELS, ModelSpec, Rule, nearest
 from .sizes import resolve_aspect, shape_meant, size_hint, size_problem
@@ -30,13 +30,13 @@ class Validated:
 
 
 def build(
-    draft: Draft, values: Mapping[str, Any], recipient: TargetModel, images: Sequence[ImageRef] = ()
+    options: OptionValues, values: Mapping[str, Any], recipient: TargetModel, images: Sequence[ImageRef] = ()
 ) -> Validated:
     """Check a draft for one provider and model and make the request. Finds all problems, not the first.
 
     `values` are the draft's by key, read; what could not be read is not among them, and was told.
     """
-    form = _RequestForm(draft, values, recipient)
+    form = _RequestForm(options, values, recipient)
     wanted: dict[str, Any] = {
         **{name: values.get(name) for name in ("seed", "guidance_scale", "optimize_prompt", "background")},
         **{name: values.get(name) for name in ("sequence", "callback_url")},
@@ -74,37 +74,37 @@ _RULED = {"asynchronous": "async"}
 class _RequestForm:
     """The options that make a request, held against the rules of one provider and model. Collects all problems."""
 
-    def __init__(self, draft: Draft, values: Mapping[str, Any], recipient: TargetModel) -> None:
-        self.draft = draft
+    def __init__(self, options: OptionValues, values: Mapping[str, Any], recipient: TargetModel) -> None:
+        self.options = options
         self.values = values
         self.recipient = recipient
         self.problems: list[Problem] = []
         self.dropped: dict[str, Rule] = {}
-        self.force = draft.switches.get("force", False)
-        self.strict = draft.switches.get("strict", False)
+        self.force = options.switches.get("force", False)
+        self.strict = options.switches.get("strict", False)
 
     def switch(self, name: str) -> bool:
         """Whether a yes-or-no option is on."""
-        return self.draft.switches.get(name, False)
+        return self.options.switches.get(name, False)
 
     def add_error(self, name: str, message: str, hint: str = "") -> None:
         """Note an error that `--force` cannot overrule: the value has no meaning."""
-        self.problems.append(Problem(name, message, hint, origin=self.draft.origin(name)))
+        self.problems.append(Problem(name, message, hint, origin=self.options.origin(name)))
 
     def object_to(self, name: str, message: str, hint: str = "") -> None:
         """Note an error about what the model takes; with `--force` it is a warning, since models change monthly."""
         severity: Literal["error", "warning"] = "warning" if self.force else "error"
         way_out = hint if self.force else "; ".join(part for part in (hint, "--force sends it all the same") if part)
-        self.problems.append(Problem(name, message, way_out, severity, self.draft.origin(name)))
+        self.problems.append(Problem(name, message, way_out, severity, self.options.origin(name)))
 
     def warn(self, name: str, message: str, hint: str = "", code: str = "") -> None:
         """Note something worth knowing that stops nothing."""
-        self.problems.append(Problem(name, message, hint, "warning", self.draft.origin(name), code or name))
+        self.problems.append(Problem(name, message, hint, "warning", self.options.origin(name), code or name))
 
     def asynchronous(self, *, streaming: bool, called_back: bool) -> bool | None:
-        asked = self.draft.switches.get("asynchronous")
+        asked = self.options.switches.get("asynchronous")
         if asked and streaming:
-            self.add_error("asynchronous", "a task cannot stream its pictures", "leave out --async or --stream")
+            self.add_error("asynchronous", "a task cannot stream its images", "leave out --async or --stream")
         if called_back and streaming:
             self.add_error("callback_url", "a stream calls nobody back", "leave out --callback-url or --stream")
         if asked is None:
@@ -112,7 +112,7 @@ class _RequestForm:
         return asked or None
 
     def prompt(self, *, needed: bool) -> str | None:
-        prompt = self.draft.values.get("prompt")
+        prompt = self.options.values.get("prompt")
         if prompt is None or not prompt.strip():
             if needed:
                 self.add_error("prompt", "there is no prompt" if prompt is None else "the prompt is empty")
@@ -132,7 +132,7 @@ class _RequestForm:
         model = self.recipient.model
         default = model.default_size if model else "2K"
         if layers and model and model.layer_sizes:
-            # The provider's own default, and the cheapest: layers as large as the picture is.
+            # The provider's own default, and the cheapest: layers as large as the image is.
             default = model.layer_sizes[0]
         size: str = self.values.get("size", default)
         aspect = self.values.get("aspect")
@@ -170,7 +170,7 @@ class _RequestForm:
 
     def extra(self) -> dict[str, Any]:
         merged: dict[str, Any] = {}
-        for pair in self.draft.lists.get("extra", ()):
+        for pair in self.options.lists.get("extra", ()):
             key, equals, text = pair.partition("=")
             if not equals or not key.strip():
                 self.add_error("extra", f"{pair!r} is not KEY=JSON", "write --extra 'key=\"text\"' or --extra key=1")
@@ -234,7 +234,7 @@ class _RequestForm:
         """Whether an option under a rule other than "taken" is sent; says so either way."""
         where = f"{self.recipient.provider} {self.recipient.model_id}"
         why = f" ({rule.note})" if rule.note else ""
-        flag = self.draft.origin(name)
+        flag = self.options.origin(name)
         message = {
             "unconfirmed": f"whether {where} takes {flag} is not confirmed{why}",
             "ignored": f"{where} ignores {flag}{why}",
@@ -262,7 +262,7 @@ class _RequestForm:
         if isinstance(sequence, int) and sequence + len(images) > GROUP_MOST:
             self.object_to(
                 "sequence",
-                f"{len(images)} references and {sequence} pictures are more than {GROUP_MOST} together",
+                f"{len(images)} references and {sequence} images are more than {GROUP_MOST} together",
                 f"ask for at most {GROUP_MOST - len(images)}",
             )
         if model is None:
@@ -284,7 +284,7 @@ class _RequestForm:
         """Prompts that are longer than is advised are sent; what they say late may have no effect."""
         advice = prompt_advice(prompt, self.recipient.prompt_characters)
         if advice:
-            self.problems.append(replace(advice, origin=self.draft.origin("prompt")))
+            self.problems.append(replace(advice, origin=self.options.origin("prompt")))
 
     def check_extra(self, extra: Mapping[str, Any]) -> None:
         """Fields given as they are: those that do nothing here, and what is known of the others."""
@@ -322,15 +322,13 @@ class _RequestForm:
         low, high = model.references
         rule = self.recipient.rule("images")
         if images and (high == 0 or rule.state in {"refused", "ignored"}):
-            self.object_to("image", f"{model.title} takes no reference pictures")
+            self.object_to("image", f"{model.title} takes no reference images")
             return
         if len(images) > high:
-            hint = f"{model.title} takes {high}, the picture that is edited among them"
-            self.object_to("image", f"{len(images)} reference pictures are too many", hint)
+            hint = f"{model.title} takes {high}, the image that is edited among them"
+            self.object_to("image", f"{len(images)} reference images are too many", hint)
         if len(images) < low:
-            self.object_to(
-                "image", f"{model.title} needs a reference picture", "give one with -i, or use another model"
-            )
+            self.object_to("image", f"{model.title} needs a reference image", "give one with -i, or use another model")
         layers = bool(fields.get("layers"))
         for ref in images:
             if ref.kind != "url":
@@ -375,7 +373,7 @@ class _RequestForm:
             self.warn("image", f"{ref.location} is animated; models look at one frame", code="reference_animated")
 
     def check_look(self, fields: dict[str, Any]) -> None:
-        """Transparent backgrounds and layers, which start from exactly one picture."""
+        """Transparent backgrounds and layers, which start from exactly one image."""
         images, model = fields["images"], self.recipient.model
         if fields.get("background") == "transparent":
             if model and model.transparent_from_text:
@@ -383,7 +381,7 @@ class _RequestForm:
             elif len(images) != 1:
                 others = " or ".join(_from_text(self.recipient.able("background")))
                 hint = "give one" + (f", or draw from text alone with -m {others}" if others else "")
-                self.object_to("background", "a transparent background needs exactly one reference picture", hint)
+                self.object_to("background", "a transparent background needs exactly one reference image", hint)
             elif images[0].kind != "url" and images[0].mime != "image/png":
                 self.object_to("background", "a transparent background needs a PNG with transparent pixels")
             if fields.get("format") == "jpeg":
@@ -393,7 +391,7 @@ class _RequestForm:
         if not fields.get("layers"):
             return
         if len(images) != 1:
-            self.object_to("layers", f"layers are made of exactly one picture, not {len(images)}")
+            self.object_to("layers", f"layers are made of exactly one image, not {len(images)}")
         if fields.get("background"):
             self.object_to("layers", "--layers and --background cannot be combined")
 
@@ -428,7 +426,7 @@ def _is_long(prompt: str, characters: int | None) -> bool:
 
 
 def _from_text(names: Sequence[str]) -> list[str]:
-    """Those of the models that make a transparent picture from text alone."""
+    """Those of the models that make a transparent image from text alone."""
     return [row.name for row in MODELS if row.name in names and row.transparent_from_text]
 
 
@@ -437,12 +435,12 @@ def _is_broken(text: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def shared_stdin(draft: Draft) -> list[Problem]:
-    """Standard input serves one thing; a key there must never be read as a prompt or as a picture."""
+def shared_stdin(options: OptionValues) -> list[Problem]:
+    """Standard input serves one thing; a key there must never be read as a prompt or as an image."""
     takers = {
-        "the prompt": draft.origins.get("prompt") == STDIN,
-        "the picture": "-" in draft.lists.get("image", ()),
-        "the key": draft.values.get("api_key_file") == "-",
+        "the prompt": options.origins.get("prompt") == STDIN,
+        "the image": "-" in options.lists.get("image", ()),
+        "the key": options.values.get("api_key_file") == "-",
     }
     taking = [name for name, takes in takers.items() if takes]
     if len(taking) < 2:

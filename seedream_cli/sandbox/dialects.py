@@ -194,7 +194,7 @@ def deny_key(dialect: Dialect, authorization: str | None) -> Refusal | None:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One picture of an answer: handed over as a link or base64, or refused by `error`, with its layer's facts."""
+    """One image of an answer: handed over as a link or base64, or refused by `error`, with its layer's facts."""
 
     index: int
     width: int = 0
@@ -218,7 +218,7 @@ class Answered:
 
 
 def count_usage(order: Order, members: Sequence[Member]) -> Json:
-    """The usage member: pictures that succeeded, and a token for every 256 of their pixels."""
+    """The usage member: images that succeeded, and a token for every 256 of their pixels."""
     drawn = [member for member in members if member.error is None]
     tokens = sum(member.width * member.height // 256 for member in drawn)
     usage: Json = {"generated_images": len(drawn), "output_tokens": tokens, "total_tokens": tokens}
@@ -230,7 +230,7 @@ def count_usage(order: Order, members: Sequence[Member]) -> Json:
 
 
 def answer(about: Answered, members: Sequence[Member]) -> Json:
-    """The body of a whole answer. Where no picture came about, the error stands at the top, still with HTTP 200."""
+    """The body of a whole answer. Where no image came about, the error stands at the top, still with HTTP 200."""
     if all(member.error is not None for member in members):
         return answer_nothing(about, members[0].error or {})
     if about.dialect.envelope == "ace":
@@ -250,7 +250,7 @@ def answer(about: Answered, members: Sequence[Member]) -> Json:
 
 
 def answer_nothing(about: Answered, error: Json) -> Json:
-    """The body of a request that was worked on and gave no picture."""
+    """The body of a request that was worked on and gave no image."""
     if about.dialect.envelope == "ace":
         return {"success": False, "task_id": about.task_id, "trace_id": about.request_id, "error": error}
     return {"model": about.order.model, "created": about.created, "error": error}
@@ -276,7 +276,7 @@ def stream_type(dialect: Dialect) -> str:
 
 
 def frame_member(about: Answered, member: Member) -> bytes:
-    """The frame of one picture, or of its failure."""
+    """The frame of one image, or of its failure."""
     outcome = "partial_failed" if member.error else "partial_succeeded"
     return _frame(about, outcome, {"image_index": member.index, **_describe(about, member)})
 

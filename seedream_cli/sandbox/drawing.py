@@ -1,4 +1,4 @@
-"""The sandbox's pictures: abstract, drawn small and scaled up, the same for the same words, marked SANDBOX.
+"""The sandbox's images: abstract, drawn small and scaled up, the same for the same words, marked SANDBOX.
 
 Pillow is imported in the bodies: the sandbox also answers many requests for which nothing is drawn.
 """
@@ -27,7 +27,7 @@ Colour = tuple[int, int, int]
 Ink = Literal["jpeg", "png"]
 
 CANVAS = 512
-"""The long side in pixels of the small picture that is scaled up: soft shapes lose nothing by it."""
+"""The long side in pixels of the small image that is scaled up: soft shapes lose nothing by it."""
 
 THUMBNAIL = 112
 """The long side in pixels of a reference as it travels inside a link."""
@@ -43,7 +43,7 @@ _NEAR = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a reference picture is: `format` as Pillow names it in lower case, sides in pixels."""
+    """What a reference image is: `format` as Pillow names it in lower case, sides in pixels."""
 
     format: str
     width: int
@@ -63,10 +63,10 @@ def draw(
     watermark: bool = False,
     source: bytes | None = None,
 ) -> bytes:
-    """One picture of exactly `width` by `height` pixels as JPEG or PNG bytes; the same arguments give the same bytes.
+    """One image of exactly `width` by `height` pixels as JPEG or PNG bytes; the same arguments give the same bytes.
 
     `prompt` and `seed` choose colours and shapes, `label` is written at the bottom as far as the built-in font can,
-    `source` (an encoded picture) shines through. With `transparent` the surroundings of the motif have alpha 0,
+    `source` (an encoded image) shines through. With `transparent` the surroundings of the motif have alpha 0,
     which needs PNG.
     """
     from PIL import Image
@@ -78,31 +78,31 @@ def draw(
     small = _paint(small_size, palette, rng)
     if source is not None:
         small = _shine_through(small, source)
-    picture = small.resize((width, height), Image.Resampling.BICUBIC)
+    image = small.resize((width, height), Image.Resampling.BICUBIC)
     if transparent:
-        picture.putalpha(_cut_out(small_size, rng).resize((width, height), Image.Resampling.BILINEAR))
-    _write(picture, label, watermark=watermark)
-    return _encode(picture, format)
+        image.putalpha(_cut_out(small_size, rng).resize((width, height), Image.Resampling.BILINEAR))
+    _write(image, label, watermark=watermark)
+    return _encode(image, format)
 
 
 def inspect(data: bytes) -> Facts | None:
-    """The facts of an encoded picture; None where Pillow cannot read it."""
+    """The facts of an encoded image; None where Pillow cannot read it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            kind = (picture.format or "").lower()
-            alpha = kind == "png" and picture.has_transparency_data and _lowest_alpha(picture) < 255
-            return Facts("jpeg" if kind == "mpo" else kind, picture.width, picture.height, alpha)
+        with Image.open(io.BytesIO(data)) as image:
+            kind = (image.format or "").lower()
+            alpha = kind == "png" and image.has_transparency_data and _lowest_alpha(image) < 255
+            return Facts("jpeg" if kind == "mpo" else kind, image.width, image.height, alpha)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         return None
 
 
-def shrink(pictures: list[bytes]) -> bytes | None:
+def shrink(images: list[bytes]) -> bytes | None:
     """Up to four references side by side as one small WEBP, short enough to travel inside a link."""
     from PIL import Image
 
-    opened = [small for data in pictures[:4] if (small := _open_small(data, THUMBNAIL)) is not None]
+    opened = [small for data in images[:4] if (small := _open_small(data, THUMBNAIL)) is not None]
     if not opened:
         return None
     height = min(small.height for small in opened)
@@ -274,18 +274,18 @@ def _cut_out(size: tuple[int, int], rng: random.Random) -> ProviderImage:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _write(picture: ProviderImage, label: str, *, watermark: bool) -> None:
-    """SANDBOX above and across, the prompt below; drawn onto the full-size picture, so the letters are sharp."""
+def _write(image: ProviderImage, label: str, *, watermark: bool) -> None:
+    """SANDBOX above and across, the prompt below; drawn onto the full-size image, so the letters are sharp."""
     from PIL import ImageDraw
 
-    width, height = picture.size
-    pen = ImageDraw.Draw(picture)
+    width, height = image.size
+    pen = ImageDraw.Draw(image)
     unit = max(7, min(width, height) // 42)
-    _write_mark(picture, unit)
+    _write_mark(image, unit)
     words = _fit(_spell(label), _font(unit), width - 4 * unit)
     if words:
         band = (0, height - 3 * unit, width, height)
-        _darken(picture, band)
+        _darken(image, band)
         pen.text((2 * unit, height - 2.2 * unit), words, font=_font(unit), fill=(255, 255, 255))
     if watermark:
         # The service writes this in Chinese; the built-in font has no such letters.
@@ -294,33 +294,33 @@ def _write(picture: ProviderImage, label: str, *, watermark: bool) -> None:
         pen.text((left, height - 4.6 * unit), text, font=font, fill=(255, 255, 255))
 
 
-def _write_mark(picture: ProviderImage, unit: int) -> None:
-    """The badge at the top left and the big faint word across: a crop of the picture still shows one of them."""
+def _write_mark(image: ProviderImage, unit: int) -> None:
+    """The badge at the top left and the big faint word across: a crop of the image still shows one of them."""
     from PIL import Image, ImageDraw
 
-    width, height = picture.size
+    width, height = image.size
     badge = _font(round(unit * 1.25))
     right, bottom = badge.getbbox(MARK)[2], badge.getbbox(MARK)[3]
-    ImageDraw.Draw(picture).rounded_rectangle(
+    ImageDraw.Draw(image).rounded_rectangle(
         (unit, unit, unit * 3 + right, unit * 2.2 + bottom), radius=unit * 0.7, fill=(20, 20, 24)
     )
-    ImageDraw.Draw(picture).text((unit * 2, unit * 1.55), MARK, font=badge, fill=(255, 214, 10))
+    ImageDraw.Draw(image).text((unit * 2, unit * 1.55), MARK, font=badge, fill=(255, 214, 10))
     big = _font(max(8, round(width / 6.5)))
     box = big.getbbox(MARK)
     word = Image.new("L", (round(box[2] - box[0]), round(box[3] - box[1])))
     ImageDraw.Draw(word).text((-box[0], -box[1]), MARK, font=big, fill=46)
-    picture.paste((255, 255, 255), ((width - word.width) // 2, (height - word.height) // 2), word)
+    image.paste((255, 255, 255), ((width - word.width) // 2, (height - word.height) // 2), word)
 
 
-def _darken(picture: ProviderImage, box: tuple[int, int, int, int]) -> None:
+def _darken(image: ProviderImage, box: tuple[int, int, int, int]) -> None:
     from PIL import Image
 
-    strip = picture.crop(box)
-    picture.paste(Image.blend(strip, Image.new(strip.mode, strip.size, (0, 0, 0)), 0.5), box[:2])
+    strip = image.crop(box)
+    image.paste(Image.blend(strip, Image.new(strip.mode, strip.size, (0, 0, 0)), 0.5), box[:2])
 
 
 def _font(size: int) -> Font:
-    """The font inside Pillow: the same on every machine, so the pictures are too."""
+    """The font inside Pillow: the same on every machine, so the images are too."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
@@ -348,18 +348,18 @@ def _fit(words: str, font: Font, room: int) -> str:
 # --- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _encode(picture: ProviderImage, ink: Ink) -> bytes:
+def _encode(image: ProviderImage, ink: Ink) -> bytes:
     out = io.BytesIO()
     if ink == "png":
         # The first level packs soft gradients nearly as well as the ninth, in a tenth of the time.
-        picture.save(out, "PNG", compress_level=1)
+        image.save(out, "PNG", compress_level=1)
     else:
-        picture.save(out, "JPEG", quality=88)
+        image.save(out, "JPEG", quality=88)
     return out.getvalue()
 
 
 def _open_small(data: bytes, side: int) -> ProviderImage | None:
-    """The picture upright in RGB, no side longer than `side`; None where Pillow cannot read it."""
+    """The image upright in RGB, no side longer than `side`; None where Pillow cannot read it."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -373,6 +373,6 @@ def _open_small(data: bytes, side: int) -> ProviderImage | None:
         return None
 
 
-def _lowest_alpha(picture: ProviderImage) -> int:
-    low, _ = picture.convert("RGBA").getchannel("A").getextrema()
+def _lowest_alpha(image: ProviderImage) -> int:
+    low, _ = image.convert("RGBA").getchannel("A").getextrema()
     return int(low) if isinstance(low, int | float) else 255

@@ -1,4 +1,4 @@
-"""Signed links in the manner of the services' object store. A link holds all that is needed to draw its picture.
+"""Signed links in the manner of the services' object store. A link holds all that is needed to draw its image.
 
 So a link outlives the process that gave it out, and nothing is stored. The signature covers every byte of the target
 in front of it: a client that decodes, re-encodes or sorts the query gets what the real store answers, a 403.
@@ -39,7 +39,7 @@ _FAULTS: dict[str, LinkFault] = {"cut": "cut", "html": "html"}
 
 
 class LinkRefused(Exception):  # noqa: N818 (the store means it, it is no defect)
-    """The store will not give the picture out: status, code and message of its answer."""
+    """The store will not give the image out: status, code and message of its answer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class LinkRefused(Exception):  # noqa: N818 (the store means it, it is no defect
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """All that decides one picture's bytes. `essence` stands for the whole prompt, of which `label` is the start.
+    """All that decides one image's bytes. `essence` stands for the whole prompt, of which `label` is the start.
 
     `fault` spoils the first `fault_times` fetches of the link, or with 0 every one.
     """
@@ -88,7 +88,7 @@ class Sketch:
 
 
 def sign(sketch: Sketch, folder: str, *, secret: bytes, issued_at: float) -> bytes:
-    """The target (path and query) of the picture's link, good for a day from `issued_at` (Unix seconds)."""
+    """The target (path and query) of the image's link, good for a day from `issued_at` (Unix seconds)."""
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(issued_at))
     target = (
         f"/links/{folder}/{sketch.pack()}.{sketch.format}?X-Tos-Algorithm=TOS4-HMAC-SHA256"
@@ -127,7 +127,7 @@ def _unpack(token: bytes) -> Sketch:
     width, height = int(fields["w"]), int(fields["h"])
     # The secret of the in-process mount is known to all, so a link may be anybody's: keep it from drawing a poster.
     if not (0 < width <= 16_384 and 0 < height <= 16_384 and width * height <= 17_000_000):
-        raise ValueError("the picture is too large")
+        raise ValueError("the image is too large")
     return Sketch(
         essence=str(fields.get("e", "")),
         label=str(fields.get("l", "")),

@@ -124,7 +124,7 @@ def word(code: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One input picture: its facts and bytes where it came as a data URI, neither where it is a link."""
+    """One input image: its facts and bytes where it came as a data URI, neither where it is a link."""
 
     key: str
     data: bytes = field(default=b"", repr=False)
@@ -140,7 +140,7 @@ class Order:
     prompt: str
     width: int
     height: int
-    pictures: int
+    images: int
     grouped: bool
     streamed: bool
     response_format: Literal["url", "b64_json"]
@@ -177,7 +177,7 @@ def read_order(body: Body, family: Family, *, watermark_default: bool, can_searc
         raise _missing("prompt")
     references = _read_references(body, family)
     streamed = _read_stream(body, family)
-    grouped, pictures = _read_group(body, family, len(references))
+    grouped, images = _read_group(body, family, len(references))
     searching = _read_tools(body, family, can_search=can_search)
     _check_numbers(body)
     _check_mode(body, family)
@@ -194,7 +194,7 @@ def read_order(body: Body, family: Family, *, watermark_default: bool, can_searc
         prompt=prompt,
         width=width,
         height=height,
-        pictures=pictures,
+        images=images,
         grouped=grouped,
         streamed=streamed,
         response_format=_choice(body, "response_format", ("url", "b64_json")) or "url",  # type: ignore[arg-type]
@@ -252,7 +252,7 @@ def _read_stream(body: Body, family: Family) -> bool:
 
 
 def _read_group(body: Body, family: Family, references: int) -> tuple[bool, int]:
-    """Whether a set is asked for, and of how many pictures: the service draws as many as it may, four unless told."""
+    """Whether a set is asked for, and of how many images: the service draws as many as it may, four unless told."""
     names = ("sequential_image_generation", "sequential_image_generation_options")
     given = [name for name in names if name in body]
     if given and not family.grouped:
@@ -312,7 +312,7 @@ def _read_format(body: Body, family: Family) -> Literal["jpeg", "png"]:
 
 
 def _read_background(body: Body, family: Family, references: tuple[Reference, ...], *, layered: bool) -> bool:
-    """Whether the surroundings are to be clear. Only the newest family can do so without an input picture."""
+    """Whether the surroundings are to be clear. Only the newest family can do so without an input image."""
     if "background" in body and not family.backgrounds:
         raise _unsupported("background")
     if _choice(body, "background", family.backgrounds) != "transparent":
@@ -343,7 +343,7 @@ def _check_layers(references: tuple[Reference, ...]) -> None:
         raise _invalid("image", "layer decomposition requires an input of at least 262144 pixels")
 
 
-# --- input pictures -------------------------------------------------------------------------------------------------
+# --- input images -------------------------------------------------------------------------------------------------
 
 _DATA_URI = re.compile(r"data:image/(jpeg|jpg|png|webp|bmp|tiff|gif|heic|heif);base64,", re.ASCII)
 
@@ -364,7 +364,7 @@ def _read_references(body: Body, family: Family) -> tuple[Reference, ...]:
 
 
 def _read_reference(item: object, family: Family) -> Reference:
-    """One input picture. A link is taken at its word, since the sandbox opens no connection."""
+    """One input image. A link is taken at its word, since the sandbox opens no connection."""
     if not isinstance(item, str):
         raise _invalid("image", f"expected a value of type str, but got {type(item).__name__}")
     if not item:
@@ -379,17 +379,17 @@ def _read_reference(item: object, family: Family) -> Reference:
         data = base64.b64decode(item[head.end() :], validate=True)
     except binascii.Error as error:
         raise _invalid("image", "the base64 data of the image cannot be decoded") from error
-    return Reference(hashlib.sha256(data).hexdigest(), data, _check_picture(data, head[1], family))
+    return Reference(hashlib.sha256(data).hexdigest(), data, _check_image(data, head[1], family))
 
 
-def _check_picture(data: bytes, declared: str, family: Family) -> drawing.Facts | None:
+def _check_image(data: bytes, declared: str, family: Family) -> drawing.Facts | None:
     if len(data) > 30 * 1024 * 1024:
         raise _invalid("image", "image size cannot exceed 30 MB")
     facts = drawing.inspect(data)
     if facts is None:
         if declared in {"heic", "heif"} and data[4:8] == b"ftyp":
             return None
-        raise Refusal("InvalidParameter", "The image in the request cannot be read as a picture.", "image")
+        raise Refusal("InvalidParameter", "The image in the request cannot be read as an image.", "image")
     width, height = facts.width, facts.height
     if width <= 14 or height <= 14:
         side = "width" if width <= 14 else "height"
@@ -416,7 +416,7 @@ _RATIO_WORDS = re.compile(r"(?<![\d:])(\d{1,2})\s?[:：]\s?(\d{1,2})(?![\d:])", 
 def _read_size(
     body: Body, family: Family, prompt: str, references: tuple[Reference, ...], *, layered: bool
 ) -> tuple[int, int]:
-    """Width and height of what will be drawn. A tier's ratio stands in the prompt, or is the input picture's."""
+    """Width and height of what will be drawn. A tier's ratio stands in the prompt, or is the input image's."""
     size: str = _typed(body, "size", str) or ("auto" if layered else family.default_size)
     tier = size.upper()
     if layered:
@@ -463,7 +463,7 @@ def _ratio_in(prompt: str) -> str:
 
 
 def _nearest(sizes: Mapping[str, str], references: tuple[Reference, ...]) -> tuple[int, int]:
-    """The size whose shape is nearest to the first input picture's; square where that is unknown."""
+    """The size whose shape is nearest to the first input image's; square where that is unknown."""
     facts = references[0].facts if references else None
     wanted = facts.width / facts.height if facts else 1.0
     return min(map(_parse, sizes.values()), key=lambda wh: max(wh[0] / wh[1] / wanted, wanted * wh[1] / wh[0]))

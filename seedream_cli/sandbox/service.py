@@ -1,6 +1,6 @@
 """The offline provider as a pure service: a request goes in, a reply comes out; no socket, and the clock is given.
 
-It speaks the dialects of the real services, checks requests as they do, draws pictures marked SANDBOX, and hands
+It speaks the dialects of the real services, checks requests as they do, draws images marked SANDBOX, and hands
 them over as base64 or by links signed like the object store's. Mount points, each also bare as on the real host:
 
     /ark/api/v3   /byteplus/api/v3   /cometapi/v1   /ope/v1      images/generations, models
@@ -16,19 +16,19 @@ Faults on demand. A prompt may hold these, after it has passed the checks of a r
                        answer, so they are billed
     [[retry-after:S]]  with one of the two above: the header `Retry-After: S`
     [[moderated]]      refused: the prompt is sensitive
-    [[hollow]]         HTTP 200 with an error at the top and no picture
-    [[drop]]           accepted and billed, then the connection closes without an answer (a stream: after one picture)
-    [[break]]          a stream that ends after one picture with an `error` event
-    [[slow:S]]         S seconds longer (in a stream: for each picture)
-    [[fail:K]]         picture K of the request, counted from 1, is refused as sensitive; may stand several times
-    [[fewer:K]]        a set of K pictures where more were allowed
-    [[cut]] [[html]]   the picture's link breaks off half-way; answers an HTML page
-    [[expired]]        the picture's link is two days old
+    [[hollow]]         HTTP 200 with an error at the top and no image
+    [[drop]]           accepted and billed, then the connection closes without an answer (a stream: after one image)
+    [[break]]          a stream that ends after one image with an `error` event
+    [[slow:S]]         S seconds longer (in a stream: for each image)
+    [[fail:K]]         image K of the request, counted from 1, is refused as sensitive; may stand several times
+    [[fewer:K]]        a set of K images where more were allowed
+    [[cut]] [[html]]   the image's link breaks off half-way; answers an HTML page
+    [[expired]]        the image's link is two days old
 
 `*N` before the closing brackets limits a fault to the first N requests with that prompt (`[[cut*N]]`, `[[html*N]]`: to
 the first N fetches of each link), so `[[error:ServerOverloaded*2]]` succeeds at the third try.
 
-Seeds: the same prompt, seed and size give the same picture. Without a seed, repeated requests differ, in an order that
+Seeds: the same prompt, seed and size give the same image. Without a seed, repeated requests differ, in an order that
 is the same in every process. References given as links are not fetched, except links of the sandbox itself. Nothing is
 sent to a `callback_url`: the task is to be polled.
 """
@@ -128,7 +128,7 @@ class Service:
         """The reply to one request. Everything a client can send has a reply; nothing is raised."""
         path = request.target.partition(b"?")[0]
         if path.startswith(links.PREFIX):
-            return self._give_picture(request)
+            return self._give_image(request)
         if path == b"/sandbox/stats":
             return self._give_stats(request)
         dialect, action = dialects.ROUTES.get(path, (None, None))
@@ -194,7 +194,7 @@ class Service:
 
     def _fail_like_a_gateway(self, job: _Job, status: int) -> SandboxReply:
         if status in {502, 504, 524}:
-            self._tally.bill(job.order.prompt, job.order.pictures)
+            self._tally.bill(job.order.prompt, job.order.images)
         return _reply_html(status, retry_after=job.faults.text("retry-after"))
 
     def _answer(self, job: _Job) -> SandboxReply:
@@ -236,7 +236,7 @@ class Service:
             self._tally.bill(job.order.prompt, drawn)
 
     def _finish(self, job: _Job, part: _Part) -> Member:
-        """A planned picture as it is handed over: drawn now for base64, or when its link is fetched."""
+        """A planned image as it is handed over: drawn now for base64, or when its link is fetched."""
         sketch = part.sketch
         if sketch is None:
             error = _member_error("OutputImageSensitiveContentDetected", job.about.request_id)
@@ -249,12 +249,12 @@ class Service:
         return replace(member, url=job.origin + target.decode())
 
     def _look_at(self, order: Order) -> bytes:
-        """The input pictures as one thumbnail, empty where there are none to be seen."""
+        """The input images as one thumbnail, empty where there are none to be seen."""
         seen = [data for reference in order.references if (data := reference.data or self._open_own(reference.key))]
         return drawing.shrink(seen) or b""
 
     def _open_own(self, url: str) -> bytes:
-        """A picture that the sandbox itself has handed out, small; empty for anybody else's link."""
+        """An image that the sandbox itself has handed out, small; empty for anybody else's link."""
         host, slash, rest = url.partition("://")[2].partition("/")
         target = (slash + rest).encode("utf-8", "replace")
         if not host or not target.startswith(links.PREFIX) or links.ISSUER not in target:
@@ -309,10 +309,10 @@ class Service:
             return _reply_json(status, refusal, request_id=request_id)
         return _reply_json(200, task.record(now), request_id=request_id)
 
-    # --- pictures, numbers, and ways that lead nowhere --------------------------------------------------------------
+    # --- images, numbers, and ways that lead nowhere --------------------------------------------------------------
 
-    def _give_picture(self, request: SandboxRequest) -> SandboxReply:
-        """The picture of a link. The store takes no other proof of right beside the signature, and no HEAD."""
+    def _give_image(self, request: SandboxRequest) -> SandboxReply:
+        """The image of a link. The store takes no other proof of right beside the signature, and no HEAD."""
         if request.method != "GET":
             return _reply_json(
                 405, _store_error("MethodNotAllowed", "The specified method is not allowed."), allow="GET"
@@ -328,12 +328,12 @@ class Service:
         fault = sketch.fault if not sketch.fault_times or fetched_before < sketch.fault_times else ""
         if fault == "html":
             return _reply_html(200)
-        picture = _draw(sketch)
-        shown = picture[: len(picture) // 2] if fault == "cut" else picture
+        image = _draw(sketch)
+        shown = image[: len(image) // 2] if fault == "cut" else image
         headers = (
             ("content-type", f"image/{sketch.format}"),
-            ("content-length", str(len(picture))),
-            ("etag", f'"{hashlib.md5(picture, usedforsecurity=False).hexdigest()}"'),
+            ("content-length", str(len(image))),
+            ("etag", f'"{hashlib.md5(image, usedforsecurity=False).hexdigest()}"'),
         )
         return SandboxReply(200, headers, _slice(shown, broken=fault == "cut"))
 
@@ -376,7 +376,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One picture to be made: its sketch, or None where it is to fail."""
+    """One image to be made: its sketch, or None where it is to fail."""
 
     index: int
     sketch: Sketch | None
@@ -409,15 +409,15 @@ class _Task:
 
 
 def _plan(job: _Job) -> list[_Part]:
-    """The pictures of a request, in order, those that are to fail without a sketch."""
+    """The images of a request, in order, those that are to fail without a sketch."""
     order, faults = job.order, job.faults
     fewer = faults.number("fewer")
-    pictures = max(1, min(order.pictures, int(fewer))) if order.grouped and fewer is not None else order.pictures
+    images = max(1, min(order.images, int(fewer))) if order.grouped and fewer is not None else order.images
     failing = faults.numbers("fail")
     first = _sketch(job)
     parts = [
         _Part(index, None if index + 1 in failing else replace(first, seed=_mix(first.seed, index)))
-        for index in range(pictures)
+        for index in range(images)
     ]
     return _add_layers(parts[0], order) if order.layered else parts
 
@@ -442,12 +442,12 @@ def _sketch(job: _Job) -> Sketch:
 
 
 def _mix(seed: int, number: int) -> int:
-    """Another seed for every number; the first picture keeps the seed it was asked for."""
+    """Another seed for every number; the first image keeps the seed it was asked for."""
     return seed if not number else int(hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:8], 16)
 
 
 def _add_layers(base: _Part, order: Order) -> list[_Part]:
-    """The base picture and two layers cut from it, each with its place in the base."""
+    """The base image and two layers cut from it, each with its place in the base."""
     if base.sketch is None:
         return [base]
     parts = [replace(base, layer={"z_index": 0})]
@@ -555,7 +555,7 @@ class _Tally:
             self._prompts: OrderedDict[str, dict[str, int]] = OrderedDict()
             self._fetches: OrderedDict[bytes, int] = OrderedDict()
             self._totals = dict.fromkeys(
-                ("generations", "refused", "billed", "pictures", "links_served", "links_refused"), 0
+                ("generations", "refused", "billed", "images", "links_served", "links_refused"), 0
             )
 
     def count_request(self) -> int:
@@ -575,13 +575,13 @@ class _Tally:
             row["attempts"] += 1
             return row["attempts"] - 1
 
-    def bill(self, prompt: str, pictures: int) -> None:
+    def bill(self, prompt: str, images: int) -> None:
         with self._lock:
             row = self._row(prompt)
             row["billed"] += 1
-            row["pictures"] += pictures
+            row["images"] += images
             self._totals["billed"] += 1
-            self._totals["pictures"] += pictures
+            self._totals["images"] += images
 
     def count_fetch(self, target: bytes, *, served: bool) -> int:
         """How often this link was fetched before."""
@@ -603,7 +603,7 @@ class _Tally:
             return {**self._totals, "prompts": {prompt: dict(row) for prompt, row in self._prompts.items()}}
 
     def _row(self, prompt: str) -> dict[str, int]:
-        row = self._prompts.setdefault(prompt, {"attempts": 0, "billed": 0, "pictures": 0})
+        row = self._prompts.setdefault(prompt, {"attempts": 0, "billed": 0, "images": 0})
         self._prompts.move_to_end(prompt)
         if len(self._prompts) > _REMEMBERED:
             self._prompts.popitem(last=False)

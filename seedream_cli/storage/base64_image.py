@@ -22,7 +22,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def write_blob(blob: Base64Slice, part: ImagePart) -> None:
-    """Decodes a base64 picture from the kept reply straight into `part`, in bounded memory.
+    """Decodes a base64 image from the kept reply straight into `part`, in bounded memory.
 
     Undoes what JSON writers do to base64: "/", "+" and "=" as escapes, line breaks, a data URI's prefix, the alphabet
     of URLs. Padding may be missing. Raises `LinkError` (not retryable: the reply stays as it is) for what is no base64,
@@ -42,7 +42,7 @@ def write_base64(text: str, part: ImagePart) -> None:
 
 
 def _copy(blob: Base64Slice, part: ImagePart) -> None:
-    """A picture that is no base64: the whole reply."""
+    """An image that is no base64: the whole reply."""
     with _open_reply(blob.path) as file:
         file.seek(blob.offset)
         left = blob.length
@@ -66,11 +66,11 @@ def _write_decoded(text: bytes, part: ImagePart, *, after_padding: bool) -> bool
     if not text:
         return after_padding
     if after_padding:
-        raise LinkError("the picture's base64 goes on after its end")
+        raise LinkError("the image's base64 goes on after its end")
     try:
         data = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
-        raise LinkError(f"the picture's base64 is damaged: {str(error).lower()}") from error
+        raise LinkError(f"the image's base64 is damaged: {str(error).lower()}") from error
     part.write(data)
     return text.endswith(b"=")
 
@@ -83,7 +83,7 @@ def _blob_text(blob: Base64Slice) -> Iterator[bytes]:
         while left:
             raw = file.read(min(_WINDOW, left))
             if not raw:
-                raise LinkError(f"the kept reply {blob.path} stops before its picture's end")
+                raise LinkError(f"the kept reply {blob.path} stops before its image's end")
             left -= len(raw)
             raw = held + raw
             if first and (prefix := DATA_PREFIX.match(raw)):

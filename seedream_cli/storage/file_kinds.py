@@ -142,9 +142,9 @@ def _find_other(head: bytes, name: str) -> FileKind | None:
             return FileKind(what, hint.format(_quoted(name)))
     if head[257:262] == b"ustar":
         return FileKind("a tar archive", f"unpack it first: tar xf {_quoted(name)}")
-    if picture := sniff(head):
-        article = "an" if picture == "avif" else "a"
-        return FileKind(f"{article} {picture.upper()} picture", "name it with --image, or the file that is meant")
+    if image := sniff(head):
+        article = "an" if image == "avif" else "a"
+        return FileKind(f"{article} {image.upper()} image", "name it with --image, or the file that is meant")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return FileKind("an HTML page, such as a site shows in place of a download", "download the file itself again")

@@ -136,7 +136,7 @@ def check_template(template: str, known: Collection[str]) -> list[Problem]:
         problems.append(_template_problem(template, "it does not stay inside the output folder", hint))
     if PurePath(parts[-1]).suffix.lower() in SPELLINGS:
         message = f"the name template ends in {PurePath(parts[-1]).suffix}, which will be doubled"
-        hint = "leave it out: the suffix comes from the picture's own bytes"
+        hint = "leave it out: the suffix comes from the image's own bytes"
         problems.append(Problem("name", message, hint, severity="warning"))
     return problems
 

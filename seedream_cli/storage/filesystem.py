@@ -1,6 +1,6 @@
 """Deeds on files that each system does in its own way: making, locking, flushing names, moves that replace nothing.
 
-POSIX, macOS and Windows are told apart here for all who write pictures and replies. Everything raises the system's own
+POSIX, macOS and Windows are told apart here for all who write images and replies. Everything raises the system's own
 `OSError`; what that means for the user and the money is the caller's to say.
 """
 
@@ -377,7 +377,7 @@ def _move_exclusively(part: Path, final: Path) -> None:
             raise OSError(problem, os.strerror(problem), str(final))
         return
     # The last way out: an empty file takes the name, which only its maker may replace. A kill between the two steps
-    # leaves that empty file; it loses no picture, as the part is still there.
+    # leaves that empty file; it loses no image, as the part is still there.
     os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     part.replace(final)
 

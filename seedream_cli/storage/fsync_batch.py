@@ -36,7 +36,7 @@ class FsyncBatch:
     """Does at once what a quick disk does sooner than a thread: small files are checked and flushed in the loop.
 
     Every deed with a small file is timed, so a disk that is slow, or becomes so, holds nothing else up, and one that is
-    quick again is noticed. Pictures that come in one turn of the loop are flushed together: their bytes go to the disk
+    quick again is noticed. Images that come in one turn of the loop are flushed together: their bytes go to the disk
     all at once, and its own journal is written once.
     """
 
@@ -48,18 +48,18 @@ class FsyncBatch:
         self._tasks = set[asyncio.Task[None]]()
         self._decoders = asyncio.Semaphore(os.cpu_count() or 1)
 
-    async def do(self, deed: Callable[[], T], size: int) -> T:
+    async def do(self, action: Callable[[], T], size: int) -> T:
         """Do something with a file of so many bytes; raises what it raises."""
         if size > _SMALL:
-            return await asyncio.to_thread(deed)
+            return await asyncio.to_thread(action)
         if self._usual_s >= _QUICK_S:
-            return await asyncio.to_thread(self._time, deed)
-        return self._time(deed)
+            return await asyncio.to_thread(self._time, action)
+        return self._time(action)
 
-    def _time(self, deed: Callable[[], T]) -> T:
+    def _time(self, action: Callable[[], T]) -> T:
         started = time.perf_counter()
         try:
-            return deed()
+            return action()
         finally:
             self._usual_s += _WEIGHT * (time.perf_counter() - started - self._usual_s)
 

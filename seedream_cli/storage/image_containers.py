@@ -30,7 +30,7 @@ _Readable = io.BufferedReader | io.BytesIO
 
 
 class _Source:
-    """Bounded reads of a picture. The number of reads is capped, so that no crafted file costs minutes."""
+    """Bounded reads of an image. The number of reads is capped, so that no crafted file costs minutes."""
 
     def __init__(self, file: _Readable) -> None:
         self._file = file
@@ -41,12 +41,12 @@ class _Source:
         """Up to `length` bytes at `offset`; fewer only at the end of the file."""
         self._reads += 1
         if self._reads > _MAX_READS:
-            raise _broken("the picture is made of more parts than any real one")
+            raise _broken("the image is made of more parts than any real one")
         self._file.seek(offset)
         return self._file.read(length)
 
     def need(self, offset: int, length: int, name: str) -> bytes:
-        """Exactly `length` bytes, or an error that calls the picture cut."""
+        """Exactly `length` bytes, or an error that calls the image cut."""
         data = self.read(offset, length)
         if len(data) < length:
             raise _cut(name, self.size)
@@ -89,7 +89,7 @@ def _check_png(source: _Source) -> _Shape:
         data = data or kind == b"IDAT"
         offset += 12 + length
     if not data:
-        raise _broken("the PNG holds no picture data")
+        raise _broken("the PNG holds no image data")
     return _Shape(width, height, frames)
 
 
@@ -140,7 +140,7 @@ def _check_jpeg(source: _Source) -> _Shape:
         if offset < 0:
             raise _cut("JPEG", source.size, "before its end marker")
     if not scanned:
-        raise _broken("the JPEG holds no picture data")
+        raise _broken("the JPEG holds no image data")
     return _Shape(width, height)
 
 
@@ -166,7 +166,7 @@ def _check_webp(source: _Source) -> _Shape:
         offset += 8 + length + (length & 1)
     shape = canvas or image
     if shape is None or not (image or frames):
-        raise _broken("the WEBP holds no picture data")
+        raise _broken("the WEBP holds no image data")
     return _Shape(shape.width, shape.height, max(frames, 1))
 
 
@@ -186,7 +186,7 @@ def _check_gif(source: _Source) -> _Shape:
             offset += 1 + length
         offset += 1
     if not frames:
-        raise _broken("the GIF holds no picture data")
+        raise _broken("the GIF holds no image data")
     return _Shape(width, height, frames)
 
 
@@ -237,11 +237,11 @@ def _check_tiff(source: _Source) -> _Shape:
         first = first or _Shape(tags[256][0], tags[257][0])
         starts, lengths = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in ((273, 324), (279, 325)))
         if not starts or len(starts) != len(lengths):
-            raise _broken("the TIFF holds no picture data")
+            raise _broken("the TIFF holds no image data")
         if max(map(sum, zip(starts, lengths, strict=True))) > source.size:
             raise _cut("TIFF", source.size)
     if first is None:
-        raise _broken("the TIFF holds no picture")
+        raise _broken("the TIFF holds no image")
     return first
 
 
@@ -275,7 +275,7 @@ def _tiff_page(source: _Source, at: int, order: str, *, big: bool) -> tuple[dict
 def _check_boxes(source: _Source) -> _Shape:
     """HEIC, HEIF and AVIF: boxes to the end of the file (source: ISO/IEC 14496-12 and 23008-12).
 
-    The size is that of the largest item, before any rotation: a picture made of tiles is larger than each of them.
+    The size is that of the largest item, before any rotation: an image made of tiles is larger than each of them.
     """
     top = list(_boxes(source, 0, source.size))
     sizes, data = list[_Shape](), any(kind == b"mdat" for kind, _, _ in top)
@@ -287,7 +287,7 @@ def _check_boxes(source: _Source) -> _Shape:
             if inner == b"iprp":
                 sizes += _item_sizes(source, inner_start, inner_end)
     if not data or not sizes:
-        raise _broken("the picture holds no picture data")
+        raise _broken("the image holds no image data")
     largest = max(sizes, key=lambda shape: shape.width * shape.height)
     moving = any(kind == b"moov" for kind, _, _ in top)
     return _Shape(largest.width, largest.height, 2 if moving else 1)
@@ -299,22 +299,22 @@ def _item_sizes(source: _Source, start: int, end: int) -> Iterator[_Shape]:
             continue
         for item, at, _ in _boxes(source, inner_start, inner_end):
             if item == b"ispe":
-                yield _Shape(*struct.unpack(">II", source.need(at + 4, 8, "picture")))
+                yield _Shape(*struct.unpack(">II", source.need(at + 4, 8, "image")))
 
 
 def _boxes(source: _Source, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and end of each box's body between two offsets."""
     while start < end:
-        size, kind = struct.unpack(">I4s", source.need(start, 8, "picture"))
+        size, kind = struct.unpack(">I4s", source.need(start, 8, "image"))
         body = start + 8
         if size == 1:
-            size = int.from_bytes(source.need(body, 8, "picture"), "big")
+            size = int.from_bytes(source.need(body, 8, "image"), "big")
             body += 8
         stop = start + size if size else end
         if stop > end:
-            raise _cut("picture", source.size)
+            raise _cut("image", source.size)
         if stop < body:
-            raise _broken(f"the picture is damaged: a box has no length (at byte {start})")
+            raise _broken(f"the image is damaged: a box has no length (at byte {start})")
         yield kind, body, stop
         start = stop
 

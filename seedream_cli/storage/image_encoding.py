@@ -1,7 +1,7 @@
-"""A picture's own bytes out of what a store wrapped them in, told by the bytes: no label is believed.
+"""An image's own bytes out of what a store wrapped them in, told by the bytes: no label is believed.
 
 Stores and the proxies before them compress what should not be, call plain bytes compressed, or pass on the framing of
-an upload (`aws-chunked`). What begins as a picture is one and goes through untouched.
+an upload (`aws-chunked`). What begins as an image is one and goes through untouched.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Unwrapper:
         coding = None if sniff(head) or self._depth >= _NESTED_MOST else _coding_of(head)
         if coding is None:
             if self._depth and not sniff(head):
-                raise LinkError(f"not a picture but {describe(head)}", retryable=True)
+                raise LinkError(f"not an image but {describe(head)}", retryable=True)
             self._is_plain = True
             self._hand_on(head)
             return
@@ -86,12 +86,12 @@ class Unwrapper:
             for piece in self._coding.take(chunk):
                 self._inside.take(piece)
         except zlib.error as error:
-            raise LinkError("the picture came compressed, and its compression is damaged", retryable=True) from error
+            raise LinkError("the image came compressed, and its compression is damaged", retryable=True) from error
 
     def _hand_on(self, chunk: bytes | memoryview) -> None:
         self.size += len(chunk)
         if self.size > self._limit:
-            raise LinkError(f"the picture has more than {self._limit} bytes")
+            raise LinkError(f"the image has more than {self._limit} bytes")
         self._write(chunk)
 
 
@@ -125,7 +125,7 @@ def _gzip_header(head: bytes) -> int:
 
 
 class _Deflate:
-    """A compressed body. Its checksum is not looked at: whether the picture is whole is seen by the picture."""
+    """A compressed body. Its checksum is not looked at: whether the image is whole is seen by the image."""
 
     def __init__(self, header: int) -> None:
         self._header = header
@@ -159,7 +159,7 @@ class _Chunks:
             line = _CHUNK_LINE.match(self._rest, 2 if self._rest.startswith(b"\r\n") else 0)
             if line is None:
                 if len(self._rest) > _LONGEST_LINE:
-                    raise LinkError("the picture came in chunks, and one has no length", retryable=True)
+                    raise LinkError("the image came in chunks, and one has no length", retryable=True)
                 return
             self._left = int(line[1], 16)
             self._is_over = not self._left

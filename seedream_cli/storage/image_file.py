@@ -1,6 +1,6 @@
-"""The disk room for pictures: where each one goes, and how it gets its final name.
+"""The disk room for images: where each one goes, and how it gets its final name.
 
-A picture is written to a part file in its own folder, checked to the last byte of its container, and only then
+An image is written to a part file in its own folder, checked to the last byte of its container, and only then
 linked to its final name. A file with a final name is therefore whole, and no existing file is replaced unasked.
 """
 
@@ -32,9 +32,9 @@ _WINDOW = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """How a picture got its name. `renamed_from` was taken; `retyped_from` was asked for, but the bytes disagree.
+    """How an image got its name. `renamed_from` was taken; `retyped_from` was asked for, but the bytes disagree.
 
-    `skipped`: `path` existed and was left, the new picture was dropped.
+    `skipped`: `path` existed and was left, the new image was dropped.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Published:
 
 
 class ImagePart:
-    """A picture on its way to the disk. Closed and removed at the end of a `with` block unless it was published.
+    """An image on its way to the disk. Closed and removed at the end of a `with` block unless it was published.
 
     Its methods exclude each other: a cancelled task may leave the block while a thread still writes or publishes.
     """
@@ -84,7 +84,7 @@ class ImagePart:
             rest = rest[written:]
 
     def reset(self) -> None:
-        """Forgets what was written, for another attempt at the same picture."""
+        """Forgets what was written, for another attempt at the same image."""
         with self._turn:
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             os.ftruncate(self._descriptor, 0)
@@ -92,13 +92,13 @@ class ImagePart:
             self._hash = hashlib.sha256()
 
     def finish(self) -> ImageInfo:
-        """Checks the whole picture and flushes it. Raises `LinkError` where it is no whole one, `FileError`."""
+        """Checks the whole image and flushes it. Raises `LinkError` where it is no whole one, `FileError`."""
         facts = self.check()
         self.flush()
         return facts
 
     def check(self) -> ImageInfo:
-        """Checks the whole picture. Raises `LinkError` where it is no whole one."""
+        """Checks the whole image. Raises `LinkError` where it is no whole one."""
         with self._turn, self._open() as file:
             return inspect_file(file, self._hash.hexdigest())
 
@@ -110,7 +110,7 @@ class ImagePart:
         check_pixels(data, facts)
 
     def _open(self) -> io.BufferedReader | io.BytesIO:
-        """What was written, to read; a small picture in memory, where its many short reads cost nothing."""
+        """What was written, to read; a small image in memory, where its many short reads cost nothing."""
         if self.size <= _WINDOW and sys.platform != "win32":
             return io.BytesIO(os.pread(self._descriptor, self.size, 0))
         return os.fdopen(os.dup(self._descriptor), "rb")
@@ -135,7 +135,7 @@ class ImagePart:
         """Gives the finished part its final name in `folder` (on the same file system); `flush_folder` comes after.
 
         `suffix` is what the user typed, kept where the bytes agree. Where they do not, the name is one that the user
-        did not give: no file of that name is replaced, and none is a reason to drop or fail a paid picture.
+        did not give: no file of that name is replaced, and none is a reason to drop or fail a paid image.
         Raises `FileError` (billed), also where the name is taken and `if_exists` is "error".
         """
         asked = folder / f"{stem}{suffix}" if suffix and SPELLINGS.get(suffix.lower()) != facts.format else None
@@ -161,7 +161,7 @@ class ImagePart:
             return Published(first, skipped=True)
         if rule == "error":
             hint = "`seedream recover` saves it under another name"
-            raise FileError(f"{first} exists already, so the picture was not saved", hint=hint, billed="yes")
+            raise FileError(f"{first} exists already, so the image was not saved", hint=hint, billed="yes")
         free = next(path for path in _numbered(first) if _claim(self.path, path))
         return self._published(Published(free, first, asked))
 
@@ -199,12 +199,12 @@ def open_part(folder: Path) -> ImagePart:
 
 
 def _paid_error(verb: str, path: Path, error: OSError) -> FileError:
-    hint = "the picture is paid for: set that right, then run `seedream recover`"
+    hint = "the image is paid for: set that right, then run `seedream recover`"
     return FileError(f"cannot {verb} {path}: {filesystem.reason(error)}", hint=hint, billed="yes")
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes the names of published pictures survive a power cut. Raises `FileError` (billed)."""
+    """Makes the names of published images survive a power cut. Raises `FileError` (billed)."""
     try:
         filesystem.flush_folder(folder)
     except OSError as error:
@@ -271,9 +271,9 @@ def _digest(path: Path) -> str:
 
 
 def find_same(place: OutputPath, facts: ImageInfo) -> Path | None:
-    """The picture itself where it is on disk already, under this place's name or a numbered one.
+    """The image itself where it is on disk already, under this place's name or a numbered one.
 
-    A process may have died after it gave a picture its name and before it could write that down.
+    A process may have died after it gave an image its name and before it could write that down.
     """
     suffixes = {place.suffix or SUFFIXES[facts.format], SUFFIXES[facts.format]}
     for suffix in sorted(suffixes):

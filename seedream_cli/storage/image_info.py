@@ -1,4 +1,4 @@
-"""What bytes are: a picture's format by its first bytes, and whether it is a whole one, without decoding a pixel."""
+"""What bytes are: an image's format by its first bytes, and whether it is a whole one, without decoding a pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUFFIXES: dict[str, str] = {
     "heif": ".heif",
     "avif": ".avif",
 }
-"""The suffix a picture's own bytes give its file. Nothing a server says can add to these."""
+"""The suffix an image's own bytes give its file. Nothing a server says can add to these."""
 
 SPELLINGS = {suffix: name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg", ".jfif": "jpeg", ".tif": "tiff"}
 
@@ -38,7 +38,7 @@ MAX_PIXELS = 200_000_000
 
 
 def sniff(head: bytes) -> str:
-    """The format of a picture by its first bytes (64 suffice), or "" for anything else; SVG is never a picture."""
+    """The format of an image by its first bytes (64 suffice), or "" for anything else; SVG is never an image."""
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -79,11 +79,11 @@ def _sniff_boxes(head: bytes) -> str:
 
 
 def describe(head: bytes) -> str:
-    """What these first bytes are, in words that end a sentence: "an HTML page", "a PNG picture", "unknown bytes"."""
+    """What these first bytes are, in words that end a sentence: "an HTML page", "a PNG image", "unknown bytes"."""
     if not head:
         return "no bytes at all"
     if name := sniff(head):
-        return f"{'an' if name == 'avif' else 'a'} {name.upper()} picture"
+        return f"{'an' if name == 'avif' else 'a'} {name.upper()} image"
     text = head[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"
@@ -104,7 +104,7 @@ _REFUSED_SIGNATURES = {
 
 
 def explain_store_error(head: bytes, status: int) -> tuple[Literal["expired", "download"], str]:
-    """Why an object store gave no picture: the error's kind and a message, from its XML or JSON body.
+    """Why an object store gave no image: the error's kind and a message, from its XML or JSON body.
 
     Volcengine's store answers a link without its whole signature with AccessDenied and EC 0003-00000015; S3 and its
     kin say "Request has expired" or SignatureDoesNotMatch. Only the code and the message are repeated: the rest of
@@ -117,10 +117,10 @@ def explain_store_error(head: bytes, status: int) -> tuple[Literal["expired", "d
     if detail == "0003-00000015" or code in _REFUSED_SIGNATURES:
         return "download", f"the store refused the link's signature, which was cut or altered, or is too old ({said})"
     if code in {"NoSuchKey", "NoSuchBucket"} or status in {404, 410}:
-        return "download", f"the store has no such picture any more ({said})"
+        return "download", f"the store has no such image any more ({said})"
     if code:
-        return "download", f"the store refused the picture ({said})"
-    return "download", f"the store answered HTTP {status} with {describe(head)} instead of a picture"
+        return "download", f"the store refused the image ({said})"
+    return "download", f"the store answered HTTP {status} with {describe(head)} instead of an image"
 
 
 def _store_field(head: bytes, name: str) -> str:
@@ -130,12 +130,12 @@ def _store_field(head: bytes, name: str) -> str:
     return (found[1] or found[2] or b"").decode("utf-8", "replace").strip()[:120] if found else ""
 
 
-# --- whole pictures -------------------------------------------------------------------------------------------------
+# --- whole images -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What a whole picture's container says: pixels, bytes, the sha256 of all of it, and whether it has frames."""
+    """What a whole image's container says: pixels, bytes, the sha256 of all of it, and whether it has frames."""
 
     format: str
     width: int
@@ -146,7 +146,7 @@ class ImageInfo:
 
 
 def inspect(path: Path) -> ImageInfo:
-    """The facts of the picture at `path`, its container walked to the end in bounded memory; no pixel is decoded.
+    """The facts of the image at `path`, its container walked to the end in bounded memory; no pixel is decoded.
 
     Raises `LinkError` (kind "download", retryable) saying what is wrong with it, `FileError` where it cannot be read.
     """
@@ -159,7 +159,7 @@ def inspect(path: Path) -> ImageInfo:
 
 
 def inspect_bytes(data: bytes) -> ImageInfo:
-    """As `inspect`, for a picture in memory."""
+    """As `inspect`, for an image in memory."""
     return inspect_file(io.BytesIO(data))
 
 
@@ -168,7 +168,7 @@ def inspect_file(file: _Readable, sha256: str = "") -> ImageInfo:
     head = source.read(0, 4096)
     name = sniff(head)
     if not name:
-        raise _broken(f"not a picture but {describe(head)} ({source.size} bytes)")
+        raise _broken(f"not an image but {describe(head)} ({source.size} bytes)")
     shape = _CHECKS[name](source)
     if not shape.width or not shape.height:
         raise _broken(f"the {name.upper()} declares no size")

@@ -1,8 +1,8 @@
-"""What of a picture's file is the picture, and what only tells of it: where and when it was made, by whom, with what.
+"""What of an image's file is the image, and what only tells of it: where and when it was made, by whom, with what.
 
-The latter is found without decoding a pixel, as ranges of the file to leave out; what shows the picture stays (colour
-profiles, transparency, frames). Only a note that says how to turn the picture is looked at, since leaving it out would
-turn the picture: whoever sends it has to turn it then.
+The latter is found without decoding a pixel, as ranges of the file to leave out; what shows the image stays (colour
+profiles, transparency, frames). Only a note that says how to turn the image is looked at, since leaving it out would
+turn the image: whoever sends it has to turn it then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Readable = io.BufferedReader | io.BytesIO
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """A picture without what only tells of it, its parts in order. `orientation` is EXIF's number, 1 for upright.
+    """An image without what only tells of it, its parts in order. `orientation` is EXIF's number, 1 for upright.
 
     `parts_with_note` are the same parts with nothing but that number left in, for one that cannot be turned.
     """
@@ -124,7 +124,7 @@ def _exif(orientation: int) -> bytes:
 
 
 def find_bare(file: Readable, kind: str) -> Bare | None:
-    """The picture's own parts; None for a format whose notes cannot be cut out. ValueError where it is damaged."""
+    """The image's own parts; None for a format whose notes cannot be cut out. ValueError where it is damaged."""
     cut = _CUTS.get(kind)
     if cut is None:
         return None
@@ -150,7 +150,7 @@ def _cut_jpeg(cutter: _Cutter) -> Bare:
             offset += 1
             continue
         if marker == 0xD9:
-            # What follows the end belongs to nobody who looks at the picture: a film, further pictures.
+            # What follows the end belongs to nobody who looks at the image: a film, further images.
             cutter.keep(offset, offset + 2)
             return cutter.finish(_jpeg_note)
         end = offset + 2
@@ -165,14 +165,14 @@ def _cut_jpeg(cutter: _Cutter) -> Bare:
 
 
 def _take_segment(cutter: _Cutter, marker: int, start: int, end: int) -> None:
-    """Keep a segment, or leave it out where it only tells of the picture."""
+    """Keep a segment, or leave it out where it only tells of the image."""
     if marker != 0xFE and not 0xE0 <= marker <= 0xEF:
         cutter.keep(start, end)
         return
     body = cutter.read(start + 4, end - start - 4)
     if marker == 0xE0 and body.startswith(b"JFIF\0"):
         if any(body[12:14]):
-            cutter.put(b"\xff\xe0\0\x10" + body[:12] + b"\0\0")  # without its small picture
+            cutter.put(b"\xff\xe0\0\x10" + body[:12] + b"\0\0")  # without its small image
         else:
             cutter.keep(start, end)
     elif (marker == 0xE2 and body.startswith(b"ICC_PROFILE\0")) or (marker == 0xEE and body.startswith(b"Adobe")):
@@ -324,7 +324,7 @@ _TIFF_PLAIN = {
 
 
 def is_plain_tiff(file: Readable) -> bool:
-    """Whether a TIFF of the usual kind holds nothing but the picture, upright; one with more pages does not count."""
+    """Whether a TIFF of the usual kind holds nothing but the image, upright; one with more pages does not count."""
     cutter = _Cutter(file)
     head = cutter.read(0, 8)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])

@@ -26,7 +26,7 @@ _CUT_MOST = 1 << 20
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_\r\n\t"
 
 _STARTS = (b"iVBORw0KGgo", b"/9j/", b"_9j_", b"UklGR", b"R0lGOD", b"SUkqA", b"TU0AK")
-"""How base64 begins of the formats that a picture may have. Such a one may be broken by spaces too."""
+"""How base64 begins of the formats that an image may have. Such a one may be broken by spaces too."""
 
 DATA_PREFIX = re.compile(rb'data:[^"]{0,200}?;base64,', re.IGNORECASE)
 
@@ -34,10 +34,10 @@ _PREFIX_ROOM = 256
 
 
 def read(path: Path, *, limit: int, length: int | None = None) -> Document:
-    """What a reply holds, unpacked where it came packed; every base64 picture is left on disk as a `Base64Slice`, so
-    that memory does not grow with pictures.
+    """What a reply holds, unpacked where it came packed; every base64 image is left on disk as a `Base64Slice`, so
+    that memory does not grow with images.
 
-    A picture is a string of more than 4096 characters that are all base64, perhaps behind a data URI's prefix, with
+    An image is a string of more than 4096 characters that are all base64, perhaps behind a data URI's prefix, with
     "/" and line breaks as escapes; or the whole reply. `limit` is the most bytes of everything else that is read, and
     `length` how many of the file count. Raises `ValueError` where nothing can be read, `FileError` (billed) for the
     disk.
@@ -73,7 +73,7 @@ def load(path: Path, *, limit: int) -> Any:
 
 
 def has_blob(value: Any) -> bool:
-    """Whether a picture in it was left where it lies."""
+    """Whether an image in it was left where it lies."""
     work = [value]
     while work:
         item = work.pop()
@@ -138,7 +138,7 @@ class _FullError(Exception):
 
 
 def _skeleton(window: _Window, token: str, limit: int) -> bytearray:
-    """The text with each picture's string replaced by "token:offset:length", as far as the limit goes."""
+    """The text with each image's string replaced by "token:offset:length", as far as the limit goes."""
     out, position = bytearray(), 0
     with contextlib.suppress(_FullError):
         while True:

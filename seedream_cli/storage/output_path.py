@@ -27,7 +27,7 @@ _DEEPEST = 200
 
 @dataclass(frozen=True, slots=True)
 class OutputPath:
-    """Where one picture goes: its folder, its name, and the suffix the user typed, "" where the bytes alone decide."""
+    """Where one image goes: its folder, its name, and the suffix the user typed, "" where the bytes alone decide."""
 
     folder: Path
     stem: str
@@ -40,18 +40,18 @@ class OutputTarget:
 
     folder: Path
     if_exists: IfExists
-    pictures: int
+    images: int
     template: str | None = None
     file: Path | None = None
     stdout: bool = False
 
     def place(self, fields: Mapping[str, str], *, number: int = 1, of: int = 1, default: str = "{slug}") -> OutputPath:
-        """The place of picture `number` (from 1) of `of`; `default` is the template where the user gave none.
+        """The place of image `number` (from 1) of `of`; `default` is the template where the user gave none.
 
-        Where several pictures would share a name, it gets "-1", "-2", … at its end.
+        Where several images would share a name, it gets "-1", "-2", … at its end.
         """
         if self.file is not None:
-            stem = self.file.stem if max(of, self.pictures) <= 1 else f"{self.file.stem}-{number}"
+            stem = self.file.stem if max(of, self.images) <= 1 else f"{self.file.stem}-{number}"
             return OutputPath(self.folder, stem, self.file.suffix)
         template = self.template or default
         path = Path(render_name(template, {**fields, "index": str(number)}))
@@ -65,7 +65,7 @@ class OutputTarget:
         the disk and `InputError` for every name that exists while `--if-exists` is "error".
         """
         if self.file is not None:
-            places = [self.place({}, number=number, of=self.pictures) for number in range(1, self.pictures + 1)]
+            places = [self.place({}, number=number, of=self.images) for number in range(1, self.images + 1)]
         taken, proved = list[Path](), set[Path]()
         for place in [OutputPath(self.folder, ""), *places]:
             if place.folder not in proved:
@@ -80,7 +80,7 @@ class OutputTarget:
 
 
 def existing(place: OutputPath) -> Path | None:
-    """The file that holds this place's name already: under the suffix typed, or under any picture's suffix."""
+    """The file that holds this place's name already: under the suffix typed, or under any image's suffix."""
     suffixes = (place.suffix,) if place.suffix else SPELLINGS
     paths = (place.folder / f"{place.stem}{suffix}" for suffix in suffixes)
     # A dangling link takes a name too, though exists() is blind to it.
@@ -88,9 +88,9 @@ def existing(place: OutputPath) -> Path | None:
 
 
 def plan_output(
-    output: str | None, *, pictures: int, if_exists: IfExists | None = None, template: str | None = None
+    output: str | None, *, images: int, if_exists: IfExists | None = None, template: str | None = None
 ) -> OutputTarget:
-    """Reads `--output`: a folder, a file named by a picture's suffix, "-" for standard output, None for here.
+    """Reads `--output`: a folder, a file named by an image's suffix, "-" for standard output, None for here.
 
     Looks at the disk but changes nothing. For an explicit file `template` is not used. Raises `InputError`.
     """
@@ -98,29 +98,29 @@ def plan_output(
         hint = f"one of {', '.join(get_args(IfExists))}"
         raise InputError([Problem("if_exists", f'unknown value "{if_exists}"', hint)])
     if output == "-":
-        return _plan_stdout(pictures, if_exists)
+        return _plan_stdout(images, if_exists)
     if output is not None and (not output.strip() or "\0" in output):
         raise InputError([Problem("output", "the output path is empty or holds a NUL", "give a folder or a file")])
     if output is not None and (problem := scheme_problem("output", output)):
         raise InputError([problem])
     path = Path(output or ".")
-    if problem := _length_problem(path, pictures):
+    if problem := _length_problem(path, images):
         raise InputError([problem])
     if output is None or output.endswith(tuple(filter(None, ("/", os.sep, os.altsep)))) or _is_folder(path):
-        return OutputTarget(path, if_exists or "rename", pictures, template)
+        return OutputTarget(path, if_exists or "rename", images, template)
     if path.suffix.lower() in SPELLINGS:
-        return OutputTarget(path.parent, if_exists or "error", pictures, file=path)
+        return OutputTarget(path.parent, if_exists or "error", images, file=path)
     if os.path.lexists(path):
-        raise InputError([Problem("output", f"{path} is a file, but not named as a picture", _NAME_HINT)])
+        raise InputError([Problem("output", f"{path} is a file, but not named as an image", _NAME_HINT)])
     if path.suffix:
-        raise InputError([Problem("output", f"{path.suffix} is no picture's suffix (in {path})", _NAME_HINT)])
-    return OutputTarget(path, if_exists or "rename", pictures, template)
+        raise InputError([Problem("output", f"{path.suffix} is no image's suffix (in {path})", _NAME_HINT)])
+    return OutputTarget(path, if_exists or "rename", images, template)
 
 
-def _length_problem(path: Path, pictures: int) -> Problem | None:
+def _length_problem(path: Path, images: int) -> Problem | None:
     """What no disk takes as a file: found out before anything is paid, for an image may come that has no place."""
     is_file = path.suffix.lower() in SPELLINGS
-    name = path.name + (f"-{pictures}" if pictures > 1 else "")
+    name = path.name + (f"-{images}" if images > 1 else "")
     if is_file and (length := len(os.fsencode(name))) > _NAME_MOST:
         return Problem("output", f"a name of {length} bytes is longer than disks take, {_NAME_MOST}", "shorten it")
     if len(path.parts) > _DEEPEST:
@@ -138,13 +138,13 @@ def _is_folder(path: Path) -> bool:
 _NAME_HINT = f"end a file in {', '.join(SUFFIXES.values())}, a folder in /"
 
 
-def _plan_stdout(pictures: int, if_exists: IfExists | None) -> OutputTarget:
+def _plan_stdout(images: int, if_exists: IfExists | None) -> OutputTarget:
     import tempfile
 
-    if pictures > 1:
-        message = f"standard output takes one picture, and up to {pictures} were asked for"
+    if images > 1:
+        message = f"standard output takes one image, and up to {images} were asked for"
         raise InputError([Problem("output", message, "give a folder with --output")])
-    return OutputTarget(Path(tempfile.gettempdir()), if_exists or "rename", pictures, stdout=True)
+    return OutputTarget(Path(tempfile.gettempdir()), if_exists or "rename", images, stdout=True)
 
 
 def _make_folder(root: Path, folder: Path) -> None:

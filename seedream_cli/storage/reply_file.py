@@ -1,7 +1,7 @@
 """The disk room for replies: what a provider answers is kept as it arrives, so that what was paid for is never lost.
 
 A reply grows in `<id>.part`, whose room is reserved before the request is sent. Whole and flushed, it becomes
-`<id>.reply` beside `<id>.meta.json`, and stays until all its pictures are saved. Pictures in base64 are read from
+`<id>.reply` beside `<id>.meta.json`, and stays until all its images are saved. Images in base64 are read from
 there piece by piece and never held in memory.
 """
 
@@ -30,14 +30,14 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """A reply whose pictures are not all saved yet."""
+    """A reply whose images are not all saved yet."""
 
     id: str
     path: Path
     bytes: int
 
 
-class Spool:
+class ReplyPart:
     """One reply as it arrives. Ends with `keep` or `drop`; a killed process leaves the part for `adopt`."""
 
     def __init__(self, folder: Path, job_id: str, reserve: int) -> None:
@@ -134,16 +134,16 @@ class Spool:
             self._descriptor = -1
 
 
-def open_spool(folder: Path, job_id: str, reserve: int) -> Spool:
+def open_reply_part(folder: Path, job_id: str, reserve: int) -> ReplyPart:
     """A new spool with `reserve` bytes of room, before anything is paid.
 
     The remains of an earlier attempt are put aside as `<id>.<n>.cut`: they may be all there is of a paid reply.
     Raises `FileError` (nothing was sent) without room, `BusyError` while a living process writes the same reply.
     """
     make_private(folder)
-    spool = Spool(folder, job_id, reserve)
-    spool.reset()
-    return spool
+    reply_file = ReplyPart(folder, job_id, reserve)
+    reply_file.reset()
+    return reply_file
 
 
 def _create(path: Path) -> int:
@@ -163,7 +163,7 @@ def sweep(folder: Path) -> None:
 
 
 def forget(folder: Path, job_id: str, *, asides: bool = True) -> None:
-    """Removes a reply and its meta, once all its pictures are saved; and with `asides` what came of attempts before
+    """Removes a reply and its meta, once all its images are saved; and with `asides` what came of attempts before
     it, which is the only trace of them while they are in doubt.
     """
     if not filesystem.is_own_folder(folder):

@@ -101,7 +101,7 @@ def adopt(folder: Path, request_id: str, token: str) -> Path | None:
     for path in folder.glob("*.journal") if token and filesystem.is_own_folder(folder) else ():
         with _dead(path) as descriptor:
             for body in _find(descriptor, token) if descriptor is not None else ():
-                kept = reply_file.open_spool(folder, request_id, 0)
+                kept = reply_file.open_reply_part(folder, request_id, 0)
                 kept.write(body)
                 return kept.keep({})
     return None

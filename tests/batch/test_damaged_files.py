@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import Command
-from tests.support.provider_server import Upstream, picture
+from tests.support.provider_server import Upstream, make_image
 from tests.support.raw_server import answer
 
 KEY = {"ARK_API_KEY": "sk-canary-0123456789-do-not-print"}
@@ -64,7 +64,7 @@ def test_damaged_file_whose_link_is_dead_is_told_and_not_paid(seedream: Command)
     headers = [("Date", "Mon, 06 Dec 2027 00:00:00 GMT")]
 
     def store(_: object, number: int) -> object:
-        return answer(b"<Error/>", status=403, headers=headers) if dead else answer(picture(seed=number))
+        return answer(b"<Error/>", status=403, headers=headers) if dead else answer(make_image(seed=number))
 
     with Upstream(link=store) as upstream:  # type: ignore[arg-type]
         assert batch(seedream, upstream)[0] == 0
@@ -81,7 +81,7 @@ def test_image_that_the_user_changed_is_left(seedream: Command) -> None:
     with Upstream() as upstream:
         assert batch(seedream, upstream)[0] == 0
         file = seedream.folder / "t" / "fox.jpg"
-        own = picture("JPEG", (200, 100), seed=9)
+        own = make_image("JPEG", (200, 100), seed=9)
         file.write_bytes(own)
         code, found = batch(seedream, upstream)
         assert (code, [row for row in found if "row_id" in row]) == (0, [])
@@ -92,7 +92,7 @@ def test_image_that_the_user_changed_is_left(seedream: Command) -> None:
 @pytest.mark.parametrize("how", [["-n", "2"], ["--sequence", "2"]])
 def test_if_exists_skip_drops_nothing_that_was_paid_for(seedream: Command, how: list[str]) -> None:
     """With one of two files there, what is paid for is saved under a name of its own and told as it is."""
-    own = picture("JPEG", (200, 100), seed=9)
+    own = make_image("JPEG", (200, 100), seed=9)
     (seedream.folder / "cat-1.jpg").write_bytes(own)
     with Upstream() as upstream:
         options = ["-p", "ark", "--base-url", upstream.url, "--if-exists", "skip", "--json"]

@@ -163,7 +163,7 @@ def test_task_of_a_listed_row_is_not_asked_after_elsewhere(seedream: Command) ->
         posts = len(own.posts)
         change(
             home_of(seedream) / "ledger.db",
-            "DELETE FROM pictures",
+            "DELETE FROM images",
             "UPDATE requests SET state = 'waiting', task_id = '../t-1', base_url = ?",
             values=(stranger.url,),
         )
@@ -322,7 +322,7 @@ def test_folder_with_an_older_ledger_pays_no_row_again(seedream: Command, kind: 
     assert draw(seedream).code == 0
     newest = ledger.read_bytes()
     if kind == "emptied":
-        change(ledger, "DELETE FROM pictures")
+        change(ledger, "DELETE FROM images")
         change(ledger, "DELETE FROM requests")
     else:
         ledger.write_bytes(older)
@@ -420,7 +420,7 @@ def test_path_out_of_a_ledger_that_leaves_its_folder_is_refused(seedream: Comman
     write_table(seedream)
     assert draw(seedream).code == 0
     (seedream.home / "x.desktop").write_text("[Desktop Entry]")
-    change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = ?", values=(path,))
+    change(home_of(seedream) / "ledger.db", "UPDATE images SET path = ?", values=(path,))
     before = sorted(seedream.home.rglob("*"))
     for done in (merge(seedream), draw(seedream)):
         assert (done.code, done.paths) == (74, []), done.err
@@ -453,7 +453,7 @@ def test_merge_takes_whole_images_of_the_folder_itself_alone(seedream: Command, 
         link.symlink_to(outside / image.name if what == "link out" else outside)
         if what == "linked folder":
             values = (f"sub/{image.name}", image.name)
-            change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = ? WHERE path = ?", values=values)
+            change(home_of(seedream) / "ledger.db", "UPDATE images SET path = ? WHERE path = ?", values=values)
     done = merge(seedream)
     assert done.code == 9, done.err
     assert "left behind: 1 file" in done.err
@@ -469,7 +469,7 @@ def test_merge_names_an_image_by_its_bytes(seedream: Command) -> None:
     assert draw(seedream).code == 0
     [image] = (seedream.folder / "shots").glob("r1.*")
     image.rename(image.with_name("r1.desktop"))
-    change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = 'r1.desktop'")
+    change(home_of(seedream) / "ledger.db", "UPDATE images SET path = 'r1.desktop'")
     done = merge(seedream)
     assert done.code == 0, done.err
     assert [path.name for path in (seedream.folder / "all").glob("r1*")] == [image.name]
@@ -486,8 +486,8 @@ def test_merge_names_an_image_by_its_bytes(seedream: Command) -> None:
         "UPDATE requests SET id = '../../x'",
         "UPDATE requests SET prompt = x'00ff'",
         "UPDATE requests SET entered_at = 'tomorrow', state = 'failed'",
-        "UPDATE pictures SET bytes = 'many'",
-        "UPDATE pictures SET error = '{\"odd\":1}', state = 'failed'",
+        "UPDATE images SET bytes = 'many'",
+        "UPDATE images SET error = '{\"odd\":1}', state = 'failed'",
         "UPDATE runs SET id = '/etc'",
         "CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM requests; END",
         "CREATE VIEW v AS SELECT 1",
@@ -513,14 +513,14 @@ def test_merge_tells_of_an_image_at_an_absolute_path(seedream: Command, is_there
     [image] = (seedream.folder / "shots").glob("r1.*")
     outside = seedream.home / image.name
     image.rename(outside)
-    change(home_of(seedream) / "ledger.db", "UPDATE pictures SET path = ?", values=(str(outside),))
+    change(home_of(seedream) / "ledger.db", "UPDATE images SET path = ?", values=(str(outside),))
     if not is_there:
         outside.unlink()
     done = merge(seedream)
     assert done.code == 9, done.err
     assert "left behind: 1 file" in done.err
     with closing(sqlite3.connect(home_of(seedream, "all") / "ledger.db")) as db:
-        assert db.execute("SELECT path FROM pictures").fetchall() == [(image.name,)]
+        assert db.execute("SELECT path FROM images").fetchall() == [(image.name,)]
 
 
 # --- folders that are the user's after all --------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from seedream_cli.batch.identity import Identities, row_key, shard_of
 from seedream_cli.batch.results_file import RowResult, check_results, write_results
 from seedream_cli.batch.table import Row, Table, open_table
 from seedream_cli.errors import FileError, InputError, Problem
-from seedream_cli.request.image_request import Draft
+from seedream_cli.request.image_request import OptionValues
 
-NOTHING = Draft()
+NOTHING = OptionValues()
 
 
 def make(folder: Path, content: str | bytes, name: str = "shots.csv") -> Table:
@@ -53,15 +53,17 @@ def read(table: Table, **more: Any) -> list[Row]:
     return rows
 
 
-def sound(draft: Draft) -> list[Problem]:
+def sound(options: OptionValues) -> list[Problem]:
     """A judge that looks at the size alone."""
-    size = draft.values.get("size", "2K")
-    return [] if size in {"1K", "2K", "4K"} else [Problem("size", f"{size!r} is no size", origin=draft.origin("size"))]
+    size = options.values.get("size", "2K")
+    return (
+        [] if size in {"1K", "2K", "4K"} else [Problem("size", f"{size!r} is no size", origin=options.origin("size"))]
+    )
 
 
-def check_table(table: Table, columns: Columns, base: Draft, judge: Any) -> Iterator[Problem]:
+def check_table(table: Table, columns: Columns, base: OptionValues, judge: Any) -> Iterator[Problem]:
     """Every problem of every row, as a batch looks for them."""
-    return Checker(TemplateCache(base, lambda draft: (None, judge(draft)))).check(table, columns)
+    return Checker(TemplateCache(base, lambda options: (None, judge(options)))).check(table, columns)
 
 
 def complaints(table: Table, folder: Path, **more: Any) -> list[tuple[str, str, str]]:
@@ -85,7 +87,7 @@ def test_a_table_as_excel_writes_it(tmp_path: Path) -> None:
     assert [(row.number, row.line) for row in rows] == [(1, 3), (2, 7)]
     assert rows[0].prompt == 'a "red" fox;\r\nin snow'
     assert rows[0].variables == {"prompt": rows[0].prompt, "Size": "2K", "Größe, in m": "1,5"}
-    assert rows[1].draft(NOTHING).values == {"prompt": "an owl"}, "an empty cell sets nothing"
+    assert rows[1].options(NOTHING).values == {"prompt": "an owl"}, "an empty cell sets nothing"
     form = table.format
     assert (form.delimiter, form.line_end, form.has_bom, form.names_delimiter) == (";", "\r\n", True, True)
 
@@ -110,7 +112,7 @@ def test_delimiter_encoding_and_line_ends_are_found_out(
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    """Values keep their text, null and missing keys set nothing, lists are pictures, objects go to the body."""
+    """Values keep their text, null and missing keys set nothing, lists are images, objects go to the body."""
     lines = [
         '{"prompt": "a\\nb", "seed": 7, "guidance_scale": 2.50, "watermark": true, "image": ["a.png", "b|c.png"]}',
         "",
@@ -119,14 +121,14 @@ def test_json_lines(tmp_path: Path) -> None:
     ]
     rows = read(make(tmp_path, "\ufeff" + "\r\n".join(lines), "shots.jsonl"))
     assert [(row.number, row.line) for row in rows] == [(1, 1), (2, 3), (3, 4)]
-    drafts = [row.draft(NOTHING) for row in rows]
-    assert drafts[0].values == {"prompt": "a\nb", "seed": "7", "guidance_scale": "2.5"}
-    assert drafts[0].switches == {"watermark": True}
-    assert drafts[0].lists == {"image": (str(tmp_path / "a.png"), str(tmp_path / "b|c.png"))}
-    assert drafts[1].values == {"prompt": "🦊"}
-    assert drafts[1].lists == {"extra": ('k=[1, {"a": null}]', 'text="5"', "number=5")}
-    assert drafts[2].lists["image"] == (str(tmp_path / "a.png"), "https://h/b.png")
-    assert drafts[2].lists["extra"] == ("a=1", 'b="2"')
+    drafted = [row.options(NOTHING) for row in rows]
+    assert drafted[0].values == {"prompt": "a\nb", "seed": "7", "guidance_scale": "2.5"}
+    assert drafted[0].switches == {"watermark": True}
+    assert drafted[0].lists == {"image": (str(tmp_path / "a.png"), str(tmp_path / "b|c.png"))}
+    assert drafted[1].values == {"prompt": "🦊"}
+    assert drafted[1].lists == {"extra": ('k=[1, {"a": null}]', 'text="5"', "number=5")}
+    assert drafted[2].lists["image"] == (str(tmp_path / "a.png"), "https://h/b.png")
+    assert drafted[2].lists["extra"] == ("a=1", 'b="2"')
 
 
 def test_a_table_from_a_pipe_is_read_twice(tmp_path: Path) -> None:
@@ -312,31 +314,31 @@ def test_a_table_without_rows_is_told(tmp_path: Path) -> None:
 
 
 def test_columns_set_options(tmp_path: Path) -> None:
-    """Any spelling of a long option, `n`, numbered pictures, body keys and the off side of switches."""
+    """Any spelling of a long option, `n`, numbered images, body keys and the off side of switches."""
     text = (
         " Prompt ,N,guidance_SCALE,no-watermark,Web_Search,sync,"
         "image_10,image_2,image,extra.a,extra.B_c,extra.d,color\n"
         'fox,3,2.5,yes,0,1,ten.png,/abs/two.png,one.png | https://h/x.png|,5,"[1, {""x"": 2}]",plain text,red\n'
     )
     (row,) = read(make(tmp_path, text))
-    draft, problems = row.draft(NOTHING), row.sort_cells().problems
+    options, problems = row.options(NOTHING), row.sort_cells().problems
     assert not problems
-    assert draft.values == {"prompt": "fox", "count": "3", "guidance_scale": "2.5"}
-    assert draft.switches == {"watermark": False, "web_search": False, "asynchronous": False}
+    assert options.values == {"prompt": "fox", "count": "3", "guidance_scale": "2.5"}
+    assert options.switches == {"watermark": False, "web_search": False, "asynchronous": False}
     one, ten = str(tmp_path / "one.png"), str(tmp_path / "ten.png")
-    assert draft.lists["image"] == (one, "https://h/x.png", "/abs/two.png", ten)
-    assert draft.lists["extra"] == ("a=5", 'B_c=[1, {"x": 2}]', 'd="plain text"')
-    assert set(draft.origins.values()) == {f"{tmp_path / 'shots.csv'}:2"}
+    assert options.lists["image"] == (one, "https://h/x.png", "/abs/two.png", ten)
+    assert options.lists["extra"] == ("a=5", 'B_c=[1, {"x": 2}]', 'd="plain text"')
+    assert set(options.origins.values()) == {f"{tmp_path / 'shots.csv'}:2"}
     assert row.columns.unused == ("color",)
 
 
 def test_a_row_goes_over_the_options_of_the_run(tmp_path: Path) -> None:
     """Flags are defaults of every row; body keys are joined; what misses everywhere misses in the row."""
-    base = Draft(
+    base = OptionValues(
         {"size": "4K", "model": "m"}, {"watermark": True}, {"image": ("x.png",), "extra": ("a=1",)}, {"size": "--size"}
     )
     rows = read(make(tmp_path, "prompt,size,extra.b,image\nfox,2K,2,y.png\nowl,,,\n,,,z.png\n"))
-    first, second, third = (row.draft(base) for row in rows)
+    first, second, third = (row.options(base) for row in rows)
     assert first.values == {"prompt": "fox", "size": "2K", "model": "m"}
     assert first.lists == {"image": (str(tmp_path / "y.png"),), "extra": ("a=1", "b=2")}
     assert second.values["size"] == "4K"
@@ -346,14 +348,14 @@ def test_a_row_goes_over_the_options_of_the_run(tmp_path: Path) -> None:
     assert first.switches == {"watermark": True}
 
 
-def test_pictures_lie_in_the_tables_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_lie_in_the_tables_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the command runs; addresses, data URIs, homes and whole paths stay; standard input is refused."""
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
     text = "prompt,image\n"
     text += "".join(f'x,"{ref}"\n' for ref in ("a.png", "../b.png", "data:image/png;base64,AA==", "~/c.png", "-"))
     rows = read(make(Path("sub"), text))
-    found = [row.draft(NOTHING).lists.get("image", ()) for row in rows]
+    found = [row.options(NOTHING).lists.get("image", ()) for row in rows]
     here = Path("sub")
     wanted = [(str(here / "a.png"),), (str(here / "../b.png"),), ("data:image/png;base64,AA==",), ("~/c.png",), ()]
     assert found == wanted
@@ -440,14 +442,14 @@ def test_fields_of_names_are_safe(tmp_path: Path) -> None:
 
 def test_rows_of_one_shape_are_judged_once(tmp_path: Path) -> None:
     """Prompt, seed and name apart; the judge sees stand-ins, so that no answer hangs on which row came first."""
-    seen: list[Draft] = []
+    seen: list[OptionValues] = []
 
-    def judge(draft: Draft) -> tuple[str, list[Problem]]:
-        seen.append(draft)
-        values = sorted(draft.values.items())
+    def judge(options: OptionValues) -> tuple[str, list[Problem]]:
+        seen.append(options)
+        values = sorted(options.values.items())
         return repr(values), [
-            Problem("size", f"refuses {draft.origin('size')}", origin=draft.origin("size")),
-            Problem("seed", f"ignores {draft.origin('seed')}", severity="warning", origin=draft.origin("seed")),
+            Problem("size", f"refuses {options.origin('size')}", origin=options.origin("size")),
+            Problem("seed", f"ignores {options.origin('seed')}", severity="warning", origin=options.origin("seed")),
             Problem("model", "is retired", origin="--model"),
         ]
 
@@ -455,10 +457,10 @@ def test_rows_of_one_shape_are_judged_once(tmp_path: Path) -> None:
     table = make(tmp_path, text)
     columns = plan(table)
     rows = list(table.rows(columns))
-    shapes = TemplateCache(Draft({"model": "m"}), judge)
+    shapes = TemplateCache(OptionValues({"model": "m"}), judge)
     forward = [shapes.judge(row).value for row in rows]
     assert len(seen) == 2
-    backward = [TemplateCache(Draft({"model": "m"}), judge).judge(row).value for row in reversed(rows)]
+    backward = [TemplateCache(OptionValues({"model": "m"}), judge).judge(row).value for row in reversed(rows)]
     assert forward == backward[::-1]
     judged = shapes.judge(rows[7])
     assert (judged.prompt, judged.seed) == ("fox 7", "7")
@@ -480,13 +482,13 @@ def test_what_is_not_sound_in_itself_is_judged_as_it_stands(tmp_path: Path) -> N
     """An empty prompt, a seed that is no number and a name with fields never hide behind a stand-in."""
     seen: list[dict[str, str]] = []
 
-    def judge(draft: Draft) -> tuple[None, list[Problem]]:
-        seen.append(dict(draft.values))
+    def judge(options: OptionValues) -> tuple[None, list[Problem]]:
+        seen.append(dict(options.values))
         return None, []
 
     text = 'prompt,seed,name\nfox,1,a\n" ",2,b\nowl,3.5,c\nbee,99999999999,d\nelk,4,{seed}\ncat, +005 ,../x\n'
     rows = read(make(tmp_path, text))
-    shapes = TemplateCache(Draft({"seed": "9"}), judge)
+    shapes = TemplateCache(OptionValues({"seed": "9"}), judge)
     judged = [shapes.judge(row) for row in rows]
     assert seen == [
         {"prompt": "…", "seed": "0", "name": "name"},
@@ -502,11 +504,11 @@ def test_what_is_not_sound_in_itself_is_judged_as_it_stands(tmp_path: Path) -> N
 def test_what_the_run_sets_for_all_rows_is_judged_with_its_own_place(tmp_path: Path) -> None:
     """A prompt, seed or name typed for the whole run is part of every row, and to blame where it is."""
 
-    def judge(draft: Draft) -> tuple[dict[str, str], list[Problem]]:
-        return dict(draft.values), [Problem("seed", "is ignored", origin=draft.origin("seed"))]
+    def judge(options: OptionValues) -> tuple[dict[str, str], list[Problem]]:
+        return dict(options.values), [Problem("seed", "is ignored", origin=options.origin("seed"))]
 
     table = make(tmp_path, "image,size\na.png,2K\nb.png,\n")
-    base = Draft({"prompt": "a fox", "seed": "07", "name": "{row}"}, origins={"seed": "--seed"})
+    base = OptionValues({"prompt": "a fox", "seed": "07", "name": "{row}"}, origins={"seed": "--seed"})
     rows = read(table, needs_prompt=False)
     checker = Checker(TemplateCache(base, judge))
     first, second = (checker.judge(row) for row in rows)
@@ -530,10 +532,10 @@ def test_rows_that_pass_at_a_glance_are_those_that_are_sound(
 ) -> None:
     """A check of a whole table tells, in this order, what judging its rows one by one tells."""
 
-    def judge(draft: Draft) -> tuple[None, list[Problem]]:
-        size = draft.values.get("size", "")
-        doubt = Problem("size", f"{size} is rare", severity="warning", origin=draft.origin("size"))
-        wrong = Problem("size", f"{size} is none", origin=draft.origin("size"))
+    def judge(options: OptionValues) -> tuple[None, list[Problem]]:
+        size = options.values.get("size", "")
+        doubt = Problem("size", f"{size} is rare", severity="warning", origin=options.origin("size"))
+        wrong = Problem("size", f"{size} is none", origin=options.origin("size"))
         return None, [doubt, *([wrong] if size in {"5K", "7K"} else [])]
 
     name = "shots.jsonl" if content.startswith("{") else "shots.csv"
@@ -587,13 +589,13 @@ def test_a_line_too_long_is_told_in_its_place(tmp_path: Path, lines_before: int)
 
 
 def test_shapes_beyond_the_limit_are_judged_again(tmp_path: Path) -> None:
-    """However many shapes there are, only so many are kept, and none with a picture in its key."""
+    """However many shapes there are, only so many are kept, and none with an image in its key."""
     calls = 0
 
-    def judge(draft: Draft) -> tuple[str, list[Problem]]:
+    def judge(options: OptionValues) -> tuple[str, list[Problem]]:
         nonlocal calls
         calls += 1
-        return draft.values["size"], []
+        return options.values["size"], []
 
     text = "prompt,size\n" + "".join(f"fox,{n % 20}\n" for n in range(60)) + "fox,19\n" + f"fox,{'x' * 5000}\n" * 2
     rows = read(make(tmp_path, text))
@@ -609,14 +611,14 @@ def test_shapes_beyond_the_limit_are_judged_again(tmp_path: Path) -> None:
 def keys(table: Table) -> list[str]:
     """The key of every row, by all that it asks for."""
     identities = Identities()
-    shapes = TemplateCache(NOTHING, lambda draft: (json.dumps([draft.values, draft.lists], sort_keys=True), []))
+    shapes = TemplateCache(NOTHING, lambda options: (json.dumps([options.values, options.lists], sort_keys=True), []))
     with table:
         judged = [shapes.judge(row) for row in table.rows(plan(table))]
         return [identities.key_of(one.row.id, (one.value or "", one.prompt, one.seed)) for one in judged]
 
 
 def test_rows_are_known_by_what_they_ask_for(tmp_path: Path) -> None:
-    """Equal rows are two pictures, order is nothing, an edit is a new row, and so is another id."""
+    """Equal rows are two images, order is nothing, an edit is a new row, and so is another id."""
     before = keys(make(tmp_path, "prompt,size,seed,id\nfox,2K,,\nowl,2K,,\nfox,2K,,\nfox,2K,7,\nfox,2K,,a\n"))
     assert len(set(before)) == 5
     after = keys(
@@ -870,4 +872,4 @@ def test_a_hundred_thousand_rows(tmp_path: Path, kind: str, capsys: pytest.Captu
 def test_row_records_are_plain(tmp_path: Path) -> None:
     """A row can be made anew with other cells, as tests and later rooms do."""
     (row,) = read(make(tmp_path, "prompt,size\nfox,2K\n"))
-    assert row._replace(cells=["owl", "4K"]).draft(NOTHING).values == {"prompt": "owl", "size": "4K"}
+    assert row._replace(cells=["owl", "4K"]).options(NOTHING).values == {"prompt": "owl", "size": "4K"}

@@ -172,7 +172,7 @@ def test_columns_mapped_by_the_user_are_no_surprise(inside: Inside) -> None:
     assert "--map seed=" in json.loads(done.out)["error"]["problems"][0]["hint"]
 
 
-# --- files that are no table, no prompt and no picture ----------------------------------------------------------------
+# --- files that are no table, no prompt and no image ----------------------------------------------------------------
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
 FILES: list[tuple[str, bytes, str, str]] = [
@@ -192,7 +192,7 @@ FILES: list[tuple[str, bytes, str, str]] = [
     ("parquet", b"PAR1\x15\x04\x15" + bytes(50) + b"PAR1", "a Parquet file", "read_parquet("),
     ("sqlite", b"SQLite format 3\0" + bytes(80), "an SQLite database", "-csv"),
 ]
-NO_TABLE = [*FILES, ("jpeg", b"\xff\xd8\xff\xe0" + bytes(80), "a JPEG picture", "--image")]
+NO_TABLE = [*FILES, ("jpeg", b"\xff\xd8\xff\xe0" + bytes(80), "a JPEG image", "--image")]
 
 
 def ids(row: Any) -> str | None:
@@ -226,7 +226,7 @@ def test_utf16_without_its_mark_is_named(inside: Inside) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "what", "hint"), FILES, ids=ids)
-def test_what_is_no_picture_and_no_prompt_is_named(
+def test_what_is_no_image_and_no_prompt_is_named(
     inside: Inside, name: str, content: bytes, what: str, hint: str
 ) -> None:
     """A pointer is text, and would be paid for as a prompt."""

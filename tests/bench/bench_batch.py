@@ -1,10 +1,10 @@
 """Batches timed against other clients in one run: `python -m tests.bench.bench_batch --help`. A command, never a test.
 
-A server on loopback answers each POST after a latency with one link, and each link with the same picture. Every client
+A server on loopback answers each POST after a latency with one link, and each link with the same image. Every client
 does the same work (POST, GET, a file a row) in turn, A B C A B C …, and what is compared are medians and ratios:
 
     ideal/wall   rows x latency / concurrency, divided by the wall time of the whole process
-    CPU s/1000   user and system time of the client's process for 1,000 pictures
+    CPU s/1000   user and system time of the client's process for 1,000 images
     peak MiB     its largest resident set
 
 The other clients check, flush and write down nothing; `seedream` does all that.
@@ -39,12 +39,12 @@ ROOT = Path(__file__).parents[2]
 class Server(asyncio.Protocol):
     """HTTP/1.1 as lean as Python can be: it must not be what is measured."""
 
-    def __init__(self, latency_s: float, picture: bytes, port: list[int], paid: list[int]) -> None:
+    def __init__(self, latency_s: float, image: bytes, port: list[int], paid: list[int]) -> None:
         self.latency_s = latency_s
         self.port = port
         self.paid = paid
         self.held = b""
-        self.got = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture
+        self.got = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(image) + image
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
@@ -63,7 +63,7 @@ class Server(asyncio.Protocol):
             self.answer(head)
 
     def answer(self, head: bytes) -> None:
-        """A picture at once, or a link after a while."""
+        """An image at once, or a link after a while."""
         if head.startswith(b"get /paid"):
             self.say(str(self.paid[0]).encode())
         elif head.startswith(b"get "):
@@ -84,7 +84,7 @@ class Server(asyncio.Protocol):
             self.transport.write(head + body)
 
 
-def make_picture(size: int) -> bytes:
+def make_image(size: int) -> bytes:
     """A real JPEG of about `size` bytes."""
     from PIL import Image
 
@@ -100,9 +100,9 @@ def make_picture(size: int) -> bytes:
 
 async def serve(latency_s: float, size: int) -> None:
     """Serve until killed; the port is printed."""
-    picture, port, paid = make_picture(size), [0], [0]
+    image, port, paid = make_image(size), [0], [0]
     loop = asyncio.get_running_loop()
-    made = lambda: Server(latency_s, picture, port, paid)  # noqa: E731
+    made = lambda: Server(latency_s, image, port, paid)  # noqa: E731
     server = await loop.create_server(made, "127.0.0.1", 0, backlog=1024)
     port[0] = server.sockets[0].getsockname()[1]
     print(port[0], flush=True)
@@ -143,8 +143,8 @@ async def main():
             for row in queue:
                 body = {"model": "m", "prompt": f"fox {row}"}
                 reply = await client.post(url + "/api/v3/images/generations", json=body)
-                picture = await client.get(reply.json()["data"][0]["url"])
-                with open(f"{folder}/{row}.jpg", "wb") as file: file.write(picture.content)
+                image = await client.get(reply.json()["data"][0]["url"])
+                with open(f"{folder}/{row}.jpg", "wb") as file: file.write(image.content)
         await asyncio.gather(*(work() for _ in range(concurrency)))
 asyncio.run(main())
 """
@@ -160,8 +160,8 @@ async def main():
                 async with client.post(url + "/api/v3/images/generations", json=body) as r:
                     link = (await r.json())["data"][0]["url"]
                 async with client.get(yarl.URL(link, encoded=True)) as r:
-                    picture = await r.read()
-                with open(f"{folder}/{row}.jpg", "wb") as file: file.write(picture)
+                    image = await r.read()
+                with open(f"{folder}/{row}.jpg", "wb") as file: file.write(image)
         await asyncio.gather(*(work() for _ in range(concurrency)))
 asyncio.run(main())
 """
@@ -200,7 +200,7 @@ def command_of(client: str, url: str, rows: int, concurrency: int, folder: Path)
 def run(client: str, url: str, rows: int, concurrency: int, where: Path) -> Run:
     """One run of a client, in a home of its own."""
     with tempfile.TemporaryDirectory(dir=where) as home:
-        folder = Path(home) / "pictures"
+        folder = Path(home) / "images"
         folder.mkdir()
         env = {"PATH": os.environ["PATH"], "HOME": home, "LANG": "C.UTF-8", "ARK_API_KEY": "no-key"}
         command = command_of(client, url, rows, concurrency, folder)
@@ -252,8 +252,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time batches of several clients against one server.")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="*", default=[8, 32, 128])
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds that the server takes for a picture")
-    parser.add_argument("--size", type=int, default=200_000, help="bytes of a picture")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds that the server takes for an image")
+    parser.add_argument("--size", type=int, default=200_000, help="bytes of an image")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clients", nargs="*", default=["seedream", "curl", "aiohttp", "httpx"])
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

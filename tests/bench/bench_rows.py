@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PHASES = ("check", "enter", "survey")
+PHASES = ("check", "enter", "preview")
 CASES = ("new", "dry", "again", "limit", "done", "done-dry")
 MORE = {"dry": ["--dry-run"], "limit": ["--limit", "1000"], "done-dry": ["--dry-run"]}
 
@@ -79,10 +79,10 @@ def measure(words: Sequence[str]) -> None:
     from seedream_cli.cli import app, batch
 
     found: dict[str, list[float]] = {}
-    sheet, rows = row_requests.RowRequests, run.Batch
-    sheet.check = timed("check", sheet.check, found)  # type: ignore[method-assign]
+    requests, rows = row_requests.RowRequests, run.Batch
+    requests.check = timed("check", requests.check, found)  # type: ignore[method-assign]
     rows.enter = timed("enter", rows.enter, found)  # type: ignore[method-assign]
-    rows.survey = timed("survey", rows.survey, found)  # type: ignore[method-assign]
+    rows.preview = timed("preview", rows.preview, found)  # type: ignore[method-assign]
     batch._agreed = lambda *_: False
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
         app.main(["batch", *words])
@@ -104,16 +104,16 @@ def read_plainly(path: Path) -> float:
 
 def finish(folder: Path) -> None:
     """Make every row of a batch done, with a file for each."""
-    pictures = folder / "out"
-    with contextlib.closing(sqlite3.connect(pictures / ".seedream" / "ledger.db")) as db, db:
+    images = folder / "out"
+    with contextlib.closing(sqlite3.connect(images / ".seedream" / "ledger.db")) as db, db:
         db.execute(
-            "INSERT INTO pictures SELECT id, 0, 'saved', 'https://x/' || id, 1, row_id || '.png', 'png', 1, 1, 1, '', "
+            "INSERT INTO images SELECT id, 0, 'saved', 'https://x/' || id, 1, row_id || '.png', 'png', 1, 1, 1, '', "
             "NULL FROM requests"
         )
-        db.execute("UPDATE requests SET state = 'saved', owner = NULL, billed = 'yes', billed_pictures = 1")
-        names = [row[0] for row in db.execute("SELECT path FROM pictures")]
+        db.execute("UPDATE requests SET state = 'saved', owner = NULL, billed = 'yes', billed_images = 1")
+        names = [row[0] for row in db.execute("SELECT path FROM images")]
     for name in names:
-        (pictures / name).touch()
+        (images / name).touch()
 
 
 def run(table: Path, folder: Path, case: str) -> dict[str, Any]:

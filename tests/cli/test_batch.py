@@ -62,7 +62,7 @@ def results(seedream: Command, folder: str = "shots") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def pictures(seedream: Command, folder: str = "shots") -> list[str]:
+def images(seedream: Command, folder: str = "shots") -> list[str]:
     return sorted(path.name for path in (seedream.folder / folder).glob("*.jp*g"))
 
 
@@ -94,10 +94,10 @@ def test_a_table_becomes_files_and_results(seedream: Command) -> None:
         done = run(seedream, upstream, *args, name="My shots.csv")
         assert done.code == 0, done.err
         assert "2 rows, 2 to run" in done.err
-        assert "up to 3 pictures, at most $0." in done.err
+        assert "up to 3 images, at most $0." in done.err
         assert sent(upstream) == {"a =cat(), ink": 2, "a owl, ink": 1}
-        assert pictures(seedream, "My shots") == ["2-a-owl-ink.jpg", "kitty-1.jpg", "kitty-2.jpg"]
-        assert sorted(path.name for path in done.paths) == pictures(seedream, "My shots")
+        assert images(seedream, "My shots") == ["2-a-owl-ink.jpg", "kitty-1.jpg", "kitty-2.jpg"]
+        assert sorted(path.name for path in done.paths) == images(seedream, "My shots")
         assert (
             (seedream.folder / "My shots" / "results.csv")
             .read_bytes()
@@ -152,7 +152,7 @@ def test_a_dry_run_writes_and_sends_nothing(seedream: Command) -> None:
 
 
 def test_json_lines_as_rows_end(seedream: Command) -> None:
-    """One object a row with its place, several pictures in one; the summary last, and nothing else."""
+    """One object a row with its place, several images in one; the summary last, and nothing else."""
     lines = [{"prompt": "one", "id": "first"}, {"prompt": "two", "count": 2}, {"prompt": "bad"}]
     write(seedream, "".join(json.dumps(line) + "\n" for line in lines), "shots.jsonl")
     with Upstream(script=by_prompt(bad=refusal(400, "InvalidParameter"))) as upstream:
@@ -195,7 +195,7 @@ def test_killed_again_and_again_no_row_is_paid_twice(seedream: Command, seed: in
         assert set(states) <= {"succeeded", "unknown"}, states
         assert sum(states.values()) == rows
         assert states["unknown"] <= 5 * 8
-        assert len(pictures(seedream)) == states["succeeded"]
+        assert len(images(seedream)) == states["succeeded"]
         assert all((seedream.folder / row["path"]).is_file() for row in found if row["status"] == "succeeded")
         assert done.code == (9 if states["unknown"] else 0), done.err
         assert (summary(done)["unknown"], summary(done)["rows"]) == (states["unknown"], rows)
@@ -204,7 +204,7 @@ def test_killed_again_and_again_no_row_is_paid_twice(seedream: Command, seed: in
         last = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
         assert last.code == 0, last.err
         assert run(seedream, upstream).code == 0
-        assert len(pictures(seedream)) == rows
+        assert len(images(seedream)) == rows
 
 
 @pytest.mark.parametrize("step", [3, 5, 7, 8, 9, 11, 12, 14])
@@ -220,13 +220,13 @@ def test_what_a_killed_run_had_paid_is_fetched_by_the_next(seedream: Command, st
         done = run(seedream, upstream, "-o", "moved")
         assert len(upstream.posts) <= 1
         assert done.code in {0, 7}, done.err
-        assert len(pictures(seedream, "moved")) == (done.code == 0)
+        assert len(images(seedream, "moved")) == (done.code == 0)
         if len(upstream.gets):
             assert done.code == 0, "the answer was on disk"
 
 
 def test_edited_and_reordered_tables_run_only_what_is_new(seedream: Command) -> None:
-    """Order, blank columns and spelling change nothing; equal rows are two pictures; an edited row is a new one."""
+    """Order, blank columns and spelling change nothing; equal rows are two images; an edited row is a new one."""
     write(seedream, "id,prompt\na,one\n,two\n,two\nd,four\n")
     with Upstream() as upstream:
         assert run(seedream, upstream).code == 0
@@ -242,7 +242,7 @@ def test_edited_and_reordered_tables_run_only_what_is_new(seedream: Command) -> 
         assert run(seedream, upstream).code == 0
         assert sent(upstream) == {"one": 1, "two": 3, "four": 1, "FOUR": 1, "new": 1}
         assert [row["status"] for row in results(seedream)] == ["succeeded"] * 6
-        assert {"d.jpg", "d-2.jpg"} <= set(pictures(seedream)), "the paid picture keeps its name"
+        assert {"d.jpg", "d-2.jpg"} <= set(images(seedream)), "the paid image keeps its name"
 
 
 def test_deleted_files_are_fetched_again_while_their_links_live(seedream: Command) -> None:
@@ -341,7 +341,7 @@ def test_a_refused_key_and_an_empty_account_stop_at_once(
         upstream._script = None
         done = run(seedream, upstream, "--limit", "5")
         assert done.code == 0, done.err
-        assert len(pictures(seedream)) == 5
+        assert len(images(seedream)) == 5
 
 
 def test_fail_fast_and_max_failures_bound_the_failures(seedream: Command) -> None:
@@ -416,7 +416,7 @@ def test_an_interrupted_batch_saves_what_is_paid_and_writes_its_results(seedream
         upstream.delay_s = 0.0
         assert run(seedream, upstream).code == 0
         assert max(sent(upstream).values()) == 1
-        assert len(pictures(seedream)) == 12
+        assert len(images(seedream)) == 12
 
 
 # --- parts of a table -----------------------------------------------------------------------------------------------
@@ -430,12 +430,12 @@ def test_shards_share_the_rows_and_merge_into_one(seedream: Command) -> None:
             assert run(seedream, upstream, "--shard", f"{part}/3").code == 0
         assert sent(upstream) == {f"fox number {row}": 1 for row in range(1, 25)}
         folders = [f"shots-{part}-of-3" for part in (1, 2, 3)]
-        assert all(pictures(seedream, folder) for folder in folders)
+        assert all(images(seedream, folder) for folder in folders)
         short = seedream("batch", "shots.csv", "-p", "ark", "--merge", *folders[:2])
         assert short.code == 9
         done = seedream("batch", "shots.csv", "-p", "ark", "--merge", *folders)
         assert done.code == 0, done.err
-        assert len(pictures(seedream)) == 24
+        assert len(images(seedream)) == 24
         assert [row["status"] for row in results(seedream)] == ["succeeded"] * 24
         assert [row["prompt"] for row in results(seedream)] == [f"fox number {row}" for row in range(1, 25)]
         assert run(seedream, upstream).code == 0
@@ -526,7 +526,7 @@ def fake_run(rows: int, seconds: float, take: Any, clock: list[float]) -> None:
 def test_without_a_terminal_progress_is_a_line_now_and_then(rows: int, seconds: float, most: int, least: int) -> None:
     """A line every ten seconds or every hundredth, whichever is rarer."""
     captured, clock = Captured(), [0.0]
-    sink = PlainBatchSink(captured.streams, clock=lambda: clock[0])
+    sink = PlainBatchSink(captured.console, clock=lambda: clock[0])
     fake_run(rows, seconds, sink.emit, clock)
     lines = [line for line in captured.err.splitlines() if line.startswith("done: ")]
     assert least <= len(lines) <= most
@@ -543,5 +543,5 @@ def test_one_line_tells_of_the_whole_in_any_width(width: int) -> None:
     line = tally.line(clock[0], width)
     assert text_width(line) <= width
     assert line.startswith("1000 of 2000 · 10 failed · 10 min left")
-    assert ("pictures/min" in line) == (width == 80)
+    assert ("images/min" in line) == (width == 80)
     assert ("$40.00" in line) == (width == 80)

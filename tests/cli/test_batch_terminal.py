@@ -26,7 +26,7 @@ from seedream_cli.errors import FileError
 from seedream_cli.output.plain_progress import BatchTally, QuietSink, batch_name
 from seedream_cli.output.progress import make_batch_sink
 from seedream_cli.results import Draining, Finished, JobResult, Notice, Planned, SavedImage
-from tests.cli.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write
+from tests.cli.test_batch import ENV, by_prompt, images, results, run, sent, table, write
 from tests.output.test_summary import Captured
 from tests.support.command import Command, Inside
 from tests.support.provider_server import Upstream, refusal
@@ -56,8 +56,8 @@ def on_terminal(
 
     with contextlib.ExitStack() as stack:
         stdin: Any = stack.enter_context(table_in.open("rb")) if table_in else follower
-        streams = {"stdin": stdin, "stdout": follower, "stderr": follower}
-        process = command.popen(*args, env={"TERM": "xterm", **(env or {})}, preexec_fn=take_terminal, **streams)
+        console = {"stdin": stdin, "stdout": follower, "stderr": follower}
+        process = command.popen(*args, env={"TERM": "xterm", **(env or {})}, preexec_fn=take_terminal, **console)
         os.close(follower)
         shown, waited, typed = "", time.monotonic() + 30, ""
         while time.monotonic() < waited and (process.poll() is None or select.select([leader], [], [], 0)[0]):
@@ -94,7 +94,7 @@ def test_a_dear_plan_asks_on_a_terminal(seedream: Command, keys: str, code: int)
     with Upstream() as upstream:
         done, shown = on_terminal(seedream, *limited(seedream, upstream), keys=keys, after="[y/N]: ", env=ENV)
         assert (done, len(upstream.posts)) == (code, 0 if code else 2), shown
-        assert "up to 2 pictures, at most $0.07" in shown
+        assert "up to 2 images, at most $0.07" in shown
         assert "Go on, for at most $0.07? [y/N]: " in shown
         assert "Traceback" not in shown
         if code:
@@ -243,7 +243,7 @@ def test_requests_are_named_by_their_rows(seedream: Command) -> None:
     assert batch_name(-1) == "a row that is not in the table any more"
 
 
-def test_fewer_pictures_than_asked_for_are_told(seedream: Command) -> None:
+def test_fewer_images_than_asked_for_are_told(seedream: Command) -> None:
     """A model may draw fewer than a set of N: no failure, but not what was asked for."""
     rows = [f"fox {row} [[fewer:1]],{3 if row < 13 else 1}" for row in range(1, 14)]
     write(seedream, "\n".join(["prompt,sequence", *rows, ""]))
@@ -252,7 +252,7 @@ def test_fewer_pictures_than_asked_for_are_told(seedream: Command) -> None:
     found = re.findall(r"^note: (row .*)", done.err, re.MULTILINE)
     assert len(found) == 10
     assert "row 1 (shots.csv:2): asked for up to 3, got 1" in found
-    assert "note: and 2 more rows with fewer pictures than asked for" in done.err
+    assert "note: and 2 more rows with fewer images than asked for" in done.err
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_shards_merge_without_the_table(seedream: Command) -> None:
         assert run(seedream, upstream).code == 0
         assert (seedream.folder / "shots" / "results.csv").read_bytes() == joined
         assert len(upstream.posts) == 24
-    assert len(pictures(seedream)) == 24
+    assert len(images(seedream)) == 24
     assert joined.startswith("\ufeffid;prompt;note;'=x;status;".encode())
 
 
@@ -323,15 +323,15 @@ def test_a_shard_that_was_mended_is_merged_anew(seedream: Command) -> None:
         assert len(upstream.posts) == 10
 
 
-def test_pictures_of_one_name_are_all_kept(seedream: Command) -> None:
-    """Two shards called two pictures the same: one gets a number; a second merge adds none."""
+def test_images_of_one_name_are_all_kept(seedream: Command) -> None:
+    """Two shards called two images the same: one gets a number; a second merge adds none."""
     write(seedream, "prompt,k\n" + "".join(f"same fox{'!' * row},{row}\n" for row in range(8)))
     with Upstream() as upstream:
         folders = draw_shards(seedream, upstream, 2, "--name", "{slug}")
         assert seedream("batch", "--merge", *folders).code == 0
         assert seedream("batch", "--merge", *folders).code == 0
         paths = [row["path"] for row in results(seedream)]
-        assert len(set(paths)) == len(pictures(seedream)) == 8
+        assert len(set(paths)) == len(images(seedream)) == 8
         shards = {row["k"]: row["path"] for folder in folders for row in results(seedream, folder)}
         for row in results(seedream):
             assert (seedream.folder / row["path"]).samefile(seedream.folder / shards[row["k"]])
@@ -424,7 +424,7 @@ def test_why_rows_would_run_is_json_too(seedream: Command) -> None:
 def test_notes_do_not_grow_with_the_table() -> None:
     """A note in every row is told ten times, and counted; everything else is told."""
     captured = Captured()
-    sink = make_batch_sink("plain", captured.streams)
+    sink = make_batch_sink("plain", captured.console)
     sink.emit(Planned(30, 30, "ark", "m"))
     for row in range(30):
         sink.emit(Notice(f"note of row {row}"))
@@ -451,7 +451,7 @@ def test_a_run_that_is_being_stopped_has_no_time_left() -> None:
 
 def test_what_a_full_disk_kept_away_comes_with_the_same_command() -> None:
     """`recover` looks into the user's ledger, and a batch has its own."""
-    hint = "the picture is paid for: set that right, then run `seedream recover`"
+    hint = "the image is paid for: set that right, then run `seedream recover`"
     lost = SavedImage(0, None, error=FileError("no space left", billed="yes", hint=hint))
     told: list[JobResult] = []
     tracker = Tracker(QuietSink(), lambda row, results: told.extend(results))
@@ -515,7 +515,7 @@ def test_the_workflow_of_the_readme_does_its_work(seedream: Command) -> None:
     folders = sorted(path.name for path in seedream.folder.glob("shots-*-of-4"))
     done = seedream(*shlex.split(join.replace("shots-*-of-4", " ".join(folders))))
     assert done.code == 0, done.err
-    assert len(results(seedream)) == len(pictures(seedream)) == 5
+    assert len(results(seedream)) == len(images(seedream)) == 5
 
 
 def test_rows_that_failed_alike_are_told_three_times(seedream: Command) -> None:

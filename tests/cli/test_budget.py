@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.command import CANARY, Command, Inside
 from tests.support.fork_server import Forked
-from tests.support.provider_server import Upstream, picture, refusal
+from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import RESET, answer
 
 KEYS = dict.fromkeys(("ARK_API_KEY", "OPE_API_KEY", "OPENAI_API_KEY", "COMETAPI_KEY", "ACEDATACLOUD_API_TOKEN"), CANARY)
@@ -194,7 +194,7 @@ def test_prompt_files_are_all_held_to_the_lowest_budget(forked: Forked) -> None:
 
 def test_references_are_counted_for_every_request(inside: Inside) -> None:
     """Three requests with two references each cost three times the references, as they will be billed."""
-    (inside.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    (inside.folder / "x.png").write_bytes(make_image("PNG", (600, 600)))
     plan = dry(inside, "night", "x.png", "x.png", "-m", "5.5", "-s", "1K", "-n", "3", verb="edit")
     assert plan["cost"]["amount"] == pytest.approx(3 * (0.020 + 2 * 0.008))
 
@@ -207,7 +207,7 @@ def test_references_are_counted_for_every_request(inside: Inside) -> None:
 )
 def test_layers_are_counted_to_the_ceiling_of_the_model(forked: Forked, model: str, images: int, amount: float) -> None:
     """In the plan of a request and of a table, in its names, and in what a budget holds."""
-    (forked.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    (forked.folder / "x.png").write_bytes(make_image("PNG", (600, 600)))
     plan = dry(forked, "--layers", "x.png", "-m", model, verb="edit")
     assert len(plan["images"]) == images
     assert plan["cost"]["amount"] == pytest.approx(amount)
@@ -222,7 +222,7 @@ def test_layers_are_counted_to_the_ceiling_of_the_model(forked: Forked, model: s
 
 def test_layers_of_another_ceiling_count_what_the_model_can_make_at_most(inside: Inside) -> None:
     """Nobody has seen the name of that field: it is refused, and forced it is 100 images of unknown cost."""
-    (inside.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    (inside.folder / "x.png").write_bytes(make_image("PNG", (600, 600)))
     args = ["--layers", "x.png", "-m", "5.5", "--extra", 'layer_decomposition_options={"max_images":100}']
     dry(inside, *args, verb="edit", code=2)
     plan = dry(inside, *args, "--force", verb="edit")
@@ -626,10 +626,10 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
     check = RowRequests.check
     with contextlib.ExitStack() as other:
 
-        def meanwhile(sheet: RowRequests) -> Any:
+        def meanwhile(row_requests: RowRequests) -> Any:
             (inside.folder / "t").mkdir()
             other.enter_context(hold_batch(inside.folder / "t/.seedream"))
-            return check(sheet)
+            return check(row_requests)
 
         monkeypatch.setattr(RowRequests, "check", meanwhile)
         done = inside("batch", "t.csv", "-p", "sandbox")

@@ -144,10 +144,10 @@ def test_settings_of_a_provider_lie_between_the_top_and_the_profile(
     ):
         settings = read(tmp_path, monkeypatch, user=text, **environ).settings
         around = Environment(environ, settings)
-        draft = complete(flags.Chosen(typed).draft(around), "ark", settings)
-        assert draft.values["model"] == wanted
-        assert draft.values["base_url"] == "https://gw.example"
-        assert draft.origin("base_url") == "~/.config/seedream/config.toml:4"
+        options = complete(flags.FlagValues(typed).options(around), "ark", settings)
+        assert options.values["model"] == wanted
+        assert options.values["base_url"] == "https://gw.example"
+        assert options.origin("base_url") == "~/.config/seedream/config.toml:4"
 
 
 def test_every_option_has_a_variable_and_a_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_a_strangers_file_sets_only_what_is_harmless(tool: ConfigCommand) -> Non
     "output", ["../x", "/tmp/x", "~/x", "a/../../x", "C:\\x", "\\\\host\\x", "a\\..\\..\\x", "link"]
 )
 def test_a_strangers_output_stays_in_the_project(tmp_path: Path, output: str) -> None:
-    """No spelling of a path, no link in the folder, leads a stranger's pictures out of it."""
+    """No spelling of a path, no link in the folder, leads a stranger's images out of it."""
     (tmp_path / "link").symlink_to("/tmp")
     assert trust.trust_reason("output", output, tmp_path)
     assert not trust.trust_reason("output", "shots/", tmp_path)
@@ -414,8 +414,8 @@ def test_init_refuses_without_a_terminal(tool: ConfigCommand) -> None:
     assert "config set provider" in done.err
 
 
-def test_init_sets_up_and_makes_a_picture(tool: ConfigCommand) -> None:
-    """On a terminal: provider, hidden key, folder; then a sandbox picture lies in that folder."""
+def test_init_sets_up_and_makes_an_image(tool: ConfigCommand) -> None:
+    """On a terminal: provider, hidden key, folder; then a sandbox image lies in that folder."""
     import pty
 
     main, other = pty.openpty()

@@ -151,7 +151,7 @@ def test_folders_and_ledger_are_tried(inside: Inside) -> None:
 
 
 def test_a_sound_ledger_tells_what_waits(seedream: Command) -> None:
-    """After a picture that is paid and not saved, doctor names `seedream recover`."""
+    """After an image that is paid and not saved, doctor names `seedream recover`."""
     assert seedream("generate", "a fox", "-p", "sandbox", "-o", "fox.jpg").code == 0
     assert checks(seedream("doctor", "-p", "sandbox", "--json"))["ledger"]["state"] == "ok"
     assert seedream("generate", "a fox [[cut]]", "-p", "sandbox", "--retries", "0").code == 8

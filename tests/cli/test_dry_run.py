@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.command import CANARY, Command, Inside
 from tests.support.fork_server import Forked, Nursery
-from tests.support.provider_server import Upstream, picture, refusal
+from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import RESET, answer
 
 ENV = {"ARK_API_KEY": CANARY, "OPE_API_KEY": CANARY, "OPENAI_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
@@ -66,7 +66,7 @@ def test_dry_run_ends_as_the_run_would_under_a_budget(forked: Forked, args: list
     (forked.folder / "t.csv").write_text("prompt\nfox\nowl\nelk\n")
     (forked.folder / "a.txt").write_text("a fox")
     (forked.folder / "b.txt").write_text("an owl")
-    (forked.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    (forked.folder / "x.png").write_bytes(make_image("PNG", (600, 600)))
     with Upstream() as upstream:
         to = [*args, "-p", "ark", "-m", "4.5", "--base-url", upstream.url, "--concurrency", "1"]
         to = to if args[0] == "batch" else to[:-2]
@@ -121,7 +121,7 @@ def test_price_that_is_not_known_is_that_of_whoever_is_asked(
     inside: Inside, args: list[str], provider: str, url: str, whom: str
 ) -> None:
     """Not the vendor's, where somebody else sends the bill; [prices] is the way out, for --max-cost and the day."""
-    (inside.folder / "x.png").write_bytes(picture("PNG", (600, 600)))
+    (inside.folder / "x.png").write_bytes(make_image("PNG", (600, 600)))
     (inside.folder / "t.csv").write_text("prompt\nfox\n")
     to = [*args, "-p", provider, "-m", "4.5", "--dry-run", *(["--base-url", url] if url else [])]
     done = inside(*to, "--max-cost", "1", env=ENV)

@@ -19,14 +19,14 @@ from seedream_cli.request.image_request import ImageRef
 from seedream_cli.request.references import Fit, fit_reference, read_reference
 from tests.cli.test_generate import KEYS, LITE
 from tests.support.command import CANARY, Command, Done, Inside
-from tests.support.provider_server import Upstream, noise, picture
+from tests.support.provider_server import Upstream, make_image, noise
 from tests.support.raw_server import RawServer, answer
 
 ODD_URL = "https://x.invalid/a%2Fb+c/é 图.png?X-Sig=a+b%2f~==&u=1#f".replace(" ", "%20")
 
 
 def uri(raw: bytes, kind: str = "jpeg") -> str:
-    """The data URI that a picture must be sent as."""
+    """The data URI that an image must be sent as."""
     return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
 
 
@@ -53,9 +53,9 @@ def dry(seedream: Command, *args: str, **more: Any) -> Done:
 @pytest.mark.parametrize("provider", sorted(KEYS))
 def test_references_reach_each_provider_in_its_own_form(seedream: Command, provider: str) -> None:
     """One reference as text or array, several as an array in the order of the command line; nothing else is added."""
-    night, cat = put(seedream, "night.jpg", picture(seed=1)), put(seedream, "cat", picture("PNG", seed=2))
+    night, cat = put(seedream, "night.jpg", make_image(seed=1)), put(seedream, "cat", make_image("PNG", seed=2))
     with Upstream() as upstream:
-        upstream._reply = upstream.acedata if provider == "acedata" else upstream.pictures
+        upstream._reply = upstream.acedata if provider == "acedata" else upstream.images
         assert edit(seedream, upstream, "x", "night.jpg", provider=provider).code == 0
         done = edit(seedream, upstream, "x", "cat", ODD_URL, "-i", "night.jpg", "--sync", provider=provider)
         assert done.code == 0, done.err
@@ -69,10 +69,10 @@ def test_references_reach_each_provider_in_its_own_form(seedream: Command, provi
 def test_every_kind_of_reference_is_sent_byte_for_byte(seedream: Command) -> None:
     """Files by their bytes and not their names, a data URI of any case, standard input, a pipe and a URL."""
     kinds = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
-    files = {f"{kind}.txt": put(seedream, f"{kind}.txt", picture(kind)) for kind in kinds}
-    files["cmyk"] = put(seedream, "cmyk", picture(mode="CMYK"))
-    files["deep"] = put(seedream, "deep", picture("PNG", mode="I;16"))
-    given, piped, typed = picture(seed=3), picture(seed=4), picture("PNG", seed=5)
+    files = {f"{kind}.txt": put(seedream, f"{kind}.txt", make_image(kind)) for kind in kinds}
+    files["cmyk"] = put(seedream, "cmyk", make_image(mode="CMYK"))
+    files["deep"] = put(seedream, "deep", make_image("PNG", mode="I;16"))
+    given, piped, typed = make_image(seed=3), make_image(seed=4), make_image("PNG", seed=5)
     reader, writer = os.pipe()
     os.write(writer, piped)
     os.close(writer)
@@ -89,13 +89,13 @@ def test_every_kind_of_reference_is_sent_byte_for_byte(seedream: Command) -> Non
 
 def test_broken_references_are_told_one_by_one_and_nothing_is_sent(seedream: Command) -> None:
     """Every reference that cannot be used is named with its reason, all in one go, exit 2."""
-    put(seedream, "text.png", b"not a picture\n")
+    put(seedream, "text.png", b"not an image\n")
     put(seedream, "empty.jpg", b"")
-    put(seedream, "cut.jpg", picture()[:-40])
+    put(seedream, "cut.jpg", make_image()[:-40])
     put(seedream, "page.webp", b"<!DOCTYPE html><html>")
-    put(seedream, "long.png", picture("PNG", (20000, 100)))
-    put(seedream, "tiny.png", picture("PNG", (10, 10)))
-    damaged = bytearray(picture("PNG", (300, 300)))
+    put(seedream, "long.png", make_image("PNG", (20000, 100)))
+    put(seedream, "tiny.png", make_image("PNG", (10, 10)))
+    damaged = bytearray(make_image("PNG", (300, 300)))
     damaged[-30] ^= 1
     put(seedream, "damaged.png", bytes(damaged))
     (seedream.folder / "folder").mkdir()
@@ -116,11 +116,11 @@ def test_broken_references_are_told_one_by_one_and_nothing_is_sent(seedream: Com
     ):  # fmt: skip
         assert words in told, (words, told)
     assert "secret" not in done.out + done.err
-    assert "the prompt comes first" in done.err, "a prompt in the place of a picture is guessed"
+    assert "the prompt comes first" in done.err, "a prompt in the place of an image is guessed"
 
 
 def heic() -> bytes:
-    """The boxes of a HEIC picture, with nothing in them."""
+    """The boxes of a HEIC image, with nothing in them."""
 
     def box(kind: bytes, body: bytes) -> bytes:
         return (len(body) + 8).to_bytes(4, "big") + kind + body
@@ -142,7 +142,7 @@ def test_heic_goes_where_it_is_taken(seedream: Command) -> None:
         assert (done.code, "a.heic cannot be decoded" in done.err, len(upstream.posts)) == (2, True, 1)
 
 
-def test_an_animated_picture_is_sent_with_a_warning(inside: Inside) -> None:
+def test_an_animated_image_is_sent_with_a_warning(inside: Inside) -> None:
     """An animated GIF and PNG go as they are; the user hears that models look at one frame."""
     frames = [Image.new("RGB", (64, 48), color) for color in ("red", "green")]
     for name, kind in (("moving.gif", "GIF"), ("moving.png", "PNG")):
@@ -157,20 +157,20 @@ def test_an_animated_picture_is_sent_with_a_warning(inside: Inside) -> None:
     ("model", "count", "more", "words"),
     [
         ("5.0-lite", 14, [], ""),
-        ("5.0-lite", 15, [], "15 reference pictures are too many"),
+        ("5.0-lite", 15, [], "15 reference images are too many"),
         ("5.0-pro", 10, [], ""),
-        ("5.0-pro", 11, [], "11 reference pictures are too many"),
+        ("5.0-pro", 11, [], "11 reference images are too many"),
         ("4.0", 10, ["--sequence", "5"], ""),
-        ("4.0", 10, ["--sequence", "6"], "10 references and 6 pictures are more than 15 together"),
-        ("3.0-t2i", 1, ["--size", "1024x1024"], "no reference pictures"),
-        ("seededit", 2, [], "2 reference pictures are too many"),
+        ("4.0", 10, ["--sequence", "6"], "10 references and 6 images are more than 15 together"),
+        ("3.0-t2i", 1, ["--size", "1024x1024"], "no reference images"),
+        ("seededit", 2, [], "2 reference images are too many"),
     ],
 )
 def test_references_are_counted_by_the_models_row(
     inside: Inside, model: str, count: int, more: list[str], words: str
 ) -> None:
     """As many as the model takes, and with a sequence at most 15 with the results; `--force` sends what is too much."""
-    put(inside, "a.jpg", picture())
+    put(inside, "a.jpg", make_image())
     done = dry(inside, "x", *["a.jpg"] * count, "-m", model, *more)
     assert done.code == (2 if words else 0), done.err
     assert words in done.err
@@ -203,7 +203,7 @@ def test_a_large_reference_is_warned_of_and_too_large_a_one_refused(seedream: Co
     assert (seedream.folder / "eleven.png").read_bytes() == raw, "the user's file is not touched"
 
 
-def test_fitting_turns_a_picture_as_its_exif_says(seedream: Command) -> None:
+def test_fitting_turns_an_image_as_its_exif_says(seedream: Command) -> None:
     """A rotated photograph of too many pixels is shrunk upright; with --keep-metadata one that fits is untouched."""
     large = Image.new("RGB", (7200, 5400), "white")
     large.paste((200, 0, 0), (0, 0, 7200, 2700))
@@ -212,7 +212,7 @@ def test_fitting_turns_a_picture_as_its_exif_says(seedream: Command) -> None:
     file = io.BytesIO()
     large.save(file, "JPEG", exif=exif)
     put(seedream, "large.jpg", file.getvalue())
-    small = put(seedream, "small.jpg", picture(exif=exif))
+    small = put(seedream, "small.jpg", make_image(exif=exif))
     with Upstream() as upstream:
         done = edit(seedream, upstream, "x", "large.jpg", "small.jpg", "--fit-images", "--keep-metadata")
         assert done.code == 0, done.err
@@ -234,15 +234,15 @@ def _rgb(value: Any) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("raw", "mode", "kind", "pixel"),
     [
-        (picture("TIFF", mode="CMYK"), "RGB", "jpeg", (0, 90, 160)),
-        (picture("GIF"), "RGB", "jpeg", (0, 90, 160)),
-        (picture("WEBP", mode="RGBA", lossless=True), "RGB", "jpeg", (0, 90, 160)),
-        (picture("BMP", mode="1"), "RGB", "jpeg", None),
-        (picture("TIFF", mode="LA"), "RGB", "jpeg", None),
+        (make_image("TIFF", mode="CMYK"), "RGB", "jpeg", (0, 90, 160)),
+        (make_image("GIF"), "RGB", "jpeg", (0, 90, 160)),
+        (make_image("WEBP", mode="RGBA", lossless=True), "RGB", "jpeg", (0, 90, 160)),
+        (make_image("BMP", mode="1"), "RGB", "jpeg", None),
+        (make_image("TIFF", mode="LA"), "RGB", "jpeg", None),
     ],
 )
 def test_converting_keeps_what_is_seen(tmp_path: Path, raw: bytes, mode: str, kind: str, pixel: Any) -> None:
-    """A picture of a kind that is not taken becomes a JPEG of the same colours."""
+    """An image of a kind that is not taken becomes a JPEG of the same colours."""
     got = _converted(tmp_path, raw)
     assert (got.mode, (got.format or "").lower()) == (mode, kind)
     if pixel:
@@ -250,15 +250,15 @@ def test_converting_keeps_what_is_seen(tmp_path: Path, raw: bytes, mode: str, ki
 
 
 def _converted(tmp_path: Path, raw: bytes) -> Image.Image:
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(raw)
     ref = read_reference(str(path))
     assert isinstance(ref, ImageRef)
     made, done = fit_reference(ref, Fit(10_000_000, 36_000_000, ("heic",)))
     assert "is sent smaller" in done
-    picture = Image.open(io.BytesIO(made.content))
-    picture.load()
-    return picture
+    image = Image.open(io.BytesIO(made.content))
+    image.load()
+    return image
 
 
 def test_converting_keeps_depth_transparency_and_colour_profile(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_converting_keeps_depth_transparency_and_colour_profile(tmp_path: Path) 
     Image.new("RGBA", (64, 48), (10, 20, 30, 40)).save(file, "WEBP", lossless=True)
     got = _converted(tmp_path, file.getvalue())
     assert (got.format, got.getpixel((5, 5))) == ("PNG", (10, 20, 30, 40))
-    got = _converted(tmp_path, picture("TIFF", icc_profile=b"profile of no meaning"))
+    got = _converted(tmp_path, make_image("TIFF", icc_profile=b"profile of no meaning"))
     assert got.info["icc_profile"] == b"profile of no meaning"
 
 
@@ -295,7 +295,7 @@ def test_references_are_shown_by_name_hash_and_size_and_never_in_base64(seedream
         subprocess.run(
             ["sh", "-c", ended[3].out], env=shell, check=True, capture_output=True, cwd=seedream.folder, timeout=30
         )
-        assert upstream.bodies[1] == upstream.bodies[0], "the curl command sends the same picture"
+        assert upstream.bodies[1] == upstream.bodies[0], "the curl command sends the same image"
         done = edit(seedream, upstream, "x", "-", "--dry-run", stdin=raw)
         assert json.loads(done.out)["image"] == {**shown, "file": "standard input"}
 
@@ -342,9 +342,11 @@ def test_fourteen_large_references_need_little_memory(seedream: Command) -> None
 # --- edit -----------------------------------------------------------------------------------------------------------
 
 
-def test_each_sends_one_request_a_picture(seedream: Command) -> None:
-    """`--each` takes the pictures one by one, from arguments or `-i`, and names the results after them."""
-    one, two, style = (put(seedream, f"{name}.jpg", picture(seed=n)) for n, name in enumerate(("one", "two", "style")))
+def test_each_sends_one_request_an_image(seedream: Command) -> None:
+    """`--each` takes the images one by one, from arguments or `-i`, and names the results after them."""
+    one, two, style = (
+        put(seedream, f"{name}.jpg", make_image(seed=n)) for n, name in enumerate(("one", "two", "style"))
+    )
     with Upstream() as upstream:
         done = edit(seedream, upstream, "make it night", "one.jpg", "two.jpg", "-i", "style.jpg", "--each", "--json")
         assert done.code == 0, done.err
@@ -359,7 +361,7 @@ def test_each_sends_one_request_a_picture(seedream: Command) -> None:
         done = edit(seedream, upstream, "-f", "shot.txt", "-o", "file/")
         assert (done.code, len(upstream.posts), len(done.paths)) == (0, 8, 2), done.err
         done = edit(seedream, upstream, "-f", "shot.txt", "two.jpg", "--no-download")
-        assert (done.code, len(upstream.posts)) == (0, 9), "pictures that are named go one by one, with those of -i"
+        assert (done.code, len(upstream.posts)) == (0, 9), "images that are named go one by one, with those of -i"
         done = edit(seedream, upstream, "night", "one.jpg", "missing.jpg", "--each")
         assert (done.code, len(upstream.posts)) == (2, 9), "all are checked before the first is sent"
         done = edit(seedream, upstream, "x", "one.jpg", "two.jpg", "-i", "-", "--each", stdin=style)
@@ -367,11 +369,11 @@ def test_each_sends_one_request_a_picture(seedream: Command) -> None:
         assert [body["image"][1] for body in upstream.bodies[9:]] == [uri(style)] * 2
 
 
-def test_an_edit_without_a_picture_is_refused(inside: Inside) -> None:
+def test_an_edit_without_an_image_is_refused(inside: Inside) -> None:
     """`edit` with a prompt alone is exit 2 and points at `generate`."""
     done = dry(inside, "make it night")
     assert done.code == 2
-    assert "no picture to edit" in done.err
+    assert "no image to edit" in done.err
     assert "seedream generate" in done.err
 
 
@@ -390,7 +392,7 @@ LAYERS = [
 
 def test_layers_are_saved_with_their_places(seedream: Command) -> None:
     """The base and each layer become files; the JSON tells depth, name and boxes; no prompt is needed."""
-    raw = put(seedream, "poster.png", picture("PNG", (640, 640)))
+    raw = put(seedream, "poster.png", make_image("PNG", (640, 640)))
     with Upstream() as upstream:
         upstream._reply = lambda body, number: {
             "data": [{**item, "url": upstream.link(index)} for index, item in enumerate(LAYERS)]
@@ -414,9 +416,9 @@ def test_layers_are_saved_with_their_places(seedream: Command) -> None:
     assert [image["layer"]["z_index"] for image in done.json["images"]] == [0, 1, 2]
 
 
-def test_layers_at_acedata_send_the_picture_alone(seedream: Command) -> None:
-    """There a reference is an array, but a picture to split is one string."""
-    raw = put(seedream, "poster.png", picture("PNG", (640, 640)))
+def test_layers_at_acedata_send_the_image_alone(seedream: Command) -> None:
+    """There a reference is an array, but an image to split is one string."""
+    raw = put(seedream, "poster.png", make_image("PNG", (640, 640)))
     with Upstream() as upstream:
         upstream._reply = upstream.acedata
         done = edit(seedream, upstream, "--layers", "poster.png", "-m", "pro", provider="acedata")
@@ -447,7 +449,7 @@ def test_a_transparent_background_asks_for_png(seedream: Command) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["a.png", "b.jpg", "--layers", "-m", "pro", "--prompt-file", "p"], "exactly one picture"),
+        (["a.png", "b.jpg", "--layers", "-m", "pro", "--prompt-file", "p"], "exactly one image"),
         (["x", "small.png", "--layers", "-m", "pro"], "small.png is too small"),
         (["x", "c.webp", "--layers", "-m", "pro"], "c.webp is webp; png, jpeg are taken"),
         (["x", "a.png", "--layers", "-m", "4.5"], "refuses --layers"),
@@ -463,19 +465,19 @@ def test_a_transparent_background_asks_for_png(seedream: Command) -> None:
 def test_rules_between_options_are_held(inside: Inside, args: list[str], words: str) -> None:
     """What the provider would refuse is refused here, with the reason."""
     put(inside, "p", b"a prompt")
-    put(inside, "a.png", picture("PNG", (640, 640)))
-    put(inside, "b.jpg", picture(size=(640, 640)))
-    put(inside, "c.webp", picture("WEBP", (640, 640)))
-    put(inside, "small.png", picture("PNG", (500, 500)))
-    put(inside, "tall.png", picture("PNG", (100, 400)))
+    put(inside, "a.png", make_image("PNG", (640, 640)))
+    put(inside, "b.jpg", make_image(size=(640, 640)))
+    put(inside, "c.webp", make_image("WEBP", (640, 640)))
+    put(inside, "small.png", make_image("PNG", (500, 500)))
+    put(inside, "tall.png", make_image("PNG", (100, 400)))
     done = dry(inside, *args)
     assert done.code == 2, done.out
     assert words in done.err
 
 
-def test_seededit_edits_one_picture_adaptively(seedream: Command) -> None:
-    """One picture, size `adaptive`, its own guidance and seed; the default guidance is told and not sent."""
-    raw = put(seedream, "a.jpg", picture(size=(640, 480)))
+def test_seededit_edits_one_image_adaptively(seedream: Command) -> None:
+    """One image, size `adaptive`, its own guidance and seed; the default guidance is told and not sent."""
+    raw = put(seedream, "a.jpg", make_image(size=(640, 480)))
     with Upstream() as upstream:
         assert edit(seedream, upstream, "x", "a.jpg", "-m", "seededit").code == 0
         done = edit(seedream, upstream, "x", "a.jpg", "-m", "seededit", "--guidance-scale", "7.5", "--seed", "0")
@@ -487,7 +489,7 @@ def test_seededit_edits_one_picture_adaptively(seedream: Command) -> None:
         assert upstream.bodies == [shared, shared | {"guidance_scale": 7.5, "seed": 0}]
     assert "default 5.5" in " ".join(dry(seedream, "x", "a.jpg", "-m", "seededit", "--explain").out.split())
     done = seedream("generate", "x", "-m", "seededit", "-p", "ark", "--dry-run")
-    assert (done.code, "needs a reference picture" in done.err) == (2, True)
+    assert (done.code, "needs a reference image" in done.err) == (2, True)
 
 
 # --- what becomes of every option -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.command import CANARY, Command
 from tests.support.fork_server import Forked, Nursery
-from tests.support.provider_server import Upstream, noise, picture, refusal
+from tests.support.provider_server import Upstream, make_image, noise, refusal
 from tests.support.raw_server import RawServer, Script, answer
 
 KEYS = ("ARK_API_KEY", "OPENAI_API_KEY", "ACEDATACLOUD_API_TOKEN")
@@ -165,7 +165,7 @@ def test_image_for_a_full_standard_output_is_exit_74_and_kept(seedream: Command,
     """It is paid: the reply stays, the message says why and names the way back, which costs nothing; twice over."""
     import base64
 
-    image = base64.b64encode(picture()).decode()
+    image = base64.b64encode(make_image()).decode()
     reply = (lambda body, number: {"data": [{"b64_json": image}]}) if "b64_json" in more else None
     with Upstream(reply=reply) as upstream:
         to = ["-p", "ark", "--base-url", upstream.url]
@@ -178,6 +178,6 @@ def test_image_for_a_full_standard_output_is_exit_74_and_kept(seedream: Command,
         saved = seedream("recover", "-o", "out/", env=ENV)
         assert saved.code == 0
         assert [(seedream.folder / path).read_bytes() for path in saved.paths] == [
-            picture(seed=100 if not reply else 0)
+            make_image(seed=100 if not reply else 0)
         ]
         assert len(upstream.posts) == 1

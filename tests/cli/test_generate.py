@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.command import CANARY, Command
-from tests.support.provider_server import QUERY, Upstream, picture, refusal
+from tests.support.provider_server import QUERY, Upstream, make_image, refusal
 from tests.support.raw_server import RESET, SILENCE, Script, answer, free_port
 
 KEYS = {
@@ -57,7 +57,7 @@ def test_one_line_makes_one_file_at_every_provider(seedream: Command, provider: 
 
         def reply(body: Any, number: int) -> Any:
             if provider != "acedata":
-                return upstream.pictures(body, number)
+                return upstream.images(body, number)
             if "model" in body:
                 return {"task_id": "t-1"}
             found = [{"prompt": "x", "size": "64x48", "image_url": upstream.link(7)}]
@@ -223,14 +223,14 @@ TOO_LATE = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Messa
         (answer(CUT_SIGNATURE, status=403), "download", "signature"),
         (answer(TOO_LATE, status=403), "download", "the store says that the link has expired"),
         (answer(TOO_LATE, status=403, headers=[("Date", "Fri, 01 Jan 2100 00:00:00 GMT")]), "expired", "expired"),
-        (answer(picture()[:-200]), "download", "JPEG"),
-        (answer(picture(), cut=400), "download", ""),
+        (answer(make_image()[:-200]), "download", "JPEG"),
+        (answer(make_image(), cut=400), "download", ""),
         (answer(b""), "download", "0 bytes"),
         (answer(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "download", ""),
         (answer(b"", status=302, headers=[("Location", "http://example.com/x.jpg")]), "download", ""),
     ],
 )
-def test_a_paid_picture_that_does_not_come_is_exit_8_and_can_be_recovered(
+def test_a_paid_image_that_does_not_come_is_exit_8_and_can_be_recovered(
     seedream: Command, link: Script, kind: str, words: str
 ) -> None:
     """Nothing false is on disk, the message says why, and `recover` saves it later without a second payment."""
@@ -249,23 +249,23 @@ def test_a_paid_picture_that_does_not_come_is_exit_8_and_can_be_recovered(
         broken = False
         done = seedream("recover", done.json["id"])
         assert (done.code, len(done.paths), len(upstream.posts)) == (0, 1, 1), done.err
-        assert (seedream.folder / done.paths[0]).read_bytes() == picture(seed=100)
+        assert (seedream.folder / done.paths[0]).read_bytes() == make_image(seed=100)
         assert "nothing to recover" in seedream("recover").err
 
 
 def test_a_cut_download_is_repeated_and_the_request_is_not(seedream: Command) -> None:
-    """Half a picture is fetched again from its link: one POST, two GETs, a whole file."""
-    with Upstream(link=lambda request, number: answer(picture()[:-99]) if number == 1 else None) as upstream:
+    """Half an image is fetched again from its link: one POST, two GETs, a whole file."""
+    with Upstream(link=lambda request, number: answer(make_image()[:-99]) if number == 1 else None) as upstream:
         done = ark(seedream, upstream, "a fox")
         assert (done.code, len(upstream.posts), len(upstream.gets)) == (0, 1, 2), done.err
 
 
 @pytest.mark.parametrize("data_uri", [False, True])
 def test_base64_replies_become_files_and_are_never_echoed(seedream: Command, *, data_uri: bool) -> None:
-    """The picture in the reply is decoded to disk; neither the terminal nor the JSON shows it."""
+    """The image in the reply is decoded to disk; neither the terminal nor the JSON shows it."""
     import base64
 
-    raw = picture("PNG", (300, 300))
+    raw = make_image("PNG", (300, 300))
     text = base64.b64encode(raw * 1).decode()
     item = {"url": f"data:image/png;base64,{text}"} if data_uri else {"b64_json": text, "size": "300x300"}
     with Upstream(reply=lambda body, number: {"data": [item]}) as upstream:
@@ -355,7 +355,7 @@ def test_an_image_for_a_closed_standard_output_is_not_paid_for(seedream: Command
         assert (done.returncode, upstream.posts) == (74, []), done.stderr
 
 
-def test_two_processes_with_one_name_keep_both_pictures(seedream: Command) -> None:
+def test_two_processes_with_one_name_keep_both_images(seedream: Command) -> None:
     """Two runs that end at once with the same name leave two files."""
     with Upstream(script=lambda request, number: None) as upstream:
         args = ["generate", "same", "-p", "ark", "--base-url", upstream.url, "-n", "4"]
@@ -474,14 +474,14 @@ def _await(condition: Any) -> None:
         time.sleep(0.02)
 
 
-def test_one_picture_can_go_to_standard_output(seedream: Command) -> None:
-    """`-o -` writes the checked bytes and nothing else; a closed pipe leaves the picture for `recover`."""
+def test_one_image_can_go_to_standard_output(seedream: Command) -> None:
+    """`-o -` writes the checked bytes and nothing else; a closed pipe leaves the image for `recover`."""
     with Upstream() as upstream:
         run = seedream.popen(
             "generate", "x", "-p", "ark", "--base-url", upstream.url, "-o", "-", env={"ARK_API_KEY": CANARY}
         )
         out, _ = run.communicate(timeout=30)
-        assert (run.returncode, out) == (0, picture(seed=100))
+        assert (run.returncode, out) == (0, make_image(seed=100))
 
 
 def test_nothing_of_a_run_is_left_behind(seedream: Command) -> None:

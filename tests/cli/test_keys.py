@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from seedream_cli import redaction
-from seedream_cli.cli.flags import Chosen
+from seedream_cli.cli.flags import FlagValues
 from seedream_cli.config import credentials
 from seedream_cli.config.credentials import may_send
 from seedream_cli.config.environment import Environment
@@ -19,7 +19,7 @@ from seedream_cli.config.settings import Key, Layer, ProviderSettings, Settings
 from seedream_cli.errors import ConfigError
 from seedream_cli.providers import load
 from seedream_cli.providers.base_url import full_url
-from seedream_cli.request.image_request import Draft
+from seedream_cli.request.image_request import OptionValues
 from tests.support.command import CANARY
 
 from .test_config import ConfigCommand, tool
@@ -71,11 +71,11 @@ def test_a_provider_without_an_address_of_its_own_is_nobody_s_own() -> None:
     assert may_send("variable", url=GATEWAY, own="", by_user=True)
 
 
-def find(draft: Draft, environ: dict[str, str], settings: Settings | None = None) -> Key:
+def find(options: OptionValues, environ: dict[str, str], settings: Settings | None = None) -> Key:
     """The key for ark."""
     spec = load("ark").spec
-    url = full_url(spec, draft.values.get("base_url"))
-    return credentials.find_key(draft, spec, url, Environment(environ, settings or Settings()))
+    url = full_url(spec, options.values.get("base_url"))
+    return credentials.find_key(options, spec, url, Environment(environ, settings or Settings()))
 
 
 @pytest.fixture
@@ -90,18 +90,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("origin", ["shot.txt:2", "rows.csv:14"])
 def test_an_address_out_of_a_prompt_or_a_table_gets_no_key_of_the_environment(origin: str) -> None:
     """A file that came with a prompt cannot point a variable's key, or any file, at its own server."""
-    draft = Draft({"base_url": GATEWAY}, origins={"base_url": origin})
+    options = OptionValues({"base_url": GATEWAY}, origins={"base_url": origin})
     with pytest.raises(ConfigError, match="belongs to another") as caught:
-        find(draft, {"ARK_API_KEY": CANARY, "SEEDREAM_API_KEY": CANARY})
+        find(options, {"ARK_API_KEY": CANARY, "SEEDREAM_API_KEY": CANARY})
     assert origin in caught.value.message
     assert CANARY not in caught.value.message + caught.value.hint
-    both = Draft(
+    both = OptionValues(
         {"base_url": GATEWAY, "api_key_file": "/etc/passwd"},
         origins=dict.fromkeys(("base_url", "api_key_file"), origin),
     )
     with pytest.raises(ConfigError, match="belongs to another"):
         find(both, {})
-    assert find(Draft({"base_url": GATEWAY}, origins={"base_url": "--base-url"}), {"ARK_API_KEY": CANARY}).value
+    assert find(OptionValues({"base_url": GATEWAY}, origins={"base_url": "--base-url"}), {"ARK_API_KEY": CANARY}).value
 
 
 @pytest.mark.usefixtures("home")
@@ -109,11 +109,11 @@ def test_a_project_that_overrules_the_provider_gets_no_key_meant_for_another() -
     """SEEDREAM_API_KEY belongs to the provider of the user's own file, not to the one a stranger's file names."""
     layer = Layer({"provider": "ark"}, origins={"provider": "seedream.toml:1"})
     settings = Settings(layer, own_provider="ope")
-    draft = Draft({"provider": "ark"}, origins=layer.origins)
+    options = OptionValues({"provider": "ark"}, origins=layer.origins)
     with pytest.raises(ConfigError, match="overrules yours"):
-        find(draft, {"SEEDREAM_API_KEY": CANARY}, settings)
-    assert find(draft, {"SEEDREAM_API_KEY": "x", "ARK_API_KEY": CANARY}, settings).source == "$ARK_API_KEY"
-    typed = Draft({"provider": "ark"}, origins={"provider": "--provider"})
+        find(options, {"SEEDREAM_API_KEY": CANARY}, settings)
+    assert find(options, {"SEEDREAM_API_KEY": "x", "ARK_API_KEY": CANARY}, settings).source == "$ARK_API_KEY"
+    typed = OptionValues({"provider": "ark"}, origins={"provider": "--provider"})
     assert find(typed, {"SEEDREAM_API_KEY": CANARY}, settings).source == "$SEEDREAM_API_KEY"
 
 
@@ -128,11 +128,11 @@ def test_the_first_of_all_places_wins(home: Path) -> None:
     environ = {"SEEDREAM_API_KEY": "k-generic", "MY_KEY": "k-own", "ARK_API_KEY": "k-provider"}
     around = Environment({})
     credentials.store_key(load("ark").spec, OWN, "k-stored", around, where="file")
-    found = [find(Draft({"api_key_file": str(path)}), environ, settings).value]
+    found = [find(OptionValues({"api_key_file": str(path)}), environ, settings).value]
     for name in (*environ, "command"):
-        found.append(find(Draft(), environ, settings).value)
+        found.append(find(OptionValues(), environ, settings).value)
         environ.pop(name, None)
-    found.append(find(Draft(), {}, Settings()).value)
+    found.append(find(OptionValues(), {}, Settings()).value)
     assert found == ["k-file", "k-generic", "k-own", "k-provider", "k-command", "k-stored"]
 
 
@@ -342,4 +342,4 @@ def test_a_keyring_that_is_gone_is_told_as_the_reason_for_no_key(tool: ConfigCom
 def test_keys_have_no_representation() -> None:
     """Neither a traceback nor a log of a stored key holds it."""
     assert CANARY not in repr(credentials.Stored("ark", "", "file", CANARY)) + repr(Key(CANARY, "x"))
-    assert Chosen().values == {}
+    assert FlagValues().values == {}

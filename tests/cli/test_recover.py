@@ -34,7 +34,7 @@ def kept(command: Command) -> dict[str, bytes]:
 
 
 def fails_link(request: Received, number: int) -> Script | None:
-    """A store that has every picture but number 9."""
+    """A store that has every image but number 9."""
     return answer(b"gone", status=404) if b"/9.jpeg" in request.target else None
 
 
@@ -371,7 +371,7 @@ def test_recover_of_links_that_were_handed_out_saves_them(forked: Forked, args: 
         assert paid == len(cost)
         third = forked("recover", run, env=ENV)
         assert third.code == 2
-        assert "all its pictures are saved" in third.err
+        assert "all its images are saved" in third.err
 
 
 def test_recover_of_a_link_that_was_handed_out_and_is_dead_says_so(forked: Forked) -> None:

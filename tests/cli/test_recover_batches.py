@@ -144,7 +144,7 @@ def test_recover_by_id_saves_a_row_and_by_run_the_whole_batch(forked: Forked) ->
         assert [status for status, _ in results(forked)] == ["succeeded", "unsaved", "unsaved"]
         saved = recover(forked, name)
         assert saved.code == 2
-        assert "all its pictures are saved" in saved.err
+        assert "all its images are saved" in saved.err
         done = recover(forked, name.rsplit("-", 1)[0])
         assert (done.code, len(names(forked))) == (0, 3), done.err
         assert recover(forked, "nothing-like-it").code == 2

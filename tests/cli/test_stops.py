@@ -303,7 +303,7 @@ def test_key_and_commands_in_what_a_provider_says_are_not_passed_on(seedream: Co
         "many": list(range(9999)),
     }
     with Upstream() as upstream:
-        upstream._reply = lambda body, number: {**upstream.pictures(body, number), "usage": usage}
+        upstream._reply = lambda body, number: {**upstream.images(body, number), "usage": usage}
         args = ["-p", "ark", "--base-url", upstream.url, "--json"]
         done = seedream("generate", "x", *args, env=ENV)
         assert (done.code, done.json["usage"]["generated_images"]) == (0, 1), done.err

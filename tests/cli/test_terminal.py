@@ -189,7 +189,7 @@ def test_names_survive_any_locale(seedream: Command, env: dict[str, str]) -> Non
 
 
 def test_a_dash_is_standard_input_or_output(seedream: Command) -> None:
-    """Prompt, prompt file, picture, settings, key and output take `-`."""
+    """Prompt, prompt file, image, settings, key and output take `-`."""
     sent: list[str] = []
     for args, stdin in [
         (("generate", "-"), b"a fox"),
@@ -203,9 +203,9 @@ def test_a_dash_is_standard_input_or_output(seedream: Command) -> None:
         [sys.executable, "-m", "seedream_cli", *FOX, "-o", "-"],
         env=seedream.env, cwd=seedream.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
-        picture, _ = process.communicate(timeout=60)
-    assert picture.startswith(b"\xff\xd8")
-    done = seedream("edit", "night", "-", "-p", "sandbox", "-o", "night.jpg", stdin=picture)
+        image, _ = process.communicate(timeout=60)
+    assert image.startswith(b"\xff\xd8")
+    done = seedream("edit", "night", "-", "-p", "sandbox", "-o", "night.jpg", stdin=image)
     assert done.out == "night.jpg\n"
     with Upstream() as upstream:
         call = ("generate", "a fox", "-p", "ark", "--base-url", upstream.url, "--api-key-file", "-")

@@ -11,7 +11,7 @@ import pytest
 
 from seedream_cli.batch.columns import plan_columns
 from seedream_cli.batch.table import open_table
-from seedream_cli.cli.flags import Chosen
+from seedream_cli.cli.flags import FlagValues
 from seedream_cli.config import load, option_kinds
 from seedream_cli.config.config_file import parse_document
 from seedream_cli.config.environment import Environment, read_environment
@@ -19,7 +19,7 @@ from seedream_cli.config.option_kinds import Choice, Number, Whole
 from seedream_cli.config.options import OPTIONS, Option, by_name, parse_values
 from seedream_cli.config.prompt_file import split_header
 from seedream_cli.errors import InputError, Problem
-from seedream_cli.request.image_request import Draft
+from seedream_cli.request.image_request import OptionValues
 from tests.support.command import Inside
 
 ON, OFF = ("1", "true", "yes", "on", "y", "Y", " Yes "), ("0", "false", "no", "off", "n", "FALSE")
@@ -62,35 +62,35 @@ def samples(option: Option) -> tuple[tuple[str, ...], tuple[str, ...]]:
 # --- the ways ---------------------------------------------------------------------------------------------------------
 
 
-def by_flag(option: Option, text: str, folder: Path) -> Draft:
+def by_flag(option: Option, text: str, folder: Path) -> OptionValues:
     """Typed."""
-    return Chosen({option.key: text}).draft(Environment({}))
+    return FlagValues({option.key: text}).options(Environment({}))
 
 
-def by_variable(option: Option, text: str, folder: Path) -> Draft:
+def by_variable(option: Option, text: str, folder: Path) -> OptionValues:
     """SEEDREAM_<OPTION>."""
-    return Chosen().draft(Environment({f"SEEDREAM_{option.name.upper()}": text}))
+    return FlagValues().options(Environment({f"SEEDREAM_{option.name.upper()}": text}))
 
 
-def by_file(option: Option, text: str, folder: Path) -> Draft:
+def by_file(option: Option, text: str, folder: Path) -> OptionValues:
     """A settings file."""
     document = parse_document(f"{option.name} = {json.dumps(text)}\n".encode(), folder / "f", "f", [])
     assert document is not None
     reading = load.combine(Environment({}), [document], [])
     if reading.problems:
         raise InputError(reading.problems)
-    return Chosen().draft(Environment({}, reading.settings))
+    return FlagValues().options(Environment({}, reading.settings))
 
 
-def by_prompt(option: Option, text: str, folder: Path) -> Draft:
+def by_prompt(option: Option, text: str, folder: Path) -> OptionValues:
     """The block above a prompt."""
     prompt, problems = split_header(f"+++\n{option.name} = {json.dumps(text)}\n+++\nx", "f")
     if problems:
         raise InputError(problems)
-    return Chosen().draft(Environment({}), prompt)
+    return FlagValues().options(Environment({}), prompt)
 
 
-def by_column(option: Option, text: str, folder: Path) -> Draft:
+def by_column(option: Option, text: str, folder: Path) -> OptionValues:
     """A cell of a table."""
     path = folder / "t.jsonl"
     path.write_text(json.dumps({"prompt": "x", option.name: text}))
@@ -100,10 +100,10 @@ def by_column(option: Option, text: str, folder: Path) -> Draft:
         problems += row.sort_cells().problems
         if problems:
             raise InputError(problems)
-        return row.draft(Draft())
+        return row.options(OptionValues())
 
 
-WAYS: dict[str, Callable[[Option, str, Path], Draft]] = {
+WAYS: dict[str, Callable[[Option, str, Path], OptionValues]] = {
     "flag": by_flag,
     "variable": by_variable,
     "file": by_file,
@@ -123,9 +123,9 @@ def come_through(option: Option, way: str, text: str, folder: Path) -> tuple[Any
     """What an option is worth that came one way, and what is wrong with it."""
     found: list[Problem] = []
     try:
-        draft = WAYS[way](option, text, folder)
-        value = parse_values(draft, found).get(option.key)
-        assert draft.origins[option.key]
+        options = WAYS[way](option, text, folder)
+        value = parse_values(options, found).get(option.key)
+        assert options.origins[option.key]
     except InputError as error:
         value, found = None, [*error.problems]
     return value, [(problem.message, problem.hint) for problem in found]
@@ -170,8 +170,8 @@ def test_switches_know_the_same_words_whichever_way_they_come(name: str, way: st
     option = Option(found.key, f"--{name}", "", kind="switch", off=found.off)
     for texts, on in ((ON, True), (OFF, False)):
         for text in texts:
-            draft = WAYS[way](option, text, tmp_path)
-            assert draft.switches == {option.key: on is not found.off}, text
+            options = WAYS[way](option, text, tmp_path)
+            assert options.switches == {option.key: on is not found.off}, text
     for text in ("perhaps", "2", "t"):
         with pytest.raises(InputError) as refused:
             WAYS[way](option, text, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from seedream_cli.config.options import by_name
 from seedream_cli.config.prompt_file import fill, split_header
 from tests.support.command import CANARY, Command, Done, Inside
-from tests.support.provider_server import Upstream, picture
+from tests.support.provider_server import Upstream, make_image
 
 
 def dry(seedream: Command, *args: str, provider: str = "ark", **more: Any) -> Done:
@@ -183,8 +183,8 @@ def test_all_mistakes_are_told_at_once(inside: Inside) -> None:
 
 
 def test_options_of_edit_stand_in_a_file_too(inside: Inside) -> None:
-    """Layers and references from a header, and a picture as the only argument."""
-    (inside.folder / "a.png").write_bytes(picture("PNG", (640, 640)))
+    """Layers and references from a header, and an image as the only argument."""
+    (inside.folder / "a.png").write_bytes(make_image("PNG", (640, 640)))
     write(inside, "l.txt", '+++\nmodel = "5.0-pro"\nlayers = true\nimage = "a.png"\n+++\n')
     done = inside("edit", "-f", "l.txt", "-p", "ark", "--dry-run")
     assert done.code == 0, done.err

@@ -24,19 +24,19 @@ import pytest
 
 from tests.support.command import CANARY, Command
 from tests.support.fork_server import ROOT, Forked, Nursery
-from tests.support.provider_server import Upstream, picture, sse
+from tests.support.provider_server import Upstream, make_image, sse
 from tests.support.raw_server import RESET, Received, Script, answer
 
 MOST_STEPS = 150
 KEYS = {"ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY, "SEEDREAM_FAULT": "no-wait"}
-FOREIGN = picture(seed=99)
+FOREIGN = make_image(seed=99)
 
 
 # --- what the provider answers --------------------------------------------------------------------------------------
 
 
 def _base64(upstream: Upstream) -> Callable[[Any, int], Any]:
-    raw = base64.b64encode(picture("PNG", (90, 90), 3)).decode()
+    raw = base64.b64encode(make_image("PNG", (90, 90), 3)).decode()
     return lambda body, number: {"data": [{"b64_json": raw}], "usage": {"generated_images": 1}}
 
 
@@ -64,12 +64,12 @@ class Shape:
 
     provider: str
     args: tuple[str, ...] = ()
-    pictures: int = 1
+    images: int = 1
     first: int = 11
 
 
 SHAPES = {
-    "one picture": Shape("ark", first=1),
+    "one image": Shape("ark", first=1),
     "a set": Shape("ark", ("--sequence", "2"), 2),
     "base64": Shape("ark", ("--response-format", "b64_json")),
     "a stream": Shape("ark", ("--sequence", "2", "--stream"), 2),
@@ -88,7 +88,7 @@ class Witness(Upstream):
             self._reply = _base64(self)
         elif shape == "a task":
             self._reply = _task(self)
-        self._streams = shape == "a stream"
+        self._console = shape == "a stream"
         self._script = self._look
         self._link = self._look_at_link
 
@@ -102,10 +102,10 @@ class Witness(Upstream):
         paid = b'"model"' in request.body
         if paid and ("sent",) not in self._books("SELECT state FROM requests"):
             self.wrong.append("a request left before it was written down")
-        return _events(self) if paid and self._streams else None
+        return _events(self) if paid and self._console else None
 
     def _look_at_link(self, request: Received, number: int) -> Script | None:
-        known = [row[0] for row in self._books("SELECT link FROM pictures")]
+        known = [row[0] for row in self._books("SELECT link FROM images")]
         if not any(link.endswith(request.target.decode()) for link in known):
             self.wrong.append("a download began before its link was written down")
         return None
@@ -131,7 +131,7 @@ class Survey:
         assert self.template("history").code == 0
 
     def home(self, name: str) -> Forked:
-        """A home with an empty ledger, and a picture of somebody else's under the first name."""
+        """A home with an empty ledger, and an image of somebody else's under the first name."""
         seedream = Forked(self.tmp_path / name, self.nursery)
         shutil.copytree(self.template.home / "state", seedream.home / "state")
         (seedream.folder / "a-fox.jpg").write_bytes(FOREIGN)
@@ -165,25 +165,25 @@ class Survey:
         """What is wrong with the state after a recovery."""
         if (seedream.folder / "a-fox.jpg").read_bytes() != FOREIGN:
             return ["somebody else's file is gone"]
-        saved = len(_pictures(seedream)) - 1
+        saved = len(_images(seedream)) - 1
         entries = _history(seedream)
         if paid > 1 or len(entries) > 1:
             return [f"paid {paid} times"]
         if not entries:
             return ["a paid request is in no book"] if paid else []
         status, billed, answered = entries[0]
-        if saved == self.shape.pictures and status == "saved":
+        if saved == self.shape.images and status == "saved":
             remains = [*seedream.home.rglob("*.part"), *seedream.home.rglob("*.reply")]
             return [f"{path.name} was left" for path in remains]
-        wrong = [] if status in {"unknown", "queued"} else [f"it is {status} with {saved} pictures"]
+        wrong = [] if status in {"unknown", "queued"} else [f"it is {status} with {saved} images"]
         # Only before an answer is on disk may a paid request be in doubt, and then it is in doubt.
-        wrong += [f"{saved} pictures for one that is {status}"] if saved else []
+        wrong += [f"{saved} images for one that is {status}"] if saved else []
         wrong += ["a reply that was on disk is lost"] if whole or answered else []
         wrong += ["what was paid for is said to be free"] if paid and billed == "no" else []
         return wrong
 
 
-def _pictures(seedream: Forked) -> list[Path]:
+def _images(seedream: Forked) -> list[Path]:
     """What is there under a final name."""
     found = [path for path in seedream.folder.rglob("*") if path.is_file()]
     return [path for path in found if not path.name.startswith(".seedream-")]
@@ -191,12 +191,12 @@ def _pictures(seedream: Forked) -> list[Path]:
 
 def _half_files(seedream: Forked) -> list[str]:
     ends = (b"\xff\xd9", b"IEND\xaeB`\x82")
-    pictures = (path for path in _pictures(seedream) if path.suffix in {".jpg", ".png"})
-    return [f"{path.name} is half a file" for path in pictures if not path.read_bytes().endswith(ends)]
+    images = (path for path in _images(seedream) if path.suffix in {".jpg", ".png"})
+    return [f"{path.name} is half a file" for path in images if not path.read_bytes().endswith(ends)]
 
 
 def _holds_whole_reply(seedream: Forked) -> bool:
-    """Whether an answer that holds pictures is on disk, under its name or not yet."""
+    """Whether an answer that holds images is on disk, under its name or not yet."""
     for path in [*seedream.home.rglob("replies/*.part"), *seedream.home.rglob("replies/*.reply")]:
         text = path.read_bytes().rstrip(b"\0")
         if text.startswith(b"event:") or (text.startswith(b"{") and _is_json(text)):
@@ -226,38 +226,38 @@ def test_killed_at_every_step_nothing_is_paid_twice_or_lost(nursery: Nursery, tm
     The one window that no client can close is an answer that had not reached the disk: then the request is unknown,
     is never sent again, and is told as such. The steps are all writes, names, flushes and commits.
     """
-    survey = Survey(shape, nursery, tmp_path)
-    with survey.upstream:
-        for number in range(survey.shape.first, MOST_STEPS):
-            reached, wrong = survey.step(number)
+    preview = Survey(shape, nursery, tmp_path)
+    with preview.upstream:
+        for number in range(preview.shape.first, MOST_STEPS):
+            reached, wrong = preview.step(number)
             assert not wrong
             if not reached:
-                assert number > survey.shape.first + 15, "the steps were not reached"
+                assert number > preview.shape.first + 15, "the steps were not reached"
                 return
     pytest.fail("the run never ended untouched")
 
 
 def test_killed_again_while_it_recovers(nursery: Nursery, tmp_path: Path) -> None:
     """A run is killed once its reply is on disk, then `recover` at each of its steps, then `recover` saves it."""
-    survey = Survey("one picture", nursery, tmp_path)
-    with survey.upstream:
-        dead = survey.home("dead")
+    preview = Survey("one image", nursery, tmp_path)
+    with preview.upstream:
+        dead = preview.home("dead")
         number = 12
         while not _holds_whole_reply(dead):
-            dead = survey.home(f"dead-{number}")
+            dead = preview.home(f"dead-{number}")
             number += 1
-            assert survey.generate(dead, number) == -signal.SIGKILL
-        paid = survey.upstream.paid()
+            assert preview.generate(dead, number) == -signal.SIGKILL
+        paid = preview.upstream.paid()
         shutil.copytree(dead.home, tmp_path / "kept")
         for number in range(1, MOST_STEPS):
             shutil.rmtree(dead.home)
             shutil.copytree(tmp_path / "kept", dead.home)
-            code = survey.recover(dead, number)
+            code = preview.recover(dead, number)
             if code == -signal.SIGKILL:
                 assert not _half_files(dead)
-                assert survey.recover(dead) == 0
-            assert not survey.judge(dead, 1, whole=True), number
-            assert survey.upstream.paid() == paid
+                assert preview.recover(dead) == 0
+            assert not preview.judge(dead, 1, whole=True), number
+            assert preview.upstream.paid() == paid
             if code == 0:
                 assert number > 12
                 return
@@ -265,13 +265,13 @@ def test_killed_again_while_it_recovers(nursery: Nursery, tmp_path: Path) -> Non
 
 
 PLANTED = {
-    "sends_before_it_writes": ("one picture", 11),
-    "downloads_before_it_writes": ("one picture", 13),
+    "sends_before_it_writes": ("one image", 11),
+    "downloads_before_it_writes": ("one image", 13),
     "forgets_before_it_writes": ("base64", 24),
-    "replaces_what_is_there": ("one picture", 17),
-    "takes_orphans_for_new": ("one picture", 12),
+    "replaces_what_is_there": ("one image", 17),
+    "takes_orphans_for_new": ("one image", 12),
     "reads_no_remains": ("a stream", 12),
-    "knows_no_picture_again": ("one picture", 18),
+    "knows_no_image_again": ("one image", 18),
 }
 """The shape of request that a bug shows in, and a step shortly before it does."""
 
@@ -280,9 +280,9 @@ PLANTED = {
 def test_a_planted_bug_is_seen(nursery: Nursery, tmp_path: Path, bug: str) -> None:
     """The survey finds something wrong with a tool that has a bug of this kind."""
     shape, first = PLANTED[bug]
-    survey = Survey(shape, nursery, tmp_path, bug=bug)
-    with survey.upstream:
-        assert any(survey.step(number)[1] for number in range(first, first + 20)), "the bug was not seen"
+    preview = Survey(shape, nursery, tmp_path, bug=bug)
+    with preview.upstream:
+        assert any(preview.step(number)[1] for number in range(first, first + 20)), "the bug was not seen"
 
 
 class BatchSurvey:
@@ -318,15 +318,13 @@ class BatchSurvey:
         wrong = [f"{row} was paid {paid.count(row)} times" for row in self.rows if paid.count(row) > 1]
         with sqlite3.connect(seedream.folder / "shots/.seedream/ledger.db") as db:
             found = dict(db.execute("SELECT prompt, state FROM requests").fetchall())
-            links = dict(
-                db.execute("SELECT prompt, link FROM requests JOIN pictures ON requests.id = pictures.request")
-            )
+            links = dict(db.execute("SELECT prompt, link FROM requests JOIN images ON requests.id = images.request"))
         db.close()
         for row in self.rows:
             saved = list((seedream.folder / "shots").glob(f"*-{row}.jpg"))
             if found.get(row) == "saved":
                 wrong += [] if len(saved) == 1 and row in paid else [f"{row} has {len(saved)} files"]
-                wrong += [] if links[row].endswith(f"&row={row}") else [f"{row} got the picture of another"]
+                wrong += [] if links[row].endswith(f"&row={row}") else [f"{row} got the image of another"]
             elif found.get(row) != "unknown" or saved:
                 wrong.append(f"{row} is {found.get(row)}")
             elif row in kept:
@@ -346,14 +344,14 @@ def _answer_for_a_row(upstream: Upstream) -> Callable[[Any, int], Any]:
 
 
 def test_a_batch_killed_at_every_step_pays_no_row_twice(nursery: Nursery, tmp_path: Path) -> None:
-    """SIGKILL at step 1, 2, 3 … of a batch, then the same command again: each row has its own picture, or is unknown
+    """SIGKILL at step 1, 2, 3 … of a batch, then the same command again: each row has its own image, or is unknown
     because its answer had not reached the disk.
     """
     with Upstream() as upstream:
         upstream._reply = _answer_for_a_row(upstream)
-        survey = BatchSurvey(nursery, tmp_path, upstream)
+        preview = BatchSurvey(nursery, tmp_path, upstream)
         for number in range(1, MOST_STEPS):
-            reached, wrong = survey.step(number)
+            reached, wrong = preview.step(number)
             assert not wrong
             if not reached:
                 assert number > 40, "the steps were not reached"
@@ -366,8 +364,8 @@ def test_a_planted_bug_of_the_journal_is_seen(nursery: Nursery, tmp_path: Path, 
     """The survey finds something wrong with a batch that has a bug of this kind."""
     with Upstream() as upstream:
         upstream._reply = _answer_for_a_row(upstream)
-        survey = BatchSurvey(nursery, tmp_path, upstream, bug)
-        assert any(survey.step(number)[1] for number in range(15, 60)), "the bug was not seen"
+        preview = BatchSurvey(nursery, tmp_path, upstream, bug)
+        assert any(preview.step(number)[1] for number in range(15, 60)), "the bug was not seen"
 
 
 def test_a_lost_answer_is_not_asked_for_again(nursery: Nursery, tmp_path: Path) -> None:
@@ -411,7 +409,7 @@ def _order(seedream: Command, *command: str) -> list[str]:
             unflushed.discard(path)
             named = named and path != str(seedream.folder)
         elif call in {"write", "pwrite64", "writev"} and path.startswith(str(seedream.home)):
-            wrong += ["a picture was written down before its name was flushed"] if named and "ledger" in path else []
+            wrong += ["an image was written down before its name was flushed"] if named and "ledger" in path else []
             unflushed.add(path)
         elif call.startswith("send") and ('"POST ' in rest or '"GET ' in rest):
             dirty = [one for one in unflushed if one.endswith(("-wal", ".reply"))]
@@ -429,12 +427,12 @@ def _order(seedream: Command, *command: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace shows the order of flushes")
 def test_the_order_survives_a_power_cut(tmp_path: Path) -> None:
-    """Flushed are the ledger before a byte leaves, a picture before its name, the folder before the books say saved.
+    """Flushed are the ledger before a byte leaves, an image before its name, the folder before the books say saved.
 
     Each of the three, left out, is seen.
     """
     assert not _order(Command(tmp_path / "sound"), "seedream_cli")
-    for bug in ("flushes_no_commit", "flushes_no_picture", "flushes_no_folder"):
+    for bug in ("flushes_no_commit", "flushes_no_image", "flushes_no_folder"):
         assert _order(Command(tmp_path / bug), "tests.support.fork_server", bug), bug
 
 
@@ -442,11 +440,11 @@ def test_the_order_survives_a_power_cut(tmp_path: Path) -> None:
 
 
 def test_the_next_run_fetches_what_a_dead_one_paid_for(nursery: Nursery, tmp_path: Path) -> None:
-    """The same command after a crash sends its own request only, and saves the dead one's picture on the way."""
+    """The same command after a crash sends its own request only, and saves the dead one's image on the way."""
     seedream = Forked(tmp_path, nursery)
     with Upstream() as upstream:
         args = ["generate", "a fox", "-p", "ark", "--base-url", upstream.url]
-        # The named steps of one picture end near the fourteenth; each killed run leaves what the next ones fetch.
+        # The named steps of one image end near the fourteenth; each killed run leaves what the next ones fetch.
         for step in range(1, 15):
             seedream(*args, env={**KEYS, "SEEDREAM_FAULT": f"kill:{step}"})
         # The server may still be reading what a dead one had sent.
@@ -454,11 +452,11 @@ def test_the_next_run_fetches_what_a_dead_one_paid_for(nursery: Nursery, tmp_pat
         before = len(upstream.posts)
         done = seedream(*args, env=KEYS)
         assert done.code == 0, done.err
-        assert len(done.paths) == 1, "only its own picture is a result"
+        assert len(done.paths) == 1, "only its own image is a result"
         assert len(upstream.posts) == before + 1
         statuses = [entry["status"] for entry in seedream("history", "--json").json["requests"]]
         assert not {"unsaved", "running", "submitted"} & set(statuses), statuses
-        assert len(_pictures(seedream)) == statuses.count("succeeded")
+        assert len(_images(seedream)) == statuses.count("succeeded")
         # A request is in doubt that was paid and lost its answer, or that died between its intent and its first byte.
         assert statuses.count("succeeded") <= len(upstream.posts) <= len(statuses) - statuses.count("unsent")
 
@@ -479,5 +477,5 @@ def test_killed_from_outside_at_any_time(tmp_path: Path, nursery: Nursery, seed:
         entries = seedream("history", "--json").json["requests"]
         assert len(upstream.posts) <= 4
         saved = [entry for entry in entries if entry["status"] == "succeeded"]
-        assert len(_pictures(seedream)) == len(saved)
+        assert len(_images(seedream)) == len(saved)
         assert all(entry["status"] in {"succeeded", "unknown", "unsent"} for entry in entries), entries

@@ -18,7 +18,7 @@ import pytest
 from seedream_cli.errors import FileError
 from seedream_cli.ledger.group_commit import GroupCommit
 from seedream_cli.storage.reply_journal import Journal, adopt, sweep
-from tests.cli.test_batch import ENV, by_prompt, pictures, results, run, sent, table, write
+from tests.cli.test_batch import ENV, by_prompt, images, results, run, sent, table, write
 from tests.support.command import Command
 from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream, events, refusal, sse
@@ -56,7 +56,7 @@ def test_a_long_answer_without_a_file_is_not_called_unpaid(forked: Forked) -> No
     """It is longer than a place of the journal, and there is no room elsewhere."""
     table(forked, 1)
     with Upstream() as upstream:
-        upstream._reply = lambda body, number: {**upstream.pictures(body, number), "padding": "x" * 70_000}
+        upstream._reply = lambda body, number: {**upstream.images(body, number), "padding": "x" * 70_000}
         done = batch(forked, upstream, bug="has_no_room_for_replies")
         assert done.code != 0
         [row] = results(forked)
@@ -73,7 +73,7 @@ def test_a_disk_that_fails_once_does_not_make_a_paid_row_free(forked: Forked) ->
     table(forked, 1)
 
     def script(request: Received, number: int) -> Script:
-        made = {**upstream.pictures({"model": "m"}, number), "padding": "x" * 70_000}
+        made = {**upstream.images({"model": "m"}, number), "padding": "x" * 70_000}
         return answer(json.dumps(made).encode(), borders=[1000], drip_s=0.1)
 
     with Upstream(script=script) as upstream:
@@ -93,23 +93,23 @@ def test_answers_that_neither_the_ledger_nor_a_file_takes_come_with_the_next_run
         paid = len(upstream.posts)
         assert paid
         assert journals(forked)
-        assert not pictures(forked)
+        assert not images(forked)
         again = batch(forked, upstream)
         assert again.code == 0, again.err
-        assert len(pictures(forked)) == 4
+        assert len(images(forked)) == 4
         assert len(upstream.posts) == 4
         assert not journals(forked)
 
 
-def test_a_day_that_cannot_be_booked_holds_up_no_picture(forked: Forked) -> None:
-    """Fewer pictures came than were held for: the links are safe before the user's ledger is told, and it may fail."""
+def test_a_day_that_cannot_be_booked_holds_up_no_image(forked: Forked) -> None:
+    """Fewer images came than were held for: the links are safe before the user's ledger is told, and it may fail."""
     table(forked, 2)
     with Upstream() as upstream:
-        made = upstream.pictures
+        made = upstream.images
         upstream._reply = lambda body, number: made({"model": "m"}, number)
         done = batch(forked, upstream, "--sequence", "3", bug="cannot_book_what_it_cost")
         assert done.code == 0, done.err
-        assert len(pictures(forked)) == 2
+        assert len(images(forked)) == 2
 
 
 def test_a_journal_stays_while_one_of_its_answers_is_wanted(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_table_that_goes_away_stops_the_batch_and_loses_nothing(forked: Forked
         done = batch(forked, upstream, "--concurrency", "2", "--json", bug="loses_its_table")
         assert "cannot read shots.csv any more: input/output error" in done.err + done.out, done.err
         assert done.code != 0
-        assert len(pictures(forked)) == len(upstream.posts) < 3000
+        assert len(images(forked)) == len(upstream.posts) < 3000
         assert max(sent(upstream).values(), default=1) == 1
 
 
@@ -141,13 +141,13 @@ def test_a_table_that_goes_away_stops_the_batch_and_loses_nothing(forked: Forked
 
 def whole_but_open(upstream: Upstream, padding: int) -> Script:
     """A whole answer whose end the server does not tell."""
-    made = upstream.pictures({"model": "m"}, 1)
+    made = upstream.images({"model": "m"}, 1)
     body = json.dumps({**made, "padding": "x" * padding}).encode()
     return answer(body, framing="chunked", cut=len(body), end="hold")
 
 
 def announced(upstream: Upstream) -> Script:
-    """A stream that goes on after its first picture."""
+    """A stream that goes on after its first image."""
     body, kind = sse(*events(upstream, 1), done=False), [("Content-Type", "text/event-stream")]
     return answer(body, headers=kind, framing="chunked", cut=len(body), end="hold")
 
@@ -171,7 +171,7 @@ def stop_at_once(
 @pytest.mark.parametrize("padding", [0, 70_000])
 @pytest.mark.parametrize("verb", ["batch", "generate"])
 def test_a_second_ctrl_c_loses_no_answer_that_came(seedream: Command, verb: str, padding: int) -> None:
-    """The answer is here but for its last byte when the run is stopped at once: the next run saves its picture."""
+    """The answer is here but for its last byte when the run is stopped at once: the next run saves its image."""
     table(seedream, 1)
     with Upstream(script=lambda request, number: whole_but_open(upstream, padding)) as upstream:
         args = ["batch", "shots.csv"] if verb == "batch" else ["generate", "a fox"]
@@ -217,7 +217,7 @@ def test_an_answer_read_again_proves_no_refusal_that_its_status_denied(seedream:
 
 
 def test_a_refusal_whose_code_says_enough_is_one_when_it_is_read_again(seedream: Command) -> None:
-    """Under any status a picture that was not made for its prompt costs nothing."""
+    """Under any status an image that was not made for its prompt costs nothing."""
     table(seedream, 1)
     made = refusal(400, "InputTextSensitiveContentDetected")
     cut = [piece for piece in made.pieces if isinstance(piece, bytes)]
@@ -231,12 +231,12 @@ def test_a_refusal_whose_code_says_enough_is_one_when_it_is_read_again(seedream:
 
 @pytest.mark.parametrize("more", [(), ("--retry-ambiguous",)])
 def test_a_whole_answer_counts_though_its_end_was_lost(seedream: Command, more: tuple[str, ...]) -> None:
-    """The connection breaks behind the last brace: the picture is here, and nothing is sent again."""
+    """The connection breaks behind the last brace: the image is here, and nothing is sent again."""
     table(seedream, 2)
     with Upstream(script=lambda request, number: replace(whole_but_open(upstream, 0), end="rst")) as upstream:
         done = run(seedream, upstream, *more)
         assert done.code == 0, done.err
-        assert len(upstream.posts) == len(pictures(seedream)) == 2
+        assert len(upstream.posts) == len(images(seedream)) == 2
 
 
 def test_without_a_ledger_a_whole_answer_is_kept_as_well(seedream: Command) -> None:
@@ -265,30 +265,30 @@ def test_an_answer_that_is_here_is_not_settled_by_hand(seedream: Command, way: s
         else:
             done = run(seedream, upstream, "--only", "unknown", "--retry-ambiguous")
         assert done.code == 0, done.err
-        assert len(upstream.posts) == len(pictures(seedream)) == 1
+        assert len(upstream.posts) == len(images(seedream)) == 1
         assert run(seedream, upstream).code == 0
         assert len(upstream.posts) == 1
 
 
 def test_a_stopped_stream_is_fetched_by_the_next_run(seedream: Command) -> None:
-    """A picture was announced and its download under way: the same command saves it."""
+    """An image was announced and its download under way: the same command saves it."""
     table(seedream, 1)
     with Upstream(script=lambda request, number: announced(upstream), link=lambda request, number: SILENCE) as upstream:
         stop_at_once(seedream, upstream, "batch", "shots.csv", "--stream", "--sequence", "3")
         upstream._link = None
         done = run(seedream, upstream, "--stream", "--sequence", "3")
-        assert len(pictures(seedream)) == 1, done.err
+        assert len(images(seedream)) == 1, done.err
         # What was made after it, nobody knows.
         [row] = results(seedream)
         assert (row["billed"], row["cost"]) == ("unknown", "0.035"), row
-        assert "1 of up to 3 pictures came and are kept, the rest may have been billed" in row["error"]
+        assert "1 of up to 3 images came and are kept, the rest may have been billed" in row["error"]
         assert done.code in {7, 9}
         assert run(seedream, upstream, "--stream", "--sequence", "3").code in {7, 9}
         assert len(upstream.posts) == 1
 
 
-def test_streams_of_one_picture_each_have_nothing_more_to_come(seedream: Command) -> None:
-    """Three requests of one picture are not one of three."""
+def test_streams_of_one_image_each_have_nothing_more_to_come(seedream: Command) -> None:
+    """Three requests of one image are not one of three."""
     with Upstream(script=lambda request, number: announced(upstream), link=lambda request, number: SILENCE) as upstream:
         stop_at_once(seedream, upstream, "generate", "a fox", "--stream", "--count", "3", posts=3)
         upstream._link = None
@@ -350,7 +350,7 @@ def test_a_cut_poll_does_not_make_a_task_free(seedream: Command) -> None:
         is_broken = False
         again = seedream(*args, env=ACEDATA)
         assert again.code == 0, again.err
-        assert len(pictures(seedream)) == 1
+        assert len(images(seedream)) == 1
         assert sum(request.target.endswith(b"/images") for request in upstream.posts) == 1
 
 

@@ -20,10 +20,10 @@ from seedream_cli.engine.recovery import make_recovery
 from seedream_cli.engine.run import execute
 from seedream_cli.ledger.ledger import open_ledger
 from seedream_cli.output.plain_progress import QuietSink
-from seedream_cli.request.image_request import Draft
+from seedream_cli.request.image_request import OptionValues
 from tests.support.command import CANARY, Command
 from tests.support.fork_server import Forked, Nursery
-from tests.support.provider_server import Upstream, noise, picture
+from tests.support.provider_server import Upstream, make_image, noise
 from tests.support.raw_server import RESET, SILENCE, answer
 
 ENV = {"ARK_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
@@ -172,9 +172,9 @@ def test_the_same_request_is_new_unless_its_files_are_to_be_used_again(forked: F
         third = generate(forked, upstream, "--reuse", "-n", "3")
         assert third.code == 0
         assert len(upstream.posts) == 3
-        # A file that is gone or is another now is no picture of that request.
+        # A file that is gone or is another now is no image of that request.
         other.unlink()
-        fox.write_bytes(picture(seed=9))
+        fox.write_bytes(make_image(seed=9))
         (forked.folder / third.paths[2]).unlink()
         assert generate(forked, upstream, "--reuse").code == 0
         assert len(upstream.posts) == 4
@@ -279,7 +279,7 @@ def test_a_raw_reply_is_recovered_from_standard_input(seedream: Command) -> None
         assert f"seedream recover {name}" in failed.err
         done = seedream("recover", name)
         assert done.code == 0, done.err
-        assert (seedream.folder / done.paths[0]).read_bytes() == picture(seed=3)
+        assert (seedream.folder / done.paths[0]).read_bytes() == make_image(seed=3)
         assert not upstream.posts
 
 
@@ -307,7 +307,7 @@ def test_what_another_process_saved_meanwhile_is_left_to_it(seedream: Command) -
         state = seedream.home / "state"
         around = Environment({"SEEDREAM_STATE_DIR": str(state), **ENV})
         with open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(dt.UTC)) as ledger:
-            plan = make_recovery([], Draft(), around, ledger)
+            plan = make_recovery([], OptionValues(), around, ledger)
             assert seedream("recover", env=ENV).code == 0
             report = execute(plan, RunServices(QuietSink(), state, ledger))
         assert report.exit_code == 75, report
@@ -317,8 +317,8 @@ def test_what_another_process_saved_meanwhile_is_left_to_it(seedream: Command) -
 # --- the disk -------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_costs_no_picture(forked: Forked) -> None:
-    """Full before: exit 74 and nothing is sent. Full for the picture alone: exit 8, and then `recover` has it."""
+def test_a_full_disk_costs_no_image(forked: Forked) -> None:
+    """Full before: exit 74 and nothing is sent. Full for the image alone: exit 8, and then `recover` has it."""
     big = noise((300, 300))
     with Upstream(link=lambda request, number: answer(big)) as upstream:
         assert forked("history").code == 0
@@ -383,7 +383,7 @@ def test_a_signal_says_how_many_and_how_long(seedream: Command, number: signal.S
 
 
 def test_a_second_signal_during_a_stream_loses_no_link(seedream: Command) -> None:
-    """A picture was announced and not fetched when it was stopped at once: `recover` has the picture."""
+    """An image was announced and not fetched when it was stopped at once: `recover` has the image."""
 
     def script(request: Any, number: int) -> Any:
         event = {"type": "image_generation.partial_succeeded", "image_index": 0, "url": upstream.link(4)}
@@ -407,7 +407,7 @@ def test_a_second_signal_during_a_stream_loses_no_link(seedream: Command) -> Non
         assert len(upstream.posts) == 1
 
 
-def test_a_closed_pipe_loses_no_picture(seedream: Command) -> None:
+def test_a_closed_pipe_loses_no_image(seedream: Command) -> None:
     """`seedream generate -n 3 | true`: all three are on disk and in the books."""
     with Upstream() as upstream:
         upstream.delay_s = 0.2
@@ -440,7 +440,7 @@ def test_a_purge_takes_the_replies_along(forked: Forked) -> None:
 
 
 def test_a_ledger_that_is_switched_off_writes_nothing_down(forked: Forked) -> None:
-    """`[ledger] enabled = false`: the picture is saved and no ledger begun; a place without room for one is told."""
+    """`[ledger] enabled = false`: the image is saved and no ledger begun; a place without room for one is told."""
     (forked.home / ".config/seedream").mkdir(parents=True)
     config = forked.home / ".config/seedream/config.toml"
     config.write_text("[ledger]\nenabled = false\n")

@@ -16,12 +16,12 @@ import pytest
 from seedream_cli.storage.reply_findings import Findings
 from tests.support.command import Command
 from tests.support.fork_server import Forked
-from tests.support.provider_server import Upstream, picture
+from tests.support.provider_server import Upstream, make_image
 from tests.support.raw_server import answer
 
 KEY = {"OPENAI_API_KEY": "sk-canary-0123456789-do-not-print"}
-SMALL = base64.b64encode(picture(seed=3)).decode()
-LARGE = base64.b64encode(picture("PNG", (64, 64), seed=5)).decode()
+SMALL = base64.b64encode(make_image(seed=3)).decode()
+LARGE = base64.b64encode(make_image("PNG", (64, 64), seed=5)).decode()
 
 PLAIN: dict[str, Callable[[str], Any]] = {
     "strings in data": lambda link: {"data": [link]},

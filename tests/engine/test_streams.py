@@ -23,11 +23,11 @@ from seedream_cli.engine import run as engine_run
 from seedream_cli.engine.plan import Plan, make_plan
 from seedream_cli.network.client import ProviderClient
 from seedream_cli.network.policy import Policy
-from seedream_cli.request.image_request import Draft
+from seedream_cli.request.image_request import OptionValues
 from seedream_cli.results import Event, Report
 from tests.cli.test_generate import KEYS, LITE, _await
 from tests.support.command import CANARY, Command, Done
-from tests.support.provider_server import Upstream, completed, events, failed, ndjson, picture, refusal, sse
+from tests.support.provider_server import Upstream, completed, events, failed, make_image, ndjson, refusal, sse
 from tests.support.raw_server import Received, Script, answer
 
 
@@ -100,7 +100,7 @@ def test_each_provider_streams_in_its_own_form(seedream: Command, provider: str)
             }
         ]  # fmt: skip
         saved = [(seedream.folder / image["path"]).read_bytes() for image in done.json["images"]]
-        assert saved == [picture(seed=0), picture(seed=1)]
+        assert saved == [make_image(seed=0), make_image(seed=1)]
         assert done.json["usage"] == {"generated_images": 2}
 
 
@@ -111,7 +111,7 @@ WHOLE: dict[str, Callable[[Upstream], bytes]] = {
     "cr": lambda up: sse(*events(up), completed(3), newline="\r"),
     "no terminator": lambda up: sse(*events(up), completed(3), done=False),
     "no completed": lambda up: sse(*events(up)),
-    "neither, but every picture": lambda up: sse(*events(up), done=False),
+    "neither, but every image": lambda up: sse(*events(up), done=False),
     "no event lines": lambda up: sse(*events(up), completed(3), named=False),
     "comments": lambda up: b": hello\n\nretry: 100\nid: 7\n\n:\n" + sse(*events(up), completed(3)) + b": bye\n",
     "bom": lambda up: b"\xef\xbb\xbf" + sse(*events(up), completed(3)),
@@ -122,7 +122,7 @@ WHOLE: dict[str, Callable[[Upstream], bytes]] = {
     "lines without an end": lambda up: ndjson(*events(up)).strip(),
     "one document": lambda up: json.dumps({"data": [{"url": up.link(i)} for i in range(3)]}).encode(),
     "base64": lambda up: sse(
-        *({k: v for k, v in e.items() if k != "url"} | {"b64_json": base64.b64encode(picture(seed=i)).decode()}
+        *({k: v for k, v in e.items() if k != "url"} | {"b64_json": base64.b64encode(make_image(seed=i)).decode()}
           for i, e in enumerate(events(up))), completed(3)
     ),
 }  # fmt: skip
@@ -130,12 +130,12 @@ WHOLE: dict[str, Callable[[Upstream], bytes]] = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_shape_of_a_whole_stream_is_read(seedream: Command, name: str) -> None:
-    """Three pictures on disk and exit 0, whatever the line ends, comments, names, numbers and terminators are."""
+    """Three images on disk and exit 0, whatever the line ends, comments, names, numbers and terminators are."""
     with Upstream() as upstream:
         upstream._script = once(WHOLE[name](upstream), framing="chunked", headers=[("Content-Type", "text/plain")])
         done = run(seedream, upstream, "--stream", "--sequence", "3", "--json", "-vv")
         assert done.code == 0, done.err
-        assert [path.read_bytes() for path in files(seedream)] == [picture(seed=i) for i in range(3)]
+        assert [path.read_bytes() for path in files(seedream)] == [make_image(seed=i) for i in range(3)]
         assert [image["index"] for image in done.json["images"]] == [0, 1, 2]
         assert (len(upstream.posts), not list((seedream.home / "state").rglob("*.reply"))) == (1, True)
         assert "/9j/" not in done.out + done.err
@@ -148,21 +148,21 @@ def _error_event(code: str) -> bytes:
 
 BROKEN: dict[str, Case] = {
     "fewer and no end": (lambda up: sse(*events(up, 2), done=False), 9, 2, "before it was complete"),
-    "no picture": (lambda up: sse(), 7, 0, "without a picture"),
+    "no image": (lambda up: sse(), 7, 0, "without an image"),
     "only comments": (lambda up: b": wait\n\n: wait\n\n", 7, 0, "may have been billed"),
     "empty": (lambda up: b"", 7, 0, "may have been billed"),
-    "counted and not sent": (lambda up: sse(*events(up, 2), completed(3)), 9, 2, "counts 3 pictures and 2 came"),
+    "counted and not sent": (lambda up: sse(*events(up, 2), completed(3)), 9, 2, "counts 3 images and 2 came"),
     "one refused": (lambda up: sse(*events(up, 2), failed(2), completed(2)), 9, 2, "refused the content"),
     "all refused": (lambda up: sse(failed(0), failed(1), completed(0)), 4, 0, "refused the content"),
     "refused and no end": (lambda up: sse(failed(0), done=False), 7, 0, "before it was complete"),
     "an error at once": (lambda up: _error_event("BadRequest"), 4, 0, "refused the request"),
     "an overload at once": (lambda up: _error_event("ServerOverloaded"), 5, 0, "fewer requests"),
     "an error after one": (
-        lambda up: sse(*events(up, 1), done=False) + _error_event("InternalServiceError"), 9, 1, "1 of up to 3 pictures"
+        lambda up: sse(*events(up, 1), done=False) + _error_event("InternalServiceError"), 9, 1, "1 of up to 3 images"
     ),
     "an error after the end": (lambda up: sse(*events(up)) + _error_event("BadRequest"), 0, 3, ""),
     "garbage between": (
-        lambda up: sse(*events(up, 2), done=False) + b"data: {\n\n" + sse(completed(3)), 9, 2, "counts 3 pictures"
+        lambda up: sse(*events(up, 2), done=False) + b"data: {\n\n" + sse(completed(3)), 9, 2, "counts 3 images"
     ),
     "an error in JSON": (lambda up: b'{"error":{"code":"InvalidParameter","message":"bad"}}', 4, 0, "refused"),
     "a page": (lambda up: b"<html>sign in</html>", 7, 0, "web page"),
@@ -171,7 +171,7 @@ BROKEN: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_every_stream_that_breaks_keeps_what_came_and_is_sent_once(seedream: Command, name: str) -> None:
-    """The pictures before the break are on disk, the exit code tells the rest, and there is one POST."""
+    """The images before the break are on disk, the exit code tells the rest, and there is one POST."""
     body, code, count, words = BROKEN[name]
     with Upstream() as upstream:
         upstream._script = once(body(upstream), framing="chunked")
@@ -188,7 +188,7 @@ def test_every_stream_that_breaks_keeps_what_came_and_is_sent_once(seedream: Com
 @pytest.mark.parametrize("end", ["fin", "rst"])
 @pytest.mark.parametrize("place", [0, 1, 10, 200, 420])
 def test_a_connection_that_breaks_in_a_stream_is_never_sent_again(seedream: Command, end: Any, place: int) -> None:
-    """Cut before, inside and between events, with a FIN or a reset: 7 without a picture, 9 with one, one POST."""
+    """Cut before, inside and between events, with a FIN or a reset: 7 without an image, 9 with one, one POST."""
     with Upstream() as upstream:
         whole = sse(*events(upstream), completed(3))
         first = whole.index(b"\n\n") + 2
@@ -212,7 +212,7 @@ def test_a_refusal_to_a_stream_is_repeated_like_any_other(seedream: Command) -> 
 
 
 @pytest.mark.parametrize("kind", ["sse", "lines", "base64"])
-def test_each_picture_is_on_disk_while_the_stream_is_open(seedream: Command, kind: str) -> None:
+def test_each_image_is_on_disk_while_the_stream_is_open(seedream: Command, kind: str) -> None:
     """The server holds the stream after each event until the test has seen the file."""
     with Upstream() as upstream:
         seen = [threading.Event() for _ in range(3)]
@@ -221,7 +221,7 @@ def test_each_picture_is_on_disk_while_the_stream_is_open(seedream: Command, kin
             yield b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
             for index, (event, held) in enumerate(zip(events(upstream), seen, strict=True)):
                 if kind == "base64":
-                    event["b64_json"] = base64.b64encode(picture(seed=index)).decode()
+                    event["b64_json"] = base64.b64encode(make_image(seed=index)).decode()
                     del event["url"]
                 yield ndjson(event) if kind == "lines" else sse(event, done=False)
                 held.wait(20)
@@ -236,10 +236,10 @@ def test_each_picture_is_on_disk_while_the_stream_is_open(seedream: Command, kin
             held.set()
         out, err = process.communicate(timeout=20)
         assert (process.returncode, len(out.splitlines())) == (0, 3), err
-        assert [path.read_bytes() for path in files(seedream)] == [picture(seed=i) for i in range(3)]
+        assert [path.read_bytes() for path in files(seedream)] == [make_image(seed=i) for i in range(3)]
 
 
-def test_a_picture_of_a_broken_stream_can_be_recovered(seedream: Command) -> None:
+def test_an_image_of_a_broken_stream_can_be_recovered(seedream: Command) -> None:
     """What was paid before an error event and did not download is saved by `recover`, without another POST."""
     broken = True
     page = answer(b"<html>sign in</html>")
@@ -270,7 +270,7 @@ def test_the_sandbox_streams_and_breaks(seedream: Command, prompt: str, code: in
 
 
 class Bytes(httpx.AsyncBaseTransport):
-    """Answers the POST with these pieces, then breaks or ends, and every GET with a picture."""
+    """Answers the POST with these pieces, then breaks or ends, and every GET with an image."""
 
     def __init__(self, pieces: Sequence[bytes], *, breaks: bool) -> None:
         self.pieces = pieces
@@ -286,7 +286,7 @@ class Bytes(httpx.AsyncBaseTransport):
                 await trace(f"http11.{name}.complete", {})
         if request.method == "GET":
             index = int(request.url.raw_path.decode().split("/")[-1].split(".")[0])
-            return httpx.Response(200, stream=httpx.ByteStream(picture(seed=index)))
+            return httpx.Response(200, stream=httpx.ByteStream(make_image(seed=index)))
         self.posts += 1
         return httpx.Response(200, content=self._stream())
 
@@ -306,8 +306,8 @@ class Quiet:
 
 def _plan(folder: Path, provider: str) -> Plan:
     values = {"provider": provider, "prompt": "x", "sequence": "3", "output": f"{folder}/", "retries": "3"}
-    draft = Draft(values, {"stream": True})
-    return make_plan("generate", [draft], Environment({KEYS[provider]: "key"}))
+    options = OptionValues(values, {"stream": True})
+    return make_plan("generate", [options], Environment({KEYS[provider]: "key"}))
 
 
 def _execute(
@@ -336,7 +336,7 @@ def _body(provider: str) -> bytes:
     return sse(made[0], failed(1), made[1] | {"image_index": 2}, completed(2), newline="\r\n")
 
 
-def _brings_a_picture(line: bytes) -> bool:
+def _brings_an_image(line: bytes) -> bool:
     try:
         return str(json.loads(line.strip().removeprefix(b"data: "))["type"]).endswith("partial_succeeded")
     except ValueError:
@@ -344,7 +344,7 @@ def _brings_a_picture(line: bytes) -> bool:
 
 
 @pytest.mark.parametrize("provider", ["ark", "acedata"])
-def test_a_stream_cut_at_any_byte_keeps_the_pictures_before_it(tmp_path: Path, provider: str, monkeypatch: Any) -> None:
+def test_a_stream_cut_at_any_byte_keeps_the_images_before_it(tmp_path: Path, provider: str, monkeypatch: Any) -> None:
     """Wherever the connection goes: as many files as events came whole to their last brace, 9 or 7, one request."""
     body = _body(provider)
     # Every byte around the ends of events, and every seventh between them; the parser alone is tried at every border.
@@ -352,7 +352,7 @@ def test_a_stream_cut_at_any_byte_keeps_the_pictures_before_it(tmp_path: Path, p
     places = sorted({*range(0, len(body), 7), *(at + more for at in ends for more in range(-1, 4))})
     for place in places:
         report, saved, transport = _execute(tmp_path, provider, [body[:place]], monkeypatch, breaks=True)
-        whole = [line for line in body[:place].split(b"\n") if _brings_a_picture(line)]
+        whole = [line for line in body[:place].split(b"\n") if _brings_an_image(line)]
         assert saved == len(whole), (place, report.jobs[0].error)
         assert transport.posts == 1, (place, report.jobs[0].error)
         assert report.exit_code == (9 if saved else 7), (place, report)
@@ -366,12 +366,12 @@ def test_a_stream_in_two_pieces_is_the_same_at_every_border(provider: str) -> No
 
     async def read(pieces: Sequence[bytes]) -> list[Any]:
         found: list[Any] = []
-        wire = ProviderClient(
+        client = ProviderClient(
             base_url="https://x.invalid", key="k", policy=Policy(), transport=Bytes(pieces, breaks=False)
         )
-        async with wire:
+        async with client:
             call = dialect.submit(_plan(Path(), provider).jobs[0].request)
-            await wire.stream(call, dialect.read, found.append, spool=Memory())
+            await client.stream(call, dialect.read, found.append, reply_file=Memory())
         return found
 
     async def all_borders() -> None:
@@ -416,7 +416,7 @@ def polled(*answers: Script | None) -> Callable[[Received, int], Script | None]:
 
 
 def test_a_task_goes_on_through_lost_polls(seedream: Command) -> None:
-    """Two polls fail, one is pending, and the picture comes all the same; both shapes of a finished task are read."""
+    """Two polls fail, one is pending, and the image comes all the same; both shapes of a finished task are read."""
     with Upstream() as upstream:
         upstream._reply = upstream.acedata
         lost = answer(b"<html>bad gateway</html>", status=502)
@@ -483,7 +483,7 @@ def test_a_task_that_failed_says_why(seedream: Command) -> None:
 
 
 def test_a_killed_run_leaves_its_task_for_recover(seedream: Command) -> None:
-    """SIGKILL while a task is polled: the id is on disk, and `recover` fetches the picture without another payment."""
+    """SIGKILL while a task is polled: the id is on disk, and `recover` fetches the image without another payment."""
     with Upstream(script=polled(PENDING)) as upstream:
         upstream._reply = upstream.acedata
         args = ["generate", "x", "-p", "acedata", "--base-url", upstream.url]
@@ -519,7 +519,7 @@ def test_a_callback_ends_with_a_task_that_can_be_fetched(seedream: Command) -> N
 
 
 def test_a_signal_during_a_stream_keeps_what_came(seedream: Command) -> None:
-    """A second signal stops the stream; the picture that came is a file, and the run is not sent again."""
+    """A second signal stops the stream; the image that came is a file, and the run is not sent again."""
     with Upstream() as upstream:
         script = answer(sse(*events(upstream, 1), done=False), framing="chunked", cut=10_000, end="hold")
         upstream._script = lambda request, number: script

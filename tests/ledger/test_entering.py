@@ -28,7 +28,7 @@ from seedream_cli.errors import InputError, InternalError
 from seedream_cli.ledger.entering import JsonTemplate, NewRow, RequestTemplate
 from seedream_cli.ledger.ledger import Ledger, open_ledger
 from seedream_cli.ledger.records import Forecast, NewRequest
-from seedream_cli.request.image_request import Draft
+from seedream_cli.request.image_request import OptionValues
 from tests.support.command import CANARY
 
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
@@ -39,7 +39,7 @@ def book_at(path: Path, *secrets: str) -> Ledger:
 
 
 @pytest.fixture
-def sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def row_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the sheet of a table's text, with these options for every row; the tables are closed at the end."""
     monkeypatch.setenv("HOME", str(tmp_path))
     opened = []
@@ -50,7 +50,7 @@ def sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / name).write_text(text)
         table = open_table(str(tmp_path / name))
         opened.append(table)
-        base = Draft({"provider": "ark", **values})
+        base = OptionValues({"provider": "ark", **values})
         columns, problems = plan_columns(table.headings)
         assert not [p for p in problems if p.severity == "error"]
         place = BatchOptions(tmp_path / "out", tmp_path / "out" / "results.csv", **(order or {}))
@@ -78,13 +78,13 @@ lines",,2K,2,{id}-{aspect}-{index},,,
 @pytest.mark.parametrize("provider", [name for name in providers.PROVIDERS if name != "openai"])
 @pytest.mark.parametrize("is_verbatim", [True, False])
 def test_what_is_entered_is_what_the_dialect_would_send(
-    sheet: Any, provider: str, is_verbatim: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row_requests: Any, provider: str, is_verbatim: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether bodies are made once for a shape or once for a row, the ledger holds what each row's own request is."""
-    made = sheet(TABLE, provider=provider, model="4.5")
+    made = row_requests(TABLE, provider=provider, model="4.5")
     if not is_verbatim:
         monkeypatch.setattr("seedream_cli.batch.row_requests.find_pattern", lambda job: None)
-        made = sheet(TABLE, provider=provider, model="4.5")
+        made = row_requests(TABLE, provider=provider, model="4.5")
     with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
         batch = Batch(made, book, run)
         batch.enter()
@@ -113,9 +113,9 @@ def test_what_is_entered_is_what_the_dialect_would_send(
             assert ("aspect" in entry.fields) == ("{aspect}" in made.template(row))
 
 
-def test_a_dialect_that_changes_prompts_makes_every_body_itself(sheet: Any) -> None:
+def test_a_dialect_that_changes_prompts_makes_every_body_itself(row_requests: Any) -> None:
     """A prompt in upper case, cut, trimmed, sent twice or within another text is found out before it is relied upon."""
-    (judged,) = sheet("prompt,seed\na fox,7\n").judged()
+    (judged,) = row_requests("prompt,seed\na fox,7\n").judged()
     job = judged.value.job
     true = job.route.dialect.submit
 
@@ -167,7 +167,7 @@ def test_a_row_is_stored_as_a_request_of_its_own_is(
         "provider": "ark",
         "base_url": f"https://me:{CANARY}@x.example",
         "model": f"m {CANARY}",
-        "pictures_at_most": 2,
+        "images_at_most": 2,
         "worst_micro": 5,
         "currency": "USD",
         "as_of": "2026",
@@ -250,11 +250,11 @@ def test_a_row_needs_a_run_that_the_ledger_knows(tmp_path: Path) -> None:
 # --- identities -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_earlier_versions_are_known_again(sheet: Any, tmp_path: Path) -> None:
+def test_rows_of_earlier_versions_are_known_again(row_requests: Any, tmp_path: Path) -> None:
     """What a row is known by holds for ever: another value would pay for every row of every ledger again."""
     text = "prompt,id,seed,size,n\na fox,,,2K,1\na fox,,,2K,1\na fox,a,,2K,1\na fox,,7,2K,1\n狐狸,,,4K,2\n"
     with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
-        Batch(sheet(text, model="4.5"), book, run).enter()
+        Batch(row_requests(text, model="4.5"), book, run).enter()
         assert [(entry.identity, entry.occurrence) for entry in book.listed(run)] == IDENTITIES
 
 
@@ -274,25 +274,25 @@ IDENTITIES = [
 
 def plain_survey(batch: Batch) -> Preview:
     """What a survey is, row by row from whole entries."""
-    survey, limit = Preview(), batch.order.limit
+    preview, limit = Preview(), batch.order.limit
     for _, group in itertools.groupby(batch.ledger.listed(batch.run), key=lambda entry: entry.position // STEP):
-        requests = [(batch.deed(entry), entry) for entry in group]
-        deeds = {deed for deed, _ in requests}
-        survey.rows += 1
-        if deeds & {"send", "again"} and limit and survey.due["send"] + survey.due["again"] >= limit:
-            survey.due["left"] += 1
+        requests = [(batch.action(entry), entry) for entry in group]
+        actions = {action for action, _ in requests}
+        preview.rows += 1
+        if actions & {"send", "again"} and limit and preview.due["send"] + preview.due["again"] >= limit:
+            preview.due["left"] += 1
             continue
-        survey.due[next(deed for deed in _ORDER if deed in deeds)] += 1
-        for deed, entry in requests:
-            if deed == "fetch":
-                survey.fetched += 1
-            elif deed in {"send", "again"}:
+        preview.due[next(action for action in _ORDER if action in actions)] += 1
+        for action, entry in requests:
+            if action == "fetch":
+                preview.fetched += 1
+            elif action in {"send", "again"}:
                 micro = entry.worst_micro
-                survey.forecast += Forecast(1, entry.pictures_at_most, micro or 0, int(micro is None))
-            elif deed in {"failed", "unknown", "missing"}:
-                survey.codes.add(_code(entry, deed))
-    survey.seconds = batch._guess_seconds(survey)
-    return survey
+                preview.forecast += Forecast(1, entry.images_at_most, micro or 0, int(micro is None))
+            elif action in {"failed", "unknown", "missing"}:
+                preview.codes.add(_code(entry, action))
+    preview.seconds = batch._guess_seconds(preview)
+    return preview
 
 
 FATES = ("queued", "queued", "saved", "saved", "gone", "lost", "handed", "partial", "none", "failed", "billed")
@@ -310,14 +310,14 @@ def meet(book: Ledger, name: str, fate: str, folder: Path) -> None:
     if state != "saved" or fate == "none":
         return
     states = {"handed": ["handed", "saved"], "partial": ["saved", "failed"], "expired": ["saved", "expired"]}
-    for number, picture in enumerate(states.get(fate, ["saved", "saved"])):
+    for number, image in enumerate(states.get(fate, ["saved", "saved"])):
         path = f"{name}-{number}.png"
         if fate not in {"gone", "lost"} or number == 0:
             (folder / path).write_bytes(b"x")
         expires = 1 if fate == "lost" else None
         book._database.connection.execute(
-            "INSERT INTO pictures VALUES (?, ?, ?, 'https://x/1', ?, ?, 'png', 1, 1, 1, '', ?)",
-            (name, number, picture, expires, path if picture == "saved" else None, error),
+            "INSERT INTO images VALUES (?, ?, ?, 'https://x/1', ?, ?, 'png', 1, 1, 1, '', ?)",
+            (name, number, image, expires, path if image == "saved" else None, error),
         )
 
 
@@ -336,7 +336,7 @@ def tangle(book: Ledger, run: Any, folder: Path, dice: random.Random, rows: int)
                     prompt="p",
                     body={},
                     fingerprint="f",
-                    pictures_at_most=dice.choice((1, 4)),
+                    images_at_most=dice.choice((1, 4)),
                     worst_micro=dice.choice((None, 40_000)),
                     identity=hashlib.md5(str(row).encode()).hexdigest(),
                     occurrence=nth,
@@ -357,17 +357,17 @@ def test_a_survey_counts_what_every_single_row_says(seed: int, tmp_path: Path) -
         tangle(book, run, home, dice, rows=dice.choice((3, 40, 450)))
         for only, limit in itertools.product((None, "failed", "unknown", "missing"), (None, 1, 7, 100, 1000)):
             order = BatchOptions(home, home / "results.csv", only=only, limit=limit)  # type: ignore[arg-type]
-            sheet: Any = SimpleNamespace(order=order, routes={})
-            batch = Batch(sheet, book, run, now=lambda: 1000.0)
-            assert batch.survey() == plain_survey(batch), (only, limit)
+            row_requests: Any = SimpleNamespace(order=order, routes={})
+            batch = Batch(row_requests, book, run, now=lambda: 1000.0)
+            assert batch.preview() == plain_survey(batch), (only, limit)
             runs = {"send", "again", "fetch"}
-            doubtful = [entry for entry in batch.doubtful() if batch.deed(entry) in runs]
-            assert doubtful == [entry for entry in book.listed(run) if batch.deed(entry) in runs]
+            doubtful = [entry for entry in batch.doubtful() if batch.action(entry) in runs]
+            assert doubtful == [entry for entry in book.listed(run) if batch.action(entry) in runs]
 
 
-def test_stale_rows_are_told_in_the_order_of_the_table(sheet: Any, tmp_path: Path) -> None:
+def test_stale_rows_are_told_in_the_order_of_the_table(row_requests: Any, tmp_path: Path) -> None:
     """New, failed and vanished ones; those that are done are not spoken of."""
-    made = sheet("prompt\na\nb\nc\nd\ne\n")
+    made = row_requests("prompt\na\nb\nc\nd\ne\n")
     home = tmp_path / "out"
     home.mkdir()
     with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:

@@ -31,7 +31,7 @@ def place(tmp_path: Path) -> Path:
         prompt="a fox",
         body={"prompt": "a fox"},
         fingerprint="f",
-        pictures_at_most=1,
+        images_at_most=1,
         worst_micro=40_000,
         currency="USD",
         as_of="2026-11",

@@ -92,13 +92,13 @@ def one(book: Ledger, name: str) -> records.Entry:
     return entry
 
 
-def save(book: Ledger, run: Run, name: str, *pictures: ImageRow, **more: Any) -> None:
+def save(book: Ledger, run: Run, name: str, *images: ImageRow, **more: Any) -> None:
     """A request's whole way."""
     book.enter(run, [new(name, **more)])
     send(book, name)
-    book.mark_ready(name, [ImageRow(index=p.index, link="https://x/1") for p in pictures], settled_micro=30_000)
-    for picture in pictures:
-        book.mark_picture(name, picture)
+    book.mark_ready(name, [ImageRow(index=p.index, link="https://x/1") for p in images], settled_micro=30_000)
+    for image in images:
+        book.mark_image(name, image)
     book.mark_saved(name)
 
 
@@ -175,7 +175,7 @@ def test_every_older_file_is_brought_up_to_date(count: int, path: Path, now: Now
         db.execute("INSERT INTO runs VALUES ('old', 'generate', '2026-01-01T00:00:00+00:00', NULL, NULL, '0', '')")
         db.execute(
             "INSERT INTO requests(id, run, position, state, provider, base_url, model, body, fingerprint, fields, "
-            "pictures_at_most, output, currency, as_of, entered_at, billed) VALUES ('old', 'old', 0, 'unknown', 'p', "
+            "images_at_most, output, currency, as_of, entered_at, billed) VALUES ('old', 'old', 0, 'unknown', 'p', "
             "'u', 'm', '{}', 'f', '{}', 1, '{}', 'USD', '', '2026-01-01T00:00:00.000000+00:00', 'unknown')"
         )
     with open_ledger(path, now=now) as book, book.run("r", "generate") as run:
@@ -361,10 +361,10 @@ def test_all_that_is_told_comes_back(book: Ledger, tmp_path: Path) -> None:
         book.enter(run, [entry])
         send(book, "r")
         book.mark_waiting("r", "task-9", trace="t-1")
-        picture = ImageRow(index=0, link="https://x/1?X=%2f", expires=1_800_000_000)
+        image = ImageRow(index=0, link="https://x/1?X=%2f", expires=1_800_000_000)
         bad = ImageRow(index=1, state="failed", error=records.Failure("moderation", "too dark"))
-        book.mark_ready("r", [picture, bad], usage={"generated_images": 1}, billed_count=1, settled_micro=40_000)
-        book.mark_picture("r", ImageRow(index=0, state="saved", path=odd, format="png", width=2, bytes=9, sha256="c"))
+        book.mark_ready("r", [image, bad], usage={"generated_images": 1}, billed_count=1, settled_micro=40_000)
+        book.mark_image("r", ImageRow(index=0, state="saved", path=odd, format="png", width=2, bytes=9, sha256="c"))
         book.mark_saved("r")
         run.finish(9)
     told = one(book, "r")
@@ -377,7 +377,7 @@ def test_all_that_is_told_comes_back(book: Ledger, tmp_path: Path) -> None:
         3,
         {"generated_images": 1},
     )
-    assert told.pictures[0] == ImageRow(
+    assert told.images[0] == ImageRow(
         index=0,
         state="saved",
         link="https://x/1?X=%2f",
@@ -388,18 +388,18 @@ def test_all_that_is_told_comes_back(book: Ledger, tmp_path: Path) -> None:
         bytes=9,
         sha256="c",
     )
-    assert told.pictures[1] == bad
+    assert told.images[1] == bad
     assert told.entered_at < told.sent_at < told.answered_at < told.finished_at  # type: ignore[operator]
     (run_row,) = book.runs()
     assert (run_row.command, run_row.exit_code, run_row.folder, run_row.alive) == ("edit", 9, "/home", False)
 
 
-def test_saved_means_no_picture_is_left_behind(book: Ledger) -> None:
-    """A pending picture keeps a request `ready` whatever is said; saved ones stay saved, and lost files come back."""
+def test_saved_means_no_image_is_left_behind(book: Ledger) -> None:
+    """A pending image keeps a request `ready` whatever is said; saved ones stay saved, and lost files come back."""
     with book.run("r", "generate") as run:
         book.enter(run, [new("r")])
         send(book, "r")
-        book.mark_picture("r", ImageRow(index=0, state="saved", path=Path("0.png")))
+        book.mark_image("r", ImageRow(index=0, state="saved", path=Path("0.png")))
         book.mark_ready("r", [ImageRow(index=n, link="l") for n in (0, 1)])
         with pytest.raises(InternalError, match="not saved"):
             book.mark_saved("r")
@@ -407,13 +407,13 @@ def test_saved_means_no_picture_is_left_behind(book: Ledger) -> None:
         book.mark_unknown("r", LOST)
         told = one(book, "r")
         assert (told.state, told.billed, told.error and told.error.code) == ("ready", "yes", "unknown_outcome")
-        assert [p.state for p in one(book, "r").pictures] == ["saved", "pending"]
-        book.mark_picture("r", ImageRow(index=1, state="handed"))
+        assert [p.state for p in one(book, "r").images] == ["saved", "pending"]
+        book.mark_image("r", ImageRow(index=1, state="handed"))
         book.mark_saved("r")
         assert book.take(run, ["r"])
         book.mark_missing("r", [0])
         assert [entry.id for entry in book.unsaved()] == []
-    assert [(e.status, [p.state for p in e.pictures]) for e in book.unsaved()] == [("unsaved", ["pending", "handed"])]
+    assert [(e.status, [p.state for p in e.images]) for e in book.unsaved()] == [("unsaved", ["pending", "handed"])]
 
 
 # --- dying ----------------------------------------------------------------------------------------------------------
@@ -438,8 +438,8 @@ DRIVER = """
         step("waiting")
         book.mark_ready("r", [ImageRow(index=0, link="l")], settled_micro=30_000)
         step("ready")
-        book.mark_picture("r", ImageRow(index=0, state="saved", path=Path("0.png")))
-        step("picture")
+        book.mark_image("r", ImageRow(index=0, state="saved", path=Path("0.png")))
+        step("image")
         book.mark_saved("r")
         step("saved")
         run.finish(0)
@@ -453,7 +453,7 @@ AFTER = {
     "answer kept": ("ready", "unknown", 40_000),
     "waiting": ("waiting", "unknown", 40_000),
     "ready": ("ready", "yes", 30_000),
-    "picture": ("ready", "yes", 30_000),
+    "image": ("ready", "yes", 30_000),
     "saved": ("saved", "yes", 30_000),
     "finished": ("saved", "yes", 30_000),
 }
@@ -492,7 +492,7 @@ def test_killed_at_a_step_the_next_run_knows_the_truth(step: str, path: Path, tm
             assert book.take(run, ["r"])
 
 
-IN_FLIGHT = {"waiting", "ready", "picture"}
+IN_FLIGHT = {"waiting", "ready", "image"}
 
 
 @POSIX
@@ -888,7 +888,7 @@ def test_history_is_searched_by_what_users_remember(book: Ledger, now: Now) -> N
     assert (ids(provider="byteplus"), ids(status="partial"), ids(status="unsent")) == (["part"], ["part"], ["new"])
     with book.run("s", "generate") as run:
         save(book, run, "none", ImageRow(index=0, state="expired"))
-    assert ids(status="failed") == ["none"], "a request without a picture is not a part of one"
+    assert ids(status="failed") == ["none"], "a request without an image is not a part of one"
     assert ids("fox", status="succeeded", provider="ark", since=NOON, until=morning, limit=9) == ["fox"]
 
 
@@ -909,12 +909,12 @@ def test_a_request_is_found_by_what_names_it(book: Ledger) -> None:
 
 
 def test_only_whole_requests_are_reused(book: Ledger) -> None:
-    """Newest first, and none with a picture that is not on disk."""
+    """Newest first, and none with an image that is not on disk."""
     with book.run("r", "generate") as run:
         for name, state in (("a", "saved"), ("b", "handed"), ("c", "saved"), ("d", "failed")):
             where = Path(name) if state == "saved" else None
             save(book, run, name, ImageRow(index=0, state=state, path=where), fingerprint="same")  # type: ignore[arg-type]
-    assert [entry.pictures[0].path for entry in book.reusable("same")] == [Path("c"), Path("a")]
+    assert [entry.images[0].path for entry in book.reusable("same")] == [Path("c"), Path("a")]
 
 
 def test_ten_thousand_rows_cost_few_steps_of_the_database(book: Ledger) -> None:
@@ -922,7 +922,7 @@ def test_ten_thousand_rows_cost_few_steps_of_the_database(book: Ledger) -> None:
     with book.run("r", "batch") as run:
         book.enter(run, (new(f"q-{n}", position=n, identity=str(n)) for n in range(10_000)))
         book._database.connection.execute(
-            "INSERT INTO pictures SELECT id, 0, 'saved', 'https://x/' || id, 1, '/out/' || id || '.png', 'png', "
+            "INSERT INTO images SELECT id, 0, 'saved', 'https://x/' || id, 1, '/out/' || id || '.png', 'png', "
             "1, 1, 1, '', NULL FROM requests"
         )
         book._database.connection.execute("UPDATE requests SET state = 'saved', owner = NULL")

@@ -141,7 +141,9 @@ def read(reply: Reply) -> Any:
     raise ApiError(f"no answer: {reply.text[:80]}", kind="unknown_outcome", billed="unknown")
 
 
-def wire(base_url: str, *, key: str = KEY, clock: Clock | None = None, log: Any = None, **more: Any) -> ProviderClient:
+def client(
+    base_url: str, *, key: str = KEY, clock: Clock | None = None, log: Any = None, **more: Any
+) -> ProviderClient:
     """A wire with short deadlines and a fast clock."""
     proxy, transport = more.pop("proxy", None), more.pop("transport", None)
     policy = Policy(**{"timeout_s": 5.0, "connect_timeout_s": 5.0, "retries": 2, **more})
@@ -161,13 +163,13 @@ def wire(base_url: str, *, key: str = KEY, clock: Clock | None = None, log: Any 
 
 
 def ask(
-    base_url: str, call: Call = SUBMIT, *, spool: Any = None, gate: Any = None, watch: Any = None, **more: Any
+    base_url: str, call: Call = SUBMIT, *, reply_file: Any = None, gate: Any = None, watch: Any = None, **more: Any
 ) -> Any:
     """One call in a loop of its own."""
 
     async def go() -> Any:
-        async with wire(base_url, **more) as line:
-            return await line.ask(call, read, spool=spool, gate=gate, watch=watch)
+        async with client(base_url, **more) as line:
+            return await line.ask(call, read, reply_file=reply_file, gate=gate, watch=watch)
 
     return asyncio.run(go())
 
@@ -178,7 +180,7 @@ _LIMITS = ("max_bytes", "deadline_s", "stall_s", "lowest_rate", "dies")
 def fetch(
     link: str, base_url: str = "http://127.0.0.1:9", *, explain: Any = None, whole: int = 0, **more: Any
 ) -> bytes:
-    """One link in a loop of its own; the bytes that a caller's file would hold; `whole` is how many make a picture."""
+    """One link in a loop of its own; the bytes that a caller's file would hold; `whole` is how many make an image."""
     limits = {name: more.pop(name) for name in _LIMITS if name in more}
 
     async def go() -> bytes:
@@ -186,10 +188,10 @@ def fetch(
 
         def judge() -> bytes:
             if whole and len(data) != whole:
-                raise LinkError(f"no picture: {len(data)} bytes", retryable=True)
+                raise LinkError(f"no image: {len(data)} bytes", retryable=True)
             return bytes(data)
 
-        async with wire(base_url, **more) as line:
+        async with client(base_url, **more) as line:
             done = await line.fetch(
                 link, data.extend, restart=data.clear, check=at_once(judge), explain=explain, **limits
             )
@@ -255,7 +257,7 @@ def test_links_leave_byte_for_byte() -> None:
     """Every link's target arrives as it was given; only non-ASCII characters are escaped."""
 
     async def go(url: str) -> None:
-        async with wire(url) as line:
+        async with client(url) as line:
             await _fetch_all(line, url)
 
     with RawServer(answer(b"ok", end="keep")) as server:
@@ -267,7 +269,7 @@ def test_links_leave_byte_for_byte_through_a_forward_proxy() -> None:
     """A plain proxy gets the absolute form with the same bytes, and nothing of the user's."""
 
     async def go(proxy: str, origin: str) -> None:
-        async with wire(origin, proxy=proxy) as line:
+        async with client(origin, proxy=proxy) as line:
             assert line.proxy_in_use == proxy.removeprefix("http://")
             await _fetch_all(line, origin)
 
@@ -279,10 +281,10 @@ def test_links_leave_byte_for_byte_through_a_forward_proxy() -> None:
 
 
 def test_links_leave_byte_for_byte_through_a_tunnel(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of the environment sees the host alone; the picture's host sees the exact bytes."""
+    """A proxy of the environment sees the host alone; the image's host sees the exact bytes."""
 
     async def go(origin: str) -> None:
-        async with wire(origin) as line:
+        async with client(origin) as line:
             await _fetch_all(line, origin)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.path))
@@ -346,10 +348,10 @@ def test_redirects_to_doubtful_places_are_refused(location: str) -> None:
 
 def test_a_redirect_carries_nothing_along_and_ends() -> None:
     """The second host sees its own link without key, cookie or referrer; the fourth redirect is one too many."""
-    with RawServer(answer(b"PICTURE")) as second:
+    with RawServer(answer(b"IMAGE")) as second:
         cookie = [("Location", f"{second.url}/b%2f?t=~"), ("Set-Cookie", "a=b; Path=/")]
         with RawServer(answer(status=302, headers=cookie)) as first:
-            assert fetch(f"{first.url}/a?sig=secret", first.url) == b"PICTURE"
+            assert fetch(f"{first.url}/a?sig=secret", first.url) == b"IMAGE"
         assert second.requests[0].target == b"/b%2f?t=~"
         names = {name for name, _ in second.requests[0].headers}
         assert names == {"host", "user-agent", "accept", "accept-encoding"}
@@ -375,7 +377,7 @@ FAULTS: dict[str, tuple[Script, int]] = {
     "429": (answer(b"", status=429), 3),
     "403": (answer(b"<Error/>", status=403), 1),
     "404": (answer(b"", status=404), 1),
-    "gzip of no picture": (answer(gzip.compress(b"x" * 5000), headers=[("Content-Encoding", "gzip")]), 3),
+    "gzip of no image": (answer(gzip.compress(b"x" * 5000), headers=[("Content-Encoding", "gzip")]), 3),
     "302 without Location": (answer(b"", status=302), 1),
     "too long, told": (answer(b"x" * 9000), 1),
     "too long, not told": (answer(b"x" * 9000, framing="close"), 1),
@@ -386,7 +388,7 @@ FAULTS: dict[str, tuple[Script, int]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_download_is_repeated_or_refused(fault: str) -> None:
-    """Whatever is not a whole 200 is no picture; what may pass is tried again into an empty file, the rest is not."""
+    """Whatever is not a whole 200 is no image; what may pass is tried again into an empty file, the rest is not."""
     script, tries = FAULTS[fault]
     limits: dict[str, Any] = {"max_bytes": 6000, "stall_s": 0.2, "lowest_rate": 1000.0}
     with RawServer(script) as server:
@@ -422,8 +424,8 @@ def test_a_store_explains_its_refusal() -> None:
         assert server.count("GET") == 1
 
 
-def test_a_picture_that_its_judge_refuses_is_fetched_again() -> None:
-    """What `check` calls broken is another attempt, and what it makes of a whole picture is handed on."""
+def test_an_image_that_its_judge_refuses_is_fetched_again() -> None:
+    """What `check` calls broken is another attempt, and what it makes of a whole image is handed on."""
 
     async def go(link: str) -> Any:
         data, judged = bytearray(), list[bytes]()
@@ -431,10 +433,10 @@ def test_a_picture_that_its_judge_refuses_is_fetched_again() -> None:
         def check() -> bytes:
             judged.append(bytes(data))
             if data != b"good":
-                raise LinkError("not a picture", retryable=True)
+                raise LinkError("not an image", retryable=True)
             return judged[-1]
 
-        async with wire("http://127.0.0.1:9") as line:
+        async with client("http://127.0.0.1:9") as line:
             done = await line.fetch(link, data.extend, restart=data.clear, check=at_once(check))
             return done.checked, done.attempts, done.size, judged
 
@@ -451,7 +453,7 @@ def test_a_call_goes_out_as_written() -> None:
     diary = Diary()
 
     async def go(url: str) -> Any:
-        async with wire(f"{url}/v1/") as line:
+        async with client(f"{url}/v1/") as line:
             await line.ask(call, read)
             return await line.ask(call, read, watch=diary)
 
@@ -629,7 +631,7 @@ def test_one_429_holds_all_calls_back() -> None:
         return answer(b"{}", status=429, headers=[("Retry-After", "4")]) if len(times) == 1 else OK
 
     async def go(url: str) -> None:
-        async with wire(url, clock=clock, slots=1, timeout_s=60.0) as line:
+        async with client(url, clock=clock, slots=1, timeout_s=60.0) as line:
             await asyncio.gather(*(line.ask(SUBMIT, read) for _ in range(3)))
 
     with RawServer(reply) as server:
@@ -647,7 +649,7 @@ def test_waiting_to_try_again_holds_no_slot() -> None:
         return answer(b'{"error":{"code":"x"}}', status=500) if len(seen) == 1 else OK
 
     async def go(url: str) -> None:
-        async with wire(url, clock=HurriedClock(), slots=1, timeout_s=60.0) as line:
+        async with client(url, clock=HurriedClock(), slots=1, timeout_s=60.0) as line:
             calls = [Call("submit", "POST", "/x", {"prompt": name}, billable=True) for name in "ab"]
             await asyncio.gather(*(line.ask(call, read) for call in calls))
 
@@ -656,15 +658,15 @@ def test_waiting_to_try_again_holds_no_slot() -> None:
     assert seen == ["a", "b", "a"]
 
 
-def test_pictures_and_requests_a_minute_are_kept() -> None:
-    """The third picture of a minute that allows two waits for the next minute; a group too large goes alone."""
+def test_images_and_requests_a_minute_are_kept() -> None:
+    """The third image of a minute that allows two waits for the next minute; a group too large goes alone."""
     clock = FastClock()
 
     async def go(url: str) -> list[float]:
         times = []
-        async with wire(url, clock=clock, ipm=2) as line:
-            for pictures in (1, 1, 1, 9):
-                await line.ask(SUBMIT, read, pictures=pictures)
+        async with client(url, clock=clock, ipm=2) as line:
+            for images in (1, 1, 1, 9):
+                await line.ask(SUBMIT, read, images=images)
                 times.append(sum(clock.slept))
         return times
 
@@ -684,7 +686,7 @@ def test_a_full_disk_after_the_answer_came_is_not_called_free() -> None:
 
     with RawServer(OK) as server:
         with pytest.raises(FileError) as caught:
-            ask(server.url, spool=Full())
+            ask(server.url, reply_file=Full())
         assert (caught.value.billed, caught.value.exit_code) == ("unknown", 8)
 
 
@@ -701,7 +703,7 @@ def test_the_sandbox_serves_both_clients_without_a_socket() -> None:
         return httpx.Response(200, json={"data": []})
 
     async def go() -> None:
-        async with wire("https://sandbox.invalid/v3", transport=httpx.MockTransport(serve)) as line:
+        async with client("https://sandbox.invalid/v3", transport=httpx.MockTransport(serve)) as line:
             await line.ask(SUBMIT, read, gate=lambda n: asked.append(f"gate {n}"))
             await line.fetch(
                 "https://store.invalid/a/../b?s=1", lambda _: None, restart=lambda: None, check=at_once(lambda: None)
@@ -783,11 +785,11 @@ print(json.dumps(peak() - before))
 
 def test_fourteen_large_references_are_not_held(tmp_path: Path) -> None:
     """140 MB of references go out in pieces: the process grows by less than one of them."""
-    picture = tmp_path / "a.png"
-    with picture.open("wb") as file:
+    image = tmp_path / "a.png"
+    with image.open("wb") as file:
         file.truncate(10_000_000)
     with RawServer(OK) as server:
-        command = [sys.executable, "-c", _MEMORY_CODE, server.url, str(picture)]
+        command = [sys.executable, "-c", _MEMORY_CODE, server.url, str(image)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
         assert len(server.requests[1].body) == int(server.requests[1].header("content-length") or 0)
         assert len(server.requests[1].body) > 14 * 13_333_333
@@ -860,12 +862,12 @@ def test_the_key_goes_nowhere_in_clear() -> None:
         "https://h/v1?k=1",
     ):
         with pytest.raises(ConfigError) as caught:
-            wire(url)
+            client(url)
         assert ":p@" not in caught.value.message
     with pytest.raises(ConfigError, match="in clear"):
-        wire("http://127.0.0.1:1", proxy="http://proxy.example:3128")
+        client("http://127.0.0.1:1", proxy="http://proxy.example:3128")
     for url in ("http://localhost:1/v1", "http://[::1]:1", "http://127.0.0.2", "https://api.example.com/v1"):
-        wire(url)
+        client(url)
 
 
 def test_a_proxy_elsewhere_never_sees_calls_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -880,7 +882,7 @@ def test_a_proxy_elsewhere_never_sees_calls_to_this_machine(monkeypatch: pytest.
 
 
 def test_netrc_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A .netrc replaces no key and gives no credentials to a picture's host."""
+    """A .netrc replaces no key and gives no credentials to an image's host."""
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine 127.0.0.1 login user password hunter2\ndefault login user password hunter2\n")
     netrc.chmod(0o600)
@@ -958,9 +960,9 @@ def test_who_is_sent_again_and_when() -> None:
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 PARTIAL = "image_generation.partial_succeeded"
-PICTURES: list[dict[str, Any]] = [{"type": PARTIAL, "image_index": n, "url": f"https://h/图{n}?s=1"} for n in range(3)]
+IMAGES: list[dict[str, Any]] = [{"type": PARTIAL, "image_index": n, "url": f"https://h/图{n}?s=1"} for n in range(3)]
 COMPLETED: dict[str, Any] = {"type": "image_generation.completed", "usage": {"generated_images": 3}}
-EVENTS = [*PICTURES, COMPLETED]
+EVENTS = [*IMAGES, COMPLETED]
 
 
 def _sse(end: str = "\n", *, done: bool = True) -> bytes:
@@ -1033,7 +1035,7 @@ def test_one_document_is_no_stream(body: bytes) -> None:
 
 
 def test_an_event_of_27_megabytes_is_parsed_in_linear_time() -> None:
-    """A base64 picture inside an event arrives in 64 kB pieces and is joined once."""
+    """A base64 image inside an event arrives in 64 kB pieces and is joined once."""
     event = {"type": "image_generation.partial_succeeded", "b64_json": "A" * 27_000_000}
     text = json.dumps(event).encode()
     for body in (b"data: " + text + b"\n\n", text + b"\n"):
@@ -1049,8 +1051,8 @@ def stream(
     events: list[dict[str, Any]] = []
 
     async def go() -> Streamed[Any]:
-        async with wire(url, **more) as line:
-            return await line.stream(SUBMIT, read, on_event or events.append, spool=disk or FsyncBatch())
+        async with client(url, **more) as line:
+            return await line.stream(SUBMIT, read, on_event or events.append, reply_file=disk or FsyncBatch())
 
     return asyncio.run(go()), events
 

@@ -24,10 +24,10 @@ from seedream_cli.storage.image_info import inspect_bytes
 from seedream_cli.storage.pixel_check import check_pixels
 from tests.cli.test_batch import ENV
 from tests.support.fork_server import Forked
-from tests.support.provider_server import Upstream, events, noise, picture, sse
+from tests.support.provider_server import Upstream, events, make_image, noise, sse
 from tests.support.raw_server import RawServer, Received, Script, answer
 
-JPEG = picture()
+JPEG = make_image()
 """Flat, as no photograph is."""
 PNG = noise((60, 60))
 
@@ -219,13 +219,13 @@ def test_pixels_of_a_jpeg_that_was_closed_again_are_missed(options: dict[str, An
 
 
 SOUND = {
-    **{f"png {mode}": picture("PNG", mode=mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")},
-    "png of 16 bits": picture("PNG", mode="I;16"),
+    **{f"png {mode}": make_image("PNG", mode=mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")},
+    "png of 16 bits": make_image("PNG", mode="I;16"),
     "png in one piece": png(ROWS),
     "webp": webp(1),
     "webp without loss": photo(kind="WEBP", lossless=True),
     "gif": gif(1000),
-    "one pixel": picture(size=(1, 1)),
+    "one pixel": make_image(size=(1, 1)),
 }
 DAMAGED = {
     "png of garbage": png(b"no compressed data"),
@@ -533,7 +533,7 @@ def test_size_that_is_not_the_one_asked_for_is_told(
     forked: Forked, asked: str, came: tuple[int, int], differs: bool
 ) -> None:
     """In words, in JSON and in a batch; with --strict the end is 9, and the image is saved all the same."""
-    image = picture("PNG", came)
+    image = make_image("PNG", came)
     (forked.folder / "shots.csv").write_text(f"prompt,size\na fox,{asked}\n")
     with Upstream(link=lambda request, number: answer(image)) as upstream:
         to = ["-p", "ark", "-m", "4.5", "--base-url", upstream.url]

@@ -72,8 +72,8 @@ HOSTILE: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_whatever_stands_beside_a_link_the_picture_is_saved(seedream: Command, name: str) -> None:
-    """No text or number of a reply keeps a paid picture from the disk, or makes its price negative."""
+def test_whatever_stands_beside_a_link_the_image_is_saved(seedream: Command, name: str) -> None:
+    """No text or number of a reply keeps a paid image from the disk, or makes its price negative."""
     with Upstream(
         script=lambda _r, _n: answer(HOSTILE[name](upstream.link(1)).encode(errors="surrogateescape"))
     ) as upstream:
@@ -91,8 +91,8 @@ def test_a_link_that_is_no_text_is_a_failed_download() -> None:
 
 
 @pytest.mark.parametrize("index", [10**30, 2**63, 2**31, -5, True, "0", 1.5])
-def test_a_stream_may_number_its_pictures_as_it_likes(seedream: Command, index: Any) -> None:
-    """A number that no picture can have is replaced by the next free one."""
+def test_a_stream_may_number_its_images_as_it_likes(seedream: Command, index: Any) -> None:
+    """A number that no image can have is replaced by the next free one."""
     with Upstream(
         script=lambda _r, _n: answer(sse(events(upstream, 1)[0] | {"image_index": index}, completed(1)))
     ) as upstream:
@@ -123,7 +123,7 @@ def test_a_tasks_id_in_a_command_to_paste_is_quoted(seedream: Command, args: lis
     assert "recover --task 't; touch owned' -p acedata" in done.err, done.err
 
 
-def test_more_pictures_than_asked_for_all_have_their_place(seedream: Command) -> None:
+def test_more_images_than_asked_for_all_have_their_place(seedream: Command) -> None:
     """A gateway may return more than was asked for: each is billed, so each is saved, in order."""
 
     def reply(_body: Any, _number: int) -> Any:
@@ -137,8 +137,8 @@ def test_more_pictures_than_asked_for_all_have_their_place(seedream: Command) ->
     assert [image["path"] for image in second.json["images"]] == ["one.jpg", "one-2.jpg", "one-3.jpg", "one-4.jpg"]
 
 
-def test_standard_output_gets_one_picture_alone(seedream: Command) -> None:
-    """Where more pictures come than standard output takes, one is written and the others stay for `recover`."""
+def test_standard_output_gets_one_image_alone(seedream: Command) -> None:
+    """Where more images come than standard output takes, one is written and the others stay for `recover`."""
 
     def reply(_body: Any, _number: int) -> Any:
         return {"data": [{"url": upstream.link(index)} for index in range(2)], "usage": {"generated_images": 2}}
@@ -271,7 +271,7 @@ def test_the_version_can_be_asked_for_without_anywhere_to_print_it(seedream: Com
 
 
 def test_a_working_folder_that_is_gone_is_told(seedream: Command) -> None:
-    """Without a working folder pictures need one by name, and with one they are saved."""
+    """Without a working folder images need one by name, and with one they are saved."""
     gone = "mkdir gone && cd gone && rmdir ../gone && $SEEDREAM generate x -p sandbox -m 4.0 -s 1K"
     done = shell(seedream, gone)
     assert done.code == 74, done.err

@@ -132,7 +132,7 @@ async def send(attempts: Attempts, provider: Provider, name: str, places: asynci
 
     await seat.step_back()
     try:
-        await attempts.repeat(SUBMIT, once, gate=None, watch=None, pictures=1, waiter=seat)
+        await attempts.repeat(SUBMIT, once, gate=None, watch=None, images=1, waiter=seat)
     except ApiError as error:
         return error.kind
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_batch import pictures, results, run, summary, table
+from tests.cli.test_batch import images, results, run, summary, table
 from tests.support.command import CANARY, Command
 from tests.support.provider_server import Upstream, refusal
 from tests.support.raw_server import Received, Script, answer
@@ -55,7 +55,7 @@ class Narrow(Upstream):
             self.ends.append(now + self.takes_s)
             self.busy.append(len(self.ends))
             self.paid[body["prompt"]] += 1
-            reply = self.pictures(body, number)
+            reply = self.images(body, number)
         return answer(json.dumps(reply).encode(), delay_s=self.takes_s)
 
 
@@ -77,7 +77,7 @@ def test_a_batch_over_its_providers_limit_fails_no_row(seedream: Command, upstre
         done = run(seedream, upstream, "--concurrency", "16", "--ipm", "1000000", "--retries", "1", "--json")
         print(len(upstream.refused), time.monotonic() - started)
         assert done.code == 0, done.err
-        assert (summary(done)["succeeded"], len(pictures(seedream))) == (rows, rows)
+        assert (summary(done)["succeeded"], len(images(seedream))) == (rows, rows)
         assert set(upstream.paid.values()) == {1}
         assert upstream.paid.total() == rows
         assert 1 <= len(upstream.refused) <= rows // 2

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.command import CANARY, Done
 from tests.support.fork_server import Forked
-from tests.support.provider_server import Upstream, completed, events, ndjson, picture, sse
+from tests.support.provider_server import Upstream, completed, events, make_image, ndjson, sse
 from tests.support.raw_server import Script, answer
 
 ENV = {"ARK_API_KEY": CANARY}
@@ -118,7 +118,7 @@ FRAMED: dict[str, Callable[[bytes], Script]] = {
 
 
 def reply(upstream: Upstream) -> bytes:
-    made = upstream.pictures({"model": "m"}, 1)
+    made = upstream.images({"model": "m"}, 1)
     made["usage"] = {"generated_images": 1, "total_tokens": 1}
     return json.dumps(made).encode()
 
@@ -137,7 +137,7 @@ def test_reply_in_an_odd_shape_brings_its_image(forked: Forked, case: str) -> No
         done = generate(forked, upstream)
         assert done.code == 0, done.err
         assert len(upstream.posts) == 1
-    assert [path.read_bytes() for path in images(forked)] == [picture(seed=100)]
+    assert [path.read_bytes() for path in images(forked)] == [make_image(seed=100)]
     assert not kept(forked)
 
 
@@ -178,7 +178,7 @@ def test_reply_of_events_brings_its_images(forked: Forked, form: str, asked: lis
 )
 def test_reply_with_base64_in_an_odd_shape_brings_its_image(forked: Forked, form: str) -> None:
     """Long base64 stays on disk, packed or not, until it is an image."""
-    data = picture("PNG", (2000, 900), mode="RGB", compress_level=0)[:]
+    data = make_image("PNG", (2000, 900), mode="RGB", compress_level=0)[:]
     text = base64.b64encode(data).decode()
     if form == "URL-safe":
         text = base64.urlsafe_b64encode(data).decode().rstrip("=")

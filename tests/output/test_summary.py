@@ -36,11 +36,11 @@ from seedream_cli.errors import (
     SeedreamError,
 )
 from seedream_cli.output import dry_run, json_output, messages, model_table, summary
+from seedream_cli.output.console import Console
 from seedream_cli.output.json_output import Row, render_json
 from seedream_cli.output.live_progress import LiveSink
 from seedream_cli.output.plain_progress import PlainSink, QuietSink
 from seedream_cli.output.progress import make_sink
-from seedream_cli.output.streams import Console
 from seedream_cli.request.image_request import ImageRef
 from seedream_cli.request.models import ModelSpec, PriceStep, Rule
 from seedream_cli.results import (
@@ -113,7 +113,7 @@ class Captured:
     def __init__(self, encoding: str = "utf-8", **facts: object) -> None:
         self._out, self._err = io.BytesIO(), io.BytesIO()
         self.encoding = encoding
-        self.streams = Console(
+        self.console = Console(
             stdout=io.TextIOWrapper(self._out, encoding=encoding, newline="\n"),
             stderr=io.TextIOWrapper(self._err, encoding=encoding, newline="\n"),
             **facts,  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def lost() -> ApiError:
     )
 
 
-def picture(index: int = 0, **facts: object) -> SavedImage:
+def make_image(index: int = 0, **facts: object) -> SavedImage:
     defaults: dict[str, object] = {
         "path": Path(f"out/fox-{index + 1}.jpeg"),
         "url": URL,
@@ -170,7 +170,7 @@ def job(index: int = 0, **facts: object) -> JobResult:
         "provider": "ark",
         "model": "doubao-seedream-4-5-251128",
         "request": {"model": "doubao-seedream-4-5-251128", "prompt": "a fox", "size": "2K"},
-        "images": (picture(),),
+        "images": (make_image(),),
         "usage": {"generated_images": 1, "tool_usage": {"web_search": 2}, "unit": "image"},
         "cost": Cost(0.04, "USD", "2026-11"),
         "attempts": 1,
@@ -269,8 +269,8 @@ def test_a_long_link_crosses_a_narrow_pipe_unbroken() -> None:
     """A link of over 600 characters is one line of a 40-column pipe, byte for byte."""
     reading, writing = os.pipe()
     with open(writing, "w", encoding="utf-8") as pipe:
-        streams = Console(stdout=pipe, stderr=None, width=40, color=True)
-        summary.print_results(run(job(images=(picture(path=None),))), streams, "urls")
+        console = Console(stdout=pipe, stderr=None, width=40, color=True)
+        summary.print_results(run(job(images=(make_image(path=None),))), console, "urls")
     with open(reading, "rb") as pipe:
         assert len(URL) > 600
         assert pipe.read() == URL.encode() + b"\n"
@@ -281,9 +281,9 @@ def test_a_poor_encoding_loses_no_line(encoding: str) -> None:
     """What an encoding lacks is escaped: JSON stays JSON, our own signs get plain forms, nothing raises."""
     captured = Captured(encoding, stdout_is_terminal=True)
     odd = "狐 ü 👩‍💻"
-    captured.streams.out(odd)
-    json_output.print_json({"m": odd}, captured.streams)
-    summary.print_results(run(job(), job(1, error=refused(), status="failed", images=())), captured.streams, "none")
+    captured.console.out(odd)
+    json_output.print_json({"m": odd}, captured.console)
+    summary.print_results(run(job(), job(1, error=refused(), status="failed", images=())), captured.console, "none")
     first, second = captured.out.splitlines()
     assert first == odd.encode(encoding, "backslashreplace").decode(encoding)
     assert json.loads(second) == {"m": odd}
@@ -323,19 +323,19 @@ sys.exit(9)
 def test_a_full_disk_under_standard_output_stops_nothing() -> None:
     """A write that the disk refuses is treated as a closed stream; a missing stream as well."""
     with open("/dev/full", "w") as full:
-        streams = Console(stdout=full, stderr=None)
-        streams.out("x")
-        streams.out_bytes(b"y")
-        streams.err("z")
-        assert streams.stdout_closed
-        assert streams.stderr_closed
+        console = Console(stdout=full, stderr=None)
+        console.out("x")
+        console.out_bytes(b"y")
+        console.err("z")
+        assert console.stdout_closed
+        assert console.stderr_closed
 
 
 def test_bytes_pass_unchanged() -> None:
-    """A picture for standard output is written as it is, after the lines before it."""
+    """An image for standard output is written as it is, after the lines before it."""
     captured = Captured("latin-1")
-    captured.streams.out("a")
-    captured.streams.out_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    captured.console.out("a")
+    captured.console.out_bytes(b"\x89PNG\r\n\x1a\n\x00")
     assert captured.out == "a\n\x89PNG\r\n\x1a\n\x00"
 
 
@@ -409,23 +409,23 @@ SETTLE = "to settle the 1 unknown: check the provider's usage page, then"
 AGAIN = " --only unknown --retry-ambiguous"
 
 GOLDEN_REPORTS: dict[str, tuple[Report, list[str]]] = {
-    "one picture, saved": (run(job()), []),
-    "four pictures, saved": (
+    "one image, saved": (run(job()), []),
+    "four images, saved": (
         run(*(job(i) for i in range(4))),
         ["4 saved · about $0.16"],
     ),
-    "a picture refused": (
+    "an image refused": (
         run(
             job(
                 status="partial",
-                images=(picture(), picture(1), picture(2, path=None, error=(error := refused()))),
+                images=(make_image(), make_image(1), make_image(2, path=None, error=(error := refused()))),
                 error=error,
                 cost=Cost(0.06, "USD", "2026-11"),
                 asked_up_to=4,
             )
         ),
         [
-            "error: picture 3 of 3: refused by moderation (OutputImageSensitiveContentDetected)",
+            "error: image 3 of 3: refused by moderation (OutputImageSensitiveContentDetected)",
             "  the provider says: the output may be sensitive",
             "  provider ark, HTTP 400, request id 0217; not billed",
             "  hint: change the prompt",
@@ -458,8 +458,8 @@ GOLDEN_REPORTS: dict[str, tuple[Report, list[str]]] = {
         ],
     ),
     "paid but not saved": (
-        run(job(status="failed", images=(picture(path=None, error=(bad := LinkError("HTTP 503"))),), error=bad)),
-        ["error: picture 1 of 1: HTTP 503", "  billed", "1 paid but not saved · about $0.04"],
+        run(job(status="failed", images=(make_image(path=None, error=(bad := LinkError("HTTP 503"))),), error=bad)),
+        ["error: image 1 of 1: HTTP 503", "  billed", "1 paid but not saved · about $0.04"],
     ),
     "stopped": (
         run(
@@ -506,13 +506,13 @@ def test_the_end_of_a_run_in_lines(name: str) -> None:
     """The exact lines on standard error; where an outcome is unknown nothing is called free or to be retried."""
     ended, lines = GOLDEN_REPORTS[name]
     captured = Captured()
-    summary.print_results(ended, captured.streams, "paths")
+    summary.print_results(ended, captured.console, "paths")
     assert captured.err.splitlines() == lines
     tasks = [one.task_id for one in ended.jobs if one.status == "submitted"]
     paths = [f"out/fox-{i.index + 1}.jpeg" for j in ended.jobs for i in j.images if i.path]
     assert captured.out.splitlines() == paths + tasks
     quiet = Captured()
-    summary.print_results(ended, quiet.streams, "none", quiet=True)
+    summary.print_results(ended, quiet.console, "none", quiet=True)
     assert not [line for line in quiet.err.splitlines() if not line.startswith(("error: ", "  "))]
     assert quiet.out == ""
 
@@ -528,7 +528,7 @@ def test_colour_only_repeats_the_word() -> None:
     """With colour the label is tinted on a terminal's standard error alone; without it the same words stand there."""
     plain, tinted, piped = Captured(), Captured(color=True, stderr_is_terminal=True), Captured(color=True)
     for captured in (plain, tinted, piped):
-        summary.print_error(lost(), captured.streams)
+        summary.print_error(lost(), captured.console)
     assert "\x1b[1;31merror:\x1b[0m no answer" in tinted.err
     assert re.sub(r"\x1b\[[\d;]*m", "", tinted.err) == plain.err == piped.err
 
@@ -557,10 +557,10 @@ def test_one_request_in_json() -> None:
 
 
 def test_several_requests_in_one_object() -> None:
-    """Pictures are numbered through the run, sums add up, and `requests` lists each request."""
+    """Images are numbered through the run, sums add up, and `requests` lists each request."""
     layer = Layer(2, "sky", "the sky", (0, 0, 9, 9), (0, 0, 1000, 1000))
     ended = run(
-        job(images=(picture(), picture(1, layer=layer)), warnings=(Problem("a", "b", code="ignored"),)),
+        job(images=(make_image(), make_image(1, layer=layer)), warnings=(Problem("a", "b", code="ignored"),)),
         job(1, cost=Cost(0.1 + 0.2, "USD", "2026-10"), warnings=(Problem("a", "b", code="ignored"),)),
         job(2, status="failed", images=(), usage=None, cost=None, error=refused(retryable=True), attempts=3),
     )
@@ -604,7 +604,7 @@ def test_one_word_for_several_requests(states: list[str], whole: str) -> None:
 
 
 def test_the_most_urgent_error_speaks() -> None:
-    """Money in doubt comes before a refusal, whichever came first; one priceless picture leaves the sum unknown."""
+    """Money in doubt comes before a refusal, whichever came first; one priceless image leaves the sum unknown."""
     ended = run(
         job(status="failed", images=(), error=refused()), job(1, status="unknown", images=(), error=lost()), job(2)
     )
@@ -636,13 +636,13 @@ def test_a_row_of_a_batch_says_where_it_stands() -> None:
 def hostile_report(text: str) -> Report:
     error = ApiError(text, kind="moderation", hint=text, provider=text, code=text, status=400, request_id=text)
     warning = Problem(text, text, text, "warning", text, text)
-    bad = picture(1, path=None, error=error, layer=Layer(1, text, text))
+    bad = make_image(1, path=None, error=error, layer=Layer(1, text, text))
     hurt = job(
         id=text,
         provider=text,
         model=text,
         request={"prompt": text, text: [text]},
-        images=(picture(path=Path("out") / text), bad),
+        images=(make_image(path=Path("out") / text), bad),
         status="partial",
         error=error,
         warnings=(warning,),
@@ -681,8 +681,8 @@ def test_no_way_out_lets_hostile_text_through(name: str) -> None:
     captured = Captured(stdout_is_terminal=True, stderr_is_terminal=True, color=True, ci=True, width=40)
     ended = hostile_report(text)
     for mode in ("paths", "urls", "json", "none"):
-        summary.print_results(ended, captured.streams, mode)
-    plain = PlainSink(captured.streams, verbosity=1)
+        summary.print_results(ended, captured.console, mode)
+    plain = PlainSink(captured.console, verbosity=1)
     for event in hostile_events(text):
         plain.emit(event)
     odd = model(text, title=text, aliases=(text,), ids={text: (text,)}, rules={text: Rule("taken", text)}, source=text)
@@ -692,8 +692,8 @@ def test_no_way_out_lets_hostile_text_through(name: str) -> None:
         *dry_run.explain_table([(text, text, text, text)], 80),
     ]
     for line in [*tables, *model_table.models_markdown([odd]).splitlines()]:
-        captured.streams.out("| " + line)
-    dry_run.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.streams)
+        captured.console.out("| " + line)
+    dry_run.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.console)
     assert_harmless(captured.err)
     # Private characters and joiners do nothing alone, so JSON keeps them as they are.
     assert_harmless(re.sub("[\u200d\ue000\U000f0000]", "", captured.out))
@@ -714,7 +714,7 @@ def course() -> list[Event]:
         Stage(0, "sent"),
         Retrying(1, "the request", 3.2, "too many requests", 1),
         Downloading(0, 0, 10, 100),
-        Saved(0, picture()),
+        Saved(0, make_image()),
         Finished(job()),
         Draining("SIGINT", 1, 330.0),
         Finished(job(1, status="failed", images=(), error=refused())),
@@ -724,7 +724,7 @@ def course() -> list[Event]:
 def test_plain_progress_is_few_lines() -> None:
     """Without a terminal: start, notices, retries, the drain and tenths; stages and files with -v; less with none."""
     wanted = [
-        "start: ark doubao-seedream-4-5-251128, 2 requests, 2 pictures",
+        "start: ark doubao-seedream-4-5-251128, 2 requests, 2 images",
         "note: provider ark, since ARK_API_KEY is set",
         "stage: request 1 of 2: connecting",
         "stage: request 1 of 2: sent",
@@ -740,7 +740,7 @@ def test_plain_progress_is_few_lines() -> None:
     shown = {}
     for verbosity in (-1, 0, 1):
         captured = Captured()
-        sink = PlainSink(captured.streams, verbosity=verbosity)
+        sink = PlainSink(captured.console, verbosity=verbosity)
         for event in course():
             sink.emit(event)
         shown[verbosity] = captured.err.splitlines()
@@ -755,14 +755,14 @@ def test_no_live_display_without_a_terminal(kind: str, monkeypatch: pytest.Monke
     """A pipe gets plain lines without a single escape sequence, whatever colours are forced; -q silences `auto`."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     captured = Captured(color=True)
-    sink = make_sink(kind, captured.streams)  # type: ignore[arg-type]
+    sink = make_sink(kind, captured.console)  # type: ignore[arg-type]
     for event in course():
         sink.emit(event)
     sink.close()
     assert isinstance(sink, PlainSink)
     assert "\x1b" not in captured.err
     assert ("start:" in captured.err) == (kind != "none")
-    assert isinstance(make_sink("auto", captured.streams, verbosity=-1), QuietSink)
+    assert isinstance(make_sink("auto", captured.console, verbosity=-1), QuietSink)
 
 
 class Screen:
@@ -824,7 +824,7 @@ class Terminal:
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.file = open(slave, "w", encoding="utf-8")  # noqa: SIM115
-        self.streams = Console(
+        self.console = Console(
             stdout=self.file, stderr=self.file, stdout_is_terminal=True, stderr_is_terminal=True, color=True
         )
         self.text = ""
@@ -876,7 +876,7 @@ def test_the_live_display_fits_its_terminal_and_leaves_no_trace(
     """Stages, seconds, countdown and bars stand in their columns; lines printed meanwhile stay, the rest goes."""
     pseudo = terminal(columns)
     now = [0.0]
-    sink = LiveSink(pseudo.streams, verbosity=0, clock=lambda: now[0])
+    sink = LiveSink(pseudo.console, verbosity=0, clock=lambda: now[0])
     for event in course()[:4]:
         sink.emit(event)
     pseudo.wait(lambda text: "request 1: drawing, 0 s" in text)
@@ -886,14 +886,14 @@ def test_the_live_display_fits_its_terminal_and_leaves_no_trace(
     pseudo.wait(lambda text: "request 2: again in 3 s: too many 请求" in text)
     sink.emit(Downloading(0, 0, 500_000, 1_000_000))
     sink.emit(Downloading(0, 1, 2_000, None))
-    pseudo.wait(lambda text: "picture 2 2.0 kB" in text)
-    pseudo.streams.out("out/" + "狐" * 30 + "-" + "x" * 90)
-    pseudo.wait(lambda text: text.rfind("picture 2") > text.find("x" * 90))
+    pseudo.wait(lambda text: "image 2 2.0 kB" in text)
+    pseudo.console.out("out/" + "狐" * 30 + "-" + "x" * 90)
+    pseudo.wait(lambda text: text.rfind("image 2") > text.find("x" * 90))
     sink.emit(Finished(job()))
     pseudo.wait(lambda text: "1 of 2 requests" in text)
     sink.close()
     sink.close()
-    pseudo.streams.err("after")
+    pseudo.console.err("after")
     pseudo.wait(lambda text: "after" in text)
 
     printed = "out/" + "狐" * 30 + "-" + "x" * 90
@@ -902,7 +902,7 @@ def test_the_live_display_fits_its_terminal_and_leaves_no_trace(
     own = drawn(pseudo.text.replace(printed, "path").replace("provider ark, since ARK_API_KEY is set", ""), columns)
     assert own.wraps == 0
     assert not own.cursor_hidden
-    bar = next(line for frame in own.frames for line in frame.splitlines() if "picture 1" in line)
+    bar = next(line for frame in own.frames for line in frame.splitlines() if "image 1" in line)
     assert "50% of 1.0 MB" in bar
     assert re.search(r"\[=+> +\]", bar)
 
@@ -912,10 +912,10 @@ def test_the_live_display_shows_hostile_text_as_text(name: str, terminal: Callab
     """Neither rich's markup nor the terminal's sequences act: what is drawn is text in its columns."""
     text = HOSTILE.get(name, EVERY_HOSTILE)
     pseudo = terminal(40, 10)
-    sink = LiveSink(pseudo.streams, verbosity=1)
+    sink = LiveSink(pseudo.console, verbosity=1)
     for event in hostile_events(text)[:-2]:
         sink.emit(event)
-    pseudo.wait(lambda shown: "picture 2 0.0 kB" in shown)
+    pseudo.wait(lambda shown: "image 2 0.0 kB" in shown)
     sink.close()
     ours = re.sub(r"\x1b\[(?:\?25[lh]|2K|1A|[\d;]*m)|\r", "", pseudo.text)
     assert_harmless(ours)
@@ -924,13 +924,13 @@ def test_the_live_display_shows_hostile_text_as_text(name: str, terminal: Callab
 def test_many_requests_stay_within_the_screen(terminal: Callable[..., Terminal]) -> None:
     """More requests than rows: the last line says how many are not shown, and clearing still works."""
     pseudo = terminal(40, 8)
-    sink = LiveSink(pseudo.streams)
+    sink = LiveSink(pseudo.console)
     sink.emit(Planned(30, 30, "ark", "m"))
     for index in range(30):
         sink.emit(Stage(index, "sent"))
     pseudo.wait(lambda text: "and 25 more" in text)
     sink.close()
-    pseudo.streams.err("after")
+    pseudo.console.err("after")
     pseudo.wait(lambda text: "after" in text)
     screen = drawn(pseudo.text, 40)
     assert screen.shown == "after"
@@ -943,14 +943,14 @@ def test_a_terminal_that_goes_away_ends_the_display_silently(monkeypatch: pytest
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as broken:
-        streams = Console(stdout=None, stderr=broken, stderr_is_terminal=True)
-        sink = make_sink("bar", streams)
+        console = Console(stdout=None, stderr=broken, stderr_is_terminal=True)
+        sink = make_sink("bar", console)
         for event in course():
             sink.emit(event)
         deadline = time.monotonic() + 20
-        while not streams.stderr_closed and time.monotonic() < deadline:
+        while not console.stderr_closed and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert streams.stderr_closed
+        assert console.stderr_closed
         while any(thread.name == "display" for thread in threading.enumerate()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -1066,7 +1066,7 @@ def test_a_dry_run_shows_the_body_and_the_worst_case(tmp_path: Path) -> None:
     path.write_bytes(b"12345")
     body = body_of(path, "a fox\x1b")
     captured = Captured()
-    dry_run.print_plan(body, ["fox-1.jpeg"], None, "https://ark/api/v3/images/generations", captured.streams)
+    dry_run.print_plan(body, ["fox-1.jpeg"], None, "https://ark/api/v3/images/generations", captured.console)
     shown = json.loads(captured.out)
     assert shown["image"] == [
         {"file": str(path), "sha256": "cd" * 32, "bytes": 5},
@@ -1074,7 +1074,7 @@ def test_a_dry_run_shows_the_body_and_the_worst_case(tmp_path: Path) -> None:
         {"file": "standard input", "sha256": "ef" * 32, "bytes": 3},
     ]
     assert captured.err.splitlines() == [
-        "nothing was sent; it would go to https://ark/api/v3/images/generations, with 3 reference pictures",
+        "nothing was sent; it would go to https://ark/api/v3/images/generations, with 3 reference images",
         "would write: fox-1.jpeg",
         "cost: unknown, no price is known",
     ]

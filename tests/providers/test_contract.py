@@ -1,6 +1,6 @@
 """One contract for every provider, fed by the JSON cases in `cases/<provider>/`; a parent's cases are inherited.
 
-`submit.json` holds options and the exact body, `read.json` replies and their pictures or task, `errors.json` replies
+`submit.json` holds options and the exact body, `read.json` replies and their images or task, `errors.json` replies
 and their error, `events.json` events of a stream. A case of the same name in the child's file replaces the parent's.
 """
 
@@ -43,7 +43,7 @@ InternalServiceError
 
 
 def _revive(value: dict[str, Any]) -> Any:
-    """A kept base64 picture stands in a case as {"$blob": [path, offset, length]}."""
+    """A kept base64 image stands in a case as {"$blob": [path, offset, length]}."""
     if "$blob" in value:
         path, offset, length = value["$blob"]
         return Base64Slice(Path(path), offset, length)
@@ -86,18 +86,18 @@ def _check_error(error: Any, wanted: Mapping[str, Any], provider: str) -> None:
     assert not (error.retryable and error.billed != "no")
 
 
-def _check_picture(picture: Any, wanted: Mapping[str, Any], provider: str) -> None:
-    assert isinstance(picture, ProviderImage)
+def _check_image(image: Any, wanted: Mapping[str, Any], provider: str) -> None:
+    assert isinstance(image, ProviderImage)
     plain = dict(wanted)
     error, layer, blob = plain.pop("error", None), plain.pop("layer", None), plain.pop("blob", None)
     if error is not None:
-        _check_error(picture.error, error, provider)
-        assert isinstance(picture.error, ApiError)
-        assert not picture.error.retryable
+        _check_error(image.error, error, provider)
+        assert isinstance(image.error, ApiError)
+        assert not image.error.retryable
     if layer is not None:
         layer = Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()})
     kept = Base64Slice(Path(blob[0]), blob[1], blob[2]) if blob else None
-    assert picture == ProviderImage(**plain, error=picture.error if error else None, layer=layer, blob=kept)
+    assert image == ProviderImage(**plain, error=image.error if error else None, layer=layer, blob=kept)
 
 
 def _request(provider: str, options: Mapping[str, Any]) -> ImageRequest:
@@ -136,17 +136,17 @@ def test_submit_writes_the_body_of_the_case(provider: str, case: dict[str, Any])
 
 
 @pytest.mark.parametrize(("provider", "case"), _params("read"))
-def test_read_finds_every_picture(provider: str, case: dict[str, Any]) -> None:
-    """A reply becomes pictures and failed members in their order, or a task."""
+def test_read_finds_every_image(provider: str, case: dict[str, Any]) -> None:
+    """A reply becomes images and failed members in their order, or a task."""
     answer = load(provider).read(_reply(case["reply"]))
     if "ticket" in case:
         assert isinstance(answer, contract.Ticket)
         assert {"task_id": answer.task_id, "trace_id": answer.trace_id} == case["ticket"]
         return
     assert isinstance(answer, contract.Ready)
-    assert len(answer.pictures) == len(case["pictures"])
-    for picture, wanted in zip(answer.pictures, case["pictures"], strict=True):
-        _check_picture(picture, wanted, provider)
+    assert len(answer.images) == len(case["images"])
+    for image, wanted in zip(answer.images, case["images"], strict=True):
+        _check_image(image, wanted, provider)
     assert answer.usage == case.get("usage")
     assert (answer.request_id, answer.task_id) == (case.get("request_id", ""), case.get("task_id", ""))
     assert answer.model == case.get("model", "")
@@ -164,7 +164,7 @@ def test_read_judges_every_error(provider: str, case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("provider", "case"), _params("events"))
 def test_read_event_takes_a_stream_apart(provider: str, case: dict[str, Any]) -> None:
-    """An event is a picture, the end, nothing, or the failure of the whole request; a failed member is no failure."""
+    """An event is an image, the end, nothing, or the failure of the whole request; a failed member is no failure."""
     dialect = load(provider)
     if "error" in case:
         with pytest.raises(ApiError) as caught:
@@ -172,8 +172,8 @@ def test_read_event_takes_a_stream_apart(provider: str, case: dict[str, Any]) ->
         _check_error(caught.value, case["error"], provider)
         return
     seen = dialect.read_event(case["event"])
-    if "picture" in case:
-        _check_picture(seen, case["picture"], provider)
+    if "image" in case:
+        _check_image(seen, case["image"], provider)
     elif "completed" in case:
         assert isinstance(seen, contract.Completed)
         assert seen.usage == case["completed"]

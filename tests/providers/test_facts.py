@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 import seedream_cli
 from seedream_cli.cli.app import app
 from seedream_cli.config.environment import Environment
-from seedream_cli.engine.plan import plan_draft
+from seedream_cli.engine.plan import plan_request
 from seedream_cli.errors import ApiError, InputError, Problem
 from seedream_cli.providers import base_url, contract, faults, load, specs
 from seedream_cli.providers.error_text import code_in, message_in, text_fault
 from seedream_cli.redaction import mask, secret_forms
-from seedream_cli.request.image_request import Draft, ImageRef
+from seedream_cli.request.image_request import ImageRef, OptionValues
 from tests.cli.test_batch import table
 from tests.support.command import CANARY, Command, Inside
-from tests.support.provider_server import Upstream, picture, refusal
+from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import answer
 
 ENV = {"OPENAI_API_KEY": CANARY, "ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY}
@@ -221,8 +221,8 @@ def planned(provider: str, model: str, *given: tuple[str, str | bool]) -> tuple[
     values |= {name: value for name, value in given if isinstance(value, str)}
     images = tuple([values.pop("image")] if "image" in values else [])
     found: list[Problem] = []
-    draft = Draft(values, switches, {"image": images})
-    one = plan_draft(draft, Environment({}), found, [], sends=False)
+    options = OptionValues(values, switches, {"image": images})
+    one = plan_request(options, Environment({}), found, [], sends=False)
     found = [problem for problem in found if problem.code not in {"model_unconfirmed", "model_retired"}]
     if one is None or one.built.request is None:
         return {}, found
@@ -266,7 +266,7 @@ def test_facts_of_5_5(inside: Inside) -> None:
     assert dry(inside, "-p", "ark", "-m", "lite", "-o", "cat.png")["request"]["output_format"] == "png"
     assert "output_format" not in dry(inside, "-p", "ark", "-m", "4.5", "-o", "cat.png")["request"]
     for clash in (["--format", "jpeg"], ["-i", "a.png", "--layers"]):
-        (inside.folder / "a.png").write_bytes(picture("PNG", (600, 600)))
+        (inside.folder / "a.png").write_bytes(make_image("PNG", (600, 600)))
         command = "edit" if "--layers" in clash else "generate"
         args = ["-p", "ark", "-m", "5.5", "--background", "transparent", *clash]
         assert dry(inside, *args, code=2, command=command)["error"]["code"] == "validation"
@@ -353,7 +353,7 @@ REFERENCES = [
 
 @pytest.mark.parametrize(("provider", "model", "kind", "megabytes", "layers", "right"), REFERENCES)
 def test_facts_of_references(provider: str, model: str, kind: str, megabytes: int, *, layers: bool, right: str) -> None:
-    """Bytes and formats by provider and model, also for a picture that is split into layers."""
+    """Bytes and formats by provider and model, also for an image that is split into layers."""
     seen = judged(provider, model, kind, megabytes, (1000, 1000), layers=layers)
     assert seen == (right if right in "+!" else f"?{right}")
 
@@ -370,12 +370,12 @@ def judged(
     provider: str, model: str, kind: str, megabytes: int, sides: tuple[int, int], *, layers: bool = False
 ) -> str:
     """What becomes of a reference of these facts: "+" sent, "!" refused, "?code" warned of."""
-    draft = Draft({"prompt": "x", "model": model, "provider": provider}, {"layers": layers})
+    options = OptionValues({"prompt": "x", "model": model, "provider": provider}, {"layers": layers})
     with replaced_reader(
         ImageRef("file", "a", mime=f"image/{kind}", width=sides[0], height=sides[1], size=megabytes * 10**6)
     ):
         found: list[Problem] = []
-        plan_draft(replace(draft, lists={"image": ("a",)}), Environment({}), found, [], sends=False)
+        plan_request(replace(options, lists={"image": ("a",)}), Environment({}), found, [], sends=False)
     found = [one for one in found if not one.code.startswith(("model_", "reference_metadata"))]
     if any(one.severity == "error" for one in found):
         return "!"
@@ -384,7 +384,7 @@ def judged(
 
 @contextlib.contextmanager
 def replaced_reader(reference: ImageRef) -> Iterator[None]:
-    """Facts of a picture without its bytes."""
+    """Facts of an image without its bytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seedream_cli.request.references.read_references", lambda *_, **__: ([reference], []))
         yield

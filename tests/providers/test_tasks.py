@@ -149,7 +149,7 @@ def test_the_images_of_a_task_are_found(case: str) -> None:
     for asked in (NAME, ""):
         found = load("openai").read(contract.Reply(200, {}, body, task_id=asked))
         assert isinstance(found, contract.Ready)
-        assert [one.link for one in found.pictures] == links
+        assert [one.link for one in found.images] == links
 
 
 ENDED: dict[str, Any] = {
@@ -260,7 +260,7 @@ def test_members_that_were_refused_are_no_task() -> None:
     member = {"error": {"code": "OutputImageSensitiveContentDetected", "message": "no"}}
     found = load("openai").read(contract.Reply(200, {}, {"id": "r-1", "status": "completed", "data": [member]}))
     assert isinstance(found, contract.Ready)
-    assert [one.error and one.error.billed for one in found.pictures] == ["no"]
+    assert [one.error and one.error.billed for one in found.images] == ["no"]
     with pytest.raises(TaskEndedError):
         load("openai").read(contract.Reply(200, {}, {"task_id": "t", "status": "failed"}))
 

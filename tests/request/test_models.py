@@ -373,9 +373,7 @@ def test_an_aspect_without_pixels_is_explained(name: str, tier: str, aspect: str
         ("seededit", "acedata", "adaptive", None),
     ],
 )
-def test_a_picture_is_priced_at_the_worst_that_is_known(
-    name: str, family: str, size: str, amount: float | None
-) -> None:
+def test_an_image_is_priced_at_the_worst_that_is_known(name: str, family: str, size: str, amount: float | None) -> None:
     """The provider's own price, else the list price; unknown is None, never nothing."""
     step = price_for(model(name), family, size)
     assert (step.amount if step else None) == amount

@@ -1,4 +1,4 @@
-"""What leaves of a reference picture: its pixels, upright, and nothing that tells where or by whom it was made."""
+"""What leaves of a reference image: its pixels, upright, and nothing that tells where or by whom it was made."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ EDIT = ("-p", "ark", "-m", "4.5")
 
 
 def drawing(mode: str = "RGB", size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A picture whose every corner is its own."""
-    picture = Image.linear_gradient("L").resize(size)
-    other = picture.transpose(Image.Transpose.ROTATE_90).resize(size)
-    full = Image.merge("RGB", (picture, other, Image.new("L", size, 90)))
+    """An image whose every corner is its own."""
+    image = Image.linear_gradient("L").resize(size)
+    other = image.transpose(Image.Transpose.ROTATE_90).resize(size)
+    full = Image.merge("RGB", (image, other, Image.new("L", size, 90)))
     full.paste((250, 20, 20), (0, 0, size[0] // 3, size[1] // 3))
     return full.convert(mode)
 
@@ -52,10 +52,10 @@ def xmp(orientation: int | None = None) -> bytes:
     return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description{turn}>{SECRET.decode()}</rdf:Description>'.encode()
 
 
-def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as a file's bytes."""
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image as a file's bytes."""
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -69,22 +69,22 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def full_jpeg(picture: Image.Image, orientation: int = 1, **options: Any) -> bytes:
+def full_jpeg(image: Image.Image, orientation: int = 1, **options: Any) -> bytes:
     """A JPEG with everything in it that cameras, editors and telephones write."""
-    raw = saved(picture, "JPEG", exif=exif(orientation), icc_profile=PROFILE, comment=SECRET, **options)
+    raw = saved(image, "JPEG", exif=exif(orientation), icc_profile=PROFILE, comment=SECRET, **options)
     more = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp()) + segment(0xED, b"Photoshop 3.0\0" + SECRET)
     more += segment(0xE2, b"MPF\0" + SECRET) + segment(0xEB, b"JP\0\1" + SECRET) + segment(0xE0, b"JFXX\0\x10" + SECRET)
-    # A film behind the picture, with an end of its own.
+    # A film behind the image, with an end of its own.
     return raw[:2] + more + raw[2:] + b"\0\0\0\x18ftypmp42" + SECRET + b"\xff\xd9"
 
 
-def full_png(picture: Image.Image, orientation: int = 1) -> bytes:
+def full_png(image: Image.Image, orientation: int = 1) -> bytes:
     """A PNG with notes of every kind, colours and a time."""
     notes = PngImagePlugin.PngInfo()
     notes.add_text("parameters", SECRET.decode())
     notes.add_text("zipped", SECRET.decode() * 9, zip=True)
     notes.add_itxt("XML:com.adobe.xmp", xmp().decode())
-    raw = saved(picture, "PNG", pnginfo=notes, exif=exif(orientation), icc_profile=PROFILE)
+    raw = saved(image, "PNG", pnginfo=notes, exif=exif(orientation), icc_profile=PROFILE)
     own = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"tIME", b"\x07\xea\1\1\1\1\1") + chunk(b"caBX", SECRET)
     return raw[:33] + own + raw[33:] + SECRET
 
@@ -104,14 +104,14 @@ def prepared(tmp_path: Path, raw: bytes, name: str = "a.jpg") -> tuple[ImageRef,
 
 
 def pixels(raw: bytes) -> Image.Image:
-    """The decoded picture, as it stands in the file."""
+    """The decoded image, as it stands in the file."""
     with Image.open(io.BytesIO(raw)) as opened:
         opened.load()
         return opened.copy()
 
 
 def distance(one: Image.Image, other: Image.Image) -> float:
-    """How far two pictures are from each other, at most 255."""
+    """How far two images are from each other, at most 255."""
     assert one.size == other.size
     return max(ImageStat.Stat(ImageChops.difference(one.convert("RGB"), other.convert("RGB"))).mean)
 
@@ -123,8 +123,8 @@ def distance(one: Image.Image, other: Image.Image) -> float:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}], ids=str)
 def test_jpeg_notes_are_cut_and_its_data_stays(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
     """The scans are the file's own bytes; profile, JFIF and Adobe's segment stay, without which colours change."""
-    picture = drawing(mode)
-    raw, plain = full_jpeg(picture, **options), saved(picture, "JPEG", icc_profile=PROFILE, **options)
+    image = drawing(mode)
+    raw, plain = full_jpeg(image, **options), saved(image, "JPEG", icc_profile=PROFILE, **options)
     ref, leaving, stayed = prepared(tmp_path, raw)
     assert SECRET not in leaving
     assert leaving == plain
@@ -135,13 +135,13 @@ def test_jpeg_notes_are_cut_and_its_data_stays(tmp_path: Path, mode: str, option
 def test_png_notes_are_cut_and_colours_stay(tmp_path: Path) -> None:
     """Also of one with 16 bits a sample, of one with a palette that can be seen through, and of one that moves."""
     palette = drawing().quantize(8)
-    for number, picture in enumerate((drawing("RGBA"), drawing("L").convert("I;16"), palette)):
-        _, leaving, _ = prepared(tmp_path, full_png(picture), f"{number}.png")
+    for number, image in enumerate((drawing("RGBA"), drawing("L").convert("I;16"), palette)):
+        _, leaving, _ = prepared(tmp_path, full_png(image), f"{number}.png")
         assert SECRET not in leaving
         assert b"tIME" not in leaving
         assert b"gAMA" in leaving
         assert b"iCCP" in leaving
-        assert pixels(leaving).tobytes() == picture.tobytes()
+        assert pixels(leaving).tobytes() == image.tobytes()
     moving = saved(drawing(), "PNG", save_all=True, append_images=[drawing().rotate(180)], exif=exif())
     ref, leaving, _ = prepared(tmp_path, moving, "moving.png")
     assert ref.animated
@@ -172,7 +172,7 @@ def test_gif_comments_are_cut_and_frames_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_picture_without_notes_leaves_as_it_is(tmp_path: Path, kind: str) -> None:
+def test_an_image_without_notes_leaves_as_it_is(tmp_path: Path, kind: str) -> None:
     """Byte for byte, and nothing is said."""
     raw = saved(drawing(), kind)
     ref, leaving, stayed = prepared(tmp_path, raw, f"a.{kind.lower()}")
@@ -205,13 +205,13 @@ def test_jpeg_is_turned_upright(tmp_path: Path, orientation: int, mode: str) -> 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 def test_others_are_turned_without_loss(tmp_path: Path, kind: str, orientation: int) -> None:
     """In their own format; a TIFF, whose notes cannot be cut, is made anew for them alone."""
-    picture = drawing("RGBA" if kind == "PNG" else "RGB")
+    image = drawing("RGBA" if kind == "PNG" else "RGB")
     more = {"lossless": True} if kind == "WEBP" else {}
-    raw = full_png(picture, orientation) if kind == "PNG" else saved(picture, kind, exif=exif(orientation), **more)
+    raw = full_png(image, orientation) if kind == "PNG" else saved(image, kind, exif=exif(orientation), **more)
     ref, leaving, stayed = prepared(tmp_path, raw, "a")
     with Image.open(io.BytesIO(raw)) as opened:
         upright = ImageOps.exif_transpose(opened)
-    assert pixels(leaving).tobytes() == upright.convert(picture.mode).tobytes()
+    assert pixels(leaving).tobytes() == upright.convert(image.mode).tobytes()
     assert ref.mime == f"image/{kind.lower()}"
     assert SECRET not in leaving
     assert (b"gAMA" in leaving) == (kind == "PNG")
@@ -219,7 +219,7 @@ def test_others_are_turned_without_loss(tmp_path: Path, kind: str, orientation: 
 
 
 def test_orientation_in_xmp_alone_counts(tmp_path: Path) -> None:
-    """As it does for those who show pictures; EXIF's own word comes first."""
+    """As it does for those who show images; EXIF's own word comes first."""
     plain = saved(drawing(), "JPEG", quality=90)
     raw = plain[:2] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp(6)) + plain[2:]
     assert pixels(prepared(tmp_path, raw)[1]).size == (64, 96)
@@ -238,7 +238,7 @@ def test_damaged_exif_turns_nothing_and_goes(tmp_path: Path, block: bytes) -> No
 
 
 def test_what_cannot_be_turned_keeps_the_note_how_to(tmp_path: Path) -> None:
-    """And loses all others: a picture of several frames, or one that cannot be decoded here."""
+    """And loses all others: an image of several frames, or one that cannot be decoded here."""
     frames = [drawing().rotate(turn) for turn in (0, 90)]
     moving = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], exif=exif(6))
     _, leaving, stayed = prepared(tmp_path, moving, "a.webp")
@@ -288,7 +288,7 @@ def images(upstream: Upstream) -> list[bytes]:
     return found
 
 
-def test_edit_sends_pictures_upright_and_bare(seedream: Command) -> None:
+def test_edit_sends_images_upright_and_bare(seedream: Command) -> None:
     """From a file, from standard input and out of a data URI; it is said once, and JSON tells both sums."""
     raw = full_jpeg(drawing(size=(300, 200)), 6)
     (seedream.folder / "phone.jpg").write_bytes(raw)
@@ -383,7 +383,7 @@ def test_a_file_that_changed_is_never_sent_whole(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_cut_is_told(seedream: Command) -> None:
-    """A picture of a format that is not rewritten here goes as it is, with a warning; with --keep-metadata without."""
+    """An image of a format that is not rewritten here goes as it is, with a warning; with --keep-metadata without."""
     ftyp = b"\0\0\0\x18ftypheic\0\0\0\0heicmif1"
     ispe = b"\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 400, 300)
     ipco = struct.pack(">I4s", 8 + len(ispe), b"ipco") + ispe

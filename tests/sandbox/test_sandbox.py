@@ -74,17 +74,17 @@ def fetch(
     return service.handle(SandboxRequest(method, target.encode(), headers))
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """A picture decoded to its last byte."""
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-    return picture
+def open_image(data: bytes) -> Image.Image:
+    """An image decoded to its last byte."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
-def encode(picture: Image.Image, kind: str = "PNG") -> str:
-    """A picture as a data URI."""
+def encode(image: Image.Image, kind: str = "PNG") -> str:
+    """An image as a data URI."""
     out = io.BytesIO()
-    picture.save(out, kind)
+    image.save(out, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
@@ -109,7 +109,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
-# --- sizes and pictures ---------------------------------------------------------------------------------------------
+# --- sizes and images ---------------------------------------------------------------------------------------------
 
 
 def test_every_size_of_the_table_is_legal() -> None:
@@ -140,7 +140,7 @@ def test_every_size_of_the_table_is_legal() -> None:
         ("ep-2026-abc", "2K", "a fox", "2048x2048"),
     ],
 )
-def test_pictures_have_exactly_the_size_asked_for(
+def test_images_have_exactly_the_size_asked_for(
     service: Service, model: str, size: str | None, prompt: str, expected: str
 ) -> None:
     """A tier takes its ratio from the prompt, an exact size is kept, and the usage counts its pixels."""
@@ -149,34 +149,34 @@ def test_pictures_have_exactly_the_size_asked_for(
     width, height = map(int, expected.split("x"))
     assert item["size"] == expected
     assert answer["usage"]["output_tokens"] == answer["usage"]["total_tokens"] == width * height // 256
-    picture = open_picture(body_of(fetch(service, item["url"])))
-    assert (picture.format, picture.size) == ("JPEG", (width, height))
+    image = open_image(body_of(fetch(service, item["url"])))
+    assert (image.format, image.size) == ("JPEG", (width, height))
 
 
 def test_base64_and_link_give_the_same_bytes(clock: Clock) -> None:
-    """The way of handing over does not change the picture, and PNG is PNG."""
+    """The way of handing over does not change the image, and PNG is PNG."""
     body = {"prompt": "a fox", "seed": 7, "output_format": "png"}
     linked = ask(Service(clock=clock), body)["data"][0]
     inline = ask(Service(clock=clock), {**body, "response_format": "b64_json"})["data"][0]
     data = base64.b64decode(inline["b64_json"], validate=True)
     assert "url" not in inline
     assert body_of(fetch(Service(clock=clock), linked["url"])) == data
-    assert open_picture(data).format == "PNG"
+    assert open_image(data).format == "PNG"
 
 
 def test_drawing_depends_on_prompt_seed_and_size_alone() -> None:
-    """The same arguments give the same bytes; another prompt or seed another picture; any size is whole."""
+    """The same arguments give the same bytes; another prompt or seed another image; any size is whole."""
     first = drawing.draw("a fox", 300, 200, 1, format="png", label="a fox")
     assert drawing.draw("a fox", 300, 200, 1, format="png", label="a fox") == first
     others = [("a fox", 2), ("a cat", 1), ("a cat", 2)]
     assert len({first, *(drawing.draw(p, 300, 200, s, format="png", label="a fox") for p, s in others)}) == 4
     for size in ((1, 1), (15, 900), (900, 15)):
         drawn = drawing.draw("x", *size, 0, format="png", label="猫 🦊 \x00 long " * 50, watermark=True)
-        assert open_picture(drawn).size == size
+        assert open_image(drawn).size == size
 
 
 def test_requests_without_a_seed_differ_in_a_repeatable_order(clock: Clock) -> None:
-    """Two equal requests give two pictures, the same two in another process; with a seed they are one picture."""
+    """Two equal requests give two images, the same two in another process; with a seed they are one image."""
 
     def draw_twice(body: dict[str, Any]) -> list[bytes]:
         service = Service(clock=clock)
@@ -195,15 +195,15 @@ def test_references_can_be_seen_in_the_result(service: Service, clock: Clock) ->
     def colour(image: object) -> list[float]:
         answer = ask(service, {"prompt": "edit", "model": PRO, "size": "1K", "seed": 3, "image": image})
         assert answer["usage"]["input_images"] == (1 if isinstance(image, str) else 2)
-        picture = open_picture(body_of(fetch(service, answer["data"][0]["url"])))
-        return ImageStat.Stat(picture).mean
+        shown = open_image(body_of(fetch(service, answer["data"][0]["url"])))
+        return ImageStat.Stat(shown).mean
 
     red, green = colour(RED), colour(GREEN)
     assert red[0] > green[0] + 60
     assert green[1] > red[1] + 60
     assert green[1] > colour([RED, GREEN])[1] > red[1]
     own = ask(service, {"prompt": "a fox", "model": PRO, "size": "1K"})["data"][0]["url"]
-    assert colour(own) != colour("https://example.com/picture.jpg")
+    assert colour(own) != colour("https://example.com/image.jpg")
     clock.now += 90_000
     refused = post(service, ARK, {"model": LITE, "prompt": "edit", "image": own})
     assert refused.status == 400
@@ -393,7 +393,7 @@ def test_no_body_confuses_the_service(path: str, model: str, body: dict[str, Any
 
 
 def group(prompt: str, most: int, **more: Any) -> dict[str, Any]:
-    """The body of a set of up to `most` pictures."""
+    """The body of a set of up to `most` images."""
     options = {"max_images": most}
     return {
         "prompt": prompt,
@@ -404,7 +404,7 @@ def group(prompt: str, most: int, **more: Any) -> dict[str, Any]:
 
 
 def test_sets_return_members_and_their_failures(service: Service) -> None:
-    """A set has as many pictures as allowed or as the prompt says, a failed one in its place and not in the usage."""
+    """A set has as many images as allowed or as the prompt says, a failed one in its place and not in the usage."""
     answer = ask(service, group("seasons [[fail:2]]", 3))
     assert [sorted(item) for item in answer["data"]] == [["size", "url"], ["error"], ["size", "url"]]
     assert answer["data"][1]["error"]["code"] == "OutputImageSensitiveContentDetected"
@@ -444,10 +444,10 @@ def test_layers_have_places_in_their_base(service: Service) -> None:
         left, top, right, bottom = layer["bounding_box"]["absolute"]
         assert layer["size"] == f"{right - left}x{bottom - top}"
         assert all(0 <= value <= 1000 for value in layer["bounding_box"]["normalized"])
-    picture = open_picture(body_of(fetch(service, layers[0]["url"])))
-    assert (picture.format, picture.mode, picture.getchannel("A").getextrema()) == ("PNG", "RGBA", (0, 255))
+    image = open_image(body_of(fetch(service, layers[0]["url"])))
+    assert (image.format, image.mode, image.getchannel("A").getextrema()) == ("PNG", "RGBA", (0, 255))
     clear = ask(service, {"model": PRO, "prompt": "cut out", "background": "transparent", "image": CLEAR, "size": "1K"})
-    assert open_picture(body_of(fetch(service, clear["data"][0]["url"]))).mode == "RGBA"
+    assert open_image(body_of(fetch(service, clear["data"][0]["url"]))).mode == "RGBA"
 
 
 def test_streams_are_framed_as_the_service_frames_them(service: Service) -> None:
@@ -527,8 +527,8 @@ def test_altered_links_are_refused_byte_for_byte(server: Server) -> None:
             }
     assert call(server, "HEAD", target)[0] == 405
     assert call(server, "GET", target, key="any-key")[0] == 403
-    status, picture = call(server, "GET", target)
-    assert (status, open_picture(picture).size) == (200, (1024, 1024))
+    status, image = call(server, "GET", target)
+    assert (status, open_image(image).size) == (200, (1024, 1024))
 
 
 # --- faults, tasks, counters ----------------------------------------------------------------------------------------
@@ -560,7 +560,7 @@ def test_faults_can_end_after_some_attempts(service: Service) -> None:
 
 
 def test_gateway_pages_and_lost_answers_count_as_billed(service: Service) -> None:
-    """A 502 page and a dropped answer stand for pictures that were paid for; a 503 page does not."""
+    """A 502 page and a dropped answer stand for images that were paid for; a 503 page does not."""
     for status in (502, 503):
         reply = post(service, ARK, {"model": LITE, "prompt": f"[[status:{status}]]"})
         assert (reply.status, b"<html>" in body_of(reply)) == (status, True)
@@ -610,7 +610,7 @@ def test_tasks_are_pending_until_their_time(clock: Clock) -> None:
 
 
 def test_delays_hold_back_generations_only(clock: Clock) -> None:
-    """Latency and `[[slow:S]]` come in front of the first bytes, before each picture of a stream, and nowhere else."""
+    """Latency and `[[slow:S]]` come in front of the first bytes, before each image of a stream, and nowhere else."""
     service = Service(clock=clock, latency_s=2)
     reply = post(service, ARK, {"model": LITE, "prompt": "[[slow:0.5]]"})
     assert [piece for piece in reply.chunks if isinstance(piece, Delay)] == [Delay(2.5)]
@@ -671,8 +671,8 @@ def test_server_keeps_connections_and_counts(server: Server) -> None:
         assert connection.sock is kept
     finally:
         connection.close()
-    assert (stats["generations"], stats["refused"], stats["billed"], stats["pictures"]) == (2, 1, 2, 3)
-    assert stats["prompts"]["seasons"] == {"attempts": 1, "billed": 1, "pictures": 2}
+    assert (stats["generations"], stats["refused"], stats["billed"], stats["images"]) == (2, 1, 2, 3)
+    assert stats["prompts"]["seasons"] == {"attempts": 1, "billed": 1, "images": 2}
     assert server.billed == {"a fox": 1, "seasons": 1}
 
 
@@ -688,7 +688,7 @@ def test_server_lists_models_and_loses_its_way(server: Server) -> None:
 
 
 def test_server_cuts_and_drops_connections(server: Server) -> None:
-    """A cut picture ends short of its length, a dropped answer is an empty reply; both are seen by a plain client."""
+    """A cut image ends short of its length, a dropped answer is an empty reply; both are seen by a plain client."""
     _, text = call(server, "POST", ARK, {"model": T2I, "prompt": "a fox [[cut]]"})
     with pytest.raises(http.client.IncompleteRead):
         call(server, "GET", json.loads(text)["data"][0]["url"].removeprefix(server.url))
@@ -857,7 +857,7 @@ def test_transport_fails_as_a_connection_does() -> None:
 
 
 def test_transport_leaves_the_loop_free() -> None:
-    """While large pictures are drawn for base64 and for links, the event loop goes on turning."""
+    """While large images are drawn for base64 and for links, the event loop goes on turning."""
 
     async def use(client: httpx.AsyncClient) -> int:
         turns = 0
@@ -872,8 +872,8 @@ def test_transport_leaves_the_loop_free() -> None:
         sent = [prepare(client, "a fox", response_format="b64_json", size="2048x2048") for _ in range(2)]
         answers = await asyncio.gather(*(client.send(request) for request in sent))
         ticker.cancel()
-        pictures = {answer.json()["data"][0]["b64_json"] for answer in answers}
-        assert len(pictures) == 2
+        images = {answer.json()["data"][0]["b64_json"] for answer in answers}
+        assert len(images) == 2
         return turns
 
     assert run_client(use) > 10

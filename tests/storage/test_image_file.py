@@ -1,4 +1,4 @@
-"""The disk room for pictures: whole files under safe names, and nothing that existed is ever lost."""
+"""The disk room for images: whole files under safe names, and nothing that existed is ever lost."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from seedream_cli.storage.output_path import OutputPath, existing, plan_output
 def encode(
     kind: str, *, frames: int = 1, mode: str = "RGB", size: tuple[int, int] = (31, 17), **options: object
 ) -> bytes:
-    pictures = [Image.effect_noise(size, 90 + step).convert(mode) for step in range(frames)]
+    images = [Image.effect_noise(size, 90 + step).convert(mode) for step in range(frames)]
     out = io.BytesIO()
-    more = {"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}
-    pictures[0].save(out, kind, **more, **options)
+    more = {"save_all": True, "append_images": images[1:]} if frames > 1 else {}
+    images[0].save(out, kind, **more, **options)
     return out.getvalue()
 
 
@@ -96,20 +96,20 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_picture_gives_its_facts_from_a_path_and_from_bytes(tmp_path: Path, name: str) -> None:
-    """Format, pixels, bytes and sha256 of every format agree with the picture; trailing zeros do no harm."""
+def test_a_whole_image_gives_its_facts_from_a_path_and_from_bytes(tmp_path: Path, name: str) -> None:
+    """Format, pixels, bytes and sha256 of every format agree with the image; trailing zeros do no harm."""
     data, kind = WHOLE[name], name.partition(" ")[0]
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
     assert inspect(path) == ImageInfo(kind, 31, 17, len(data), hashlib.sha256(data).hexdigest())
     assert inspect_bytes(data + b"\0" * 10).width == 31
     assert sniff(data[:64]) == kind
-    assert describe(data).endswith(f"{kind.upper()} picture")
+    assert describe(data).endswith(f"{kind.upper()} image")
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_cut_of_a_picture_is_found(name: str) -> None:
-    """No proper beginning of a file passes for a whole picture, and the error may be tried again."""
+def test_every_cut_of_an_image_is_found(name: str) -> None:
+    """No proper beginning of a file passes for a whole image, and the error may be tried again."""
     data = WHOLE[name]
     for length in range(len(data)):
         with pytest.raises(LinkError) as caught:
@@ -128,14 +128,14 @@ def test_one_flipped_bit_of_a_png_is_found() -> None:
 
 
 @pytest.mark.parametrize("kind", MOVING)
-def test_animated_pictures_are_told_apart(kind: str) -> None:
-    """Several frames show as `animated`, so that a reference picture can be refused before it is sent."""
+def test_animated_images_are_told_apart(kind: str) -> None:
+    """Several frames show as `animated`, so that a reference image can be refused before it is sent."""
     facts = inspect_bytes(MOVING[kind])
     assert (facts.format, facts.animated, facts.width, facts.height) == (kind, True, 31, 17)
 
 
 def test_a_heic_is_known_by_its_brands() -> None:
-    """HEIC, HEIF and AVIF share a container; major and compatible brands tell them apart, video is no picture."""
+    """HEIC, HEIF and AVIF share a container; major and compatible brands tell them apart, video is no image."""
 
     def box(major: bytes, *others: bytes) -> bytes:
         return struct.pack(">I", 16 + 4 * len(others)) + b"ftyp" + major + b"\0\0\0\0" + b"".join(others)
@@ -159,8 +159,8 @@ def test_a_heic_is_known_by_its_brands() -> None:
         (b"BM, said the letter", "unknown bytes"),
     ],
 )
-def test_bytes_that_are_no_picture_are_named(data: bytes, words: str) -> None:
-    """The message says what came instead of a picture, and how much of it."""
+def test_bytes_that_are_no_image_are_named(data: bytes, words: str) -> None:
+    """The message says what came instead of an image, and how much of it."""
     assert (sniff(data), describe(data)) == ("", words)
     with pytest.raises(LinkError, match=words):
         inspect_bytes(data)
@@ -192,7 +192,7 @@ def test_a_header_that_claims_too_much_is_refused(size: tuple[int, int]) -> None
     ids=["gif blocks", "png chunks", "jpeg scans", "jpeg without scan", "png without data", "jpeg segment"],
 )
 def test_crafted_files_cost_little_and_are_refused(data: bytes) -> None:
-    """Files of very many parts end at a bound of work, files without picture data at the check."""
+    """Files of very many parts end at a bound of work, files without image data at the check."""
     started = time.process_time()
     with pytest.raises(LinkError):
         inspect_bytes(data)
@@ -328,51 +328,51 @@ def test_output_is_read_as_a_user_means_it(tmp_path: Path, monkeypatch: pytest.M
     Path("dir.png").mkdir()
     Path("notes").write_text("x")
     for output, folder in ((None, "."), ("new", "new"), ("v1.5/", "v1.5"), ("dir.png", "dir.png")):
-        target = plan_output(output, pictures=4)
+        target = plan_output(output, images=4)
         assert (target.folder, target.file, target.if_exists) == (Path(folder), None, "rename")
-    target = plan_output("out/fox.JPEG", pictures=1)
+    target = plan_output("out/fox.JPEG", images=1)
     assert (target.file, target.if_exists) == (Path("out/fox.JPEG"), "error")
     assert target.place({}) == OutputPath(Path("out"), "fox", ".JPEG")
-    assert [plan_output("fox.png", pictures=2).place({}, number=n, of=2).stem for n in (1, 2)] == ["fox-1", "fox-2"]
-    assert plan_output("-", pictures=1).stdout
+    assert [plan_output("fox.png", images=2).place({}, number=n, of=2).stem for n in (1, 2)] == ["fox-1", "fox-2"]
+    assert plan_output("-", images=1).stdout
     for output in ("notes", "fox.svg", "v1.5", "", "a\0b", "-"):
         with pytest.raises(InputError):
-            plan_output(output, pictures=2)
+            plan_output(output, images=2)
     with pytest.raises(InputError, match="unknown value"):
-        plan_output(None, pictures=1, if_exists="never")  # type: ignore[arg-type]
+        plan_output(None, images=1, if_exists="never")  # type: ignore[arg-type]
     assert names(tmp_path) == ["dir.png", "notes"]
 
 
-def test_several_pictures_of_one_name_are_numbered_unless_the_template_does_it(tmp_path: Path) -> None:
-    """Each picture of a request has its own place, from the user's template or the command's default."""
+def test_several_images_of_one_name_are_numbered_unless_the_template_does_it(tmp_path: Path) -> None:
+    """Each image of a request has its own place, from the user's template or the command's default."""
     fields = {"slug": "fox", "row": "3"}
-    target = plan_output(str(tmp_path), pictures=2)
+    target = plan_output(str(tmp_path), images=2)
     assert target.place(fields) == OutputPath(tmp_path, "fox")
     assert target.place(fields, number=2, of=2, default="{row}-{slug}") == OutputPath(tmp_path, "3-fox-2")
-    target = plan_output(str(tmp_path), pictures=2, template="{slug}/{index:02}")
+    target = plan_output(str(tmp_path), images=2, template="{slug}/{index:02}")
     assert target.place(fields, number=2, of=2) == OutputPath(tmp_path / "fox", "02")
 
 
 def test_prepare_makes_and_proves_folders_and_leaves_nothing_else(tmp_path: Path) -> None:
     """Before anything is paid the folders exist and were written to, those of the template too."""
-    target = plan_output(f"{tmp_path}/a/b/", pictures=1, template="{model}/{slug}")
+    target = plan_output(f"{tmp_path}/a/b/", images=1, template="{model}/{slug}")
     target.prepare([target.place({"model": "4.5", "slug": "fox"})])
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/b", "a/b/4.5"]
-    plan_output("-", pictures=1).prepare()
+    plan_output("-", images=1).prepare()
 
 
 def test_a_taken_name_is_found_before_anything_is_paid(tmp_path: Path) -> None:
     """With "error" every name that exists, a dangling link too, is reported together with the ways out."""
     (tmp_path / "fox-1.png").write_bytes(b"x")
     (tmp_path / "fox-3.png").symlink_to("nowhere")
-    target = plan_output(f"{tmp_path}/fox.png", pictures=3)
+    target = plan_output(f"{tmp_path}/fox.png", images=3)
     with pytest.raises(InputError) as caught:
         target.prepare()
     assert [Path(p.message.split()[0]).name for p in caught.value.problems] == ["fox-1.png", "fox-3.png"]
     assert "--if-exists" in caught.value.problems[0].hint
-    plan_output(f"{tmp_path}/fox.png", pictures=3, if_exists="overwrite").prepare()
+    plan_output(f"{tmp_path}/fox.png", images=3, if_exists="overwrite").prepare()
     with pytest.raises(InputError):
-        plan_output(str(tmp_path), pictures=1, if_exists="error").prepare([OutputPath(tmp_path, "fox-1")])
+        plan_output(str(tmp_path), images=1, if_exists="error").prepare([OutputPath(tmp_path, "fox-1")])
     assert existing(OutputPath(tmp_path, "fox-3")) == tmp_path / "fox-3.png"
     assert existing(OutputPath(tmp_path, "fox-2")) is None
 
@@ -387,13 +387,13 @@ def test_a_folder_that_cannot_be_written_stops_before_paying(tmp_path: Path, mon
         f"{tmp_path}/{'x' * 300}/",
     ):
         with pytest.raises(FileError) as caught:
-            plan_output(output, pictures=1).prepare()
+            plan_output(output, images=1).prepare()
         assert (caught.value.exit_code, caught.value.billed) == (74, "no")
     with pytest.raises(FileError, match="file is not a folder"):
-        plan_output(f"{tmp_path}/file/sub/", pictures=1).prepare()
+        plan_output(f"{tmp_path}/file/sub/", images=1).prepare()
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(FileError, match="are free"):
-        plan_output(f"{tmp_path}", pictures=1).prepare()
+        plan_output(f"{tmp_path}", images=1).prepare()
     assert names(tmp_path) == ["file"]
 
 
@@ -404,7 +404,7 @@ def test_a_link_inside_the_output_folder_does_not_lead_out_of_it(tmp_path: Path)
     victim.mkdir()
     (out / "sub").symlink_to(victim)
     with pytest.raises(FileError, match="leads out"):
-        plan_output(str(out), pictures=1).prepare([OutputPath(out / "sub" / "deep", "fox")])
+        plan_output(str(out), images=1).prepare([OutputPath(out / "sub" / "deep", "fox")])
     assert names(victim) == []
 
 
@@ -424,7 +424,7 @@ def test_nothing_existing_is_ever_replaced(tmp_path: Path) -> None:
 
 
 def test_skip_error_and_overwrite_do_as_they_say(tmp_path: Path) -> None:
-    """Skip drops the new picture, error raises as billed, overwrite replaces the name but never follows a link."""
+    """Skip drops the new image, error raises as billed, overwrite replaces the name but never follows a link."""
     old = tmp_path / "fox.png"
     old.write_bytes(b"old")
     assert save(tmp_path, "fox", PNG, "skip") == image_file.Published(old, skipped=True)
@@ -453,7 +453,7 @@ def test_the_bytes_decide_the_suffix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["renameat2", "reserve"])
-def test_file_systems_without_links_keep_every_picture_too(
+def test_file_systems_without_links_keep_every_image_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Where links are refused, an exclusive rename gives the name, or failing that a name reserved beforehand."""
@@ -470,8 +470,8 @@ def test_file_systems_without_links_keep_every_picture_too(
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {PNG}
 
 
-def test_two_processes_publishing_one_name_keep_all_pictures(tmp_path: Path) -> None:
-    """Four processes save 25 different pictures each under one name: a hundred files, all different."""
+def test_two_processes_publishing_one_name_keep_all_images(tmp_path: Path) -> None:
+    """Four processes save 25 different images each under one name: a hundred files, all different."""
     code = """
         import io, sys
         from pathlib import Path
@@ -540,8 +540,8 @@ def test_a_full_disk_after_payment_says_so(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_leaving_while_a_thread_publishes_keeps_the_picture(tmp_path: Path) -> None:
-    """A task cancelled while its thread publishes waits for it: the picture is there, and no error is made up."""
+def test_leaving_while_a_thread_publishes_keeps_the_image(tmp_path: Path) -> None:
+    """A task cancelled while its thread publishes waits for it: the image is there, and no error is made up."""
     published: list[image_file.Published] = []
     for number in range(20):
         with open_part(tmp_path) as part:
@@ -630,7 +630,7 @@ def test_bad_base64_is_a_link_error(tmp_path: Path, text: str) -> None:
 
 
 def test_a_kept_reply_that_is_gone_or_short_is_a_link_error(tmp_path: Path) -> None:
-    """A Blob that its file does not hold is reported, never saved as a shorter picture."""
+    """A Blob that its file does not hold is reported, never saved as a shorter image."""
     path = tmp_path / "reply"
     with open_part(tmp_path) as part:
         with pytest.raises(LinkError, match="cannot read"):
@@ -640,7 +640,7 @@ def test_a_kept_reply_that_is_gone_or_short_is_a_link_error(tmp_path: Path) -> N
             write_blob(Base64Slice(path, 0, 8), part)
 
 
-def test_every_suffix_is_a_known_picture() -> None:
+def test_every_suffix_is_a_known_image() -> None:
     """Suffixes come from a closed list, and each is read back as its own format by `--output`."""
     assert set(SUFFIXES) == set(image_containers._CHECKS)
-    assert all(plan_output(f"x{suffix}", pictures=1).file for suffix in SUFFIXES.values())
+    assert all(plan_output(f"x{suffix}", images=1).file for suffix in SUFFIXES.values())

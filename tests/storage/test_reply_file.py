@@ -1,4 +1,4 @@
-"""The disk room for replies: nothing paid for is lost, and no picture is held in memory to read the reply around it."""
+"""The disk room for replies: nothing paid for is lost, and no image is held in memory to read the reply around it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from seedream_cli.errors import BusyError, FileError, InternalError
 from seedream_cli.results import Base64Slice
 from seedream_cli.storage import json_scan
 from seedream_cli.storage.json_scan import load, read
-from seedream_cli.storage.reply_file import adopt, forget, list_kept, load_meta, open_spool
+from seedream_cli.storage.reply_file import adopt, forget, list_kept, load_meta, open_reply_part
 
 LIMIT = 1 << 20
-PICTURE = base64.b64encode(bytes(range(256)) * 40).decode()
+IMAGE = base64.b64encode(bytes(range(256)) * 40).decode()
 
 
 def written(tmp_path: Path, text: str | bytes) -> Path:
@@ -42,7 +42,7 @@ def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
 def test_a_reply_is_kept_whole_with_its_meta_and_forgotten_when_told(tmp_path: Path) -> None:
     """`keep` leaves the exact bytes and the meta, private to the user, and nothing else; `forget` leaves nothing."""
     folder = tmp_path / "state" / "spool"
-    reply = open_spool(folder, "a1", 1_000_000)
+    reply = open_reply_part(folder, "a1", 1_000_000)
     reply.write(b'{"data"')
     reply.write(memoryview(b":[]}"))
     path = reply.keep({"provider": "ark", "prompt": "雪"})
@@ -60,7 +60,7 @@ def test_a_reply_is_kept_whole_with_its_meta_and_forgotten_when_told(tmp_path: P
 
 def test_a_new_attempt_starts_from_empty(tmp_path: Path) -> None:
     """After `reset` nothing of the longer first answer is left behind the shorter second one."""
-    reply = open_spool(tmp_path, "a1", 4096)
+    reply = open_reply_part(tmp_path, "a1", 4096)
     reply.write(b"x" * 5000)
     reply.reset()
     reply.write(b"{}")
@@ -71,7 +71,7 @@ def test_a_new_attempt_starts_from_empty(tmp_path: Path) -> None:
 
 def test_a_kept_refusal_makes_way_for_the_next_attempt(tmp_path: Path) -> None:
     """After `keep` and `reset` the old reply no longer passes for the answer, and is there until all is forgotten."""
-    reply = open_spool(tmp_path, "a1", 4096)
+    reply = open_reply_part(tmp_path, "a1", 4096)
     reply.write(b'{"error":1}')
     reply.keep({})
     reply.reset()
@@ -87,7 +87,7 @@ def test_a_kept_refusal_makes_way_for_the_next_attempt(tmp_path: Path) -> None:
 
 def test_a_dropped_reply_leaves_nothing(tmp_path: Path) -> None:
     """`drop` removes the part with its reserved room."""
-    open_spool(tmp_path, "a1", 4096).drop()
+    open_reply_part(tmp_path, "a1", 4096).drop()
     assert list(tmp_path.iterdir()) == []
     assert list_kept(tmp_path / "missing") == []
 
@@ -122,14 +122,14 @@ def test_a_full_disk_shows_before_anything_is_paid(tmp_path: Path) -> None:
 
 def test_a_spool_that_is_in_use_is_busy_and_one_left_behind_is_put_aside(tmp_path: Path) -> None:
     """Two runs never write one reply, and what a cut attempt received is not overwritten by the next."""
-    first = open_spool(tmp_path, "a1", 4096)
+    first = open_reply_part(tmp_path, "a1", 4096)
     first.write(b'{"data":[{"b64')
     with pytest.raises(BusyError):
-        open_spool(tmp_path, "a1", 0)
+        open_reply_part(tmp_path, "a1", 0)
     assert adopt(tmp_path, "a1", limit=LIMIT) is None
     first.close()
     for _ in range(2):
-        again = open_spool(tmp_path, "a1", 4096)
+        again = open_reply_part(tmp_path, "a1", 4096)
         again.write(b"{")
         again.close()
     assert (tmp_path / "a1.1.cut").read_bytes() == b'{"data":[{"b64'
@@ -140,7 +140,7 @@ def test_a_spool_that_is_in_use_is_busy_and_one_left_behind_is_put_aside(tmp_pat
 
 def test_a_whole_reply_of_a_killed_run_is_adopted(tmp_path: Path) -> None:
     """A part that a kill left with its reserved room becomes a kept reply if its JSON is whole, and only then."""
-    text = json.dumps({"data": [{"b64_json": PICTURE}]})
+    text = json.dumps({"data": [{"b64_json": IMAGE}]})
     for job_id, body in (("whole", text), ("cut", text[:-1]), ("none", "")):
         killed = run(
             """
@@ -174,25 +174,25 @@ def test_a_spool_never_writes_through_a_link_nor_outside_its_folder(tmp_path: Pa
         if content:
             victim.write_bytes(content)
         with pytest.raises(FileError, match="exists"):
-            open_spool(folder, "a1", 0)
+            open_reply_part(folder, "a1", 0)
         assert adopt(folder, "a1", limit=LIMIT) is None
         assert (victim.read_bytes() if victim.exists() else None) == content
     for job_id in ("../a1", "a/b", "", ".a", "a\0", "-a"):
         with pytest.raises(InternalError):
-            open_spool(folder, job_id, 0)
+            open_reply_part(folder, job_id, 0)
 
 
-def test_pictures_stay_on_disk_and_the_rest_is_plain_json(tmp_path: Path) -> None:
+def test_images_stay_on_disk_and_the_rest_is_plain_json(tmp_path: Path) -> None:
     """Long base64 becomes a Blob over its exact characters; everything else reads as json.loads reads it."""
-    escaped = PICTURE.replace("/", "\\/")
+    escaped = IMAGE.replace("/", "\\/")
     text = (
-        '{"a":"' + PICTURE + '","b":["data:image\\/png;base64,' + escaped + '", {"c":"' + PICTURE.replace("A", "\\n", 1)
+        '{"a":"' + IMAGE + '","b":["data:image\\/png;base64,' + escaped + '", {"c":"' + IMAGE.replace("A", "\\n", 1)
         + '"}],"short":"QUJD","text":"' + "word " * 2000 + '","quoted":"' + 'say \\"hi\\" ' * 900
         + '","slashes":"' + "\\\\" * 3000 + '","n":[1,-2.5e3,true,null,"雪\\u96ea"]}'
     )  # fmt: skip
     path = written(tmp_path, text)
     value, plain = load(path, limit=LIMIT), json.loads(text)
-    assert at(value.pop("a")) == PICTURE == plain.pop("a")
+    assert at(value.pop("a")) == IMAGE == plain.pop("a")
     assert at(value["b"][0]) == "data:image\\/png;base64," + escaped
     assert isinstance(value["b"][1]["c"], Base64Slice)
     del value["b"], plain["b"]
@@ -200,19 +200,19 @@ def test_pictures_stay_on_disk_and_the_rest_is_plain_json(tmp_path: Path) -> Non
 
 
 def test_one_event_of_a_stream_is_read_where_it_lies(tmp_path: Path) -> None:
-    """The pictures of events stay on disk too: each Blob points into the whole file."""
-    event = json.dumps({"b64_json": PICTURE})
+    """The images of events stay on disk too: each Blob points into the whole file."""
+    event = json.dumps({"b64_json": IMAGE})
     path = written(
         tmp_path, f": it's a \"comment\n\ndata: {event}\n\ndata: {event}\n\ndata: [DONE]\n\n".replace('"c', "c")
     )
     found = read(path, limit=LIMIT)
-    assert [at(value["b64_json"]) for value in found.values] == [PICTURE, PICTURE]
+    assert [at(value["b64_json"]) for value in found.values] == [IMAGE, IMAGE]
     assert found.ended
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", '{"a":', '{"a":"b', '{"a":"' + PICTURE, "<html>", '{"a":"' + PICTURE + '"', "[" * 100_000,
+    ["", "{", '{"a":', '{"a":"b', '{"a":"' + IMAGE, "<html>", '{"a":"' + IMAGE + '"', "[" * 100_000,
      '["' + "word " * 300_000 + '"]', '{"a":[{"b":1}]', '<html><script>var a = {"b": 1}</script></html>'],
 )  # fmt: skip
 def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: str | bytes) -> None:
@@ -221,7 +221,7 @@ def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: str | bytes) -> 
         load(written(tmp_path, text), limit=LIMIT)
 
 
-def test_a_provider_cannot_forge_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_cannot_forge_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a reply that knows this call's random token could; each call draws a new one."""
     tokens: list[str] = []
     real = os.urandom
@@ -232,14 +232,14 @@ def test_a_provider_cannot_forge_a_picture(tmp_path: Path, monkeypatch: pytest.M
         return token
 
     monkeypatch.setattr("os.urandom", draw)
-    path = written(tmp_path, json.dumps({"a": PICTURE}))
+    path = written(tmp_path, json.dumps({"a": IMAGE}))
     load(path, limit=LIMIT)
     assert load(written(tmp_path, json.dumps([f"{tokens[0]}:0:10"])), limit=LIMIT) == [f"{tokens[0]}:0:10"]
     assert len(set(tokens)) == 2
 
 
 long_text = st.one_of(
-    st.sampled_from([PICTURE, PICTURE[:4096], PICTURE[:4097], "\\" * 5000, '"' * 3000, "/" * 5000, "é" * 3000]),
+    st.sampled_from([IMAGE, IMAGE[:4096], IMAGE[:4097], "\\" * 5000, '"' * 3000, "/" * 5000, "é" * 3000]),
     st.text(max_size=20),
 )
 values = st.recursive(
@@ -271,8 +271,8 @@ def test_reading_agrees_with_json_at_every_window(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
-    """A reply of 64 MB is read in less than 8 MiB of memory, and its picture decoded in as little."""
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """A reply of 64 MB is read in less than 8 MiB of memory, and its image decoded in as little."""
     path = tmp_path / "big.json"
     with path.open("wb") as file:
         file.write(b'{"data":["')

@@ -249,39 +249,39 @@ def sends_before_it_writes() -> None:
 
 
 def downloads_before_it_writes() -> None:
-    """The links are written down only when the pictures are here."""
+    """The links are written down only when the images are here."""
     from seedream_cli.engine.recorder import Recorder
 
-    ready, picture = Recorder.ready, Recorder.picture
+    ready, image = Recorder.ready, Recorder.image
     held: dict[str, Any] = {}
 
     async def late(self: Recorder, job: Any, *rest: Any, **more: Any) -> None:
         if job.id in held:
             await ready(self, *held.pop(job.id))
-        await picture(self, job, *rest, **more)
+        await image(self, job, *rest, **more)
 
     async def hold(self: Recorder, job: Any, *rest: Any) -> None:
         held[job.id] = (job, *rest)
 
-    Recorder.ready, Recorder.picture = hold, late  # type: ignore[method-assign]
+    Recorder.ready, Recorder.image = hold, late  # type: ignore[method-assign]
 
 
 def forgets_before_it_writes() -> None:
-    """The reply is removed before the books know that its pictures are saved."""
+    """The reply is removed before the books know that its images are saved."""
     from seedream_cli.engine.recorder import Recorder
     from seedream_cli.storage import reply_file
 
-    picture = Recorder.picture
+    image = Recorder.image
 
     async def early(self: Recorder, job: Any, *rest: Any, **more: Any) -> None:
         reply_file.forget(Path(os.environ["SEEDREAM_STATE_DIR"]) / "replies", job.id)
-        await picture(self, job, *rest, **more)
+        await image(self, job, *rest, **more)
 
-    Recorder.picture = early  # type: ignore[method-assign]
+    Recorder.image = early  # type: ignore[method-assign]
 
 
 def replaces_what_is_there() -> None:
-    """A picture takes its name from whoever has it."""
+    """An image takes its name from whoever has it."""
     from seedream_cli.storage import filesystem
 
     filesystem.move_to_free = os.replace
@@ -341,8 +341,8 @@ def takes_any_token() -> None:
     reply_journal._find = lambda descriptor, token: find(descriptor, "")
 
 
-def knows_no_picture_again() -> None:
-    """A picture that is on disk, but not in the books, is saved once more."""
+def knows_no_image_again() -> None:
+    """An image that is on disk, but not in the books, is saved once more."""
     from seedream_cli.storage import image_file
 
     image_file.find_same = lambda place, facts: None
@@ -362,15 +362,15 @@ def flushes_no_commit() -> None:
     database.connect = lazy
 
 
-def flushes_no_picture() -> None:
-    """A picture gets its name before its bytes are on the disk."""
+def flushes_no_image() -> None:
+    """An image gets its name before its bytes are on the disk."""
     from seedream_cli.storage import image_file
 
     image_file.ImagePart.flush = lambda self: None  # type: ignore[method-assign]
 
 
 def flushes_no_folder() -> None:
-    """A picture is in the books before its name is on the disk."""
+    """An image is in the books before its name is on the disk."""
     from seedream_cli.storage import image_file
 
     image_file.flush_folder = lambda folder: None
@@ -395,7 +395,7 @@ def has_no_room_for_replies() -> None:
     def full(*_: Any) -> Any:
         raise FileError("no space left", hint="make room")
 
-    reply_file.open_spool = full
+    reply_file.open_reply_part = full
 
 
 def breaks_at_the_first_write() -> None:
@@ -403,7 +403,7 @@ def breaks_at_the_first_write() -> None:
     from seedream_cli.errors import FileError
     from seedream_cli.storage import reply_file
 
-    write, rest = reply_file.Spool.write, [None]
+    write, rest = reply_file.ReplyPart.write, [None]
 
     def fail(self: Any, chunk: Any) -> None:
         if rest:
@@ -411,7 +411,7 @@ def breaks_at_the_first_write() -> None:
             raise FileError("input/output error", billed="yes")
         write(self, chunk)
 
-    reply_file.Spool.write = fail  # type: ignore[method-assign]
+    reply_file.ReplyPart.write = fail  # type: ignore[method-assign]
 
 
 def cannot_book_what_it_cost() -> None:
@@ -483,9 +483,9 @@ BUGS: dict[str, Callable[[], None]] = {
         reads_no_remains,
         reads_no_journal,
         takes_any_token,
-        knows_no_picture_again,
+        knows_no_image_again,
         flushes_no_commit,
-        flushes_no_picture,
+        flushes_no_image,
         flushes_no_folder,
         cannot_write_answers,
         has_no_room_for_replies,

@@ -17,10 +17,10 @@ QUERY = (
 )
 
 
-def picture(
+def make_image(
     kind: str = "JPEG", size: tuple[int, int] = (64, 48), seed: int = 0, mode: str = "RGB", **options: Any
 ) -> bytes:
-    """A small real picture."""
+    """A small real image."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -40,7 +40,7 @@ def noise(size: tuple[int, int] = (200, 200), **options: Any) -> bytes:
 
 
 class Upstream:
-    """Answers a generation with links to itself, and its links with pictures.
+    """Answers a generation with links to itself, and its links with images.
 
     `reply` makes the JSON answer from the request's body; `script` may replace the whole answer to a POST, `link` that
     to a GET. Both get the number of the request of their kind, from 1.
@@ -53,7 +53,7 @@ class Upstream:
         script: Callable[[Received, int], Script | None] | None = None,
         link: Callable[[Received, int], Script | None] | None = None,
     ) -> None:
-        self._reply = reply or self.pictures
+        self._reply = reply or self.images
         self._script = script
         self._link = link
         self.delay_s = 0.0
@@ -89,11 +89,11 @@ class Upstream:
         return [json.loads(request.body) for request in self.posts if _is_whole(request)]
 
     def link(self, index: int = 0) -> str:
-        """A signed link to picture `index`."""
+        """A signed link to image `index`."""
         return f"{self.url}/store/%2Fkey/{index}.jpeg?{QUERY}"
 
-    def pictures(self, body: Mapping[str, Any], number: int) -> Any:
-        """The answer of Ark's shape with as many pictures as were asked for."""
+    def images(self, body: Mapping[str, Any], number: int) -> Any:
+        """The answer of Ark's shape with as many images as were asked for."""
         count = (body.get("sequential_image_generation_options") or {}).get("max_images", 1)
         data = [{"url": self.link(number * 100 + index), "size": "64x48"} for index in range(count)]
         return {"model": body["model"], "created": 1, "data": data, "usage": {"generated_images": count}}
@@ -114,7 +114,7 @@ class Upstream:
             if made:
                 return made
             seed = int(request.target.decode().split("/")[-1].split(".")[0] or 0)
-            return answer(picture(seed=seed), headers=[("Content-Type", "image/jpeg")])
+            return answer(make_image(seed=seed), headers=[("Content-Type", "image/jpeg")])
         if not _is_whole(request):
             return RESET
         made = self._script(request, number) if self._script else None
@@ -135,19 +135,19 @@ def refusal(status: int, code: str, message: str = "no. Request id: 0217ABC", **
 
 
 def events(upstream: Upstream, count: int = 3, *, numbered: bool = True, **more: Any) -> list[dict[str, Any]]:
-    """The events of a stream of `count` pictures, without its end. The size has the multiplication sign of the docs."""
+    """The events of a stream of `count` images, without its end. The size has the multiplication sign of the docs."""
     common = {"type": "image_generation.partial_succeeded", "model": "m", "created": 1}
     made = [common | {"url": upstream.link(index), "size": "64×48"} | more for index in range(count)]
     return [event | ({"image_index": index} if numbered else {}) for index, event in enumerate(made)]
 
 
 def completed(count: int) -> dict[str, Any]:
-    """The event that ends a stream of `count` pictures."""
+    """The event that ends a stream of `count` images."""
     return {"type": "image_generation.completed", "model": "m", "created": 2, "usage": {"generated_images": count}}
 
 
 def failed(index: int, code: str = "OutputImageSensitiveContentDetected") -> dict[str, Any]:
-    """The event of a picture that was refused."""
+    """The event of an image that was refused."""
     error = {"code": code, "message": "no. Request id: 02AB"}
     return {"type": "image_generation.partial_failed", "model": "m", "image_index": index, "error": error}
 

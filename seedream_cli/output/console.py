@@ -58,7 +58,7 @@ class Console:
             self._put_out(line + "\n")
 
     def out_bytes(self, chunk: bytes) -> None:
-        """Bytes of a picture (`-o -`)."""
+        """Bytes of an image (`-o -`)."""
         self._put_out(chunk)
 
     def err(self, line: str) -> None:
