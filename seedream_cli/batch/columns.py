@@ -15,7 +15,7 @@ from ..config.options import by_name
 from ..errors import Problem
 from .table_source import Cell, Heading, _text
 
-# --- what the columns mean ------------------------------------------------------------------------------------------
+# --- what the columns mean --------------------------------------------------------------------------------------------
 
 Role = Literal["variable", "id", "prompt", "value", "switch", "image", "list", "extra", "pair"]
 
@@ -212,7 +212,7 @@ class _Planner:
 
     def known(self) -> list[str]:
         """The names that a column can have to set something."""
-        found = [name for name, option in by_name().items() if option.may("column")]
+        found = [name for name, option in by_name().items() if option.accepts("column")]
         return ["prompt", "id", "image", *found]
 
     def understand(self, name: str) -> Column:
@@ -265,7 +265,7 @@ class _Planner:
             )
         target = _normal(mapped.get(column.name, column.name))
         option = by_name().get(target)
-        if mapped.get(column.name) != "" and option is not None and not option.may("column"):
+        if mapped.get(column.name) != "" and option is not None and not option.accepts("column"):
             hint = f"give --{target} on the command line; --map '{column.name}=' makes the column a plain variable"
             self.add_error(column.name, f"--{target} holds for the whole run, not for a row", hint, heading.origin)
 
@@ -338,7 +338,7 @@ _ALWAYS = ("prompt", "image")
 """What is missing in a row, where it is missing, whether there is a column for it or not."""
 
 
-# --- judging rows ---------------------------------------------------------------------------------------------------
+# --- judging rows -----------------------------------------------------------------------------------------------------
 
 
 _HERE = "\x1e"

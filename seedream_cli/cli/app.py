@@ -218,14 +218,14 @@ _WITH_SETTINGS = {"generate", "edit", "batch", "recover", "doctor"}
 
 def _is_json_set() -> bool:
     """Whether the environment or a file asks for JSON, as far as they can be read: they may be what failed."""
-    from ..config.config_file import find_places
+    from ..config.config_file import find_settings_files
     from ..config.load import read
 
     environment = read_environ()
     with contextlib.suppress(BadValueError):
         return switch(environment.option("json") or "")
     with contextlib.suppress(ConfigError):
-        reading = read(environment, find_places(environment), deep=False)
+        reading = read(environment, find_settings_files(environment), check_values=False)
         return reading.settings.layer.switches.get("json", False)
     return False
 

@@ -95,7 +95,7 @@ def _check_arguments(flag_values: FlagValues, table: str | None, folders: Sequen
             raise InputError([Problem("merge", message, "leave one out", origin="--merge")])
 
 
-# --- a preview ------------------------------------------------------------------------------------------------------
+# --- a preview --------------------------------------------------------------------------------------------------------
 
 
 def _preview(stack: contextlib.ExitStack, context: _BatchContext) -> int:
@@ -192,7 +192,7 @@ def _left_lines(context: _BatchContext, ledger: Ledger) -> list[str]:
     return [f"{whose}--max-cost: earlier runs of this batch spent, or may have spent, {used}, {left} is left{rest}"]
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------
+# --- a run ------------------------------------------------------------------------------------------------------------
 
 
 def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
@@ -233,12 +233,12 @@ def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
 
 def _remember_addresses(context: _BatchContext) -> None:
     """Keep in mind which address the user named: a batch's own ledger is not believed where its links may lead."""
-    from ..config.credentials import is_same_place, remember_address
+    from ..config.credentials import is_same_server, remember_address
 
     if not context.options.origins.get("base_url", "").startswith(("--", "$")):
         return
     for route in context.row_requests.routes:
-        if is_same_place(route.base_url, context.options.values["base_url"]):
+        if is_same_server(route.base_url, context.options.values["base_url"]):
             remember_address(route.spec, route.base_url, context.environment)
 
 

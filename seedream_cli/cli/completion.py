@@ -84,15 +84,15 @@ def offer_providers() -> Offered:
 
 def offer_profiles(context: typer.Context) -> Offered:
     """Profiles of the files that would be read here; only plain words, as a stranger may have written them."""
-    from ..config.config_file import find_places
+    from ..config.config_file import find_settings_files
     from ..config.load import read_documents
 
     environment = read_environ()
-    places = find_places(environment, file=context.params.get("config") or None)
+    files = find_settings_files(environment, file=context.params.get("config") or None)
     # Standard input is the shell's.
-    if str(places.user) == "-":
+    if str(files.user) == "-":
         return []
-    tables = [document.table.get("profiles") for document in read_documents(environment, places, [])]
+    tables = [document.table.get("profiles") for document in read_documents(environment, files, [])]
     named = {name for table in tables if isinstance(table, Mapping) for name in table}
     return sorted(name for name in named if name.replace("-", "").replace("_", "").isalnum() and name.isascii())
 
@@ -111,7 +111,7 @@ def offer_keys() -> Offered:
     from ..config.settings_reader import PROVIDER_KEYS
     from ..providers import PROVIDERS
 
-    own = [option.name for option in SETTABLE if option.may("file")]
+    own = [option.name for option in SETTABLE if option.accepts("file")]
     return [*own, *(f"providers.{name}.{key}" for name in PROVIDERS for key in PROVIDER_KEYS)]
 
 

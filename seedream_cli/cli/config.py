@@ -13,7 +13,7 @@ import typer
 from ..config.environment import Environment, read_environ, read_environment
 from ..config.option_kinds import BadValueError, switch
 from ..config.options import SETTABLE, Option, find_option
-from ..config.settings import Layer, Settings
+from ..config.settings import Settings, SettingsLayer
 from ..errors import InputError, Problem, SeedreamError
 from .completion import offer_keys
 from .context import process_console
@@ -21,8 +21,8 @@ from .flags import _SHARED, PlainCommand, _File, _Json, _Profile, _Project
 from .keys import _address, _read_secret, key_app
 
 if TYPE_CHECKING:
-    from ..config.config_file import Document, Places
-    from ..config.load import Reading
+    from ..config.config_file import Document, SettingsFiles
+    from ..config.load import LoadedSettings
     from ..output.console import Console
     from ..providers.contract import ProviderSpec
 
@@ -61,7 +61,7 @@ class Entry:
 def show(config: _File = None, profile: _Profile = None, json: _Json = False) -> int:  # noqa: FBT002
     """Everything that is or can be set; secrets are masked."""
     console = process_console()
-    environment, reading = _read(config, profile, deep=True)
+    environment, reading = _read(config, profile, check_values=True)
     entries = list_entries(reading.settings, read_environment(environment))
     _warn(reading.settings, console)
     if json:
@@ -91,7 +91,7 @@ def get(
     profile: _Profile = None,
 ) -> int:
     """One setting."""
-    environment, reading = _read(config, profile, deep=False)
+    environment, reading = _read(config, profile, check_values=False)
     if reading.problems:
         raise InputError(reading.problems, kind="config")
     console = process_console()
@@ -109,16 +109,16 @@ def get(
 @config_app.command(cls=PlainCommand, help="Print every place that is looked at, and whether it is there.")
 def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     """Places of settings and keys."""
-    from ..config.config_file import PROJECT_FILE, find_places
+    from ..config.config_file import PROJECT_FILE, find_settings_files
     from ..config.credentials import STORE_FILE
     from ..config.trust import TRUST_FILE
 
     console, environment = process_console(), read_environ()
-    places = find_places(environment, file=config)
+    files = find_settings_files(environment, file=config)
     folder = environment.config_folder
     listed = [
-        ("user", places.user),
-        ("project", places.project or Path(PROJECT_FILE).absolute()),
+        ("user", files.user),
+        ("project", files.project or Path(PROJECT_FILE).absolute()),
         ("keys", folder / STORE_FILE),
         ("trusted", folder / TRUST_FILE),
         ("state", environment.state_folder),
@@ -137,7 +137,7 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     return 0
 
 
-def list_entries(settings: Settings, environment: Layer) -> list[Entry]:
+def list_entries(settings: Settings, environment: SettingsLayer) -> list[Entry]:
     """Every option and every other setting, as it holds, with secrets masked."""
     layer = environment.over(settings.layer)
     entries = []
@@ -174,7 +174,7 @@ def _other_entries(settings: Settings) -> Iterable[Entry]:
         yield Entry(name, held, settings.origins.get(name, default))
 
 
-def _layer_value(layer: Layer, option: Option) -> str | None:
+def _layer_value(layer: SettingsLayer, option: Option) -> str | None:
     """The option's value as text; a list one item a line."""
     if option.kind == "switch":
         found = layer.switches.get(option.key)
@@ -201,7 +201,7 @@ def _words(value: str | None) -> str:
 
 def _names() -> dict[str, Option]:
     """Every option that a file may set, under the name it has there."""
-    return {option.name: option for option in SETTABLE if option.may("file")}
+    return {option.name: option for option in SETTABLE if option.accepts("file")}
 
 
 def _canonical(key: str) -> str:
@@ -216,7 +216,7 @@ def _is_known(parts: Sequence[str]) -> bool:
 
     if len(parts) == 1:
         option = find_option(parts[0])
-        return option is not None and option.may("file")
+        return option is not None and option.accepts("file")
     if parts[0] == "providers" and len(parts) == 3:
         from ..providers import PROVIDERS
 
@@ -337,10 +337,10 @@ class _Target:
     @classmethod
     def of(cls, environment: Environment, file: str | None, *, project: bool) -> _Target:
         """The user's file, or the project's, which begins here where there is none. Raises `InputError`."""
-        from ..config.config_file import PROJECT_FILE, find_places, shown_path
+        from ..config.config_file import PROJECT_FILE, find_settings_files, shown_path
 
-        places: Places = find_places(environment, file=file)
-        place = (places.project or Path.cwd() / PROJECT_FILE) if project else places.user
+        files: SettingsFiles = find_settings_files(environment, file=file)
+        place = (files.project or Path.cwd() / PROJECT_FILE) if project else files.user
         if str(place) == "-":
             raise InputError([Problem("config", "standard input cannot be changed", "name a file", origin="--config")])
         shown = shown_path(place, environment.home)
@@ -506,7 +506,7 @@ def _judge(target: _Target, environment: Environment, old: Document | None, raw:
         raise InputError([replace(problem, origin="VALUE", code="validation") for problem in new])
 
 
-def _problems_of(documents: list[Document], environment: Environment) -> Reading:
+def _problems_of(documents: list[Document], environment: Environment) -> LoadedSettings:
     from ..config.load import combine
 
     # Whether a profile exists is not asked of one file alone.
@@ -583,14 +583,14 @@ def _set(key: str, value: str) -> None:
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _read(file: str | None, profile: str | None, *, deep: bool) -> tuple[Environment, Reading]:
+def _read(file: str | None, profile: str | None, *, check_values: bool) -> tuple[Environment, LoadedSettings]:
     """The surroundings and all that the files say, mistakes included."""
-    from ..config.config_file import find_places
+    from ..config.config_file import find_settings_files
     from ..config.load import read
 
     environment = read_environ()
-    places = find_places(environment, file=file)
-    return environment, read(environment, places, profile=profile, deep=deep)
+    files = find_settings_files(environment, file=file)
+    return environment, read(environment, files, profile=profile, check_values=check_values)
 
 
 def _warn(settings: Settings, console: Console) -> None:
@@ -601,7 +601,7 @@ def _warn(settings: Settings, console: Console) -> None:
         console.err(f"  hint: {settings.warnings[-1].hint}")
 
 
-def _fail_on(reading: Reading) -> int:
+def _fail_on(reading: LoadedSettings) -> int:
     """0, or the exit code of the mistakes in the files, once they are told."""
     if not reading.problems:
         return 0

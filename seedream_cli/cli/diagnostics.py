@@ -26,7 +26,7 @@ from typing import Literal
 
 from .. import __version__
 from ..config.environment import Environment
-from ..config.load import Reading
+from ..config.load import LoadedSettings
 from ..config.settings import Key, complete
 from ..engine.connect import ask, make_client
 from ..engine.plan import Limits, Route, choose_dialect, key_for, plan_output
@@ -67,7 +67,9 @@ class Finding:
     hint: str = ""
 
 
-def examine(options: OptionValues, environment: Environment, reading: Reading, clock: Clock) -> Iterator[Finding]:
+def examine(
+    options: OptionValues, environment: Environment, reading: LoadedSettings, clock: Clock
+) -> Iterator[Finding]:
     """Everything, in the order in which things depend on each other. `draft` is what was typed over all settings."""
     yield from check_settings(reading, environment)
     found = list[Finding]()
@@ -85,7 +87,7 @@ def examine(options: OptionValues, environment: Environment, reading: Reading, c
 # --- settings and keys ------------------------------------------------------------------------------------------------
 
 
-def check_settings(reading: Reading, environment: Environment) -> Iterator[Finding]:
+def check_settings(reading: LoadedSettings, environment: Environment) -> Iterator[Finding]:
     """The files that were read, and what is wrong with or ignored in them."""
     for document in reading.documents:
         kind = "project file" if document.is_project else "user file"

@@ -13,7 +13,7 @@ from .context import process_console
 from .flags import FlagValues, takes
 
 if TYPE_CHECKING:
-    from ..config.load import Reading
+    from ..config.load import LoadedSettings
     from ..output.console import Console
     from ..request.image_request import OptionValues
     from .diagnostics import Finding
@@ -54,14 +54,14 @@ def doctor(*, flag_values: FlagValues) -> int:
     return EXIT_CODES["config"] if failed else 0
 
 
-def _look(flag_values: FlagValues) -> tuple[Environment, Reading, Sequence[Any]]:
+def _look(flag_values: FlagValues) -> tuple[Environment, LoadedSettings, Sequence[Any]]:
     """The surroundings with what the files say, mistakes included, and what is wrong with the environment."""
-    from ..config.config_file import find_places
+    from ..config.config_file import find_settings_files
     from ..config.load import read
 
     environment = read_environ()
-    places = find_places(environment, file=flag_values.values.get("config"))
-    reading = read(environment, places, profile=flag_values.values.get("profile"))
+    files = find_settings_files(environment, file=flag_values.values.get("config"))
+    reading = read(environment, files, profile=flag_values.values.get("profile"))
     environment = replace(environment, settings=reading.settings)
     try:
         read_environment(environment)

@@ -75,11 +75,11 @@ def key_set(
         raise InputError([Problem("store", f"{store!r} is no place", hint, origin="--store")])
     console = process_console()
     spec, url = _address(provider, base_url, config)
-    where: Any = None if store == "auto" else store
-    entry, trouble = store_key(spec, url, _read_secret(spec.name), read_environ(), where=where)
+    wanted: Any = None if store == "auto" else store
+    entry, trouble = store_key(spec, url, _read_secret(spec.name), read_environ(), store=wanted)
     if trouble:
         console.err(f"note: {trouble}")
-    place = "the system keyring" if entry.where == "keyring" else str(_store_path())
+    place = "the system keyring" if entry.store == "keyring" else str(_store_path())
     console.err(f"stored the key for {spec.name} in {place}; it is sent to {_place(entry.base_url or url)} only")
     return 0
 
@@ -87,10 +87,10 @@ def key_set(
 @key_app.command("unset", cls=PlainCommand, help="Forget the stored key of a provider.")
 def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = None) -> int:
     """Take one stored key away, wherever it is."""
-    from ..config.credentials import forget_key
+    from ..config.credentials import remove_key
 
     spec, url = _address(provider, base_url, config)
-    gone, trouble = forget_key(spec, url, read_environ())
+    gone, trouble = remove_key(spec, url, read_environ())
     if not gone:
         hint = "seedream config key status tells which keys there are"
         raise ConfigError(f"no key is stored for {spec.name} at {_place(url)}", hint=hint)
@@ -173,9 +173,9 @@ def _address(provider: str, base_url: str | None, file: str | None) -> tuple[Pro
 
 
 def _place(url: str) -> str:
-    from ..config.credentials import place_of
+    from ..config.credentials import server_of
 
-    return place_of(url)
+    return server_of(url)
 
 
 def _store_path() -> Path:

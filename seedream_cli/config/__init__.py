@@ -1,1 +1,1 @@
-"""What the user set, wherever it stands: options, environment, prompt files, settings files and keys."""
+"""What the user set: options, environment variables, prompt files, settings files and keys."""

@@ -1,8 +1,7 @@
-"""The configuration files: found, read, judged and put together, everything with its file and line.
+"""The configuration files: found and parsed, with the line of every key.
 
-A project file comes with whatever folder somebody works in, so until it is trusted it may set only what is harmless:
-nothing that names a key, an address, a program, a price or a limit, and no place outside its own folder. What is
-harmless is marked `safe` in options.py; an option that is new is not until somebody has thought about it.
+A project file may come with a cloned repository. Until the user trusts it, it may set only options marked `safe` in
+options.py: no key, address, program, price or limit, and no path outside its own folder. A new option is not safe.
 """
 
 from __future__ import annotations
@@ -27,25 +26,27 @@ PROJECT_FILE = "seedream.toml"
 USER_FILE = "config.toml"
 
 MOST = 256 * 1024
-"""Bytes of a file that are still believed to be settings."""
+"""Most bytes of a settings file."""
 
 _LEAST_PRICE = 1e-6
-"""A smaller price would be counted as more than it is, or as nothing."""
+"""US dollars. Money is counted in micro-units, so a smaller price would be rounded up to one."""
 
 
-# --- places -----------------------------------------------------------------------------------------------------------
+# --- finding the files ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where settings come from. `named` says what moved the user's file ("--config"), "" for its usual place."""
+class SettingsFiles:
+    """The paths of the settings files. `named` is what set the user's path ("--config"), "" for the default path."""
 
     user: Path
     named: str = ""
     project: Path | None = None
 
 
-def find_places(environment: Environment, *, file: str | None = None, folder: Path | None = None) -> Places:
+def find_settings_files(
+    environment: Environment, *, file: str | None = None, folder: Path | None = None
+) -> SettingsFiles:
     """The user's file (or the one named instead of it) and the project's, found upward from the folder."""
     moved = file or environment.option("config")
     if moved:
@@ -56,7 +57,7 @@ def find_places(environment: Environment, *, file: str | None = None, folder: Pa
     project = find_project(folder, environment.home)
     if project is not None and _is_same(project, user):
         project = None
-    return Places(user, named, project)
+    return SettingsFiles(user, named, project)
 
 
 def find_project(folder: Path | None, home: Path | None) -> Path | None:
@@ -83,15 +84,15 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def shown_path(path: Path, home: Path | None) -> str:
-    """A path as short as it is clear: from here, or from the home."""
-    here = Path(os.path.relpath(path)) if not _leaves(path) else path
+    """A path for messages: relative to the working folder or to the home where that is shorter."""
+    here = Path(os.path.relpath(path)) if not _is_unreachable(path) else path
     if len(here.parts) <= 1 + sum(part == ".." for part in here.parts):
         return str(here)
     return f"~{os.sep}{path.relative_to(home)}" if home and path.is_relative_to(home) else str(path)
 
 
-def _leaves(path: Path) -> bool:
-    """Whether there is no way from here to the path: another drive, or a working folder that is gone."""
+def _is_unreachable(path: Path) -> bool:
+    """Whether no relative path leads there: another drive, or a working folder that was deleted."""
     try:
         os.path.relpath(path)
     except (OSError, ValueError):
@@ -104,7 +105,7 @@ def _leaves(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One file as it was read. `lines` maps a key's parts to its line; `sha256` is of a project file's bytes."""
+    """A parsed file. `lines` maps a key's parts to its line; `sha256` is of a project file's bytes, else ""."""
 
     path: Path
     shown: str
@@ -115,7 +116,7 @@ class Document:
     trusted: bool = True
     is_project: bool = False
 
-    def place(self, keys: Sequence[str]) -> str:
+    def location(self, keys: Sequence[str]) -> str:
         """ "FILE:LINE" of a key, or of the table that holds it."""
         for length in range(len(keys), 0, -1):
             line = self.lines.get(tuple(keys[:length]))
@@ -125,7 +126,7 @@ class Document:
 
 
 def read_document(path: Path, shown: str, problems: list[Problem], *, is_project: bool = False) -> Document | None:
-    """One file; None where it cannot be used, which is added to `problems`."""
+    """Read and parse one file; None, with the reason added to `problems`, where that fails."""
     try:
         raw = _read_bytes(path, only_files=is_project)
     except OSError as error:
@@ -138,7 +139,7 @@ def read_document(path: Path, shown: str, problems: list[Problem], *, is_project
 def parse_document(
     raw: bytes, path: Path, shown: str, problems: list[Problem], *, is_project: bool = False
 ) -> Document | None:
-    """A file's bytes as a document; a mistake in its TOML is told with its line."""
+    """Parse a file's bytes; None, with file and line added to `problems`, where they are no TOML."""
     import tomllib
 
     if len(raw) > MOST:
@@ -166,14 +167,14 @@ def parse_document(
 
 
 def _digest(raw: bytes) -> str:
-    """The sha256 by which a project file is known to be the one that was trusted."""
+    """The sha256 that a project file is trusted by."""
     import hashlib
 
     return hashlib.sha256(raw).hexdigest()
 
 
 def _read_bytes(path: Path, *, only_files: bool) -> bytes:
-    """The bytes, up to just past the limit. A pipe that is named on purpose is read, one that lies about is not."""
+    """At most `MOST` + 1 bytes. With `only_files` a named pipe raises `OSError`: opening one would block for ever."""
     if str(path) == "-":
         return sys.stdin.buffer.read(MOST + 1)
     if only_files and not stat.S_ISREG(path.stat().st_mode):
@@ -190,7 +191,7 @@ _PART = re.compile(r""""((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
-    """The line of every key and table, which the standard library's parser does not tell."""
+    """The line of every key and table, which `tomllib` does not report."""
     lines: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
     quote = ""
@@ -215,7 +216,7 @@ def _parts(dotted: str) -> tuple[str, ...]:
 
 
 def _idle_price(provider: str, model: str) -> tuple[str, str] | None:
-    """Why a price for this would have no effect, and what may have been meant; None where it has one."""
+    """Message and hint where a price for this model would have no effect; None where it has one."""
     from ..providers import PROVIDERS, load
     from ..request.models import MODELS, find_model, nearest
 
@@ -226,7 +227,7 @@ def _idle_price(provider: str, model: str) -> tuple[str, str] | None:
     near = nearest(model) if model.strip() else []
     is_id = "/" in model or re.search(r"seed(ream|edit)", model, re.IGNORECASE) is not None
     if provider and model.strip() and (is_id or not near):
-        # Any id is sent as it is typed; only what looks like one of our names and is none is a slip.
+        # Unknown ids are sent as typed, so only what resembles a known name is taken for a typing mistake.
         return None
     first, border, rest = model.partition("/") if "/" in model else model.partition(".")
     if border and first in PROVIDERS:
@@ -240,24 +241,23 @@ def _idle_price(provider: str, model: str) -> tuple[str, str] | None:
     )
 
 
-def _is_there(path: Path, environment: Environment, problems: list[Problem]) -> bool:
-    """Whether the user's file is there. Where that cannot be seen, a budget in it would be passed by: a problem."""
+def _exists(path: Path, environment: Environment, problems: list[Problem]) -> bool:
+    """Whether the user's file exists. If stat fails it is a problem: a budget in the file would not be applied."""
     hint = "set that right, or name a file with --config or $SEEDREAM_CONFIG, such as /dev/null for none"
     try:
-        return _looks_there(path)
+        return _path_exists(path)
     except OSError as error:
         message = f"the settings cannot be looked at, which may hold a budget: {filesystem.reason(error)}"
         problems.append(Problem("", message, hint, origin=shown_path(path, environment.home), code="config"))
         return False
 
 
-def _looks_there(path: Path) -> bool:
-    """Whether a file or a link is there. Raises `OSError` where a folder above cannot be entered or leads nowhere."""
+def _path_exists(path: Path) -> bool:
+    """Whether a file or symlink exists. Raises `OSError` where a parent is not searchable or a dangling symlink."""
     try:
         path.lstat()
     except FileNotFoundError:
         above = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
-        # It is there itself; as a link it must lead somewhere.
-        above.stat()
+        above.stat()  # raises for a dangling symlink
         return False
     return True

@@ -1,8 +1,8 @@
-"""Keys: where they are found, where they are kept, and to which address each may go.
+"""API keys: where they are looked up, where they are stored, and which server each may be sent to.
 
-A key is looked for in this order: `--api-key-file`, SEEDREAM_API_KEY, the provider's variables (`api_key_env` first),
-`api_key_command`, the keys stored by `config key set`: in the system's keyring or in a file that only its owner reads.
-A stored key, like the answer of a command, goes to the address that it was stored for and to no other.
+Looked up in this order: `--api-key-file`, SEEDREAM_API_KEY, the provider's variables (`api_key_env` first),
+`api_key_command`, the keys stored by `config key set` in the system's keyring or in a file of mode 0600.
+A stored key, and one that a command prints, is sent only to the server it was stored for.
 """
 
 from __future__ import annotations
@@ -44,71 +44,71 @@ COMMAND_S = 30.0
 
 Kind = Literal["file", "generic", "variable", "bound"]
 
-Where = Literal["keyring", "file"]
+KeyStore = Literal["keyring", "file"]
 
 
 # --- which key may go where -------------------------------------------------------------------------------------------
 
 
 def may_send(kind: Kind, *, url: str, own: str, by_user: bool, bound_to: str = "", stated: bool = True) -> bool:
-    """Whether a key may go to the address `url` of a provider whose own address is `own` ("": it has none).
+    """Whether a key may be sent to `url`, for a provider whose own base URL is `own` ("": it has none).
 
-    `file` is what the user names for this run, `generic` SEEDREAM_API_KEY, `variable` one of the provider's, `bound` a
-    stored key or a command's, which belongs to `bound_to` ("": the provider's own). `by_user` tells that the address
-    came from the command line, the environment, the user's file or a trusted one: then a variable that is set counts
-    as given for it. An address out of a prompt file or a table gets only what was named for this very run. One that
-    nothing of this run states (`stated`), such as one out of a ledger, gets no key but one that is bound to it.
+    `kind`: `file` is --api-key-file, `generic` SEEDREAM_API_KEY, `variable` one of the provider's variables, `bound` a
+    stored key or a command's, which belongs to the server `bound_to` ("": the provider's own). `by_user`: the URL comes
+    from the command line, the environment, the user's file or a trusted one, so variables may be sent to it. To a URL
+    of a prompt file or a table only a `file` key is sent, and to one that no option of this run states (not `stated`),
+    such as one in a ledger, only a key bound to it.
     """
     if kind == "bound":
-        return is_same_place(url, bound_to or own)
-    return is_same_place(url, own) or (stated and (kind == "file" or by_user))
+        return is_same_server(url, bound_to or own)
+    return is_same_server(url, own) or (stated and (kind == "file" or by_user))
 
 
-def may_ask(options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
-    """Whether anything with a key in it may go to an address that a ledger, or a reply that was kept, gives.
+def is_trusted_address(options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
+    """Whether a request with a key may be sent to a URL that was read from a ledger or a stored reply.
 
-    Such files may be a stranger's. So it must be the provider's own address, one that this run or its settings name,
-    or one that a key is stored for.
+    Such a file may come from somebody else, who would be sent the user's key. So the server must be the provider's own,
+    one that this run's options or settings name, or one that a key is stored for.
     """
     stated = _stated_url(options, spec, environment)
-    if spec.offline or is_same_place(base_url, spec.base_url) or is_same_place(base_url, stated):
+    if spec.offline or is_same_server(base_url, spec.base_url) or is_same_server(base_url, stated):
         return True
-    return any(one.provider == spec.name and is_same_place(base_url, one.base_url) for one in load_store(environment))
+    return any(one.provider == spec.name and is_same_server(base_url, one.base_url) for one in load_store(environment))
 
 
 def remember_address(spec: ProviderSpec, base_url: str, environment: Environment) -> None:
-    """Write down that the user named an address for a provider, so that `recover` may ask there for what was begun."""
+    """Record a base URL that the user gave, so that `recover` may send a key there without the option."""
     known = _known_addresses(environment)
-    place = [spec.name, place_of(base_url)]
-    if spec.offline or place in known or is_same_place(base_url, spec.base_url):
+    server = [spec.name, server_of(base_url)]
+    if spec.offline or server in known or is_same_server(base_url, spec.base_url):
         return
-    text = json.dumps({"schema": 1, "addresses": [*known, place][-_KNOWN_MOST:]}, indent=1) + "\n"
-    # Where it cannot be written, the address has to be named again.
+    text = json.dumps({"schema": 1, "addresses": [*known, server][-_KNOWN_MOST:]}, indent=1) + "\n"
+    # Not fatal: `recover` then needs --base-url again.
     with contextlib.suppress(FileError):
         write_whole(environment.config_folder / ADDRESS_FILE, text.encode())
 
 
 def is_known_address(spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
-    """Whether the user named an address for a provider before, on this machine."""
-    return any(name == spec.name and is_same_place(base_url, place) for name, place in _known_addresses(environment))
+    """Whether `remember_address` recorded this server for the provider."""
+    known = _known_addresses(environment)
+    return any(name == spec.name and is_same_server(base_url, server) for name, server in known)
 
 
 def _known_addresses(environment: Environment) -> list[list[str]]:
     try:
         found = json.loads((environment.config_folder / ADDRESS_FILE).read_bytes())["addresses"]
-        return [[str(name), str(place)] for name, place in found]
+        return [[str(name), str(server)] for name, server in found]
     except (OSError, ValueError, LookupError, TypeError):
-        # Without a list that can be read nothing is known, and the address has to be named again.
         return []
 
 
 def _is_for_other(options: OptionValues, spec: ProviderSpec) -> bool:
-    """Whether the run is for another provider, and its options too: it came upon what this one is owed."""
+    """Whether the options are for another provider, as when `recover` finds requests of several in a ledger."""
     return options.values.get("provider", spec.name).strip().lower() != spec.name
 
 
 def _stated_url(options: OptionValues, spec: ProviderSpec, environment: Environment) -> str:
-    """The address that a run, or its settings, state for a provider; "" where it cannot be one."""
+    """The base URL that the options or settings state for a provider; "" where it is no URL."""
     values = environment.settings.provider(spec.name).values if _is_for_other(options, spec) else options.values
     try:
         return full_url(spec, values.get("base_url"))
@@ -116,16 +116,16 @@ def _stated_url(options: OptionValues, spec: ProviderSpec, environment: Environm
         return ""
 
 
-def is_same_place(one: str, other: str) -> bool:
-    """Whether two addresses share scheme, host and port. An empty one is like none, and so is what is no address."""
+def is_same_server(one: str, other: str) -> bool:
+    """Whether two URLs share scheme, host and port; False where either is empty or no URL."""
     try:
-        return bool(other) and place_of(one) == place_of(other)
+        return bool(other) and server_of(one) == server_of(other)
     except ValueError:
         return False
 
 
-def place_of(url: str) -> str:
-    """Scheme, host and port of an address, the port only where it is not the usual one."""
+def server_of(url: str) -> str:
+    """Scheme, host and port of a URL, without the scheme's default port."""
     parts = urlsplit(url)
     usual = {"http": 80, "https": 443}.get(parts.scheme.lower())
     host = parts.hostname or ""
@@ -134,12 +134,12 @@ def place_of(url: str) -> str:
     return f"{parts.scheme.lower()}://{host}{port}"
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
+# --- looking a key up -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A place where a key may be. `read` gives it, or None where there is none after all."""
+    """A possible source of a key. `read` returns the key, or None where the source holds none."""
 
     kind: Kind
     source: str
@@ -149,7 +149,7 @@ class _Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _KeyLookup:
-    """What a key is wanted for: the provider, the whole address, and who chose both."""
+    """What a key is looked up for: the provider, the whole URL, and who set both."""
 
     spec: ProviderSpec
     url: str
@@ -164,42 +164,42 @@ class _KeyLookup:
 def find_key(
     options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool = False
 ) -> Key:
-    """The first key that may go to `base_url` (whole, with its version), which the user named before if it `is_known`.
+    """The first key that may be sent to `base_url` (whole, with its version). `is_known`: see `is_known_address`.
 
-    Raises `ConfigError` where there is none, with the places looked at and the keys that may not go there.
+    Raises `ConfigError` where there is none, with the sources looked at and the keys that may not be sent there.
     """
-    errand = _errand(options, spec, base_url, environment, is_known=is_known)
+    lookup = _key_lookup(options, spec, base_url, environment, is_known=is_known)
     refused: list[str] = []
     troubles: list[str] = []
-    for candidate in _candidates(errand, environment, troubles):
+    for candidate in _candidates(lookup, environment, troubles):
         allowed = may_send(
             candidate.kind,
-            url=errand.url,
+            url=lookup.url,
             own=spec.base_url,
-            by_user=errand.url_by_user,
+            by_user=lookup.url_by_user,
             bound_to=candidate.bound_to,
-            stated=errand.url_stated,
+            stated=lookup.url_stated,
         )
-        if not allowed or (errand.provider_by_other and candidate.kind == "generic"):
+        if not allowed or (lookup.provider_by_other and candidate.kind == "generic"):
             refused.append(candidate.source)
             continue
         key = candidate.read()
         if key is not None:
-            return _with_note(key, candidate, errand)
-    raise _missing(errand, environment, refused, troubles)
+            return _with_note(key, candidate, lookup)
+    raise _missing(lookup, environment, refused, troubles)
 
 
-def _with_note(key: Key, candidate: _Candidate, errand: _KeyLookup) -> Key:
-    """The key, with a note where it goes to another host than the provider's because the user said so."""
-    own = errand.spec.base_url
-    if candidate.kind == "bound" or not own or is_same_place(errand.url, own):
+def _with_note(key: Key, candidate: _Candidate, lookup: _KeyLookup) -> Key:
+    """The key, with a note where it is sent to another server than the provider's own."""
+    own = lookup.spec.base_url
+    if candidate.kind == "bound" or not own or is_same_server(lookup.url, own):
         return key
-    origin = f" (from {errand.url_origin})" if errand.url_origin else ""
-    note = f"the key of {key.source} goes to {place_of(errand.url)}{origin}, not to {place_of(own)}"
+    origin = f" (from {lookup.url_origin})" if lookup.url_origin else ""
+    note = f"the key of {key.source} goes to {server_of(lookup.url)}{origin}, not to {server_of(own)}"
     return replace(key, note="; ".join(part for part in (note, key.note) if part))
 
 
-def _errand(
+def _key_lookup(
     options: OptionValues, spec: ProviderSpec, base_url: str, environment: Environment, *, is_known: bool
 ) -> _KeyLookup:
     settings = environment.settings
@@ -212,7 +212,7 @@ def _errand(
     overruled = bool(settings.own_provider)
     overruled &= options.origins.get("provider") == settings.layer.origins.get("provider", "-")
     is_for_other = _is_for_other(options, spec)
-    is_stated = is_same_place(base_url, _stated_url(options, spec, environment))
+    is_stated = is_same_server(base_url, _stated_url(options, spec, environment))
     kind: Kind = "file" if by_user("api_key_file") else "variable"
     if overruled and options.origins.get("api_key_file") != "--api-key-file":
         kind = "generic"
@@ -223,19 +223,19 @@ def _errand(
         options.origins.get("base_url", "") if "base_url" in options.values else "",
         is_known or (by_user("base_url") and is_stated),
         is_known or is_stated,
-        # The key without a provider's name is that of the one which the user chose.
+        # SEEDREAM_API_KEY belongs to the provider that the user chose.
         overruled or is_for_other,
         options.values.get("api_key_file"),
         kind,
     )
 
 
-def _candidates(errand: _KeyLookup, environment: Environment, troubles: list[str]) -> Iterator[_Candidate]:
-    """Every place that may hold a key, in order; what went wrong on the way is added to `troubles`."""
-    spec, settings = errand.spec, environment.settings.provider(errand.spec.name)
-    if errand.key_file is not None:
+def _candidates(lookup: _KeyLookup, environment: Environment, troubles: list[str]) -> Iterator[_Candidate]:
+    """Every possible source, in order; errors of reading one are added to `troubles`."""
+    spec, settings = lookup.spec, environment.settings.provider(lookup.spec.name)
+    if lookup.key_file is not None:
         yield _Candidate(
-            errand.key_file_kind, f"the key file {errand.key_file}", partial(_read_key_file, errand.key_file)
+            lookup.key_file_kind, f"the key file {lookup.key_file}", partial(_read_key_file, lookup.key_file)
         )
     for variable in (PREFIX + "API_KEY", *variables_of(spec, environment)):
         value = environment.environ.get(variable, "")
@@ -257,7 +257,7 @@ def variables_of(spec: ProviderSpec, environment: Environment) -> tuple[str, ...
 
 
 def _read_key_file(name: str) -> Key:
-    """The key in a file, with a note where others can read it: it may be a secret that a system mounts so."""
+    """The key in a file, with a note where others can read it. No error: mounted secrets are often mode 0644."""
     key = read_key_file(name)
     if not key.value.strip():
         hint = "something else may have read it before: give the prompt another way" if name == "-" else ""
@@ -274,7 +274,7 @@ def _read_command(settings: ProviderSettings, environment: Environment) -> Key:
 
 
 def _read_stored(stored: Stored, troubles: list[str]) -> Key | None:
-    if stored.where == "file":
+    if stored.store == "file":
         return Key(stored.key, stored.words)
     value, trouble = ask_keyring("get", stored.user)
     if value is None:
@@ -283,23 +283,23 @@ def _read_stored(stored: Stored, troubles: list[str]) -> Key | None:
     return Key(value, stored.words)
 
 
-def _missing(errand: _KeyLookup, environment: Environment, refused: list[str], troubles: list[str]) -> ConfigError:
-    """Why there is no key, and the ways to one."""
-    spec, names = errand.spec, (PREFIX + "API_KEY", *variables_of(errand.spec, environment))
+def _missing(lookup: _KeyLookup, environment: Environment, refused: list[str], troubles: list[str]) -> ConfigError:
+    """The error for a missing key, with how to set one."""
+    spec, names = lookup.spec, (PREFIX + "API_KEY", *variables_of(lookup.spec, environment))
     if not refused:
         message = f"no key for {spec.name}: looked at {', '.join(names)}, stored keys"
-        said = "; ".join([message, *troubles])
+        message = "; ".join([message, *troubles])
         hint = f"set one of them, run `seedream config key set {spec.name}`, or give --api-key-file FILE"
-        return ConfigError(said, kind="auth", hint=f"{hint}; without a key: {SANDBOX_LINE}")
-    if errand.provider_by_other and refused == [f"${PREFIX}API_KEY"]:
+        return ConfigError(message, kind="auth", hint=f"{hint}; without a key: {SANDBOX_LINE}")
+    if lookup.provider_by_other and refused == [f"${PREFIX}API_KEY"]:
         message = f"the key in {refused[0]} was not sent: an untrusted {spec.name} in the project file overrules yours"
         return ConfigError(message, kind="auth", hint=f"name the --provider, or read the file and `{_TRUST}`")
-    place = place_of(errand.url)
-    origin = f" (from {errand.url_origin})" if errand.url_origin else ""
-    message = f"no key was sent to {place}{origin}: what is in {', '.join(refused)} belongs to another"
-    store = f"seedream config key set {spec.name} --base-url {place}"
+    server = server_of(lookup.url)
+    origin = f" (from {lookup.url_origin})" if lookup.url_origin else ""
+    message = f"no key was sent to {server}{origin}: what is in {', '.join(refused)} belongs to another"
+    store = f"seedream config key set {spec.name} --base-url {server}"
     hint = f"give the key for this address: --api-key-file FILE, {names[-1]}, or `{store}`"
-    if not errand.url_by_user:
+    if not lookup.url_by_user:
         hint = "give --base-url yourself, or the key for it with --api-key-file FILE"
     return ConfigError("; ".join([message, *troubles]), kind="auth", hint=hint)
 
@@ -308,7 +308,7 @@ _TRUST = "seedream config trust"
 
 
 def choose_keyed_provider(specs: Sequence[ProviderSpec], environment: Environment) -> tuple[str, str]:
-    """The provider whose key is present, with what spoke for it: variables first, then commands and stored keys."""
+    """The first provider that has a key, and the key's source: variables first, then commands and stored keys."""
     online = [spec for spec in specs if not spec.offline]
     try:
         return choose_provider({spec.name: variables_of(spec, environment) for spec in online}, environment)
@@ -339,7 +339,7 @@ def secret_variables(more: Iterable[str] = ()) -> set[str]:
 
 
 def known_keys(environment: Environment) -> set[str]:
-    """Every key that is at hand without asking a program or a keyring for it: to take out of what is shown."""
+    """Every key that can be read without running a command or the keyring, to mask in output."""
     specs = [load(name).spec for name in PROVIDERS]
     names = secret_variables(name for spec in specs for name in variables_of(spec, environment))
     found = {environment.environ.get(name, "").strip() for name in names}
@@ -353,7 +353,7 @@ def known_keys(environment: Environment) -> set[str]:
 
 @cache
 def run_command(words: tuple[str, ...], folder: str, more: tuple[str, ...] = ()) -> str:
-    """What a command prints, once in a run. No shell is asked. Raises `ConfigError` with its last words, masked.
+    """What a command prints; cached, run without a shell. Raises `ConfigError` with the end of its stderr, masked.
 
     It runs in the folder of the file that names it, so that a relative path means the same program everywhere.
     """
@@ -387,33 +387,33 @@ def run_command(words: tuple[str, ...], folder: str, more: tuple[str, ...] = ())
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One stored key: for which address (whole; "": the provider's own), and where. `key` is "" in the keyring."""
+    """One stored key: for which base URL (whole; "": the provider's own), and where. `key` is "" in the keyring."""
 
     provider: str
     base_url: str
-    where: Where
+    store: KeyStore
     key: str = ""
 
     def __repr__(self) -> str:
         """Without the key."""
-        return f"Stored({self.provider!r}, {self.base_url!r}, {self.where!r})"
+        return f"Stored({self.provider!r}, {self.base_url!r}, {self.store!r})"
 
     @property
     def user(self) -> str:
         """The name of the key in the keyring."""
-        return f"{self.provider} {place_of(self.base_url)}" if self.base_url else self.provider
+        return f"{self.provider} {server_of(self.base_url)}" if self.base_url else self.provider
 
     @property
     def words(self) -> str:
-        """Where the key is, for the user."""
-        place = f" for {place_of(self.base_url)}" if self.base_url else ""
-        return ("the system keyring" if self.where == "keyring" else "the credentials file") + place
+        """Where the key is stored, for messages."""
+        server = f" for {server_of(self.base_url)}" if self.base_url else ""
+        return ("the system keyring" if self.store == "keyring" else "the credentials file") + server
 
 
 def load_store(environment: Environment) -> tuple[Stored, ...]:
-    """What is stored. Raises `ConfigError` where others can read the file, or it is not ours.
+    """The stored keys. Raises `ConfigError` where others can read the file, or it cannot be parsed.
 
-    The file lists the keyring's keys too, so that no keyring is asked, let alone waited for, where it holds none.
+    The file also lists the keys in the keyring, so that the keyring, which may hang, is asked only if it holds one.
     """
     path = environment.config_folder / STORE_FILE
     try:
@@ -423,7 +423,7 @@ def load_store(environment: Environment) -> tuple[Stored, ...]:
         return ()
     except OSError as error:
         raise ConfigError(f"cannot read the stored keys in {path}: {filesystem.reason(error)}") from error
-    # Windows has no such bits: a file in a user's profile is closed to others there. Not run.
+    # Windows has no mode bits; files in a user's profile are private there. Not tested.
     if os.name != "nt" and mode & 0o077:
         hint = f"run `chmod 600 {_quoted(path)}`; if others may have read it, make new keys"
         raise ConfigError(f"others can read the stored keys in {path} (mode {mode:04o}), so none is used", hint=hint)
@@ -435,7 +435,7 @@ def _parse_store(raw: bytes, path: Path) -> tuple[Stored, ...]:
         rows = json.loads(raw)["keys"]
         return tuple(Stored(row["provider"], row["base_url"], row["where"], row.get("key", "")) for row in rows)
     except (ValueError, LookupError, TypeError, AttributeError):
-        # The parser's error would quote what it stumbled over.
+        # `from None`: the parser's error may quote a key.
         message = f"the stored keys in {path} cannot be read: not as seedream wrote them"
         raise ConfigError(message, hint="move the file away and store the keys again") from None
 
@@ -443,7 +443,7 @@ def _parse_store(raw: bytes, path: Path) -> tuple[Stored, ...]:
 def _save_store(environment: Environment, kept: Sequence[Stored]) -> Path:
     path = environment.config_folder / STORE_FILE
     rows = [
-        {"provider": item.provider, "base_url": item.base_url, "where": item.where}
+        {"provider": item.provider, "base_url": item.base_url, "where": item.store}
         | ({"key": item.key} if item.key else {})
         for item in kept
     ]
@@ -452,40 +452,40 @@ def _save_store(environment: Environment, kept: Sequence[Stored]) -> Path:
 
 
 def store_key(
-    spec: ProviderSpec, base_url: str, raw: str, environment: Environment, *, where: Where | None = None
+    spec: ProviderSpec, base_url: str, raw: str, environment: Environment, *, store: KeyStore | None = None
 ) -> tuple[Stored, str]:
-    """Keep a key for a provider at an address ("": its own): in the keyring if there is one, else in the file.
+    """Store a key for a provider's base URL ("": its own): in the keyring if there is one, else in the file.
 
-    Returns where it went, and why not to the keyring. Raises `ConfigError` for a key that is none, and where the
-    keyring was asked for by name and fails.
+    Returns the entry, and why it is not in the keyring. Raises `ConfigError` for a malformed key, and where the
+    keyring was required (`store`) and fails.
     """
     key = check_key(raw)
-    bound = "" if is_same_place(base_url, spec.base_url) else base_url
+    bound = "" if is_same_server(base_url, spec.base_url) else base_url
     others = [item for item in load_store(environment) if not _is_for(item, spec.name, bound)]
     entry, trouble = Stored(spec.name, bound, "keyring"), ""
-    if where != "file":
+    if store != "file":
         value, trouble = ask_keyring("set", entry.user, key)
-        if value is None and where == "keyring":
+        if value is None and store == "keyring":
             raise ConfigError(trouble, hint="--store file keeps it in a file that only you can read")
-    if where == "file" or trouble:
+    if store == "file" or trouble:
         entry = Stored(spec.name, bound, "file", key)
     _save_store(environment, [*others, entry])
     return entry, trouble
 
 
-def forget_key(spec: ProviderSpec, base_url: str, environment: Environment) -> tuple[list[Stored], str]:
-    """Forget the keys stored for an address; returns them, and what went wrong in the keyring."""
-    bound = "" if is_same_place(base_url, spec.base_url) else base_url
+def remove_key(spec: ProviderSpec, base_url: str, environment: Environment) -> tuple[list[Stored], str]:
+    """Delete the keys stored for a base URL; returns them, and the keyring's error."""
+    bound = "" if is_same_server(base_url, spec.base_url) else base_url
     known = load_store(environment)
     gone = [item for item in known if _is_for(item, spec.name, bound)]
     if gone:
         _save_store(environment, [item for item in known if item not in gone])
-    troubles = [ask_keyring("delete", item.user)[1] for item in gone if item.where == "keyring"]
+    troubles = [ask_keyring("delete", item.user)[1] for item in gone if item.store == "keyring"]
     return gone, "; ".join(filter(None, troubles))
 
 
 def _is_for(stored: Stored, provider: str, base_url: str) -> bool:
-    same = is_same_place(stored.base_url, base_url) if base_url else not stored.base_url
+    same = is_same_server(stored.base_url, base_url) if base_url else not stored.base_url
     return stored.provider == provider and same
 
 
@@ -508,18 +508,18 @@ def read_key_file(name: str) -> Key:
 
 @functools.cache
 def _read_stdin_line() -> str:
-    """The first line of standard input, read once though every job of a run asks for its key."""
+    """The first line of standard input; cached, since every job of a run looks its key up."""
     if sys.stdin is None:
         raise ConfigError("cannot read the key: standard input is closed", hint="check --api-key-file")
     return sys.stdin.readline()
 
 
 SANDBOX_LINE = 'seedream generate "a red fox in the snow" --provider sandbox'
-"""What somebody without a key can run at once."""
+"""Needs no key."""
 
 
 def choose_provider(variables: Mapping[str, Sequence[str]], environment: Environment) -> tuple[str, str]:
-    """The provider whose key is present, with the variable that spoke for it; the order is that of `variables`."""
+    """The first provider of `variables` with a key in the environment, and the variable's name."""
     for provider, names in variables.items():
         for name in names:
             if environment.environ.get(name, "").strip():

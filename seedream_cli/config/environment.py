@@ -1,4 +1,4 @@
-"""What the surroundings say: environment variables, keys, places. The only reader of the environment."""
+"""Environment variables and the folders they name. The only reader of `os.environ`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from ..errors import ConfigError, FileError, InputError, Problem
 from .option_kinds import BadValueError
 from .options import OPTIONS, find_option
-from .settings import Layer, Settings
+from .settings import Settings, SettingsLayer
 
 PREFIX = "SEEDREAM_"
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The process's surroundings, read once at the start of a command: the environment and what the files say."""
+    """The environment variables and settings of a command, read once at its start."""
 
     environ: Mapping[str, str]
     settings: Settings = field(default_factory=Settings)
@@ -29,7 +29,7 @@ class Environment:
 
     @property
     def is_dumb(self) -> bool:
-        """Whether the terminal can move no cursor."""
+        """Whether the terminal cannot move the cursor."""
         return self.environ.get("TERM", "") in {"dumb", "unknown"}
 
     @property
@@ -39,22 +39,22 @@ class Environment:
 
     @property
     def forces_color(self) -> bool:
-        """FORCE_COLOR (any value but 0) asks for colour where no terminal is; NO_COLOR overrules it."""
+        """FORCE_COLOR (any value but 0) asks for colour without a terminal; NO_COLOR wins over it."""
         return self.environ.get("FORCE_COLOR", "0") not in {"", "0"} and self.wants_color
 
     @property
     def certificates(self) -> tuple[str | None, str | None]:
-        """The file and the folder of the certificates that the user says are to be trusted: those alone then are."""
+        """SSL_CERT_FILE and SSL_CERT_DIR, which replace the built-in certificates."""
         return self.environ.get("SSL_CERT_FILE") or None, self.environ.get("SSL_CERT_DIR") or None
 
     @property
     def in_ci(self) -> bool:
-        """Whether a CI service reads the output; some obey commands that stand in it."""
+        """Whether a CI service reads the output; some execute workflow commands found in it."""
         return bool(self.environ.get("CI") or self.environ.get("GITHUB_ACTIONS"))
 
     @property
     def state_folder(self) -> Path:
-        """Where paid replies are kept until their images are saved."""
+        """Where paid responses are stored until their images are saved."""
         moved = self.environ.get(PREFIX + "STATE_DIR")
         if moved and not moved.startswith("~"):
             return Path(moved)
@@ -67,10 +67,10 @@ class Environment:
 
     @property
     def config_folder(self) -> Path:
-        """Where the user's file, the stored keys and the list of trusted project files are.
+        """The folder of the user's settings file, the stored keys and the list of trusted project files.
 
         `~/.config/seedream` on Linux, `~/Library/Application Support/seedream` on macOS, `%LOCALAPPDATA%\\seedream` on
-        Windows; the latter two have not been run.
+        Windows; the latter two are not tested.
         """
         import platformdirs
 
@@ -81,7 +81,7 @@ class Environment:
 
     @property
     def home(self) -> Path | None:
-        """The user's home; None where the system knows none."""
+        """The user's home; None without HOME and an entry in the password database."""
         try:
             return Path.home()
         except RuntimeError:
@@ -89,27 +89,27 @@ class Environment:
 
     @property
     def fault(self) -> str:
-        """Where the tests ask the process to die; empty outside them."""
+        """SEEDREAM_FAULT: the step at which the crash tests end the process; empty outside them."""
         return self.environ.get(PREFIX + "FAULT", "")
 
 
 def _below_home(find: Callable[[], Path], use: str) -> Path:
-    """A folder below the user's home. Raises `ConfigError` where the system knows none."""
+    """A folder below the user's home. Raises `ConfigError` without a home."""
     with contextlib.suppress(RuntimeError):
-        place = find()
-        if place.parts[:1] != ("~",):
-            return place
+        folder = find()
+        if folder.parts[:1] != ("~",):
+            return folder
     what, _, way_out = use.partition("; ")
     raise ConfigError(f"there is no home, so nobody knows where {what}", hint=way_out)
 
 
 def read_environ() -> Environment:
-    """The surroundings of this process."""
+    """This process's environment, without settings."""
     return Environment(dict(os.environ))
 
 
 def environment_without(names: Collection[str]) -> dict[str, str]:
-    """What a program of the user's inherits: this process's variables without those that hold keys."""
+    """This process's variables without `names`, for a child process that must not inherit keys."""
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
@@ -118,12 +118,12 @@ def variable(option: str) -> str:
     return PREFIX + option.upper()
 
 
-def read_environment(environment: Environment) -> Layer:
-    """What SEEDREAM_<OPTION> variables say, a list one item a line. Raises `InputError` for a switch of neither."""
+def read_environment(environment: Environment) -> SettingsLayer:
+    """The options set by SEEDREAM_<OPTION> variables, lists split by lines. Raises `InputError` for a bad value."""
     values, switches, origins = dict[str, str](), dict[str, bool](), dict[str, str]()
     lists, wrong = dict[str, tuple[str, ...]](), list[Problem]()
     for option in OPTIONS.values():
-        text = environment.option(option.name) if option.may("variable") else None
+        text = environment.option(option.name) if option.accepts("variable") else None
         if text is None:
             continue
         origins[option.key] = origin = f"${variable(option.name)}"
@@ -140,17 +140,17 @@ def read_environment(environment: Environment) -> Layer:
                 wrong.append(Problem(option.key, error.message, error.hint, origin=origin))
     if wrong:
         raise InputError(wrong)
-    return Layer(values, switches, lists, origins)
+    return SettingsLayer(values, switches, lists, origins)
 
 
 _OTHER_VARIABLES = ("API_KEY", "STATE_DIR", "FAULT")
 
 
 def misspelt_variables(environment: Environment) -> list[Problem]:
-    """A warning for each SEEDREAM_ variable that nobody reads, with the one that may have been meant."""
+    """A warning for each unknown SEEDREAM_ variable, with the nearest known one."""
     import difflib
 
-    known = [*_OTHER_VARIABLES, *(option.name.upper() for option in OPTIONS.values() if option.may("variable"))]
+    known = [*_OTHER_VARIABLES, *(option.name.upper() for option in OPTIONS.values() if option.accepts("variable"))]
     found = []
     for name in sorted(environment.environ):
         tail = name.removeprefix(PREFIX)
@@ -165,7 +165,7 @@ def misspelt_variables(environment: Environment) -> list[Problem]:
 
 
 def prepare_state(folder: Path) -> Path:
-    """Make the state folder, for this user alone, and return it."""
+    """Create the state folder with mode 0700 and return it. Raises `FileError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The system's keyring, asked in a process of its own that is given up when it hangs."""
+"""The system's keyring, used in a child process that is killed when it hangs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from typing import Literal
 
 SERVICE = "seedream"
-"""The name under which the system's keyring files our keys."""
+"""The service name of our keys in the keyring."""
 
 KEYRING_S = 5.0
-"""Most seconds for one answer of the keyring: a locked one may wait for a password that nobody types."""
+"""Seconds: a locked keyring may wait for a password prompt that nobody answers."""
 
 
-# The keyring is asked in a process of its own: it can be ended when it hangs, and nothing that a broken back-end
-# raises or prints reaches the user. The key goes through pipes, never through arguments. A back-end that stores
-# nothing says so when it is read back.
+# A child process can be killed when it hangs, and what a broken back-end raises or prints does not reach the user.
+# The key goes through pipes: arguments are visible in the process list. A back-end that stores nothing is found out
+# by reading the key back.
 _CHILD = """
 import json, sys
 asked = json.load(sys.stdin)
@@ -39,13 +39,13 @@ json.dump(answer, sys.stdout)
 
 
 def ask_keyring(action: Literal["get", "set", "delete"], user: str, key: str = "") -> tuple[str | None, str]:
-    """Have the keyring do something: the value (of `get`; else "") and "", or None and why not. Never raises."""
+    """Run one keyring action. Returns (value of `get`, else "", and ""), or (None, why it failed). Never raises."""
     if find_spec("keyring") is None:
         return None, 'the system keyring is not used: pip install "seedream[keyring]" adds it'
     asked = json.dumps({"action": action, "service": SERVICE, "user": user, "key": key})
     try:
-        # -P: nothing in the working folder is imported, whatever it is called.
-        done = subprocess.run(  # noqa: S603 - Python itself, with a text of ours
+        # -P: a keyring.py in the working folder is not imported.
+        done = subprocess.run(  # noqa: S603 - Python itself, with a constant script
             [sys.executable, "-P", "-c", _CHILD],
             input=asked.encode(),
             capture_output=True,

@@ -1,4 +1,4 @@
-"""All settings files of a run, laid over each other: user, project, profile."""
+"""All settings files of a run, merged: user, project, profile."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from ..errors import InputError, Problem
 from ..text import nearest_hint
-from .config_file import Document, Places, _is_there, find_places, read_document, shown_path
+from .config_file import Document, SettingsFiles, _exists, find_settings_files, read_document, shown_path
 from .environment import Environment
-from .settings import Layer, ProviderSettings, Settings
+from .settings import ProviderSettings, Settings, SettingsLayer
 from .settings_reader import _Content, _Reader
 from .trust import load_trusted
 from .value_checks import address_problems, value_problems
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """All that was read: the settings, the documents in order of rank (the user's first), what is wrong with them."""
+class LoadedSettings:
+    """The merged settings, the documents (the user's first), and all problems in them."""
 
     settings: Settings
     documents: tuple[Document, ...]
@@ -33,9 +33,9 @@ def load(
     profile: str | None = None,
     folder: Path | None = None,
 ) -> Environment:
-    """The surroundings with the settings of the files in them. Raises `InputError` with all that is wrong in them."""
-    places = find_places(environment, file=file, folder=folder)
-    reading = read(environment, places, profile=profile)
+    """The environment with the settings of the files. Raises `InputError` with all problems in them."""
+    files = find_settings_files(environment, file=file, folder=folder)
+    reading = read(environment, files, profile=profile)
     if reading.problems:
         raise InputError(reading.problems, kind="config")
     return replace(environment, settings=reading.settings)
@@ -43,29 +43,29 @@ def load(
 
 def read(
     environment: Environment,
-    places: Places,
+    files: SettingsFiles,
     *,
     profile: str | None = None,
-    deep: bool = True,
-) -> Reading:
-    """Read the files of these places, judge what is in them and put it together. Raises nothing.
+    check_values: bool = True,
+) -> LoadedSettings:
+    """Read, check and merge the files; problems are in the result. Raises nothing.
 
-    Without `deep` the values themselves are not judged, which would load the request's checks.
+    Without `check_values` the values are not validated, which spares loading pydantic.
     """
     problems: list[Problem] = []
-    documents = read_documents(environment, places, problems)
-    return combine(environment, documents, problems, profile=profile, deep=deep)
+    documents = read_documents(environment, files, problems)
+    return combine(environment, documents, problems, profile=profile, check_values=check_values)
 
 
-def read_documents(environment: Environment, places: Places, problems: list[Problem]) -> list[Document]:
-    """The files that are there: the user's, then the project's."""
+def read_documents(environment: Environment, files: SettingsFiles, problems: list[Problem]) -> list[Document]:
+    """The files that exist: the user's, then the project's."""
     documents = []
     home = environment.home
-    if places.named or _is_there(places.user, environment, problems):
-        shown = "standard input" if str(places.user) == "-" else shown_path(places.user, home)
-        documents.append(read_document(places.user, shown, problems))
-    if places.project is not None:
-        document = read_document(places.project, shown_path(places.project, home), problems, is_project=True)
+    if files.named or _exists(files.user, environment, problems):
+        shown = "standard input" if str(files.user) == "-" else shown_path(files.user, home)
+        documents.append(read_document(files.user, shown, problems))
+    if files.project is not None:
+        document = read_document(files.project, shown_path(files.project, home), problems, is_project=True)
         documents.append(_with_trust(environment, document, problems) if document else None)
     return [document for document in documents if document is not None]
 
@@ -81,12 +81,12 @@ def combine(
     problems: list[Problem],
     *,
     profile: str | None = None,
-    deep: bool = True,
-) -> Reading:
-    """Documents as settings: the project's over the user's, a profile over what it was chosen by or above."""
+    check_values: bool = True,
+) -> LoadedSettings:
+    """Merge documents into settings; `_merge_layers` has the order."""
     readers = [_Reader(document, problems) for document in documents]
     contents = [reader.read() for reader in readers]
-    for content in contents if deep else ():
+    for content in contents if check_values else ():
         for layer in (content.top, *content.profiles.values()):
             problems += value_problems(layer)
         for provider, stated in content.providers.items():
@@ -96,10 +96,10 @@ def combine(
     if name and name not in profiles:
         hint = nearest_hint(name, profiles) if profiles else "no file has a [profiles.NAME]"
         problems.append(Problem("profile", f"there is no profile {name!r}", hint, origin=origin, code="config"))
-    layer, profiled = _stack(contents, name, chooser)
+    layer, profiled = _merge_layers(contents, name, chooser)
     settings = Settings(
         layer,
-        frozenset(key for key, place in layer.origins.items() if profiled.get(key) == place),
+        frozenset(key for key, origin in layer.origins.items() if profiled.get(key) == origin),
         name,
         profiles,
         _merge_providers(contents),
@@ -108,14 +108,14 @@ def combine(
         _last(content.ledger for content in contents) is not False,
         _last(content.confirm for content in contents),
         _overruled_provider(documents, contents, name, layer),
-        {key: place for content in contents for key, place in content.origins.items()} | {"profile": origin},
+        {key: at for content in contents for key, at in content.origins.items()} | {"profile": origin},
         tuple(problem for reader in readers for problem in sorted(reader.ignored, key=_line)),
     )
-    return Reading(settings, tuple(documents), tuple(sorted(dict.fromkeys(problems), key=_line)))
+    return LoadedSettings(settings, tuple(documents), tuple(sorted(dict.fromkeys(problems), key=_line)))
 
 
 def _line(problem: Problem) -> tuple[str, int]:
-    """Where a problem stands, to tell the problems of a file in its order."""
+    """Sort key: file name, line."""
     name, _, line = problem.origin.rpartition(":")
     return name, int(line) if line.isdecimal() else 0
 
@@ -130,7 +130,7 @@ def _last(values: Iterator[Any]) -> Any:
 def _choose_profile(
     environment: Environment, contents: Sequence[_Content], asked: str | None
 ) -> tuple[str, str, _Content | None]:
-    """The profile's name, who chose it, and the file that did, if one did."""
+    """The profile's name, the origin of that choice, and the file that made it, if one did."""
     if asked:
         return asked, "--profile", None
     variable = environment.option("profile")
@@ -142,24 +142,26 @@ def _choose_profile(
     return "", "", None
 
 
-def _stack(contents: Sequence[_Content], profile: str, chooser: _Content | None) -> tuple[Layer, Mapping[str, str]]:
-    """All layers as one, and the places of what the profile says.
+def _merge_layers(
+    contents: Sequence[_Content], profile: str, chooser: _Content | None
+) -> tuple[SettingsLayer, Mapping[str, str]]:
+    """All layers merged, and the origins of the profile's options.
 
-    A profile chosen for this run, or by the project, stands above the top of every file; one that the user's file
-    chooses is a part of that file, so the project's top stands above it.
+    A profile chosen by option, variable or project file overrides the top level of every file. One that the user's file
+    chooses is part of that file, so the project's top level overrides it.
     """
-    chosen = [content.profiles.get(profile, Layer()) for content in contents]
+    chosen = [content.profiles.get(profile, SettingsLayer()) for content in contents]
     tops = [content.top for content in contents]
     by_user = chooser is not None and len(contents) > 1 and chooser is contents[0]
     order = [tops[0], chosen[0], tops[1], chosen[1]] if by_user else [*tops, *chosen]
-    merged = Layer()
+    merged = SettingsLayer()
     for layer in order:
         merged = layer.over(merged)
-    return merged, {key: place for layer in chosen for key, place in layer.origins.items()}
+    return merged, {key: origin for layer in chosen for key, origin in layer.origins.items()}
 
 
 def _merge_providers(contents: Sequence[_Content]) -> dict[str, ProviderSettings]:
-    """Each provider's settings, a later file's over an earlier one's. A command keeps its own file's address."""
+    """Each provider's settings; a later file overrides an earlier one. A command keeps the base URL of its own file."""
     merged: dict[str, ProviderSettings] = {}
     for content in contents:
         for name, new in content.providers.items():
@@ -176,9 +178,11 @@ def _merge_providers(contents: Sequence[_Content]) -> dict[str, ProviderSettings
     return merged
 
 
-def _overruled_provider(documents: Sequence[Document], contents: Sequence[_Content], profile: str, layer: Layer) -> str:
-    """The provider of the user's own file, where an untrusted project file names another one."""
+def _overruled_provider(
+    documents: Sequence[Document], contents: Sequence[_Content], profile: str, layer: SettingsLayer
+) -> str:
+    """The provider of the user's file, where an untrusted project file overrides it; else ""."""
     if len(contents) < 2 or documents[1].trusted:
         return ""
-    own = contents[0].profiles.get(profile, Layer()).over(contents[0].top).values.get("provider", "")
+    own = contents[0].profiles.get(profile, SettingsLayer()).over(contents[0].top).values.get("provider", "")
     return own if own and own != layer.values.get("provider") else ""

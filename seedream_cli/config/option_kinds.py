@@ -1,4 +1,4 @@
-"""What a value of an option may be: a number in a range, one of a few words, a size, an address."""
+"""Parsers of option values: a number in a range, one of a few words, a size, a URL."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Check = Callable[[str], Any]
-"""Takes what was written and returns the value, or raises `BadValueError`."""
+"""Parses a text; raises `BadValueError`."""
 
 
 class BadValueError(ValueError):
-    """A text that is no value of its option, and what to write instead."""
+    """A text that is no valid value of its option, with a hint."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -29,14 +29,14 @@ _ON, _OFF = frozenset({"1", "true", "yes", "on", "y"}), frozenset({"0", "false",
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A whole number in a range, or a word that may stand for one."""
+    """A whole number from `low` to `high`, or the one `word` that is also valid ("auto")."""
 
     low: int
     high: int
     word: str = ""
 
     def __call__(self, text: str) -> int | str:
-        """The number, or the word."""
+        """Parse a number or the word."""
         text = text.strip()
         if self.word and text.lower() == self.word:
             return self.word
@@ -51,13 +51,13 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number in a range."""
+    """A decimal number from `low` to `high`."""
 
     low: float
     high: float
 
     def __call__(self, text: str) -> float:
-        """The number."""
+        """Parse a number."""
         text = text.strip()
         hint = f"give {self.low:g} to {self.high:g}"
         if not _DECIMAL.fullmatch(text):
@@ -69,13 +69,13 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few words, in any case. `also` maps further spellings to them."""
+    """One of a few words, case ignored. `also` maps further spellings to them."""
 
     words: tuple[str, ...]
     also: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, text: str) -> str:
-        """The word."""
+        """Parse a word."""
         word = text.strip().lower()
         if (word := self.also.get(word, word)) in self.words:
             return word
@@ -83,16 +83,16 @@ class Choice:
 
 
 def whole_number(text: str) -> str:
-    """The digits of a whole number, also of one that a program wrote as 42.0; "" for any other text.
+    """The digits of a whole number, also written as 42.0; "" for any other text.
 
-    Programs write so where a column of numbers has an empty cell. -0.0 is a mistake that nobody typed.
+    pandas and others write 42.0 where a column of numbers has an empty cell. -0.0 is refused: nobody types it.
     """
     found = _WHOLE.fullmatch(text)
     return (found[1] or found[2]) if found else ""
 
 
 def switch(text: str) -> bool:
-    """A yes or no as people write it."""
+    """A boolean in the usual spellings."""
     word = text.strip().lower()
     if word not in _ON | _OFF:
         hint = "write true or false, yes or no, on or off, y or n, 1 or 0"
@@ -101,12 +101,12 @@ def switch(text: str) -> bool:
 
 
 def text(written: str) -> str:
-    """Any text."""
+    """Any text, stripped."""
     return written.strip()
 
 
 def size(text: str) -> str:
-    """A tier or pixels. Whether the model takes it is for the request to say."""
+    """A tier or WIDTHxHEIGHT; whether the model has it is checked with the request."""
     from ..request.sizes import parse_size, size_hint
 
     found = parse_size(text)
@@ -136,21 +136,21 @@ def provider(text: str) -> str:
 
 
 def link(text: str) -> str:
-    """An http or https address."""
+    """An http or https URL."""
     if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text.strip()):
         raise BadValueError(f"{text.strip()!r} is no http(s) address")
     return text.strip()
 
 
 def proxy(text: str) -> str:
-    """A proxy's address, which may hold a password and is not repeated."""
+    """A proxy's URL, which may hold a password, so the error does not quote it."""
     if not re.fullmatch(r"(https?|socks|socks5h?)://[^/\s]\S*|[^/\s:@]+:[0-9]{1,5}", text.strip()):
         raise BadValueError("the proxy is no address", "http://HOST:PORT or socks5://HOST:PORT")
     return text.strip()
 
 
-def place(text: str) -> str:
-    """Where files are written to: a path of this machine."""
+def path(text: str) -> str:
+    """A local path, no scheme://."""
     from ..storage.file_names import scheme_problem
 
     if problem := scheme_problem("", text):
@@ -159,6 +159,6 @@ def place(text: str) -> str:
 
 
 def template(text: str) -> str:
-    """A name template, blanks and all. Which fields it may use hangs on the table."""
-    place(text)
+    """A name template, not stripped. Its fields are checked with the table's columns."""
+    path(text)
     return text

@@ -1,7 +1,6 @@
-"""Every option, a row each: its names, its help, what its value may be, and which ways may set it.
+"""Every option, a row each: its names, help, valid values, and the sources that may set it.
 
-The command line, SEEDREAM_ variables, settings files, prompt files and columns of tables all read it here. An option is
-added by adding its row, and what is done with its value where that is used.
+The command line, SEEDREAM_ variables, settings files, prompt files and table columns all read these rows.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from .option_kinds import BadValueError, Check, Choice, Number, Whole
 
 if TYPE_CHECKING:
     from ..request.image_request import OptionValues
-    from .settings import Layer
+    from .settings import SettingsLayer
 
 Kind = Literal["value", "switch", "list", "count"]
 
-Way = Literal["variable", "file", "prompt", "column"]
-"""Where an option may be set beside the command line: the environment, settings, a prompt file's block, a table."""
+Source = Literal["variable", "file", "prompt", "column"]
+"""Where an option may be set beside the command line: environment, settings file, prompt file's block, table."""
 
 REQUEST, OUTPUT, RELIABILITY, PROVIDER, BATCH = "Request", "Output", "Reliability", "Provider", "Batch"
 
@@ -32,17 +31,16 @@ _RUN = "variable file prompt"
 _ROW = f"{_RUN} column"
 
 _NEVER = "-"
-"""Known by name everywhere, and refused there: it is typed."""
+"""No source, yet known to all, so that the error says "give it on the command line" and not "unknown"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `key` is its name in code, `flags` are its names as typed, the long one first.
+    """One option. `key` is its name in code, `flags` its names on the command line, the long one first.
 
-    `kind` says how many values it takes, `check` what a value may be, `default` what holds for every model and provider
-    where nothing is said; without one the option is left out of the request. `ways` are those that may set it beside
-    the command line of `commands`. `safe`: a project file may set it before anybody has trusted that. `off` marks the
-    off side of a switch, as `no-watermark` is.
+    `kind` is how many values it takes, `check` parses one, `default` holds for every model and provider; an option
+    without default is left out of the request. `sources` may set it beside the command line of `commands`. `safe`: an
+    untrusted project file may set it. `off` marks the off side of a switch, such as `no-watermark`.
     """
 
     key: str
@@ -55,35 +53,35 @@ class Option:
     safe: bool = False
     group: str = ""
     commands: str = ""
-    ways: str = ""
+    sources: str = ""
     off: bool = False
 
     @property
     def flag(self) -> str:
-        """The long name as typed: `--response-format`."""
+        """The long flag: `--response-format`."""
         return self.flags.split()[0].partition("/")[0]
 
     @property
     def name(self) -> str:
-        """The long name as settings files spell it: `response_format`."""
+        """The name in settings files: `response_format`."""
         return self.flag.removeprefix("--").replace("-", "_")
 
     @property
     def is_number(self) -> bool:
-        """Whether a settings file writes its value as a number; a model 4.5 stays text."""
+        """Whether a settings file writes its value as a number; the model 4.5 stays text."""
         return isinstance(self.check, Whole | Number)
 
     @property
     def words(self) -> Sequence[str]:
-        """The words that a value may be, for completion; none where it is no choice of a few."""
+        """The valid words, for completion; empty where `check` is no `Choice`."""
         return self.check.words if isinstance(self.check, Choice) else ()
 
-    def may(self, way: Way) -> bool:
-        """Whether this way may set it."""
-        return way in self.ways.split()
+    def accepts(self, source: Source) -> bool:
+        """Whether this source may set it."""
+        return source in self.sources.split()
 
     def parse(self, text: str, origin: str, found: list[Problem]) -> Any:
-        """The value of a text; None where it is none, which is added to `found`."""
+        """Parse a text; None, with a problem added to `found`, where it is not valid."""
         try:
             return self.check(text)
         except BadValueError as error:
@@ -91,11 +89,11 @@ class Option:
             return None
 
     def parse_switch(self, text: str) -> bool:
-        """A yes or no, turned around on the off side of the switch. Raises `BadValueError`."""
+        """Parse a boolean, inverted on the off side of the switch. Raises `BadValueError`."""
         return kinds.switch(text) is not self.off
 
     def parse_toml(self, value: Any) -> Any:
-        """A value of TOML as text, yes or no, or texts, by the option's kind. Raises `BadValueError`."""
+        """A TOML value as str, bool or tuple of str, by the option's kind. Raises `BadValueError`."""
         is_plain = isinstance(value, str | int | float)
         if self.kind == "switch" and is_plain:
             return self.parse_switch(str(value))
@@ -112,9 +110,11 @@ class Option:
         raise BadValueError(f"{self.name} takes {wanted}")
 
 
-def _group(group: str, commands: str, ways: str, *rows: Option) -> tuple[Option, ...]:
-    """Rows with what most of them share."""
-    return tuple(replace(row, group=group, commands=row.commands or commands, ways=row.ways or ways) for row in rows)
+def _group(group: str, commands: str, sources: str, *rows: Option) -> tuple[Option, ...]:
+    """Rows with the fields that most of them share."""
+    return tuple(
+        replace(row, group=group, commands=row.commands or commands, sources=row.sources or sources) for row in rows
+    )
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ _EDIT = _group(
     REQUEST, "edit", _RUN,
     Option("each", "--each", "One request for each image.", kind="switch", safe=True),
     Option("layers", "--layers", "Split one image into layers (5.5, 5.0 Pro and Flash); needs no prompt.",
-           kind="switch", safe=True, ways=_ROW),
+           kind="switch", safe=True, sources=_ROW),
 )
 
 _RECOVER = _group(
@@ -140,7 +140,7 @@ _RECOVER = _group(
     Option("task", "--task", "Save the images of this task at the provider. Repeatable.", "ID", kind="list"),
 )
 
-# Typed for one run of a batch: in no file, table or variable.
+# For one run of a batch, so no file, table or variable sets them.
 _BATCH = _group(
     BATCH, "batch", "",
     Option("prompt_template", "--prompt", "The prompt of every row, columns in it as {column}.", "TEMPLATE"),
@@ -170,15 +170,15 @@ _BATCH_SET = _group(
     Option("max_failures", "--max-failures", "Take no new row once N have failed.",
            "N", check=Whole(0, 10**9), safe=True),
     Option("results", "--results", "Where the table of results goes. Default: results.csv in the output folder.",
-           "FILE", check=kinds.place, default="results.csv"),
+           "FILE", check=kinds.path, default="results.csv"),
 )
 
 _REQUEST = _group(
     REQUEST, _SENDING, _ROW,
     Option("prompt_file", "--prompt-file -f", "Read the prompt from FILE (- is standard input). Repeatable.",
-           "FILE", kind="list", ways=_NEVER),
+           "FILE", kind="list", sources=_NEVER),
     Option("var", "--var", "Fill {name} in the prompt with VALUE. Repeatable.",
-           "NAME=VALUE", kind="list", ways="prompt"),
+           "NAME=VALUE", kind="list", sources="prompt"),
     Option("model", "--model -m", "Model name such as 5.0-lite or 4.5, or an id; `seedream models` lists them.",
            "NAME", safe=True, commands=f"{_SENDING} doctor"),
     Option("size", "--size -s", "Tier (1K 1.5K 2K 3K 4K) or WIDTHxHEIGHT. Default 2K.",
@@ -226,9 +226,9 @@ _REQUEST = _group(
 _OUTPUT = _group(
     OUTPUT, _EVERY, _RUN,
     Option("output", "--output -o", "File or folder; - writes one image to standard output. Default: here.",
-           "PATH", check=kinds.place, safe=True, commands=_ALL),
+           "PATH", check=kinds.path, safe=True, commands=_ALL),
     Option("name", "--name", "File name without suffix: {slug} {id} {index} {row} {model} {seed} {date} {hash}.",
-           "TEMPLATE", check=kinds.template, safe=True, ways=_ROW),
+           "TEMPLATE", check=kinds.template, safe=True, sources=_ROW),
     Option("if_exists", "--if-exists", "rename (default), skip, error (default for a named file) or overwrite.",
            "HOW", check=Choice(("rename", "skip", "error", "overwrite")), default="rename", safe=True),
     Option("no_download", "--no-download", "Print the result links instead of saving images.",
@@ -239,7 +239,7 @@ _OUTPUT = _group(
            "KIND", check=Choice(("auto", "bar", "plain", "none")), default="auto", safe=True),
     Option("quiet", "--quiet -q", "Only results and errors.", kind="switch", safe=True),
     Option("verbose", "--verbose -v", "Say more; -vv shows the wire with secrets masked.",
-           kind="count", check=Whole(0, 9), safe=True, ways="variable file"),
+           kind="count", check=Whole(0, 9), safe=True, sources="variable file"),
     Option("dry_run", "--dry-run", "Check everything, print the exact body and send nothing.",
            kind="switch", safe=True, commands=_SENDING),
     Option("curl", "--curl", "Print the same request as a curl command and send nothing.",
@@ -270,13 +270,13 @@ _RELIABILITY = _group(
 _PROVIDER = _group(
     PROVIDER, _ALL, _RUN,
     Option("provider", "--provider -p", "cometapi acedata ope ark byteplus openai sandbox.",
-           "NAME", check=kinds.provider, safe=True, ways=_ROW),
+           "NAME", check=kinds.provider, safe=True, sources=_ROW),
     Option("base_url", "--base-url", "Another address of the API, with or without its version.", "URL"),
     Option("api_key_file", "--api-key-file", "Read the key from FILE, or from standard input with -.", "FILE"),
     Option("proxy", "--proxy", "Proxy for every connection; else the environment's.", "URL", check=kinds.proxy),
     Option("profile", "--profile", "Use [profiles.NAME] of the configuration files.",
-           "NAME", safe=True, ways="variable file"),
-    Option("config", "--config", "Read FILE instead of the user's configuration file.", "FILE", ways="variable"),
+           "NAME", safe=True, sources="variable file"),
+    Option("config", "--config", "Read FILE instead of the user's configuration file.", "FILE", sources="variable"),
 )
 
 # fmt: on
@@ -286,8 +286,8 @@ _ROWS = (*_EDIT, *_RECOVER, *_BATCH, *_BATCH_SET, *_REQUEST, *_OUTPUT, *_RELIABI
 OPTIONS: Mapping[str, Option] = {row.key: row for row in _ROWS}
 """Every option by its key."""
 
-SETTABLE = tuple(row for row in sorted(_ROWS, key=lambda row: row.group == BATCH) if row.ways)
-"""Every option that is known beyond the command line, the batch's own last."""
+SETTABLE = tuple(row for row in sorted(_ROWS, key=lambda row: row.group == BATCH) if row.sources)
+"""Every option that some source may set, the batch's own last."""
 
 
 def options_of(command: str) -> tuple[Option, ...]:
@@ -297,7 +297,7 @@ def options_of(command: str) -> tuple[Option, ...]:
 
 @functools.cache
 def by_name() -> Mapping[str, Option]:
-    """Every long name without its dashes, as settings, prompt files and columns spell it, off sides of switches too."""
+    """Options by long flag without dashes, the off sides of switches too."""
     named = {}
     for row in SETTABLE:
         for flag in (flag for flags in row.flags.split() for flag in flags.split("/") if flag.startswith("--")):
@@ -306,17 +306,17 @@ def by_name() -> Mapping[str, Option]:
 
 
 def find_option(name: str) -> Option | None:
-    """The option of a name with dashes or underscores."""
+    """The option of a name, with dashes or underscores; None where there is none."""
     return by_name().get(name.replace("_", "-"))
 
 
-def value_of(key: str, given: OptionValues | Layer, found: list[Problem]) -> Any:
-    """The value of one option; None where it is not set, or is none, which is added to `found`."""
+def value_of(key: str, given: OptionValues | SettingsLayer, found: list[Problem]) -> Any:
+    """The parsed value of one option; None where it is not set or, with a problem added to `found`, not valid."""
     text = given.values.get(key)
     return None if text is None else OPTIONS[key].parse(text, given.origins.get(key, OPTIONS[key].flag), found)
 
 
-def parse_values(given: OptionValues | Layer, found: list[Problem]) -> dict[str, Any]:
-    """The values of options, whichever way they came; what is none is left out, and added to `found`."""
+def parse_values(given: OptionValues | SettingsLayer, found: list[Problem]) -> dict[str, Any]:
+    """The parsed values of options; an invalid one is left out, with a problem added to `found`."""
     read = {key: value_of(key, given, found) for key in given.values if key in OPTIONS}
     return {key: value for key, value in read.items() if value is not None}

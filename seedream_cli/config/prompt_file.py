@@ -1,4 +1,4 @@
-"""What comes in from files and standard input: prompts with their options, and references."""
+"""Prompts from files and standard input, with the options in their header."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .option_kinds import BadValueError
 from .options import Option, by_name, find_option
 
 PROMPT_MOST = 1024 * 1024
-"""Bytes of a prompt file that are still believed to be a prompt."""
+"""Most bytes of a prompt file."""
 
 FENCE = "+++"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
-    """A prompt and the options that stood above it, by key, each with its place ("shot.txt:3")."""
+    """A prompt and the options of its header by key, each with its origin ("shot.txt:3")."""
 
     text: str
     values: Mapping[str, str] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class PromptText:
 
 
 def read_prompts(argument: str | None, files: Sequence[str]) -> tuple[list[PromptText], list[Problem]]:
-    """Every prompt of the run: the argument, each file, or standard input (`-`); and all that is wrong with them."""
+    """Every prompt of the run (the argument, each file, or standard input, `-`), and all problems in them."""
     if argument is not None and files:
         return [], [Problem("prompt", "the prompt was given twice", "give the argument or --prompt-file, not both")]
     if files.count("-") > 1:
@@ -58,40 +58,40 @@ def read_prompts(argument: str | None, files: Sequence[str]) -> tuple[list[Promp
 
 
 def read_text(name: str, *, field: str) -> tuple[str | None, list[Problem]]:
-    """A text file, or standard input for `-`; UTF-8 with or without BOM, one trailing newline taken off."""
+    """A UTF-8 file, or standard input for `-`, without BOM and one trailing newline; None with problems."""
     origin = "standard input" if name == "-" else name
     try:
         raw = _stdin().read(PROMPT_MOST + 1) if name == "-" else _read_bytes(Path(name))
         text = raw.decode("utf-8-sig")
     except (OSError, RuntimeError) as error:
-        # A RuntimeError: the "~name" of a user that is not there.
+        # RuntimeError: "~name" of a user that does not exist.
         if name != "-" and isinstance(error, FileNotFoundError) and (absent := find_absent(Path(name))):
-            return None, [_other(field, origin, absent)]
+            return None, [_wrong_kind(field, origin, absent)]
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         return None, [Problem(field, f"cannot read {origin}: {reason.lower()}", origin=origin)]
     except ValueError as error:
         if isinstance(error, UnicodeDecodeError) and (found := find_kind(raw[:HEAD], tail=raw[-TAIL:], name=origin)):
-            return None, [_other(field, origin, found)]
+            return None, [_wrong_kind(field, origin, found)]
         line = raw.count(b"\n", 0, error.start) + 1 if isinstance(error, UnicodeDecodeError) else 0
         where = f"{origin}:{line}" if line else origin
         return None, [Problem(field, f"{origin} is not UTF-8", "save it as UTF-8", origin=where)]
     if len(raw) > PROMPT_MOST:
         return None, [Problem(field, f"{origin} is too long for a prompt (over {PROMPT_MOST} bytes)", origin=origin)]
-    # A pointer is text, and would be paid for as a prompt.
+    # A Git LFS pointer or HTML error page is text, and would be paid for as a prompt.
     if found := find_stand_in(raw[:HEAD]) or (find_kind(raw[:HEAD], name=origin) if "\x00" in text else None):
-        return None, [_other(field, origin, found)]
+        return None, [_wrong_kind(field, origin, found)]
     if "\x00" in text:
         return None, [Problem(field, f"{origin} holds zero bytes, so it is no text", origin=origin)]
     return text.removesuffix("\n").removesuffix("\r"), []
 
 
-def _other(field: str, origin: str, kind: FileKind) -> Problem:
-    """A file that is no text of the user's, but what it is."""
+def _wrong_kind(field: str, origin: str, kind: FileKind) -> Problem:
+    """The problem for a file of another kind than text."""
     return Problem(field, f"{origin} is {kind.what}", kind.hint, origin=origin)
 
 
 def read_chunks(name: str) -> Iterator[bytes]:
-    """A file's bytes, or standard input's for `-`, a piece at a time. Raises `InputError` where it cannot be read."""
+    """A file's bytes (standard input for `-`) in chunks. Raises `InputError` where it cannot be read."""
     try:
         with contextlib.nullcontext(_stdin()) if name == "-" else Path(name).open("rb") as file:
             while chunk := file.read(1 << 20):
@@ -109,13 +109,13 @@ def _stdin() -> BinaryIO:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """A file up to just past the limit, so that a huge one is told by its length and not by the memory it takes."""
+    """At most `PROMPT_MOST` + 1 bytes: a huge file is reported as too long without reading it into memory."""
     with path.expanduser().open("rb") as file:
         return file.read(PROMPT_MOST + 1)
 
 
 def split_header(text: str, origin: str) -> tuple[PromptText, list[Problem]]:
-    """Take the TOML block between two lines `+++` off a prompt; without one the text is the prompt as it stands."""
+    """Split a prompt from the TOML header between two lines `+++`; without a header the text is the prompt."""
     lines = text.splitlines(keepends=True)
     if not lines or lines[0].strip() != FENCE:
         return PromptText(text, origin=origin), []
@@ -147,7 +147,7 @@ def split_header(text: str, origin: str) -> tuple[PromptText, list[Problem]]:
 
 
 def _parse_toml(text: str, origin: str) -> tuple[Mapping[str, Any], list[Problem]]:
-    """The block as a table; a mistake in it is told with its line in the file."""
+    """Parse the header; an error is reported with its line in the file."""
     import tomllib
 
     try:
@@ -160,7 +160,7 @@ def _parse_toml(text: str, origin: str) -> tuple[Mapping[str, Any], list[Problem
 
 
 class _Header:
-    """Sorts the keys of a header into values, switches and lists, by what the options are."""
+    """Sorts a header's keys into values, switches and lists by the kind of option."""
 
     def __init__(self, lines: Sequence[str], origin: str) -> None:
         self.lines = lines
@@ -173,7 +173,7 @@ class _Header:
         self.problems: list[Problem] = []
 
     def read(self, table: Mapping[str, Any]) -> None:
-        """Take every key; each that cannot be taken is a problem with its line."""
+        """Read every key; an invalid one is added to `problems` with its line."""
         for name, value in table.items():
             option = find_option(name)
             if option is None:
@@ -181,36 +181,36 @@ class _Header:
                 hint = f"did you mean {near[0]}?" if near else "the options are those of seedream generate --help"
                 self.add_error(name, f"unknown option {name}", hint)
                 continue
-            self.origins[option.key] = self.place(name)
-            self.take(name, option, value)
+            self.origins[option.key] = self.location(name)
+            self.read_option(name, option, value)
 
-    def take(self, name: str, option: Option, value: Any) -> None:
+    def read_option(self, name: str, option: Option, value: Any) -> None:
         """One option's value, by its kind."""
         if option.key == "var":
-            self.take_variables(name, value)
-        elif not option.may("prompt"):
+            self.read_variables(name, value)
+        elif not option.accepts("prompt"):
             self.add_error(name, f"{name} cannot stand in a prompt file", "give it on the command line")
         else:
             try:
-                taken = option.parse_toml(value)
+                parsed = option.parse_toml(value)
             except BadValueError as error:
                 self.add_error(name, error.message, error.hint)
                 return
             if option.kind == "switch":
-                self.switches[option.key] = taken
+                self.switches[option.key] = parsed
             elif option.kind == "list":
-                self.lists[option.key] = tuple(map(self.beside, taken)) if option.key == "image" else taken
+                self.lists[option.key] = tuple(map(self.resolve_reference, parsed)) if option.key == "image" else parsed
             else:
-                self.values[option.key] = taken
+                self.values[option.key] = parsed
 
-    def beside(self, reference: str) -> str:
-        """A reference's file, which a prompt file names from its own folder, as a table does."""
+    def resolve_reference(self, reference: str) -> str:
+        """The path of a reference, which is relative to the prompt file's folder, as in a table."""
         folder = Path(self.origin).parent
         if reference == "-" or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", reference) or folder == Path():
             return reference
         return str(folder / Path(reference).expanduser())
 
-    def take_variables(self, name: str, value: Any) -> None:
+    def read_variables(self, name: str, value: Any) -> None:
         """`[var]` as a table, or `var` as the text or texts that `--var` takes."""
         pairs: dict[str, Any] = {}
         if isinstance(value, dict):
@@ -225,22 +225,22 @@ class _Header:
             else:
                 self.variables[key.strip()] = str(text)
 
-    def place(self, name: str) -> str:
-        """File and line of a key."""
+    def location(self, name: str) -> str:
+        """ "FILE:LINE" of a key."""
         pattern = re.compile(rf"\s*\[?[\"']?{re.escape(name)}[\"']?\s*[=.\]]")
         number = next((n for n, line in enumerate(self.lines) if pattern.match(line)), 0)
         return f"{self.origin}:{number + 2}"
 
     def add_error(self, name: str, message: str, hint: str = "") -> None:
-        """Note a problem at a key."""
-        self.problems.append(Problem(name, message, hint, origin=self.place(name)))
+        """Add a problem at a key."""
+        self.problems.append(Problem(name, message, hint, origin=self.location(name)))
 
 
 _VARIABLE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
 
 
 def fill(prompt: PromptText, variables: Mapping[str, str]) -> tuple[str, list[Problem]]:
-    """Put variables into `{name}`; `{{` and `}}` are braces. Braces that hold no name stay as they are."""
+    """Replace `{name}` by its variable, `{{` and `}}` by braces. Braces without a name stay. Returns problems too."""
     if not (prompt.is_template or variables):
         return prompt.text, []
     known = {**prompt.variables, **variables}

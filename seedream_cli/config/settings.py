@@ -1,4 +1,4 @@
-"""The settings of a run, and the values that hold where nothing was set."""
+"""The merged settings of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def complete(options: OptionValues, provider: str, settings: Settings) -> OptionValues:
-    """The draft with `[providers.NAME]` in it: over the top of the files, under the profile and all else."""
+    """The options with `[providers.NAME]` merged in, which overrides the files' top level and nothing else."""
     values, origins = dict(options.values), dict(options.origins)
     stated = settings.provider(provider)
     for key, value in stated.values.items():
@@ -25,9 +25,9 @@ def complete(options: OptionValues, provider: str, settings: Settings) -> Option
 
 
 def price_for(settings: Settings, provider: str, model: str, model_id: str) -> PriceStep | None:
-    """The user's own price of an image, the one for this provider first; None where no file states one.
+    """The user's own price of an image, one for this provider preferred; None where no file states one.
 
-    `model` is the row's name, "" for an id the table does not know.
+    `model` is the name in the model table, "" for an unknown id.
     """
     from ..request.models import PriceStep, find_model
 
@@ -42,9 +42,9 @@ def price_for(settings: Settings, provider: str, model: str, model_id: str) -> P
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and where it came from; the source is for messages, the value never is.
+    """A key and where it came from. `source` is for messages, `value` is never shown.
 
-    `note` is what the user should know of where the key lies or goes; mostly empty.
+    `note` is a warning about where the key is stored or sent; mostly empty.
     """
 
     value: str
@@ -57,17 +57,17 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """Options as a file states them, by key and kind like a draft's, each with its place ("seedream.toml:3")."""
+class SettingsLayer:
+    """Options of one file, unparsed, by key and kind, each with its origin ("seedream.toml:3")."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     switches: Mapping[str, bool] = field(default_factory=dict)
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
 
-    def over(self, other: Layer) -> Layer:
-        """This layer's options, and the other's where this one has none."""
-        return Layer(
+    def over(self, other: SettingsLayer) -> SettingsLayer:
+        """Merge: this layer's options override the other's."""
+        return SettingsLayer(
             {**other.values, **self.values},
             {**other.switches, **self.switches},
             {**other.lists, **self.lists},
@@ -79,8 +79,8 @@ class Layer:
 class ProviderSettings:
     """`[providers.NAME]`. `values` holds base_url, model, ipm and rpm as text; `key_variable` is `api_key_env`.
 
-    `command` is `api_key_command` as a list of words, run in `command_folder`; it speaks for the address
-    `command_base_url` ("": the provider's own), which is the one that stands in the same table.
+    `command` is `api_key_command` as words, run in `command_folder`; its key is for `command_base_url` ("": the
+    provider's own), the base URL of the same table.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class ProviderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What the user says an image costs, in US dollars; `provider` "" means any, `model` is a name or an id."""
+    """`[prices]`: US dollars an image; `provider` "" means any, `model` is a name or an id."""
 
     model: str
     amount: float
@@ -104,14 +104,14 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that the configuration files say, put together; empty without a file.
+    """The configuration files merged; empty without a file.
 
     `from_profile` holds the keys of `layer` that the chosen profile set. `own_provider` is the provider of the user's
-    own file where an untrusted project names another one, else "". `origins` is for what is no option
-    ("budget.daily"). `warnings` tell what an untrusted project file may not set.
+    file where an untrusted project file overrides it, else "". `origins` is for keys that are no option
+    ("budget.daily"). `warnings` are for what an untrusted project file tried to set.
     """
 
-    layer: Layer = field(default_factory=Layer)
+    layer: SettingsLayer = field(default_factory=SettingsLayer)
     from_profile: frozenset[str] = frozenset()
     profile: str = ""
     profiles: tuple[str, ...] = ()
@@ -125,5 +125,5 @@ class Settings:
     warnings: tuple[Problem, ...] = ()
 
     def provider(self, name: str) -> ProviderSettings:
-        """`[providers.NAME]`, empty where it is not there."""
+        """`[providers.NAME]`, empty where there is none."""
         return self.providers.get(name, ProviderSettings())

@@ -1,4 +1,4 @@
-"""Which settings a project file may make before the user has trusted it."""
+"""Which options an untrusted project file may set."""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ TRUST_FILE = "trusted.json"
 TRUST_LINE = "seedream config trust"
 
 _COUNT_HARMLESS = 10
-"""Images a request; each is billed, so that a stranger's file may not ask for a thousand."""
+"""Most requests that an untrusted file may ask for; each is billed."""
 
 
 def load_trusted(environment: Environment, problems: list[Problem] | None = None) -> dict[str, str]:
-    """The sha256 of each trusted project file by its absolute path; nothing where the list cannot be read.
+    """The sha256 of each trusted project file by its absolute path; empty where the list cannot be read.
 
-    Then nothing is trusted, which is mended by trusting again; but a budget in a file that was trusted would be passed
-    by, so that it is added to `problems`.
+    A list that cannot be read is added to `problems`: a budget in a trusted file would not be applied.
     """
-    place = environment.config_folder / TRUST_FILE
+    path = environment.config_folder / TRUST_FILE
     try:
-        known = json.loads(place.read_bytes())["files"]
-        return {str(path): str(digest) for path, digest in known.items()}
+        known = json.loads(path.read_bytes())["files"]
+        return {str(file): str(digest) for file, digest in known.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = filesystem.reason(error) if isinstance(error, OSError) else "it is damaged"
         message = f"the list of trusted project files cannot be read: {why}"
         hint = f"move it away, then run `{TRUST_LINE}`"
-        origin = shown_path(place, environment.home)
+        origin = shown_path(path, environment.home)
         if problems is not None:
             problems.append(Problem("", message, hint, origin=origin, code="config"))
         return {}
 
 
 def set_trust(environment: Environment, path: Path, sha256: str | None) -> None:
-    """Remember a project file as it is now, or with None forget it."""
+    """Trust a project file with these contents, or with None no longer."""
     known = load_trusted(environment)
     known.pop(str(path.resolve()), None)
     if sha256 is not None:
@@ -55,7 +54,7 @@ def set_trust(environment: Environment, path: Path, sha256: str | None) -> None:
 
 
 def trust_reason(key: str, value: Any, folder: Path) -> str:
-    """Why a project file must be trusted to set this; "" where it need not be. `folder` is the file's."""
+    """Why an untrusted project file in `folder` may not set this; "" where it may."""
     if key not in OPTIONS or not OPTIONS[key].safe:
         return "takes a trusted file"
     if key == "output" and value != "-" and not is_inside(value, folder):
@@ -74,7 +73,7 @@ def _is_link(text: str) -> bool:
 
 
 def is_inside(text: str, folder: Path) -> bool:
-    """Whether a path, its links followed, stays in the folder. Read as Windows would too: both know this slash."""
+    """Whether a path, symlinks resolved, stays in the folder; read as POSIX and as Windows would."""
     windows = PureWindowsPath(text)
     if text.startswith(("~", "/")) or windows.drive or windows.root or ".." in windows.parts or "\0" in text:
         return False

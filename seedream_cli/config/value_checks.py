@@ -1,4 +1,4 @@
-"""Values of settings, checked where they are written and where they are read."""
+"""Checks of the values in settings files, used on reading and by `config set`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from ..errors import InputError, Problem
 from .options import parse_values
-from .settings import Layer, ProviderSettings
+from .settings import ProviderSettings, SettingsLayer
 
 
-def value_problems(layer: Layer) -> list[Problem]:
-    """What is wrong with values whatever the model and provider, each with its place. Loads pydantic if it must."""
+def value_problems(layer: SettingsLayer) -> list[Problem]:
+    """What is wrong with values for every model and provider, each with its origin. May load pydantic."""
     problems: list[Problem] = []
     values = parse_values(layer, problems)
     if "size" in values or "aspect" in values:
@@ -22,8 +22,8 @@ def value_problems(layer: Layer) -> list[Problem]:
     return [replace(p, code="config") for p in problems if p.severity == "error" and p.field in layer.origins]
 
 
-def address_problems(provider: str, stated: Layer | ProviderSettings, field: str) -> list[Problem]:
-    """What is wrong with the base URL that a file states for a provider, "" for any."""
+def address_problems(provider: str, stated: SettingsLayer | ProviderSettings, field: str) -> list[Problem]:
+    """What is wrong with the base URL that a file states for a provider ("": any)."""
     if "base_url" not in stated.values:
         return []
     from ..providers import PROVIDERS, base_url, load
@@ -31,13 +31,13 @@ def address_problems(provider: str, stated: Layer | ProviderSettings, field: str
     try:
         base_url.full_url(load(provider or PROVIDERS[0]).spec, stated.values["base_url"])
     except InputError as error:
-        place = stated.origins["base_url"]
-        return [replace(p, field=field, origin=place, code="config") for p in error.problems]
+        origin = stated.origins["base_url"]
+        return [replace(p, field=field, origin=origin, code="config") for p in error.problems]
     return []
 
 
-def _shape_problems(layer: Layer, size: str | None, aspect: str | None) -> list[Problem]:
-    """A size or a ratio that no model has, unless the model is one that nobody knows here."""
+def _shape_problems(layer: SettingsLayer, size: str | None, aspect: str | None) -> list[Problem]:
+    """A size or ratio that no known model has; nothing for an unknown model."""
     from ..request.models import MODELS, find_model
     from ..request.sizes import resolve_aspect, size_problem
 
@@ -57,16 +57,16 @@ def _shape_problems(layer: Layer, size: str | None, aspect: str | None) -> list[
     return found
 
 
-def _request_problems(layer: Layer) -> list[Problem]:
-    """What the request's own checks say of fields for the body and of a stream, for a model that takes everything."""
+def _request_problems(layer: SettingsLayer) -> list[Problem]:
+    """Problems of `extra` fields and `stream`, found by the request's checks for a model that takes everything."""
     from ..request.image_request import OptionValues, TargetModel
     from ..request.models import DEFAULT_MODEL, Rule, find_model
     from ..request.validation import build
 
-    recipient = TargetModel("", find_model(DEFAULT_MODEL), DEFAULT_MODEL, lambda _: Rule("taken"))
-    # Forced, the checks tell only what no model could take.
+    target_model = TargetModel("", find_model(DEFAULT_MODEL), DEFAULT_MODEL, lambda _: Rule("taken"))
+    # With `force` the checks report only what no model takes.
     switches = {key: on for key, on in layer.switches.items() if key != "strict"} | {"force": True}
     lists = {"extra": layer.lists["extra"]} if "extra" in layer.lists else {}
     options = OptionValues({"prompt": "x"}, switches, lists, layer.origins)
     callback = {"callback_url": layer.values["callback_url"]} if "callback_url" in layer.values else {}
-    return list(build(options, callback, recipient).problems)
+    return list(build(options, callback, target_model).problems)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import providers
-from ..config.credentials import is_known_address, is_same_place, known_keys, may_ask
+from ..config.credentials import is_known_address, is_same_server, is_trusted_address, known_keys
 from ..config.environment import Environment
 from ..config.prompt_file import read_chunks
 from ..config.settings import Key, complete
@@ -419,7 +419,7 @@ def _old_route(
     """
     spec = dialect.spec
     is_known = is_own and is_known_address(spec, base_url, environment)
-    if is_known or may_ask(options, spec, base_url, environment):
+    if is_known or is_trusted_address(options, spec, base_url, environment):
         return Route(
             dialect, base_url, _key_if_any(options, spec, environment, base_url, is_known=is_known), limits
         ), ""
@@ -445,7 +445,7 @@ def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
     final = {"saved", "failed"} if entry.state == "saved" else {"saved", "handed", "failed"}
     done = frozenset(row.index for row in entry.images if row.state in final)
     here = job.route.base_url
-    elsewhere = entry.base_url if entry.base_url and not is_same_place(entry.base_url, here) else ""
+    elsewhere = entry.base_url if entry.base_url and not is_same_server(entry.base_url, here) else ""
     return replace(
         job,
         id=entry.id,

@@ -65,7 +65,7 @@ def tool(tmp_path: Path) -> Iterator[ConfigCommand]:
             assert CANARY.encode() not in path.read_bytes(), f"the key is in {path}"
 
 
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> load.Reading:
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> load.LoadedSettings:
     """Read files called `user` and `project` in this process."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
@@ -80,7 +80,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> load.
     if "project" in files:
         (work / "seedream.toml").write_text(files["project"])
     around = Environment(environ)
-    return load.read(around, config_file.find_places(around))
+    return load.read(around, config_file.find_settings_files(around))
 
 
 # --- which one holds --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from seedream_cli.cli.flags import FlagValues
 from seedream_cli.config import credentials
 from seedream_cli.config.credentials import may_send
 from seedream_cli.config.environment import Environment
-from seedream_cli.config.settings import Key, Layer, ProviderSettings, Settings
+from seedream_cli.config.settings import Key, ProviderSettings, Settings, SettingsLayer
 from seedream_cli.errors import ConfigError
 from seedream_cli.providers import load
 from seedream_cli.providers.base_url import full_url
@@ -107,7 +107,7 @@ def test_an_address_out_of_a_prompt_or_a_table_gets_no_key_of_the_environment(or
 @pytest.mark.usefixtures("home")
 def test_a_project_that_overrules_the_provider_gets_no_key_meant_for_another() -> None:
     """SEEDREAM_API_KEY belongs to the provider of the user's own file, not to the one a stranger's file names."""
-    layer = Layer({"provider": "ark"}, origins={"provider": "seedream.toml:1"})
+    layer = SettingsLayer({"provider": "ark"}, origins={"provider": "seedream.toml:1"})
     settings = Settings(layer, own_provider="ope")
     options = OptionValues({"provider": "ark"}, origins=layer.origins)
     with pytest.raises(ConfigError, match="overrules yours"):
@@ -127,7 +127,7 @@ def test_the_first_of_all_places_wins(home: Path) -> None:
     settings = Settings(providers={"ark": stated})
     environ = {"SEEDREAM_API_KEY": "k-generic", "MY_KEY": "k-own", "ARK_API_KEY": "k-provider"}
     around = Environment({})
-    credentials.store_key(load("ark").spec, OWN, "k-stored", around, where="file")
+    credentials.store_key(load("ark").spec, OWN, "k-stored", around, store="file")
     found = [find(OptionValues({"api_key_file": str(path)}), environ, settings).value]
     for name in (*environ, "command"):
         found.append(find(OptionValues(), environ, settings).value)
@@ -140,7 +140,7 @@ def test_a_provider_is_chosen_by_its_stored_key_too(home: Path) -> None:
     """Variables speak first, then commands and stored keys; what spoke is named."""
     specs = [load(name).spec for name in ("cometapi", "ark", "ope")]
     around = Environment({})
-    credentials.store_key(load("ope").spec, "https://api-platform.ope.ai", CANARY, around, where="file")
+    credentials.store_key(load("ope").spec, "https://api-platform.ope.ai", CANARY, around, store="file")
     assert credentials.choose_keyed_provider(specs, around) == ("ope", "the credentials file")
     assert credentials.choose_keyed_provider(specs, Environment({"ARK_API_KEY": "x"}))[0] == "ark"
 

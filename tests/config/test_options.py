@@ -1,4 +1,4 @@
-"""One registry of options: whichever way an option comes, the same values are taken and the same ones refused."""
+"""One registry of options: every source of an option takes the same values and refuses the same ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLES: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
     option_kinds.provider: (("ark", "SANDBOX"), ("arkk", "")),
     option_kinds.link: (("https://h.example/x",), ("h.example", "ftp://h.example")),
     option_kinds.proxy: (("http://h:1", "socks5://h:1"), ("://", "ftp://h")),
-    option_kinds.place: (("shots/", "-"), ("s3://bucket/x", "file:///x")),
+    option_kinds.path: (("shots/", "-"), ("s3://bucket/x", "file:///x")),
     option_kinds.template: (("{id}",), ("s3://bucket/x",)),
 }
 """Good and bad values of the kinds that are no range and no list of words."""
@@ -59,7 +59,7 @@ def samples(option: Option) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return SAMPLES[check]
 
 
-# --- the ways ---------------------------------------------------------------------------------------------------------
+# --- the sources ------------------------------------------------------------------------------------------------------
 
 
 def by_flag(option: Option, text: str, folder: Path) -> OptionValues:
@@ -103,7 +103,7 @@ def by_column(option: Option, text: str, folder: Path) -> OptionValues:
         return row.options(OptionValues())
 
 
-WAYS: dict[str, Callable[[Option, str, Path], OptionValues]] = {
+SOURCES: dict[str, Callable[[Option, str, Path], OptionValues]] = {
     "flag": by_flag,
     "variable": by_variable,
     "file": by_file,
@@ -112,18 +112,18 @@ WAYS: dict[str, Callable[[Option, str, Path], OptionValues]] = {
 }
 
 
-def ways_of(option: Option) -> Iterator[str]:
-    """The ways that may set an option. A profile and a file of settings are looked for before anything is read."""
-    for way in WAYS:
-        if (way == "flag" or option.may(way)) and option.key not in {"profile", "config"}:  # type: ignore[arg-type]
-            yield way
+def sources_of(option: Option) -> Iterator[str]:
+    """The sources that may set an option. `profile` and `config` are read before all others, by other code."""
+    for source in SOURCES:
+        if (source == "flag" or option.accepts(source)) and option.key not in {"profile", "config"}:  # type: ignore[arg-type]
+            yield source
 
 
-def come_through(option: Option, way: str, text: str, folder: Path) -> tuple[Any, list[tuple[str, str]]]:
-    """What an option is worth that came one way, and what is wrong with it."""
+def read_from(option: Option, source: str, text: str, folder: Path) -> tuple[Any, list[tuple[str, str]]]:
+    """The parsed value of an option from one source, and the problems with it."""
     found: list[Problem] = []
     try:
-        options = WAYS[way](option, text, folder)
+        options = SOURCES[source](option, text, folder)
         value = parse_values(options, found).get(option.key)
         assert options.origins[option.key]
     except InputError as error:
@@ -132,49 +132,49 @@ def come_through(option: Option, way: str, text: str, folder: Path) -> tuple[Any
 
 
 CASES = [
-    (option, way)
+    (option, source)
     for option in OPTIONS.values()
     if option.kind == "value" and option.key != "prompt_template"
-    for way in ways_of(option)
+    for source in sources_of(option)
 ]
 
 
-@pytest.mark.parametrize(("option", "way"), CASES, ids=[f"{option.key}-{way}" for option, way in CASES])
-def test_options_take_the_same_values_whichever_way_they_come(option: Option, way: str, tmp_path: Path) -> None:
-    """Each good value is worth the same, and each bad one is refused in the same words, by all five ways."""
+@pytest.mark.parametrize(("option", "source"), CASES, ids=[f"{option.key}-{source}" for option, source in CASES])
+def test_option_takes_the_same_values_from_every_source(option: Option, source: str, tmp_path: Path) -> None:
+    """Each good value is parsed to the same, and each bad one refused with the same message, from all five sources."""
     good, bad = samples(option)
     for text in good:
-        value, wrong = come_through(option, way, text, tmp_path)
+        value, wrong = read_from(option, source, text, tmp_path)
         assert (value, wrong) == (option.check(text), []), text
     # An empty variable and an empty cell set nothing.
     for text in filter(None, bad):
         with pytest.raises(option_kinds.BadValueError) as refused:
             option.check(text)
-        value, wrong = come_through(option, way, text, tmp_path)
+        value, wrong = read_from(option, source, text, tmp_path)
         assert (value, wrong) == (None, [(refused.value.message, refused.value.hint)]), text
 
 
 SWITCHES = [
-    (name, way)
+    (name, source)
     for name, option in by_name().items()
     if option.kind == "switch"
-    for way in ways_of(option)
-    if way != "flag" and not (way == "variable" and option.off)
+    for source in sources_of(option)
+    if source != "flag" and not (source == "variable" and option.off)
 ]
 
 
-@pytest.mark.parametrize(("name", "way"), SWITCHES)
-def test_switches_know_the_same_words_whichever_way_they_come(name: str, way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "source"), SWITCHES)
+def test_switch_takes_the_same_words_from_every_source(name: str, source: str, tmp_path: Path) -> None:
     """y, yes, on, 1 and true, and their opposites, in a variable, a file, a prompt's block and a cell; nothing else."""
     found = by_name()[name]
     option = Option(found.key, f"--{name}", "", kind="switch", off=found.off)
     for texts, on in ((ON, True), (OFF, False)):
         for text in texts:
-            options = WAYS[way](option, text, tmp_path)
+            options = SOURCES[source](option, text, tmp_path)
             assert options.switches == {option.key: on is not found.off}, text
     for text in ("perhaps", "2", "t"):
         with pytest.raises(InputError) as refused:
-            WAYS[way](option, text, tmp_path)
+            SOURCES[source](option, text, tmp_path)
         (problem,) = refused.value.problems
         assert problem.message == f"{text!r} is neither yes nor no"
 
@@ -287,7 +287,7 @@ def test_variable_of_no_option_names_the_nearest(inside: Inside, name: str, hint
 
 def test_variables_that_are_read_are_warned_of_by_nobody(inside: Inside) -> None:
     """Those of options, of the key and of the state folder."""
-    names = {f"SEEDREAM_{option.name.upper()}" for option in OPTIONS.values() if option.may("variable")}
+    names = {f"SEEDREAM_{option.name.upper()}" for option in OPTIONS.values() if option.accepts("variable")}
     assert {"SEEDREAM_CONFIG", "SEEDREAM_PROFILE", "SEEDREAM_MAX_COST", "SEEDREAM_ASYNC"} <= names
     env = {"SEEDREAM_API_KEY": "k", "SEEDREAM_MAX_COST": "1", "SEEDREAM_CONFIG": "/dev/null"}
     done = inside("generate", "fox", "-p", "sandbox", "--dry-run", env=env)
