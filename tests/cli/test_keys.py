@@ -182,10 +182,10 @@ def test_a_failing_key_command_says_why_without_the_key(home: Path, code: str, w
 
 def test_a_key_command_that_is_missing_or_hangs_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback, and no waiting without end."""
-    monkeypatch.setattr(credentials, "COMMAND_S", 0.3)
     for command, words in ((("no-such-program",), "cannot run"), ((sys.executable, "-c", "input()"), "ended with")):
         with pytest.raises(ConfigError, match=words):
             credentials.run_command(command, str(home))
+    monkeypatch.setattr(credentials, "COMMAND_S", 0.3)
     with pytest.raises(ConfigError, match="gave no key in"):
         credentials.run_command((sys.executable, "-c", "import time; time.sleep(9)"), str(home))
 
