@@ -21,6 +21,14 @@ for _number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
         signal.signal(_number, signal.SIG_DFL)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hurried: runs of the command do not wait before they try or ask again")
+
+
+def _is_hurried(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("hurried") is not None
+
+
 @pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
     """The command without a process of its own, hermetic."""
@@ -37,18 +45,20 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def forked(tmp_path: Path, nursery: Nursery) -> Forked:
+def forked(request: pytest.FixtureRequest, tmp_path: Path, nursery: Nursery) -> Forked:
     """The command that can be wounded, in an empty home."""
     from tests.support.fork_server import Forked
 
-    return Forked(tmp_path / "home", nursery)
+    return Forked(tmp_path / "home", nursery, hurried=_is_hurried(request))
 
 
 @pytest.fixture
 def seedream(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Command]:
     """The command, hermetic. After the test nothing that it wrote may hold the key or an unfinished file."""
-    command: Command = request.getfixturevalue("forked") if hasattr(os, "fork") else Command(tmp_path / "home")
-    yield command
+    if hasattr(os, "fork"):
+        yield request.getfixturevalue("forked")
+    else:
+        yield Command(tmp_path / "home", hurried=_is_hurried(request))
     for path in (tmp_path / "home").rglob("*"):
         if path.is_file():
             assert CANARY.encode() not in path.read_bytes(), f"the key is in {path}"

@@ -179,7 +179,7 @@ def test_address_named_before_is_asked_for_what_this_user_began_and_for_no_folde
         own._reply = own.acedata
         own._script = lambda request, number: pending if request.target == b"/seedream/tasks" else None
         args = ["generate", "x", "-p", "acedata", "--base-url", own.url, "--timeout", "1"]
-        left = seedream(*args, env={**KEYS, "SEEDREAM_FAULT": "no-wait"})
+        left = seedream(*args, env=KEYS, hurried=True)
         assert left.code == 7, left.err
         own._script = None
         write_table(seedream)

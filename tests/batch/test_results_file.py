@@ -12,7 +12,7 @@ from tests.support.fork_server import Forked, Nursery
 from tests.support.provider_server import Upstream
 from tests.support.raw_server import Received
 
-ENV = {"ARK_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
+ENV = {"ARK_API_KEY": CANARY}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture
 def forked(nursery: Nursery, tmp_path: Path) -> Forked:
     """The command in an empty home, with a table."""
-    made = Forked(tmp_path / "home", nursery)
+    made = Forked(tmp_path / "home", nursery, hurried=True)
     (made.folder / "shots.csv").write_text("id,prompt\na,fox\nb,owl\n")
     return made
 

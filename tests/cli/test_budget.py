@@ -15,8 +15,9 @@ from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import RESET, answer
 
+pytestmark = pytest.mark.hurried
 KEYS = dict.fromkeys(("ARK_API_KEY", "OPE_API_KEY", "OPENAI_API_KEY", "COMETAPI_KEY", "ACEDATACLOUD_API_TOKEN"), CANARY)
-ENV = {**KEYS, "BYTEPLUS_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
+ENV = {**KEYS, "BYTEPLUS_API_KEY": CANARY}
 LIST = "list price; this provider's may differ"
 
 

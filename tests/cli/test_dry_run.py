@@ -16,7 +16,7 @@ from tests.support.fork_server import Forked, Nursery
 from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import RESET, answer
 
-ENV = {"ARK_API_KEY": CANARY, "OPE_API_KEY": CANARY, "OPENAI_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
+ENV = {"ARK_API_KEY": CANARY, "OPE_API_KEY": CANARY, "OPENAI_API_KEY": CANARY}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture
 def forked(nursery: Nursery, tmp_path: Path) -> Forked:
     """The command in an empty home."""
-    return Forked(tmp_path / "home", nursery)
+    return Forked(tmp_path / "home", nursery, hurried=True)
 
 
 def write_settings(command: Command, text: str) -> None:

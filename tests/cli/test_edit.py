@@ -38,8 +38,8 @@ def put(seedream: Command, name: str, raw: bytes) -> bytes:
 
 def edit(seedream: Command, upstream: Upstream, *args: str, provider: str = "ark", **more: Any) -> Done:
     """One run of `edit` against an upstream."""
-    env = {KEYS[provider]: CANARY, "SEEDREAM_FAULT": "no-wait", **more.pop("env", {})}
-    return seedream("edit", *args, "-p", provider, "--base-url", upstream.url, env=env, **more)
+    env = {KEYS[provider]: CANARY, **more.pop("env", {})}
+    return seedream("edit", *args, "-p", provider, "--base-url", upstream.url, env=env, hurried=True, **more)
 
 
 def dry(seedream: Command, *args: str, **more: Any) -> Done:

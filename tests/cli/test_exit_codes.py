@@ -17,7 +17,8 @@ from tests.support.provider_server import Upstream, make_image, noise, refusal
 from tests.support.raw_server import RawServer, Script, answer
 
 KEYS = ("ARK_API_KEY", "OPENAI_API_KEY", "ACEDATACLOUD_API_TOKEN")
-ENV = {**dict.fromkeys(KEYS, CANARY), "SEEDREAM_FAULT": "no-wait"}
+pytestmark = pytest.mark.hurried
+ENV = dict.fromkeys(KEYS, CANARY)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture
 def forked(nursery: Nursery, tmp_path: Path) -> Forked:
     """The command in an empty home."""
-    return Forked(tmp_path / "home", nursery)
+    return Forked(tmp_path / "home", nursery, hurried=True)
 
 
 # --- refusals that concern every request ----------------------------------------------------------------------------

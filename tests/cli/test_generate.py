@@ -191,7 +191,7 @@ def test_failures_are_told_apart_and_never_paid_twice(
 ) -> None:
     """Exit code, error code, billing and the number of POSTs of each failure; only unbilled refusals are repeated."""
     with Upstream(script=lambda request, number: script) as upstream:
-        done = ark(seedream, upstream, "a fox", "--json", "--retries", "2", env={"SEEDREAM_FAULT": "no-wait"})
+        done = ark(seedream, upstream, "a fox", "--json", "--retries", "2", hurried=True)
         assert done.code == code, done.err
         error = done.json["error"]
         assert (error["code"], error["billed"], len(upstream.posts)) == (kind, billed, posts)

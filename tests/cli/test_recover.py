@@ -305,7 +305,7 @@ def test_a_batch_of_tasks_that_ended_stops_after_a_few(forked: Forked) -> None:
 
     with Upstream(script=script) as upstream:
         args = ["batch", "shots.csv", "-p", "acedata", "--base-url", upstream.url, "--concurrency", "1"]
-        done = forked(*args, env={**ENV, "SEEDREAM_FAULT": "no-wait"})
+        done = forked(*args, env=ENV, hurried=True)
         assert done.code == 7, done.err
         assert 3 <= sum(post.target == b"/seedream/images" for post in upstream.posts) < 12
         assert "goes on" not in done.err
@@ -322,7 +322,7 @@ def test_a_task_that_is_not_there_yet_is_asked_for_again(forked: Forked, gone: i
     with Upstream(script=script) as upstream:
         upstream._reply = upstream.acedata
         args = ["-p", "acedata", "--base-url", upstream.url, "--json"]
-        done = forked("generate", "a fox", *args, env={**ENV, "SEEDREAM_FAULT": "no-wait"})
+        done = forked("generate", "a fox", *args, env=ENV, hurried=True)
         if gone < 9:
             assert (done.code, len(upstream.posts)) == (0, 2 + gone), done.err
             return
@@ -330,7 +330,7 @@ def test_a_task_that_is_not_there_yet_is_asked_for_again(forked: Forked, gone: i
         # 1, 2, 4 … s, until a minute is over.
         assert len(upstream.posts) == 1 + 7
         assert "goes on" not in done.err
-        again = forked("recover", "--task", "t-1", *args[:4], env={**ENV, "SEEDREAM_FAULT": "no-wait"})
+        again = forked("recover", "--task", "t-1", *args[:4], env=ENV, hurried=True)
         assert again.code == 7, again.err
         assert entries(forked)[0]["billed"] == "unknown"
         upstream._script = None

@@ -28,7 +28,7 @@ from tests.support.provider_server import Upstream, make_image, sse
 from tests.support.raw_server import RESET, Received, Script, answer
 
 MOST_STEPS = 150
-KEYS = {"ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY, "SEEDREAM_FAULT": "no-wait"}
+KEYS = {"ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY}
 FOREIGN = make_image(seed=99)
 
 
@@ -127,12 +127,12 @@ class Survey:
         self.tmp_path = tmp_path
         self.upstream = Witness(shape)
         self.bug: dict[str, Any] = {"plant": bug} if bug else {}
-        self.template = Forked(tmp_path / "template", nursery)
+        self.template = Forked(tmp_path / "template", nursery, hurried=True)
         assert self.template("history").code == 0
 
     def home(self, name: str) -> Forked:
         """A home with an empty ledger, and an image of somebody else's under the first name."""
-        seedream = Forked(self.tmp_path / name, self.nursery)
+        seedream = Forked(self.tmp_path / name, self.nursery, hurried=True)
         shutil.copytree(self.template.home / "state", seedream.home / "state")
         (seedream.folder / "a-fox.jpg").write_bytes(FOREIGN)
         self.upstream.home, self.upstream.wrong = seedream.home, []
@@ -298,7 +298,7 @@ class BatchSurvey:
 
     def step(self, number: int) -> tuple[bool, list[str]]:
         """Kill one batch at a step, run it again. Whether the step was reached, and all that came out wrong."""
-        seedream, before = Forked(self.tmp_path / str(number), self.nursery), len(self.upstream.bodies)
+        seedream, before = Forked(self.tmp_path / str(number), self.nursery, hurried=True), len(self.upstream.bodies)
         (seedream.folder / "shots.csv").write_text("prompt\n" + "\n".join(self.rows) + "\n")
         args = ["batch", "shots.csv", "-p", "ark", "--base-url", self.upstream.url, "--concurrency", "2"]
         code = seedream(*args, env=KEYS, wounds={"kill": number, **self.bug}).code
@@ -371,7 +371,7 @@ def test_a_planted_bug_of_the_journal_is_seen(nursery: Nursery, tmp_path: Path, 
 def test_a_lost_answer_is_not_asked_for_again(nursery: Nursery, tmp_path: Path) -> None:
     """One POST, exit 7, and none by `recover`, which has no better news; a tool that repeats it is seen."""
     for bug, posts in (({}, 1), ({"plant": "repeats_what_is_in_doubt"}, 2)):
-        seedream = Forked(tmp_path / str(posts), nursery)
+        seedream = Forked(tmp_path / str(posts), nursery, hurried=True)
         with Upstream(script=lambda request, number: RESET) as upstream:
             args = ["generate", "a fox", "-p", "ark", "--base-url", upstream.url]
             assert seedream(*args, env=KEYS, wounds=bug).code == 7
@@ -441,12 +441,12 @@ def test_the_order_survives_a_power_cut(tmp_path: Path) -> None:
 
 def test_the_next_run_fetches_what_a_dead_one_paid_for(nursery: Nursery, tmp_path: Path) -> None:
     """The same command after a crash sends its own request only, and saves the dead one's image on the way."""
-    seedream = Forked(tmp_path, nursery)
+    seedream = Forked(tmp_path, nursery, hurried=True)
     with Upstream() as upstream:
         args = ["generate", "a fox", "-p", "ark", "--base-url", upstream.url]
-        # The named steps of one image end near the fourteenth; each killed run leaves what the next ones fetch.
-        for step in range(1, 15):
-            seedream(*args, env={**KEYS, "SEEDREAM_FAULT": f"kill:{step}"})
+        # The steps of one image end near the fourteenth; each killed run leaves what the next ones fetch.
+        for kill in (["link", 0], ["posix_fallocate", 0], *(["sent", step] for step in range(12))):
+            assert seedream(*args, env=KEYS, wounds={"kill": kill}).code == -signal.SIGKILL
         # The server may still be reading what a dead one had sent.
         time.sleep(0.3)
         before = len(upstream.posts)
@@ -465,7 +465,7 @@ def test_the_next_run_fetches_what_a_dead_one_paid_for(nursery: Nursery, tmp_pat
 def test_killed_from_outside_at_any_time(tmp_path: Path, nursery: Nursery, seed: int) -> None:
     """SIGKILL at a random moment of four requests: whole files only, and each request is paid once at the most."""
     rng = random.Random(seed)
-    seedream = Forked(tmp_path / "home", nursery)
+    seedream = Forked(tmp_path / "home", nursery, hurried=True)
     with Upstream() as upstream:
         upstream.delay_s = 0.2
         run = seedream.popen("generate", "a fox", "-p", "ark", "--base-url", upstream.url, "-n", "4", env=KEYS)

@@ -366,7 +366,7 @@ def test_a_task_that_is_gone_can_be_settled_by_hand(seedream: Command) -> None:
     with Upstream(script=script) as upstream:
         stop_at_once(seedream, upstream, "generate", "a fox", "--async", provider="acedata", env=ACEDATA)
         # A task so young may not be known yet: it is asked after for a minute.
-        assert seedream("recover", env={**ACEDATA, "SEEDREAM_FAULT": "no-wait"}).code == 7
+        assert seedream("recover", env=ACEDATA, hurried=True).code == 7
         [entry] = seedream("history", "--json").json["requests"]
         assert entry["task_id"] == "t-1"
         assert seedream("history", "resolve", entry["id"], "--paid").code == 0

@@ -26,7 +26,8 @@ from tests.support.fork_server import Forked, Nursery
 from tests.support.provider_server import Upstream, make_image, noise
 from tests.support.raw_server import RESET, SILENCE, answer
 
-ENV = {"ARK_API_KEY": CANARY, "SEEDREAM_FAULT": "no-wait"}
+pytestmark = pytest.mark.hurried
+ENV = {"ARK_API_KEY": CANARY}
 BROKEN = answer(b"<html>oops</html>", status=500)
 EXPIRED = answer(
     b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
@@ -285,7 +286,7 @@ def test_a_raw_reply_is_recovered_from_standard_input(seedream: Command) -> None
 
 def test_eight_processes_recover_once(nursery: Nursery, tmp_path: Path) -> None:
     """Six paid requests and eight processes that recover at once: six files, no bug, nothing paid."""
-    home = Forked(tmp_path / "home", nursery)
+    home = Forked(tmp_path / "home", nursery, hurried=True)
     with Upstream(link=lambda request, number: BROKEN) as upstream:
         assert generate(home, upstream, "-n", "6").code == 8
         upstream._link = None

@@ -33,8 +33,9 @@ from tests.support.raw_server import Received, Script, answer
 
 def run(seedream: Command, upstream: Upstream, *args: str, provider: str = "ark", **more: Any) -> Done:
     """One run of `generate` against an upstream, which never waits between tries."""
-    env = {KEYS[provider]: CANARY, "SEEDREAM_FAULT": "no-wait", **more.pop("env", {})}
-    return seedream("generate", "a set", *args, "-p", provider, "--base-url", upstream.url, env=env, **more)
+    env = {KEYS[provider]: CANARY, **more.pop("env", {})}
+    args = (*args, "-p", provider, "--base-url", upstream.url)
+    return seedream("generate", "a set", *args, env=env, hurried=True, **more)
 
 
 def once(body: bytes, **more: Any) -> Callable[[Received, int], Script | None]:
@@ -488,7 +489,7 @@ def test_a_killed_run_leaves_its_task_for_recover(seedream: Command) -> None:
         upstream._reply = upstream.acedata
         args = ["generate", "x", "-p", "acedata", "--base-url", upstream.url]
         env = {"ACEDATACLOUD_API_TOKEN": CANARY}
-        process = seedream.popen(*args, env={**env, "SEEDREAM_FAULT": "no-wait"})
+        process = seedream.popen(*args, env=env, hurried=True)
         _await(lambda: len(upstream.posts) > 8)
         process.kill()
         process.communicate(timeout=10)

@@ -26,8 +26,8 @@ SURROGATE = "\ud800"
 def send(seedream: Command, upstream: Upstream, *args: str, provider: str = "ark", **more: Any) -> Any:
     """One run of `generate` with JSON against an upstream."""
     variable = {"ark": "ARK_API_KEY", "acedata": "ACEDATACLOUD_API_TOKEN"}[provider]
-    env = {variable: CANARY, "SEEDREAM_FAULT": "no-wait"}
-    return seedream("generate", "x", "-p", provider, "--base-url", upstream.url, "--json", *args, env=env, **more)
+    args = ("-p", provider, "--base-url", upstream.url, "--json", *args)
+    return seedream("generate", "x", *args, env={variable: CANARY}, hurried=True, **more)
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------

@@ -704,7 +704,7 @@ def test_hints_of_recover_are_its_own_and_none_pays(seedream: Command, status: i
     own = offered("recover")
     with Upstream(script=lambda *_: reply) as upstream:
         args = ["-p", "acedata", "--base-url", upstream.url, "--retries", "0"]
-        done = seedream("recover", "--task", "t-1", *args, env={**ENV, "SEEDREAM_FAULT": "no-wait"})
+        done = seedream("recover", "--task", "t-1", *args, env=ENV, hurried=True)
     assert done.code != 0
     assert named(done.err, "recover") <= own, done.err
     assert not PAYS.search(done.err), done.err

@@ -16,10 +16,8 @@ from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream
 from tests.support.raw_server import SILENCE, Received, Script, answer
 
-ENV = {
-    **dict.fromkeys(("OPENAI_API_KEY", "OPE_API_KEY", "COMETAPI_KEY", "ARK_API_KEY"), CANARY),
-    "SEEDREAM_FAULT": "no-wait",
-}
+pytestmark = pytest.mark.hurried
+ENV = dict.fromkeys(("OPENAI_API_KEY", "OPE_API_KEY", "COMETAPI_KEY", "ARK_API_KEY"), CANARY)
 NAME = "task_0000000001"
 SUBMITTED = {"code": 200, "data": [{"status": "submitted", "task_id": NAME}]}
 

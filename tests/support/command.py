@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 CANARY = "sk-canary-0123456789-do-not-print"
+HURRIED = Path(__file__).with_name("hurried.py")
 
 
 @dataclass
@@ -36,10 +37,14 @@ class Done:
 
 
 class Command:
-    """`seedream` with an empty home and a bare environment, run in a folder of its own."""
+    """`seedream` with an empty home and a bare environment, run in a folder of its own.
 
-    def __init__(self, home: Path) -> None:
+    Its runs are `hurried`, all or the one that says so, if they do not wait before they try or ask again.
+    """
+
+    def __init__(self, home: Path, *, hurried: bool = False) -> None:
         self.home = home
+        self.hurried = hurried
         self.folder = home / "work"
         self.folder.mkdir(parents=True)
         self.env = {
@@ -49,12 +54,16 @@ class Command:
             "SEEDREAM_STATE_DIR": str(home / "state"),
         }
 
-    def popen(self, *args: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[bytes]:
+    def popen(
+        self, *args: str, env: dict[str, str] | None = None, hurried: bool = False, **more: Any
+    ) -> subprocess.Popen[bytes]:
         """Start it and return the process."""
         more.setdefault("stdout", subprocess.PIPE)
         more.setdefault("stderr", subprocess.PIPE)
         more.setdefault("cwd", self.folder)
-        return subprocess.Popen([sys.executable, "-m", "seedream_cli", *args], env={**self.env, **(env or {})}, **more)
+        # Unlike -m, a file does not need to be found from the folder of the run.
+        which = ["-P", str(HURRIED)] if hurried or self.hurried else ["-m", "seedream_cli"]
+        return subprocess.Popen([sys.executable, *which, *args], env={**self.env, **(env or {})}, **more)
 
     def __call__(
         self, *args: str, env: dict[str, str] | None = None, stdin: bytes = b"", timeout: float = 60, **more: Any

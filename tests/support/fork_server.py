@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.command import Command, Done
+from tests.support.hurried import hurry
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,8 +63,8 @@ class Forked(Command):
     starts an interpreter of its own.
     """
 
-    def __init__(self, home: Path, nursery: Nursery) -> None:
-        super().__init__(home)
+    def __init__(self, home: Path, nursery: Nursery, *, hurried: bool = False) -> None:
+        super().__init__(home, hurried=hurried)
         self.nursery = nursery
 
     def __call__(
@@ -72,6 +73,7 @@ class Forked(Command):
         env: dict[str, str] | None = None,
         stdin: bytes = b"",
         timeout: float = 60,
+        hurried: bool = False,
         wounds: dict[str, Any] | None = None,
         **more: Any,
     ) -> Done:
@@ -80,11 +82,12 @@ class Forked(Command):
         is_own = more or any(name.startswith(("PYTHON", "LC_", "COVERAGE")) for name in whole)
         if is_own or whole.get("LANG") != "C.UTF-8" or not self.nursery.is_free.acquire(blocking=bool(wounds)):
             assert not wounds
-            return super().__call__(*args, env=env, stdin=stdin, timeout=timeout, **more)
+            return super().__call__(*args, env=env, stdin=stdin, timeout=timeout, hurried=hurried, **more)
         try:
             given, out, err = (self.home.with_name(f"{self.home.name}.{name}") for name in ("in", "out", "err"))
             given.write_bytes(stdin)
             job = {"args": args, "env": whole, "cwd": str(self.folder), "wounds": wounds or {}, "timeout": timeout}
+            job["hurried"] = hurried or self.hurried
             code = self.nursery.run({**job, "in": str(given), "out": str(out), "err": str(err)})
             return self.check(code, out.read_bytes(), err.read_bytes(), args)
         finally:
@@ -140,6 +143,8 @@ def _live(job: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
+    if job["hurried"]:
+        hurry()
     for name, argument in job["wounds"].items():
         WOUNDS[name](argument)
     if sys.platform != "win32":
@@ -166,13 +171,17 @@ def _live(job: dict[str, Any]) -> None:
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
-def kill(number: int) -> None:
-    """Die at the N-th step: before a write to the disk or a commit, or at one that the tool names."""
+def kill(at: int | list[Any]) -> None:
+    """Die at the N-th step: before a write to the disk or a commit, with a request written down, or an answer read.
+
+    `["sent", 3]` is the third step behind the first one of that name, 0 that step itself.
+    """
+    first, number = (at[0], at[1] + 1) if isinstance(at, list) else ("", at)
     passed = 0
 
     def step(name: str) -> None:
         nonlocal passed
-        passed += 1
+        passed += 1 if passed or name == first or not first else 0
         if passed == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -190,7 +199,7 @@ def trace(path: str) -> None:
 
 
 def _at_each_step(step: Callable[[str], None]) -> None:
-    from seedream_cli.cli import generate
+    from seedream_cli.engine.recorder import Recorder
     from seedream_cli.ledger import database
 
     def before(name: str) -> None:
@@ -225,8 +234,20 @@ def _at_each_step(step: Callable[[str], None]) -> None:
         return db
 
     database.connect = traced
-    # Most of the steps that the tool names lie between two of these, with nothing done in between.
-    generate.crash_step = lambda fault: lambda name: step(name) if name in {"sent", "read"} else None
+    sent, ready = Recorder.sent, Recorder.ready
+
+    # Two states lie between those: nothing has left of what is written down, and an answer is read that is not.
+
+    async def written(self: Recorder, *args: Any, **more: Any) -> Any:
+        token = await sent(self, *args, **more)
+        step("sent")
+        return token
+
+    async def answered(self: Recorder, *args: Any) -> None:
+        step("read")
+        await ready(self, *args)
+
+    Recorder.sent, Recorder.ready = written, answered  # type: ignore[method-assign]
 
 
 # --- planted bugs: the tests that kill must see each of them ----------------------------------------------------------
