@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from ..errors import FileError, InputError, Problem
 from ..storage import filesystem
@@ -135,13 +135,12 @@ def open_results(path: Path) -> int | None:
     """
     try:
         return filesystem.open_stream(path) if filesystem.final_target(path) is None else None
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise _results_error(path, error, "name another place with --results") from error
 
 
-def _results_error(path: Path, error: OSError | RuntimeError, hint: str = _RESULTS_HINT) -> FileError:
-    reason = filesystem.reason(error) if isinstance(error, OSError) else "a loop of links"
-    return FileError(f"cannot write {path}: {reason}", hint=hint)
+def _results_error(path: Path, error: OSError, hint: str = _RESULTS_HINT) -> FileError:
+    return FileError(f"cannot write {path}: {filesystem.reason(error)}", hint=hint)
 
 
 def write_results(
@@ -158,37 +157,29 @@ def write_results(
     stream = open_results(path) if stream is None else stream
     if stream is not None:
         try:
-            _write_rows(stream, table, rows)
+            with os.fdopen(stream, "wb", buffering=0) as pipe:
+                _write_rows(pipe, table, rows)
         except OSError as error:
             raise _results_error(path, error, "no image is lost, and the same command writes it again") from error
         return
-    part: Path | None = None
     try:
         final = filesystem.final_target(path) or path
         if foreign_results(final):
             # It came there since the run began, and may be what was paid for.
             taken = f"cannot write {path}: another file has taken its place meanwhile"
             raise FileError(taken, hint="give --results another name: the same command writes them")
-        # The name is that of images' parts, so that what a killed run leaves is swept away with those.
-        part = final.with_name(f".seedream-{os.urandom(6).hex()}.part")
-        _write_rows(filesystem.create(part, 0o666), table, rows, is_file=True)
-        part.replace(final)
-        filesystem.flush_folder(final.parent)
-    except (OSError, RuntimeError) as error:
+        with filesystem.atomic_file(final, 0o666) as file:
+            _write_rows(file, table, rows)
+    except OSError as error:
         raise _results_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            if part is not None:
-                part.unlink(missing_ok=True)
 
 
-def _write_rows(descriptor: int, table: Table, rows: Iterable[tuple[Row, RowResult]], *, is_file: bool = False) -> None:
+def _write_rows(binary: BinaryIO, table: Table, rows: Iterable[tuple[Row, RowResult]]) -> None:
     form = table.format
     encoding = "utf-8-sig" if form.has_bom else "utf-8"
     # A broken character in a provider's message must not cost the file.
-    with os.fdopen(descriptor, "w", encoding=encoding, errors="backslashreplace", newline="") as file:
-        if is_file:
-            filesystem.lock(descriptor)
+    number = binary.fileno()
+    with os.fdopen(number, "w", encoding=encoding, errors="backslashreplace", newline="", closefd=False) as file:
         if form.names_delimiter:
             file.write(f"sep={form.delimiter}{form.line_end}")
         writer = csv.writer(_LineEnds(file, form.line_end), delimiter=form.delimiter)
@@ -200,9 +191,6 @@ def _write_rows(descriptor: int, table: Table, rows: Iterable[tuple[Row, RowResu
             cells = (text if at in exact else _show_marks(text) for at, text in enumerate(map(_text, row.cells)))
             found = (_show_hidden(getattr(result, name)) for name in _WRITTEN)
             writer.writerow(map(_defuse, (*cells, *found)))
-        file.flush()
-        if is_file:
-            os.fsync(descriptor)
 
 
 class _LineEnds:

@@ -125,9 +125,9 @@ def _bring(path: Path, target: Path, name: Path, *, may_link: bool = True) -> bo
             with contextlib.suppress(OSError):
                 place.hardlink_to(path)
                 return True
-        part = place.with_name(f".seedream-{os.urandom(6).hex()}.part")
-        shutil.copyfile(path, part)
-        part.replace(place)
+        # The shard has it still, so that a name which is lost in a power cut costs nothing.
+        with path.open("rb") as source, filesystem.atomic_file(place, 0o666, flushes_name=False) as copy_of:
+            shutil.copyfileobj(source, copy_of)
     except OSError as error:
         raise FileError(f"cannot bring {path} to {place}: {filesystem.reason(error)}") from error
     return True
@@ -350,7 +350,7 @@ def join_results(
 @contextlib.contextmanager
 def _bare_table(folder: Path, headings: Sequence[str]) -> Iterator[Table]:
     """A table with these columns and no rows, where no part has results."""
-    place = folder / f".seedream-{os.urandom(6).hex()}.part"
+    place = folder / filesystem.part_name()
     try:
         with place.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerow(headings)

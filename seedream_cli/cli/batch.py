@@ -200,13 +200,13 @@ def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
     from ..batch.lost_ledger import refuse_older_ledger, refuse_remains
     from ..batch.run import Batch
     from ..engine.plan import run_id
-    from ..storage import image_file, output_path
+    from ..storage import filesystem, output_path
 
     order = context.order
     refuse_remains(context.row_requests)
     output_path.OutputTarget(order.folder, "rename", 1).prepare()
     stream = _prepare_results(order.results)
-    image_file.sweep(order.folder)
+    filesystem.sweep_parts(order.folder)
     wants_ledger = context.options.switches.get("ledger", context.environment.settings.ledger_enabled)
     day = stack.enter_context(open_ledger_here(context.environment, goes_without=True)) if wants_ledger else None
     ledger = stack.enter_context(open_ledger_here(context.environment, home=order.home))

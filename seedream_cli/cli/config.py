@@ -405,11 +405,11 @@ class _Target:
         """Put the bytes in place; a project file that was trusted stays so, since its user changed it."""
         from ..config.config_file import parse_document
         from ..config.trust import load_trusted, set_trust
-        from ..storage.filesystem import write_whole
+        from ..storage.filesystem import atomic_write
 
         before = parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
         was_trusted = before is not None and load_trusted(environment).get(str(self.path.resolve())) == before.sha256
-        write_whole(self.path, raw)
+        atomic_write(self.path, raw)
         after = parse_document(raw, self.path, self.shown, [], is_project=self.is_project)
         if self.is_project and was_trusted and after is not None:
             set_trust(environment, self.path, after.sha256)

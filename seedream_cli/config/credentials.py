@@ -28,7 +28,7 @@ from ..providers.contract import ProviderSpec
 from ..redaction import check_key, mask, secret_forms
 from ..request.image_request import OptionValues
 from ..storage import filesystem
-from ..storage.filesystem import write_whole
+from ..storage.filesystem import atomic_write
 from .environment import PREFIX, Environment, environment_without
 from .keyring import ask_keyring
 from .settings import Key, ProviderSettings
@@ -85,7 +85,7 @@ def remember_address(spec: ProviderSpec, base_url: str, environment: Environment
     text = json.dumps({"schema": 1, "addresses": [*known, server][-_KNOWN_MOST:]}, indent=1) + "\n"
     # Not fatal: `recover` then needs --base-url again.
     with contextlib.suppress(FileError):
-        write_whole(environment.config_folder / ADDRESS_FILE, text.encode())
+        atomic_write(environment.config_folder / ADDRESS_FILE, text.encode())
 
 
 def is_known_address(spec: ProviderSpec, base_url: str, environment: Environment) -> bool:
@@ -447,7 +447,7 @@ def _save_store(environment: Environment, kept: Sequence[Stored]) -> Path:
         | ({"key": item.key} if item.key else {})
         for item in kept
     ]
-    write_whole(path, (json.dumps({"schema": 1, "keys": rows}, indent=1) + "\n").encode())
+    atomic_write(path, (json.dumps({"schema": 1, "keys": rows}, indent=1) + "\n").encode())
     return path
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import Problem
 from ..storage import filesystem
-from ..storage.filesystem import write_whole
+from ..storage.filesystem import atomic_write
 from .config_file import shown_path
 from .environment import Environment
 from .options import OPTIONS
@@ -50,7 +50,7 @@ def set_trust(environment: Environment, path: Path, sha256: str | None) -> None:
     if sha256 is not None:
         known[str(path.resolve())] = sha256
     text = json.dumps({"schema": 1, "files": known}, indent=1) + "\n"
-    write_whole(environment.config_folder / TRUST_FILE, text.encode())
+    atomic_write(environment.config_folder / TRUST_FILE, text.encode())
 
 
 def trust_reason(key: str, value: Any, folder: Path) -> str:

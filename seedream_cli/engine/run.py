@@ -22,7 +22,7 @@ from ..errors import BusyError
 from ..network.client import ProviderClient
 from ..network.policy import Clock
 from ..results import JobResult, Notice, Planned, Report
-from ..storage import image_file, reply_file
+from ..storage import filesystem, reply_file
 from .connect import T
 from .context import CONCURRENCY, DOWNLOADS, JobStream, RunContext, RunOutcome, RunServices
 from .job import JobRunner, is_there, places
@@ -78,7 +78,7 @@ class _Run(_Conductor):
             if not (job.recovers or job.reused):
                 job.output.prepare(places(job))
         for folder in {job.output.folder for job in self.jobs}:
-            image_file.sweep(folder)
+            filesystem.sweep_parts(folder)
         async with contextlib.AsyncExitStack() as stack:
             routes = {job.route for job in self.jobs}
             clients = {route: await stack.enter_async_context(self._client(route)) for route in routes}

@@ -69,8 +69,7 @@ def create(path: Path, now: Callable[[], dt.datetime]) -> None:
                 return
             path.replace(path.with_name(f"{path.name}.old"))
         _put_aside_logs(path)
-        _build(path.with_name(f"{path.name}.new"), now).replace(path)
-        filesystem.flush_folder(path.parent)
+        filesystem.replace(_build(path.with_name(f"{path.name}.new"), now), path)
     except (OSError, sqlite3.Error) as error:
         _remove_new(path)
         raise no_place(path, error) from error
@@ -88,10 +87,14 @@ def _remove_new(path: Path) -> None:
 
 
 def _build(new: Path, now: Callable[[], dt.datetime]) -> Path:
-    """A whole, closed, empty ledger in a new file."""
+    """A whole, closed, empty ledger in a new file.
+
+    No `atomic_file`: SQLite opens it by its name and makes logs beside it, which are found again after a crash since
+    the name is always the same. The lock on the ledger's creation holds others off.
+    """
     for remains in (new, *logs(new)):
         remains.unlink(missing_ok=True)
-    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    os.close(filesystem.create(new))
     with contextlib.closing(database.connect(new)) as db:
         for setting in schema.BUILDING:
             db.execute(setting)

@@ -1,7 +1,8 @@
-"""Deeds on files that each system does in its own way: making, locking, flushing names, moves that replace nothing.
+"""What each system does with files in its own way: making, locking, replacing, flushing names, moves that replace
+nothing.
 
-POSIX, macOS and Windows are told apart here for all who write images and replies. Everything raises the system's own
-`OSError`; what that means for the user and the money is the caller's to say.
+POSIX, macOS and Windows are told apart here for all who write files. Everything but `atomic_write` raises the system's
+own `OSError`; what that means for the user and the money is the caller's to say.
 """
 
 from __future__ import annotations
@@ -13,42 +14,12 @@ import re
 import shutil
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import FileError
 from .system_limits import lack_of
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file as one step, so that a reader sees the old or the new one. A new one is for its owner alone.
-
-    A link stays a link: what it points to is replaced. What is no file is written to as it is. Raises `FileError`.
-    """
-    part: Path | None = None
-    try:
-        target = final_target(path)
-        if target is None:
-            with os.fdopen(open_stream(path), "wb") as stream:
-                stream.write(data)
-            return
-        target = target.resolve()
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
-        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
-        with os.fdopen(create(part), "wb") as file:
-            file.write(data)
-            file.flush()
-            set_mode(file.fileno(), mode)
-            os.fsync(file.fileno())
-        part.replace(target)
-        flush_folder(target.parent)
-    except (OSError, RuntimeError) as error:
-        if part is not None:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        why = reason(error) if isinstance(error, OSError) else "a loop of links"
-        raise FileError(f"cannot write {path}: {why}", hint="check the folder's permissions and room") from error
-
 
 if sys.platform == "win32":
     import msvcrt
@@ -218,6 +189,61 @@ def _create_nameless(folder: Path, mode: int) -> int | None:
         return None
 
 
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace a file as one step, so that a reader sees the old or the new one. A new one is for its owner alone.
+
+    A link stays a link: what it points to is replaced. What is no file is written to as it is. Raises `FileError`.
+    """
+    try:
+        target = final_target(path)
+        if target is None:
+            with os.fdopen(open_stream(path), "wb") as stream:
+                stream.write(data)
+            return
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
+        with atomic_file(target) as file:
+            set_mode(file.fileno(), mode)
+            file.write(data)
+    except OSError as error:
+        hint = "check the folder's permissions and room"
+        raise FileError(f"cannot write {path}: {reason(error)}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: int = 0o600, *, flushes_name: bool = True) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the name at the end of the block, whole and flushed; after an exception the
+    name holds what it held. A link at `path` is replaced. Raises `OSError`, which the caller puts in its own words.
+
+    Until then it is a part beside it, locked so that `sweep_parts` leaves it, and removes it once its process is dead.
+    `flushes_name` may be False where the caller flushes the folder, or where the name may be lost in a power cut.
+    """
+    part = path.with_name(part_name())
+    try:
+        with os.fdopen(create_locked(part, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be renamed there
+            part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    if flushes_name:
+        flush_folder(path.parent)
+
+
+def replace(part: Path, final: Path, *, may_fail: bool = False) -> None:
+    """Give a whole and flushed file its name, in the place of what has it, and make that survive a power cut.
+
+    For what cannot be an `atomic_file`: a reply that must be there before it is whole, and what SQLite makes.
+    """
+    part.replace(final)
+    flush_folder(final.parent, may_fail=may_fail)
+
+
 def reason(error: OSError) -> str:
     """The system's own words for what went wrong, to stand at the end of a message."""
     return lack_of(error) or (error.strerror or type(error).__name__).lower()
@@ -303,6 +329,14 @@ def final_target(path: Path) -> Path | None:
     None for what is no file, such as a device, a pipe, or this process's standard output: that is written to, since a
     name put over it would destroy it. Raises `OSError`.
     """
+    try:
+        return _final_target(path)
+    except RuntimeError as error:
+        # pathlib's word for links that lead to one another.
+        raise OSError(errno.ELOOP, "a loop of links", str(path)) from error
+
+
+def _final_target(path: Path) -> Path | None:
     if sys.platform != "win32" and _own_descriptor(path) is not None:
         return None
     try:
@@ -430,8 +464,41 @@ def _disk_error(doing: str, path: Path, error: OSError, *, billed: bool = False)
     return FileError(f"cannot {doing} {path}: {reason(error)}", hint=hint, billed="yes" if billed else "no")
 
 
-def _part_name() -> str:
+# --- parts: files that have no final name yet -----------------------------------------------------------------------
+
+
+def part_name() -> str:
+    """A name that no file has, for one that is not whole yet."""
     return f".seedream-{os.urandom(6).hex()}.part"
 
 
 _PART_NAME = re.compile(r"\.seedream-[0-9a-f]{12}\.part")
+
+
+def sweep_parts(folder: Path) -> int:
+    """Removes part files that killed runs left in `folder`; the number removed.
+
+    A part is locked from its first moment while its process lives. Where there are no locks nothing is removed.
+    """
+    if not folder.is_dir():
+        return 0
+    # One by one: the folder of a large batch has as many names as the table has rows.
+    with os.scandir(folder) as entries:
+        paths = [Path(entry.path) for entry in entries if _PART_NAME.fullmatch(entry.name)]
+    return sum(map(_sweep_one, paths))
+
+
+def _sweep_one(path: Path) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False  # a link, someone else's, or gone already
+    try:
+        stale = lock(descriptor)
+        if stale:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    return stale

@@ -22,7 +22,6 @@ from typing import Self
 
 from ..errors import FileError
 from . import filesystem
-from .filesystem import _PART_NAME, _part_name
 from .image_info import SPELLINGS, SUFFIXES, ImageInfo, inspect_file
 from .output_path import IfExists, OutputPath, _make_one
 from .pixel_check import check_pixels
@@ -186,7 +185,7 @@ class ImagePart:
 
 def open_part(folder: Path) -> ImagePart:
     """A new part file in `folder`, which is made where it is missing. Never opens an existing file or a link."""
-    path = folder / _part_name()
+    path = folder / filesystem.part_name()
     try:
         try:
             descriptor = filesystem.create_locked(path, 0o666)
@@ -223,19 +222,11 @@ def _replace(part: Path, final: Path, *, is_named: bool) -> None:
             part.replace(final)
         else:
             # The file behind a link may lie on another disk.
-            beside = target.with_name(_part_name())
-            try:
-                with part.open("rb") as source, os.fdopen(filesystem.create(beside, 0o666), "wb") as copy:
-                    shutil.copyfileobj(source, copy)
-                    copy.flush()
-                    os.fsync(copy.fileno())
-                beside.replace(target)
-            finally:
-                beside.unlink(missing_ok=True)
+            with part.open("rb") as source, filesystem.atomic_file(target, 0o666) as copy:
+                shutil.copyfileobj(source, copy)
             part.unlink()
-    except (OSError, RuntimeError) as error:
-        known = error if isinstance(error, OSError) else OSError("a loop of links")
-        raise _paid_error("write", final, known) from error
+    except OSError as error:
+        raise _paid_error("write", final, error) from error
 
 
 def _numbered(first: Path) -> Iterator[Path]:
@@ -287,32 +278,3 @@ def find_same(place: OutputPath, facts: ImageInfo) -> Path | None:
 def _names(first: Path) -> Iterator[Path]:
     yield first
     yield from (first.with_stem(f"{first.stem}-{number}") for number in itertools.count(2))
-
-
-def sweep(folder: Path) -> int:
-    """Removes part files that killed runs left in `folder`; the number removed.
-
-    A part is locked from its first moment while its process lives. Where there are no locks nothing is removed.
-    """
-    if not folder.is_dir():
-        return 0
-    # One by one: the folder of a large batch has as many names as the table has rows.
-    with os.scandir(folder) as entries:
-        paths = [Path(entry.path) for entry in entries if _PART_NAME.fullmatch(entry.name)]
-    return sum(map(_sweep_one, paths))
-
-
-def _sweep_one(path: Path) -> bool:
-    if sys.platform == "win32":
-        return False
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False  # a link, someone else's, or gone already
-    try:
-        stale = filesystem.lock(descriptor)
-        if stale:
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-    return stale

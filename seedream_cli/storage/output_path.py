@@ -13,7 +13,6 @@ from typing import Literal, get_args
 from ..errors import FileError, InputError, Problem
 from . import filesystem
 from .file_names import render_name, scheme_problem
-from .filesystem import _part_name
 from .image_info import SPELLINGS, SUFFIXES
 
 IfExists = Literal["rename", "skip", "error", "overwrite"]
@@ -181,7 +180,7 @@ def _make_one(folder: Path) -> None:
 def _prove_room(folder: Path) -> None:
     """Proves by a file that the folder can be written: modes say nothing to root, and a mount may be read-only."""
     try:
-        _write_proof(folder / _part_name())
+        _write_proof(folder / filesystem.part_name())
         free = shutil.disk_usage(folder).free
     except OSError as error:
         hint = "choose another folder with --output"

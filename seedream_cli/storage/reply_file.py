@@ -117,9 +117,8 @@ class ReplyPart:
     def _name(self, final: Path) -> None:
         if sys.platform == "win32":
             self.close()  # an open file cannot be renamed there
-        self.path.replace(final)
         # A name that may not outlive a power cut is no reason to give up a reply that is here.
-        filesystem.flush_folder(final.parent, may_fail=True)
+        filesystem.replace(self.path, final, may_fail=True)
         self.close()
 
     def drop(self) -> None:
@@ -157,7 +156,10 @@ def _create(path: Path) -> int:
 
 def sweep(folder: Path) -> None:
     """Put aside what dead processes left: empty parts go, a cut reply stays as `<id>.<n>.cut`. After `adopt`."""
-    for path in folder.glob("*.part") if filesystem.is_own_folder(folder) else ():
+    if not filesystem.is_own_folder(folder):
+        return
+    filesystem.sweep_parts(folder)
+    for path in folder.glob("*.part"):
         with contextlib.suppress(BusyError, OSError):
             _put_aside(path)
 
@@ -239,8 +241,7 @@ def adopt(folder: Path, job_id: str, *, limit: int) -> Path | None:
         file.truncate(size)
         os.fsync(file.fileno())
     final = path.with_suffix(".reply")
-    path.replace(final)
-    filesystem.flush_folder(folder, may_fail=True)
+    filesystem.replace(path, final, may_fail=True)
     return final
 
 
@@ -302,11 +303,6 @@ def _is_reply(path: Path, limit: int, size: int) -> bool:
 
 
 def _write_meta(folder: Path, job_id: str, meta: Mapping[str, Any]) -> None:
-    final, part = _file(folder, job_id, "meta.json"), _file(folder, job_id, "meta.part")
-    part.unlink(missing_ok=True)
-    descriptor = filesystem.create(part)
-    with os.fdopen(descriptor, "wb") as file:
+    # The name of the reply itself comes next, and flushes the folder of both.
+    with filesystem.atomic_file(_file(folder, job_id, "meta.json"), flushes_name=False) as file:
         file.write(json.dumps(dict(meta), ensure_ascii=True, sort_keys=True).encode())
-        file.flush()
-        os.fsync(descriptor)
-    part.replace(final)

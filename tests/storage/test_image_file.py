@@ -29,7 +29,7 @@ from seedream_cli.results import Base64Slice
 from seedream_cli.storage import filesystem, image_containers, image_file, output_path
 from seedream_cli.storage.base64_image import write_base64, write_blob
 from seedream_cli.storage.file_names import FIELDS, check_template, clean_name, render_name, slug
-from seedream_cli.storage.image_file import open_part, sweep
+from seedream_cli.storage.image_file import open_part
 from seedream_cli.storage.image_info import (
     SUFFIXES,
     ImageInfo,
@@ -572,9 +572,9 @@ def test_sweep_removes_only_our_unlocked_parts(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     link.symlink_to(own)
     with open_part(tmp_path) as part:
-        assert sweep(tmp_path) == 1
+        assert filesystem.sweep_parts(tmp_path) == 1
         assert names(tmp_path) == sorted(path.name for path in (link, own, part.path))
-    assert sweep(tmp_path / "missing") == 0
+    assert filesystem.sweep_parts(tmp_path / "missing") == 0
 
 
 # --- base64 ---------------------------------------------------------------------------------------------------------
