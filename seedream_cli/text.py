@@ -6,7 +6,6 @@ prompt or a file name passes `clean` before it is shown, and never begins a line
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import unicodedata
@@ -18,12 +17,24 @@ if TYPE_CHECKING:
     from .results import Cost
 
 
+def nearest(name: str, known: Iterable[str], most: int = 1, *, likeness: float = 0.6) -> list[str]:
+    """Those of `known` that `name` may be meant for, nearest first. Capitals, dashes and underscores do not count."""
+    # It is of use only where something was misspelled.
+    import difflib
+
+    spelled = {_plain(one): one for one in known}
+    return [spelled[one] for one in difflib.get_close_matches(_plain(name), spelled, most, likeness)]
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold().replace("-", "_")
+
+
 def nearest_hint(name: str, known: Sequence[str]) -> str:
     """What may have been meant, or what there is."""
-    spelled = {one.replace("-", "_"): one for one in known}
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), spelled, 3)
+    near = nearest(name, known, 3)
     if near:
-        return f"did you mean {' or '.join(spelled[one].replace('-', '_') for one in near)}?"
+        return f"did you mean {' or '.join(one.replace('-', '_') for one in near)}?"
     return f"known: {', '.join(known)}" if len(known) <= 8 else "seedream config show lists all"
 
 

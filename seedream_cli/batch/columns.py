@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import operator
@@ -13,6 +12,7 @@ from typing import Literal
 
 from ..config.options import by_name
 from ..errors import Problem
+from ..text import nearest
 from .table_source import Cell, Heading, _text
 
 # --- what the columns mean --------------------------------------------------------------------------------------------
@@ -307,7 +307,8 @@ class _Planner:
         doubtful = {name for name in planned.unused if name and name not in mapped}
         for heading in self.headings:
             name = heading.name.strip()
-            near = difflib.get_close_matches(_normal(name), self.known(), 1, 0.8) if name in doubtful else []
+            # Any name is right for a variable, so that only one which is hardly another is told of.
+            near = nearest(name, self.known(), likeness=0.8) if name in doubtful else []
             if near:
                 message, hint = f"column {name} is taken as a variable", f"did you mean {near[0]}?"
                 self.problems.append(Problem(name, message, hint, "warning", heading.origin, "column_unknown"))
@@ -327,9 +328,8 @@ def _is_data(name: str) -> bool:
 
 def _guess(name: str, known: Collection[str], otherwise: str) -> str:
     """A hint that names what was probably meant, or else some of what there is."""
-    near = difflib.get_close_matches(_normal(name), {_normal(other): None for other in known}, 1)
-    if near:
-        return f"did you mean {next(other for other in known if _normal(other) == near[0])}?"
+    if near := nearest(name, known):
+        return f"did you mean {near[0]}?"
     some = ", ".join(itertools.islice(filter(None, known), 10))
     return f"{otherwise} {some}" if otherwise and some else ""
 

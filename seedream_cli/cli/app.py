@@ -88,12 +88,12 @@ def models(
     """The model table."""
     from ..output import model_table
     from ..output.json_output import print_json
-    from ..request.models import MODELS, find_model, nearest
+    from ..request.models import MODELS, find_model, nearest_models
 
     console = process_console()
     row = find_model(model) if model else None
     if model and row is None:
-        hint = f"known: {', '.join(nearest(model) or nearest(''))}"
+        hint = f"known: {', '.join(nearest_models(model) or nearest_models(''))}"
         raise InputError([Problem("model", f"no model is called {model!r}", hint, origin="MODEL")])
     if json:
         print_json(model_table.model_object(row) if row else model_table.models_object(MODELS), console)

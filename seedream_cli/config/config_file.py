@@ -218,13 +218,13 @@ def _parts(dotted: str) -> tuple[str, ...]:
 def _idle_price(provider: str, model: str) -> tuple[str, str] | None:
     """Message and hint where a price for this model would have no effect; None where it has one."""
     from ..providers import PROVIDERS, load
-    from ..request.models import MODELS, find_model, nearest
+    from ..request.models import MODELS, find_model, nearest_models
 
     if provider and load(provider).spec.offline:
         return f"{provider} costs nothing, so a price has no effect there", ""
     if find_model(model) is not None or re.match(r"ep-.", model):
         return None
-    near = nearest(model) if model.strip() else []
+    near = nearest_models(model) if model.strip() else []
     is_id = "/" in model or re.search(r"seed(ream|edit)", model, re.IGNORECASE) is not None
     if provider and model.strip() and (is_id or not near):
         # Unknown ids are sent as typed, so only what resembles a known name is taken for a typing mistake.

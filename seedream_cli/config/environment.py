@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ConfigError, FileError, InputError, Problem
+from ..text import nearest
 from .option_kinds import BadValueError
 from .options import OPTIONS, find_option
 from .settings import Settings, SettingsLayer
@@ -148,15 +149,13 @@ _OTHER_VARIABLES = ("API_KEY", "STATE_DIR", "FAULT")
 
 def misspelt_variables(environment: Environment) -> list[Problem]:
     """A warning for each unknown SEEDREAM_ variable, with the nearest known one."""
-    import difflib
-
     known = [*_OTHER_VARIABLES, *(option.name.upper() for option in OPTIONS.values() if option.accepts("variable"))]
     found = []
     for name in sorted(environment.environ):
         tail = name.removeprefix(PREFIX)
         if tail in {name, *known}:
             continue
-        near = difflib.get_close_matches(tail, known, 1)
+        near = nearest(tail, known)
         hint = f"did you mean {PREFIX}{near[0]}?" if near else "seedream generate --help lists the options"
         if option := find_option(tail.lower()):
             hint = f"set {variable(option.name)}" if option.off else f"give {option.flag} on the command line"

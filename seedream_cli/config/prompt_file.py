@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 
 from ..errors import InputError, Problem
 from ..storage.file_kinds import HEAD, TAIL, FileKind, find_absent, find_kind, find_stand_in
+from ..text import nearest
 from .option_kinds import BadValueError
 from .options import Option, by_name, find_option
 
@@ -177,7 +177,7 @@ class _Header:
         for name, value in table.items():
             option = find_option(name)
             if option is None:
-                near = difflib.get_close_matches(name, by_name(), 1)
+                near = nearest(name, by_name())
                 hint = f"did you mean {near[0]}?" if near else "the options are those of seedream generate --help"
                 self.add_error(name, f"unknown option {name}", hint)
                 continue
@@ -252,7 +252,7 @@ def fill(prompt: PromptText, variables: Mapping[str, str]) -> tuple[str, list[Pr
             return found[0][0]
         if name not in known:
             line = prompt.first_line + prompt.text.count("\n", 0, found.start())
-            near = difflib.get_close_matches(name, known, 1)
+            near = nearest(name, known)
             hint = (
                 f"did you mean {{{near[0]}}}?" if near else f"give --var {name}=… (or write {{{{{name}}}}} for braces)"
             )

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from ..errors import InputError, Problem
+from ..text import nearest
 from . import contract
 
 if TYPE_CHECKING:
@@ -32,7 +33,5 @@ def specs() -> tuple[contract.ProviderSpec, ...]:
 
 def _unknown(name: str) -> Problem:
     """What to tell a user who named no provider of ours."""
-    import difflib
-
-    near = difflib.get_close_matches(name.lower(), PROVIDERS, n=2) or PROVIDERS
+    near = nearest(name, PROVIDERS, 2) or PROVIDERS
     return Problem("provider", f"{name!r} is no known provider", f"known: {', '.join(near)}", code="usage")

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..text import nearest
+
 State = Literal["taken", "ignored", "refused", "unconfirmed"]
 
 
@@ -524,16 +526,12 @@ def _version_of(row: ModelSpec) -> tuple[str, str]:
     return "seededit" if row.name.startswith("seededit") else "seedream", version[0] if version else ""
 
 
-def nearest(name: str) -> list[str]:
+def nearest_models(name: str) -> list[str]:
     """The names of models spelled like `name`, best first; all names, newest first, for an empty one."""
-    # difflib is of use only where something was misspelled.
-    import difflib
-
     if not name.strip():
         return [row.name for row in MODELS]
     owner = {spelling: row.name for row in MODELS for spelling in _spellings(row)}
-    close = difflib.get_close_matches(_plain(name), owner, n=9, cutoff=0.6)
-    return list(dict.fromkeys(owner[spelling] for spelling in close))[:3]
+    return list(dict.fromkeys(owner[spelling] for spelling in nearest(_plain(name), owner, 9)))[:3]
 
 
 def _spellings(row: ModelSpec) -> Iterator[str]:

@@ -12,7 +12,7 @@ from ..errors import Problem
 from . import extra_fields
 from .image_request import STDIN, ImageRef, ImageRequest, OptionValues, TargetModel
 from .limits import GROUP_MOST
-from .models import MODELS, ModelSpec, Rule, nearest
+from .models import MODELS, ModelSpec, Rule, nearest_models
 from .sizes import resolve_aspect, shape_meant, size_hint, size_problem
 
 
@@ -266,7 +266,7 @@ class _RequestForm:
                 f"ask for at most {GROUP_MOST - len(images)}",
             )
         if model is None:
-            known = nearest(self.recipient.model_id)
+            known = nearest_models(self.recipient.model_id)
             hint = f"known ones like it: {', '.join(known)}" if known else ""
             self.warn(
                 "model", f"{self.recipient.model_id} is not in the model table; sent as it is", hint, "model_unknown"

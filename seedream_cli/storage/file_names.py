@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 
 from ..errors import InputError, Problem
+from ..text import nearest
 from .image_info import SPELLINGS
 
 FIELDS = ("slug", "id", "index", "row", "model", "seed", "date", "hash")
@@ -146,9 +147,7 @@ def _template_problem(template: str, message: str, hint: str) -> Problem:
 
 
 def _unknown_field(name: str, known: Collection[str]) -> Problem:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = nearest(name, known, 3)
     guess = f"did you mean {' or '.join(f'{{{field}}}' for field in near)}? " if near else ""
     fields = " ".join(f"{{{field}}}" for field in dict.fromkeys(known))
     return Problem("name", f"unknown field {{{name}}} in the name template", f"{guess}fields: {fields}")

@@ -409,6 +409,7 @@ def test_headers_that_are_fine(tmp_path: Path) -> None:
     assert not header_problems("prompt,color,Prompt text", tmp_path)
     assert not header_problems("Text;Kennung;json", tmp_path, maps=["Text=prompt", "Kennung = id", "json="])
     assert not header_problems("prompt,modle", tmp_path, maps=["modle="])
+    assert not header_problems("prompt,mood,season,time,tags,notes,number,page,file", tmp_path), "none is a slip"
     assert not header_problems("image,layers", tmp_path)
     assert not header_problems("image", tmp_path, needs_prompt=False)
     assert not header_problems("colour,promt", tmp_path, template="{colour} {promt}"), "what is used is meant"
@@ -801,7 +802,7 @@ from seedream_cli.engine import plan
 from seedream_cli import providers
 from seedream_cli.request.models import find_model
 from seedream_cli.providers.contract import rule_for
-from seedream_cli.request.image_request import Draft, TargetModel
+from seedream_cli.request.image_request import OptionValues, TargetModel
 from seedream_cli.request.validation import build
 from seedream_cli.config.options import parse_values
 from seedream_cli.batch.checks import Checker, TemplateCache
@@ -819,7 +820,7 @@ def judge(draft):
 def run(name):
     with open_table(name) as table:
         columns, _ = plan_columns(table.headings)
-        checker, identities = Checker(TemplateCache(Draft(), judge)), Identities()
+        checker, identities = Checker(TemplateCache(OptionValues(), judge)), Identities()
         keys = 0
         for row in table.rows(columns):
             judged = checker.judge(row)

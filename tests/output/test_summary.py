@@ -294,7 +294,7 @@ def test_a_reader_that_leaves_stops_nothing() -> None:
     """A closed pipe is remembered, raises nothing, and Python ends quietly with the exit code of the run."""
     code = """
 import sys
-from seedream_cli.output.streams import Console
+from seedream_cli.output.console import Console
 streams = Console(stdout=sys.stdout, stderr=sys.stderr)
 streams.out("first")
 sys.stdin.readline()
@@ -967,7 +967,7 @@ from seedream_cli.output import progress
 from seedream_cli.output import summary
 from seedream_cli.output import dry_run
 from seedream_cli.results import JobResult, Planned, Stage
-from seedream_cli.output.streams import Console
+from seedream_cli.output.console import Console
 streams = Console(stdout=io.StringIO(), stderr=io.StringIO(), stderr_is_terminal=True)
 sink = progress.make_sink("auto", streams)
 sink.emit(Planned(1, 1, "ark", "m")); sink.emit(Stage(0, "connecting")); sink.close()

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from seedream_cli.errors import Problem
-from seedream_cli.request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model, nearest
+from seedream_cli.request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model, nearest_models
 from seedream_cli.request.prices import price_for
 from seedream_cli.request.sizes import parse_size, resolve_aspect, size_problem
 
@@ -207,10 +207,10 @@ def test_a_model_is_found_by_what_users_type(typed: str, name: str | None) -> No
 
 def test_a_misspelled_model_meets_its_neighbours() -> None:
     """The nearest names are offered, none for something else altogether, all for nothing."""
-    assert nearest("sedream-4.5")[0] == "4.5"
-    assert "5.0-lite" in nearest("5.0-lit")
-    assert nearest("ep-20260101-abcde") == []
-    assert nearest("") == list(BY_NAME)
+    assert nearest_models("sedream-4.5")[0] == "4.5"
+    assert "5.0-lite" in nearest_models("5.0-lit")
+    assert nearest_models("ep-20260101-abcde") == []
+    assert nearest_models("") == list(BY_NAME)
     assert DEFAULT_MODEL == "5.0-lite"
     assert DEFAULT_MODEL in BY_NAME
 

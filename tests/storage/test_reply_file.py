@@ -100,14 +100,14 @@ def test_a_full_disk_shows_before_anything_is_paid(tmp_path: Path) -> None:
         import resource, signal, sys
         from pathlib import Path
         from seedream_cli.errors import FileError
-        from seedream_cli.storage.reply_file import open_spool
+        from seedream_cli.storage.reply_file import open_reply_part
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
-            open_spool(Path(sys.argv[1]), "big", 60_000)
+            open_reply_part(Path(sys.argv[1]), "big", 60_000)
         except FileError as error:
             print(error.exit_code, error.billed)
-        reply = open_spool(Path(sys.argv[1]), "small", 0)
+        reply = open_reply_part(Path(sys.argv[1]), "small", 0)
         reply.write(b"x" * 40_000)
         try:
             reply.write(b"x" * 40_000)
@@ -146,8 +146,8 @@ def test_a_whole_reply_of_a_killed_run_is_adopted(tmp_path: Path) -> None:
             """
             import os, signal, sys
             from pathlib import Path
-            from seedream_cli.storage.reply_file import open_spool
-            open_spool(Path(sys.argv[1]), sys.argv[2], 700_000).write(sys.argv[3].encode())
+            from seedream_cli.storage.reply_file import open_reply_part
+            open_reply_part(Path(sys.argv[1]), sys.argv[2], 700_000).write(sys.argv[3].encode())
             os.kill(os.getpid(), signal.SIGKILL)
             """,
             tmp_path,

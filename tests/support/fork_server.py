@@ -331,10 +331,11 @@ def repeats_what_is_in_doubt() -> None:
 
 
 def reads_no_remains() -> None:
-    """A whole reply that had no name yet when its process died is passed over."""
+    """A whole reply that had no name yet when its process died is passed over, also once it is put aside."""
     from seedream_cli.storage import reply_file
 
     reply_file.adopt = lambda folder, name, *, limit: None
+    reply_file.list_asides = lambda folder, job_id="*": []
 
 
 def reads_no_journal() -> None:
