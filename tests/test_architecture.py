@@ -81,7 +81,7 @@ ONLY = {
     "rich": {"output/live_progress"},
     "sqlite3": {"ledger"},
     "platformdirs": {"config/environment"},
-    "PIL": {"sandbox/drawing", "request/references", "storage/pixel_check"},
+    "PIL": {"sandbox/drawing", "request/references", "storage/image_containers", "storage/pixel_check"},
     "requests": set(),
     "openai": set(),
 }

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import FileError, LinkError, Problem
 from ..storage.file_kinds import HEAD, TAIL, find_absent, find_kind
-from ..storage.image_info import MAX_PIXELS, ImageInfo, inspect, inspect_bytes, sniff
-from ..storage.image_metadata import PNG_COLOURS, Bare, find_bare, is_plain_tiff, part_length, png_chunks, read_parts
+from ..storage.image_containers import MAX_PIXELS, UNREADABLE, Readable, Source, png_chunks
+from ..storage.image_info import ImageInfo, inspect, inspect_bytes, sniff
+from ..storage.image_metadata import Stripped, part_length, read_parts, strip_metadata
 from .image_request import ImageRef, Sent
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ _KNOWN: dict[str, tuple[Sent | None, bool, str]] = {}
 _KNOWN_MOST = 4096
 
 
-def _open(ref: ImageRef) -> io.BufferedReader | io.BytesIO:
+def _open(ref: ImageRef) -> Readable:
     try:
         return ref.path.open("rb") if ref.path is not None else io.BytesIO(ref.content)
     except OSError as error:
@@ -253,22 +254,22 @@ def _prepare(ref: ImageRef) -> tuple[Sent | None, bool, str]:
     kind = ref.mime.removeprefix("image/")
     with _open(ref) as file:
         try:
-            bare = find_bare(file, kind)
-            if bare is None and kind == "tiff" and is_plain_tiff(file):
+            stripped = strip_metadata(file, kind)
+            if kind == "tiff" and _is_plain_tiff(file):
                 return None, False, ""
-        except (ValueError, OSError):
-            bare = None
-        if bare is not None and bare.orientation == 1:
-            return _without(file, bare, ref, with_note=False), False, ""
+        except (*UNREADABLE, LinkError):
+            stripped = None
+        if stripped is not None and stripped.orientation == 1:
+            return _without_metadata(file, stripped, ref, with_orientation=False), False, ""
         is_deep = kind == "png" and _is_deep(file)
-        if not ref.animated and not is_deep and (bare is not None or kind == "tiff"):
-            with contextlib.suppress(OSError, ValueError, SyntaxError, MemoryError):
-                return _turned(ref, bare.orientation if bare else 1)
-        if bare is not None:
+        if not ref.animated and not is_deep and (stripped is not None or kind == "tiff"):
+            with contextlib.suppress(*UNREADABLE):
+                return _turned(ref, stripped.orientation if stripped else 1)
+        if stripped is not None:
             still = "has 16 bits a colour, of which turning would keep 8" if is_deep else "cannot be decoded here"
             why = "has several frames" if ref.animated else still
-            said = f"{ref.location} {why}, so it is not turned: only the note how to turn it goes along"
-            return _without(file, bare, ref, with_note=True), False, said
+            message = f"{ref.location} {why}, so it is not turned: only the note how to turn it goes along"
+            return _without_metadata(file, stripped, ref, with_orientation=True), False, message
     return (
         None,
         False,
@@ -276,16 +277,38 @@ def _prepare(ref: ImageRef) -> tuple[Sent | None, bool, str]:
     )
 
 
-def _is_deep(file: io.BufferedReader | io.BytesIO) -> bool:
+_TIFF_PLAIN = {
+    *(254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 282, 283, 284, 292, 293, 296, 297, 301),
+    *(317, 318, 319, 320, 321, 322, 323, 324, 325, 332, 333, 334, 336, 338, 339, 340, 341, 347, 529, 530, 531, 532),
+    34675,
+}
+"""Tags that a reader needs for the pixels and their colours."""
+
+
+def _is_plain_tiff(file: Readable) -> bool:
+    """Whether a TIFF holds nothing but one upright image."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = TiffImageFile(file)
+    tags = {tag for tag, value in image.tag_v2.items() if (tag, value) != (_ORIENTATION, 1)}
+    return tags <= _TIFF_PLAIN and not image.is_animated
+
+
+_ORIENTATION = 0x0112
+
+
+def _is_deep(file: Readable) -> bool:
     """Whether a PNG has 16 bits a colour, of which the library keeps 8; of grey without transparency it keeps all."""
     file.seek(24)
     depth, colours = file.read(2)
     return depth == 16 and colours != 0
 
 
-def _without(file: io.BufferedReader | io.BytesIO, bare: Bare, ref: ImageRef, *, with_note: bool) -> Sent | None:
-    """What is sent of an image that need not be turned; None where that is all of it."""
-    parts = bare.parts_with_note if with_note else bare.parts
+def _without_metadata(file: Readable, stripped: Stripped, ref: ImageRef, *, with_orientation: bool) -> Sent | None:
+    """What is sent of an image that is not turned; None where that is all of it."""
+    parts = stripped.parts_with_orientation if with_orientation else stripped.parts
     if parts == ((0, ref.size),):
         return None
     digest = hashlib.sha256()
@@ -369,16 +392,16 @@ def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
     how |= {6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
     file = io.BytesIO()
     with _open(ref) as own, warnings.catch_warnings():
-        # What the library thinks of odd notes is nobody's business; most are gone before it looks.
+        # What Pillow thinks of odd metadata would appear on standard error.
         warnings.simplefilter("ignore")
-        bare = find_bare(own, ref.mime.removeprefix("image/"))
-        source = own if bare is None else io.BytesIO(b"".join(read_parts(own, bare.parts)))
+        stripped = strip_metadata(own, ref.mime.removeprefix("image/"))
+        source = own if stripped is None else io.BytesIO(b"".join(read_parts(own, stripped.parts)))
         own.seek(0)
         opened = Image.open(source)
         kind = opened.format or ""
         options = _encoding(opened, kind, is_on_its_side=orientation > 4)
         opened.load()
-        # A TIFF is turned by the library when it is read.
+        # A TIFF is turned by Pillow when it is read.
         image = opened.transpose(how[orientation]) if orientation in how else ImageOps.exif_transpose(opened)
         image = image.copy()
         profile, transparency = image.info.get("icc_profile"), image.info.get("transparency")
@@ -416,17 +439,16 @@ def _is_lossless(file: Any) -> bool:
     return b"VP8L" in head and b"VP8 " not in head
 
 
-def _with_colours(raw: bytes, source: io.BufferedReader | io.BytesIO) -> bytes:
+_PNG_COLOURS = {b"gAMA", b"cHRM", b"sRGB", b"cICP"}
+"""What says how the numbers of the pixels are to be seen, beside the profile."""
+
+
+def _with_colours(raw: bytes, source: Readable) -> bytes:
     """A PNG with those chunks of the source that say how its colours are to be seen."""
-
-    def read(offset: int, length: int) -> bytes:
-        source.seek(offset)
-        return source.read(length)
-
-    own = {kind for kind, _, _ in png_chunks(lambda offset, length: raw[offset : offset + length])}
-    wanted = PNG_COLOURS - own
-    colours = b"".join(read(start, end - start) for kind, start, end in png_chunks(read) if kind in wanted)
-    return raw[:33] + colours + raw[33:]
+    before = Source(source)
+    missing = _PNG_COLOURS - {chunk.kind for chunk in png_chunks(Source(io.BytesIO(raw)))}
+    colours = [before.read(start, end - start) for kind, start, _, end in png_chunks(before) if kind in missing]
+    return raw[:33] + b"".join(colours) + raw[33:]
 
 
 # --- making an image fit -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What bytes are: an image's format by its first bytes, and whether it is a whole one, without decoding a pixel."""
+"""What bytes are: an image's format by its first bytes, and whether it is a whole one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import FileError
-from .image_containers import _CHECKS, _broken, _Readable, _Source
+from .image_containers import Readable, Source, broken, check_container
 
 SUFFIXES: dict[str, str] = {
     "jpeg": ".jpg",
@@ -27,11 +27,6 @@ SUFFIXES: dict[str, str] = {
 """The suffix an image's own bytes give its file. Nothing a server says can add to these."""
 
 SPELLINGS = {suffix: name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg", ".jfif": "jpeg", ".tif": "tiff"}
-
-MAX_SIDE = 20_000
-
-MAX_PIXELS = 200_000_000
-"""No Seedream model draws more than 6240 pixels a side; a header that claims far more is a bomb."""
 
 
 # --- what bytes are -------------------------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ def _store_field(head: bytes, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What a whole image's container says: pixels, bytes, the sha256 of all of it, and whether it has frames."""
+    """What a whole image's container says: its size, the sha256 of all of it, and whether it has several frames."""
 
     format: str
     width: int
@@ -146,7 +141,7 @@ class ImageInfo:
 
 
 def inspect(path: Path) -> ImageInfo:
-    """The facts of the image at `path`, its container walked to the end in bounded memory; no pixel is decoded.
+    """Format, size and sha256 of the image at `path`, its container read to the end in bounded memory.
 
     Raises `LinkError` (kind "download", retryable) saying what is wrong with it, `FileError` where it cannot be read.
     """
@@ -163,17 +158,14 @@ def inspect_bytes(data: bytes) -> ImageInfo:
     return inspect_file(io.BytesIO(data))
 
 
-def inspect_file(file: _Readable, sha256: str = "") -> ImageInfo:
-    source = _Source(file)
+def inspect_file(file: Readable, sha256: str = "") -> ImageInfo:
+    """As `inspect`, for an open file; its sha256 is computed where the caller has not done so."""
+    source = Source(file)
     head = source.read(0, 4096)
     name = sniff(head)
     if not name:
-        raise _broken(f"not an image but {describe(head)} ({source.size} bytes)")
-    shape = _CHECKS[name](source)
-    if not shape.width or not shape.height:
-        raise _broken(f"the {name.upper()} declares no size")
-    if max(shape.width, shape.height) > MAX_SIDE or shape.width * shape.height > MAX_PIXELS:
-        raise _broken(f"the {name.upper()} declares {shape.width}x{shape.height} pixels, more than is taken")
+        raise broken(f"not an image but {describe(head)} ({source.size} bytes)")
+    shape = check_container(source, name)
     if not sha256:
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

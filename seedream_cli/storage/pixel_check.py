@@ -1,8 +1,8 @@
-"""Whether the pixels of an image are all there: what its container cannot tell.
+"""Whether the pixels of an image are all there, which its container does not show.
 
-A container walk finds what was cut off. It does not find an image that was cut and closed again with an end marker, or
-whose compressed data is no such thing. Here that data is read to its end. Only damage that is certain is told: what
-cannot be decoded here, or is too large for it, keeps the verdict of its container.
+A container that was cut is found by reading it. An image that was cut and closed again with an end marker is not, nor
+one whose compressed data is garbage. Here that data is read to its end. Only certain damage is reported: what cannot be
+decoded here, or is too large for it, passes with its container.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LinkError
+from .image_containers import UNREADABLE, Source, jpeg_segments, png_chunks
 from .image_info import ImageInfo
+from .image_metadata import read_parts, strip_metadata
 
 PIXELS_MOST = 64_000_000
 """No Seedream model draws more than 39 million; what is larger is not decoded."""
@@ -28,9 +30,6 @@ _BYTES_MOST = 64 << 20
 _FRAMES_MOST = 100
 
 _STEP = 1 << 18
-
-_UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, MemoryError, struct.error)
-"""What Pillow raises for an image that it cannot read."""
 
 
 def is_checked(facts: ImageInfo) -> bool:
@@ -69,7 +68,7 @@ def _check_png(data: bytes, facts: ImageInfo) -> str:
     inflater, size = zlib.decompressobj(), 0
     try:
         for piece in _png_data(data):
-            rest = piece
+            rest: bytes | memoryview = piece
             while rest and not inflater.eof and size <= wanted:
                 size += len(inflater.decompress(rest, _STEP))
                 rest = inflater.unconsumed_tail
@@ -78,24 +77,18 @@ def _check_png(data: bytes, facts: ImageInfo) -> str:
     return "" if size >= wanted else "its last rows are missing"
 
 
-def _png_data(data: bytes) -> Iterator[bytes]:
-    at, view = 8, memoryview(data)
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
+def _png_data(data: bytes) -> Iterator[memoryview]:
+    view = memoryview(data)
+    for kind, _, content, end in png_chunks(Source(io.BytesIO(data))):
         if kind == b"IDAT":
-            yield bytes(view[at + 8 : at + 8 + length])
-        at += 12 + length
+            yield view[content : end - 4]
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]", re.DOTALL)
 
 _SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1}, {0xC2}
-
-_BARE = {0x01, *range(0xD0, 0xD9)}
 
 _MORE = random.Random(83778332).randbytes(1 << 10).replace(b"\xff", b"\x5a")
 
@@ -122,15 +115,15 @@ class _Jpeg:
     precision: int = 0
     width: int = 0
     height: int = 0
-    factors: dict[int, tuple[int, int]] | None = None
-    scans: list[_Scan] | None = None
+    factors: dict[int, tuple[int, int]] = field(default_factory=dict)
+    scans: list[_Scan] = field(default_factory=list)
     end: int = 0
 
 
 def _check_jpeg(data: bytes, facts: ImageInfo) -> str:
-    """A decoder fills up silently what is missing before an end marker. Nothing is, if more data would change nothing.
+    """A decoder fills in silently what is missing before an end marker. Nothing is, if more data would change nothing.
 
-    Of one scan that comes to grief the last pixel is grey; only where it is, the second look is worth its time.
+    Where a single scan ends early, the last pixel is grey; only then is the second decoding worth its time.
     """
     jpeg = _read_jpeg(data)
     if jpeg.kind not in _SEQUENTIAL | _PROGRESSIVE or jpeg.precision != 8 or not jpeg.height or not jpeg.scans:
@@ -139,11 +132,11 @@ def _check_jpeg(data: bytes, facts: ImageInfo) -> str:
     if _lacks_scans(jpeg) or any(_lacks_restarts(jpeg, scan, data) for scan in jpeg.scans):
         return missing
     is_simple = jpeg.kind in _SEQUENTIAL and len(jpeg.scans) == 1
-    seen = _decode_jpeg(data, facts, 8 if is_simple else 1)
-    if seen is None or (is_simple and not _is_grey(seen.getpixel((seen.width - 1, seen.height - 1)))):
+    image = _decode_jpeg(data, facts, 8 if is_simple else 1)
+    if image is None or (is_simple and not _is_grey(image.getpixel((image.width - 1, image.height - 1)))):
         return ""
     other = _decode_jpeg(data[: jpeg.end] + _MORE + data[jpeg.end :], facts, 8 if is_simple else 1)
-    return "" if other is None or other.tobytes() == seen.tobytes() else missing
+    return "" if other is None or other.tobytes() == image.tobytes() else missing
 
 
 def _is_grey(pixel: Any) -> bool:
@@ -158,30 +151,17 @@ def _decode_jpeg(data: bytes, facts: ImageInfo, scale: int) -> Any:
         image = JpegImageFile(io.BytesIO(data))
         image.draft("L", (max(1, facts.width // scale), max(1, facts.height // scale)))
         image.load()
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return image
 
 
 def _read_jpeg(data: bytes) -> _Jpeg:
-    """The markers up to the end marker (source: ITU-T T.81, annex B); the container was found whole."""
-    jpeg, restart, at = _Jpeg(factors={}, scans=[]), 0, 2
-    assert jpeg.factors is not None  # noqa: S101 - made one line above
-    assert jpeg.scans is not None  # noqa: S101
-    while at + 2 <= len(data):
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        at += 2
-        if marker == 0xD9:
-            jpeg.end = at - 2
-            break
-        if marker in _BARE:
-            continue
-        length = int.from_bytes(data[at : at + 2], "big")
-        body = data[at + 2 : at + length]
-        at += length
+    """The markers up to the end marker (source: ITU-T T.81, annex B)."""
+    jpeg, restart, scan = _Jpeg(), 0, b""
+    for kind, start, content, end in jpeg_segments(Source(io.BytesIO(data))):
+        body = data[content:end] if kind else b""
+        marker = kind[0] if kind else 0
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC} and len(body) >= 6:
             jpeg.kind, jpeg.precision = marker, body[0]
             jpeg.height, jpeg.width = struct.unpack_from(">HH", body, 1)
@@ -190,19 +170,17 @@ def _read_jpeg(data: bytes) -> _Jpeg:
             }
         elif marker == 0xDD and len(body) >= 2:
             restart = int.from_bytes(body[:2], "big")
-        elif marker == 0xDA and len(body) >= 4:
-            found = _MARKER.search(data, at)
-            end = found.start() if found else len(data)
-            first, last, bits = body[-3:]
-            jpeg.scans.append(_Scan(body[1:-3:2], range(first, last + 1), bits & 15, at, end, restart))
-            at = end
+        elif marker == 0xDA:
+            scan = body
+        elif not kind and len(scan) >= 4:
+            first, last, bits = scan[-3:]
+            jpeg.scans.append(_Scan(scan[1:-3:2], range(first, last + 1), bits & 15, start, end, restart))
+        jpeg.end = start
     return jpeg
 
 
 def _lacks_scans(jpeg: _Jpeg) -> bool:
     """Whether a component has no data at all, or, in steps of growing precision, never came to its last."""
-    assert jpeg.factors is not None  # noqa: S101 - made when it was read
-    assert jpeg.scans is not None  # noqa: S101
     if jpeg.kind in _SEQUENTIAL:
         return not set(jpeg.factors) <= {component for scan in jpeg.scans for component in scan.components}
     whole = {
@@ -217,7 +195,6 @@ def _lacks_scans(jpeg: _Jpeg) -> bool:
 
 def _lacks_restarts(jpeg: _Jpeg, scan: _Scan, data: bytes) -> bool:
     """Whether a scan has fewer restart markers than its size asks for (source: ITU-T T.81, A.2)."""
-    assert jpeg.factors is not None  # noqa: S101 - made when it was read
     if not scan.restart:
         return False
     widest, tallest = (max(factor[side] for factor in jpeg.factors.values()) for side in (0, 1))
@@ -240,14 +217,17 @@ def _check_frames(data: bytes, facts: ImageInfo) -> str:
 
     if facts.format == "webp" and not features.check("webp"):
         return ""
+    # Pillow 11 takes minutes over a GIF with a comment of megabytes.
+    stripped = strip_metadata(io.BytesIO(data), "gif") if facts.format == "gif" else None
+    bare = data if stripped is None else b"".join(read_parts(io.BytesIO(data), stripped.parts))
     try:
-        image = (WebPImageFile if facts.format == "webp" else GifImageFile)(io.BytesIO(data))
+        image = (WebPImageFile if facts.format == "webp" else GifImageFile)(io.BytesIO(bare))
         for number in range(min(getattr(image, "n_frames", 1), _FRAMES_MOST)):
             image.seek(number)
             image.load()
     except MemoryError:
         return ""
-    except _UNREADABLE:
+    except UNREADABLE:
         return "its pixels cannot be decoded"
     return ""
 

@@ -10,6 +10,7 @@ import io
 import random
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -242,6 +243,15 @@ DAMAGED = {
 def test_pixels_that_are_no_pixels_are_found(name: str) -> None:
     """A container that is whole around data that is not is no image; no whole image is refused."""
     assert is_whole((SOUND | DAMAGED)[name]) == (name in SOUND)
+
+
+def test_pixels_of_a_gif_with_a_long_comment_are_checked_at_once() -> None:
+    """Old versions of the library take minutes over it."""
+    whole, comment = gif(1000), b"!\xfe" + (b"\xff" + bytes(255)) * 30_000 + b"\0"
+    started = time.process_time()
+    for data, is_sound in ((whole, True), (gif(2), False)):
+        assert is_whole(data[:-1] + comment + b";") == is_sound
+    assert time.process_time() - started < 10
 
 
 def test_pixels_of_a_bomb_are_never_decoded(forked: Forked) -> None:
