@@ -13,9 +13,10 @@ from ..config.options import OPTIONS
 from ..errors import Problem
 from ..request.image_request import OptionValues
 from ..request.validation import ADVISED_CJK
+from ..text import count_words
 from .columns import _HERE, _STAND_INS, Columns, Slot
 from .table import Row, T, Table, _overlay, _plain_number
-from .table_source import COLUMNS_MOST, SHOWN_MOST, Cell, _count, _text
+from .table_source import COLUMNS_MOST, SHOWN_MOST, Cell, cell_text
 
 
 class CheckedRow(NamedTuple, Generic[T]):
@@ -90,8 +91,8 @@ class TemplateCache(Generic[T]):
         if columns is not self._columns:
             self._place(columns)
         prompt = self._prompt_of(cells) or self._prompt
-        seed = ("" if self._seed_at is None else _plain_number(_text(cells[self._seed_at]))) or self._seed
-        name = ("" if self._name_at is None else _text(cells[self._name_at]).strip()) or self._name
+        seed = ("" if self._seed_at is None else _plain_number(cell_text(cells[self._seed_at]))) or self._seed
+        name = ("" if self._name_at is None else cell_text(cells[self._name_at]).strip()) or self._name
         number = _plain_seed(seed) if seed else ""
         key = (
             self._shape_of(cells),
@@ -174,7 +175,7 @@ class Checker(Generic[T]):
         for at in columns.needed_at:
             if not cells[at]:
                 return False
-        name = "" if columns.id_at is None else _text(cells[columns.id_at]).strip()
+        name = "" if columns.id_at is None else cell_text(cells[columns.id_at]).strip()
         if name and self._keep_id(name, line) != line:
             return False
         if self._advise and self._shapes.glanced > ADVISED_CJK:
@@ -243,7 +244,7 @@ class Checker(Generic[T]):
             if problem.origin != _HERE:
                 problems.append(problem)
                 continue
-            others = f" (and in {_count(count - 1, 'more row')})" if count > 1 else ""
+            others = f" (and in {count_words(count - 1, 'more row')})" if count > 1 else ""
             problems.append(replace(problem, message=problem.message + others, origin=first))
         return problems
 

@@ -13,7 +13,7 @@ from typing import Literal
 from ..config.options import by_name
 from ..errors import Problem
 from ..text import nearest
-from .table_source import Cell, Heading, _text
+from .table_source import Cell, Heading, cell_text
 
 # --- what the columns mean --------------------------------------------------------------------------------------------
 
@@ -117,12 +117,12 @@ class Columns:
         template, at = self.template, self.at.get("prompt")
 
         def fill(cells: Sequence[Cell]) -> str:
-            texts = [p if isinstance(p, str) else _text(cells[p.at]) or p.otherwise for p in template or ()]
+            texts = [p if isinstance(p, str) else cell_text(cells[p.at]) or p.otherwise for p in template or ()]
             text = "".join(texts)
             return "" if text.isspace() else text
 
         def take(cells: Sequence[Cell]) -> str:
-            text = "" if at is None else _text(cells[at])
+            text = "" if at is None else cell_text(cells[at])
             return "" if text.isspace() else text
 
         return take if template is None else fill

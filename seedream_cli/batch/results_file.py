@@ -19,7 +19,7 @@ from ..storage.image_info import SPELLINGS
 from ..text import clean_path
 from .options import HOME
 from .table import Row, Table
-from .table_source import _text
+from .table_source import cell_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def _write_rows(binary: BinaryIO, table: Table, rows: Iterable[tuple[Row, RowRes
         exact: frozenset[int] | None = None
         for row, result in rows:
             exact = row.columns.exact if exact is None else exact
-            cells = (text if at in exact else _show_marks(text) for at, text in enumerate(map(_text, row.cells)))
+            cells = (text if at in exact else _show_marks(text) for at, text in enumerate(map(cell_text, row.cells)))
             found = (_show_hidden(getattr(result, name)) for name in _WRITTEN)
             writer.writerow(map(_defuse, (*cells, *found)))
 

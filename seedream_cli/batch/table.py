@@ -1,8 +1,7 @@
-"""Tables of requests: CSV, TSV, JSON Lines and plain lines in, read row by row, never held; the same with results out.
+"""Tables of requests: CSV, TSV, JSON Lines and plain lines, read row by row and never held in memory.
 
-A table is opened (`open_table`), its columns are understood (`plan_columns`), its rows are read (`Table.rows`) as often
-as needed, judged (`Checker`), named by what they ask for (`Identities`) and written with what became of them
-(`write_results`).
+A table is opened (`open_table`), its columns are mapped to options (`plan_columns`), and its rows are read
+(`Table.rows`) as often as needed.
 """
 
 from __future__ import annotations
@@ -23,31 +22,28 @@ from ..config.options import OPTIONS
 from ..errors import InputError, Problem
 from ..request.image_request import OptionValues
 from ..storage import file_names
+from ..text import count_words
 from .columns import Column, Columns
 from .table_source import (
-    _END_HINT,
-    _JSON,
-    _SURROGATE,
-    _UNREADABLE,
     CELL_MOST,
     COLUMNS_MOST,
+    JSON_DECODER,
+    SURROGATE,
     Cell,
     Format,
     Heading,
     Json,
-    _count,
-    _Lines,
-    _lines_header,
-    _no_object,
-    _open_source,
-    _parse_object,
+    Lines,
+    TableFile,
     _read_csv_header,
     _read_json_header,
-    _read_next,
-    _recognise,
-    _Source,
-    _text,
-    _unreadable,
+    _read_lines_header,
+    cell_text,
+    not_an_object,
+    open_source,
+    parse_object,
+    read_records,
+    recognise,
 )
 
 T = TypeVar("T")
@@ -56,7 +52,7 @@ T = TypeVar("T")
 class Table:
     """A table that can be read again and again; made by `open_table`, closed as a context manager."""
 
-    def __init__(self, source: _Source, form: Format, headings: tuple[Heading, ...]) -> None:
+    def __init__(self, source: TableFile, form: Format, headings: tuple[Heading, ...]) -> None:
         self.name = source.shown
         self.folder = source.folder
         self.format = form
@@ -101,39 +97,32 @@ class Table:
     def _line_records(self) -> Iterator[Record]:
         """One prompt a line; blank lines and those that begin with `#` are left out."""
         with self._source.open_text(self.format.encoding) as file:
-            lines = _Lines(self._source, file)
-            texts = iter(lines)
-            while (text := _read_next(texts, lines)) is not None:
-                problems = lines.take_problems()
+            lines = Lines(self._source, file)
+            for line, text, problems in read_records(iter(lines), lines):
                 if isinstance(text, Problem):
-                    yield lines.number, [""], (*problems, text)
+                    yield line, [""], (*problems, text)
                     return
                 prompt = text.strip()
                 if len(prompt) > CELL_MOST:
                     message = f"the line has more than {CELL_MOST:,} characters"
-                    problems = (*problems, Problem("", message, origin=f"{self.name}:{lines.number}"))
-                if prompt and (problems or not prompt.startswith("#")):
-                    yield lines.number, [prompt], problems
+                    yield line, [prompt], (*problems, Problem("", message, origin=f"{self.name}:{line}"))
+                elif prompt and (problems or not prompt.startswith("#")):
+                    yield line, [prompt], problems
 
     def _csv_records(self) -> Iterator[Record]:
         form, width = self.format, len(self.headings)
         with self._source.open_text(form.encoding) as file:
-            lines = _Lines(self._source, file)
-            deque(itertools.islice(iter(lines), form.header_lines), 0)
+            lines = Lines(self._source, file)
+            texts = iter(lines)
+            deque(itertools.islice(texts, form.header_lines), 0)
             lines.take_problems()
             csv.field_size_limit(CELL_MOST)
-            # Of UTF-16 that is cut in half all would be lost that is read with its end.
-            texts = iter(lines) if form.encoding == "utf-16" else itertools.chain.from_iterable(lines.blocks())
             reader = csv.reader(texts, delimiter=form.delimiter, strict=True)
-            for line, cells in _number_records(reader, form.header_lines, lines.shown):
-                problems = lines.take_problems()
+            for line, cells, problems in read_records(reader, lines):
                 if isinstance(cells, Problem):
                     yield line, [""] * width, (*problems, cells)
-                elif problems or len(cells) != width:
-                    if problems or not _is_blank(cells):
-                        yield line, *self._fit(cells, line, problems)
-                elif (cells and cells[0] and not cells[0].isspace()) or not _is_blank(cells):
-                    yield line, cells, ()
+                elif problems or not _is_blank(cells):
+                    yield line, *self._fit(cells, line, problems)
 
     def _fit(self, cells: list[str], line: int, problems: tuple[Problem, ...]) -> tuple[list[str], tuple[Problem, ...]]:
         """As many cells as columns. Empty ones too many are what Excel leaves; anything else is a mistake."""
@@ -147,17 +136,14 @@ class Table:
         hint = f"put quotes around a cell that holds {mark} or a line break"
         if count < width:
             hint += "; where Excel left out empty last cells, move a column that is always filled to the end"
-        message = f"the row has {_count(count, 'cell')}, but the header names {_count(width, 'column')}"
+        message = f"the row has {count_words(count, 'cell')}, but the header names {count_words(width, 'column')}"
         return fitted, (*problems, Problem("", message, hint, origin=f"{self.name}:{line}"))
 
     def _json_records(self, columns: Columns) -> Iterator[Record]:
         keys = list(zip([heading.name for heading in self.headings], columns.columns, strict=True))
         with self._source.open_text(self.format.encoding) as file:
-            lines = _Lines(self._source, file)
-            texts = iter(lines)
-            while (text := _read_next(texts, lines)) is not None:
-                problems = lines.take_problems()
-                line = lines.number
+            lines = Lines(self._source, file)
+            for line, text, problems in read_records(iter(lines), lines):
                 if isinstance(text, Problem):
                     yield line, [""] * len(keys), (*problems, text)
                 elif problems or not text.isspace():
@@ -168,25 +154,7 @@ class Table:
 Record = tuple[int, Sequence[Cell], tuple[Problem, ...]]
 
 
-def _number_records(reader: Any, before: int, shown: str) -> Iterator[tuple[int, list[str] | Problem]]:
-    """Each record of a csv reader with the line it starts at, or what is wrong with it. `before` lines were passed."""
-    line = before
-    while True:
-        try:
-            for cells in reader:
-                yield line + 1, cells
-                line = before + reader.line_num
-            return
-        except _UNREADABLE as error:
-            problem = _unreadable(error, shown, line + 1, before + reader.line_num)
-            yield line + 1, problem
-        # What follows cannot be told apart any more.
-        if problem.hint == _END_HINT:
-            return
-        line = before + reader.line_num
-
-
-_HEADERS = {"csv": _read_csv_header, "jsonl": _read_json_header, "lines": _lines_header}
+_HEADERS = {"csv": _read_csv_header, "jsonl": _read_json_header, "lines": _read_lines_header}
 
 
 def open_table(name: str, *, is_lines: bool = False) -> Table:
@@ -195,10 +163,10 @@ def open_table(name: str, *, is_lines: bool = False) -> Table:
     The kind is told by the suffix (.csv .tsv .jsonl .ndjson .txt), else by the first bytes; `is_lines` says that it is
     one prompt a line, whatever it is called.
     """
-    source = _open_source(name)
+    source = open_source(name)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        form = _recognise(source, is_lines=is_lines)
+        form = recognise(source, is_lines=is_lines)
         form, headings = _HEADERS[form.kind](source, form)
         if len(headings) > COLUMNS_MOST:
             message = f"{source.shown} has more than {COLUMNS_MOST:,} columns"
@@ -213,9 +181,9 @@ def _is_blank(cells: Sequence[str]) -> bool:
 
 def _read_object(text: str, keys: Sequence[tuple[str, Column]], origin: str) -> tuple[list[Cell], list[Problem]]:
     """The cells of a line of JSON, one for each key that any line has, and all that is wrong with them."""
-    row = _parse_object(text)
+    row = parse_object(text)
     if isinstance(row, str):
-        return [""] * len(keys), [_no_object(text, row, origin)]
+        return [""] * len(keys), [not_an_object(text, row, origin)]
     cells, problems = list[Cell](), list[Problem]()
     # A surrogate can only come from an escape, and a cell can only be too long in a line that is.
     is_suspect = "\\u" in text or len(text) > CELL_MOST
@@ -258,10 +226,10 @@ _INFINITE = {float("inf"), float("-inf")}
 
 def _inspect(cell: Cell, column: Column) -> Cell | Problem:
     """A cell unless it is too long or holds what is no text."""
-    text = _text(cell)
+    text = cell_text(cell)
     if len(text) > CELL_MOST:
         return Problem(column.name, f"the cell has more than {CELL_MOST:,} characters")
-    if "\0" in text or _SURROGATE.search(text):
+    if "\0" in text or SURROGATE.search(text):
         return Problem(column.name, "the cell holds a zero byte or half a character, which is no text")
     return cell
 
@@ -269,8 +237,8 @@ def _inspect(cell: Cell, column: Column) -> Cell | Problem:
 class Row(NamedTuple):
     """A row as it stands: its number from 1, the line its record starts at, its cells, and what is wrong with it.
 
-    The problems are those of its reading. What its options are worth is judged by a `Checker`. A tuple, since one is
-    made for each of a hundred thousand rows.
+    The problems are those of its reading; its options are checked by a `Checker`. A tuple, since one is made for each
+    of a hundred thousand rows.
     """
 
     table: Table
@@ -288,13 +256,13 @@ class Row(NamedTuple):
     def text(self, name: str) -> str:
         """The cell of `id`, `prompt`, `seed` or `name`; "" where there is no such column."""
         at = self.columns.at.get(name)
-        return "" if at is None else _text(self.cells[at])
+        return "" if at is None else cell_text(self.cells[at])
 
     @property
     def id(self) -> str:
         """What the table calls the row, or ""."""
         at = self.columns.id_at
-        return "" if at is None else _text(self.cells[at]).strip()
+        return "" if at is None else cell_text(self.cells[at]).strip()
 
     @property
     def prompt(self) -> str:
@@ -303,14 +271,14 @@ class Row(NamedTuple):
 
     @property
     def shape(self) -> tuple[Cell, ...]:
-        """The cells of its options but prompt, seed and name: rows of one shape share one judgment."""
+        """The cells of its options but prompt, seed and name: rows of one shape are checked once."""
         return self.columns.shape_of(self.cells)
 
     @property
     def variables(self) -> dict[str, str]:
         """Every column by name, those of options too."""
         pairs = zip(self.columns.columns, self.cells, strict=True)
-        return {column.name: _text(cell) for column, cell in pairs if column.name}
+        return {column.name: cell_text(cell) for column, cell in pairs if column.name}
 
     @property
     def fields(self) -> dict[str, str]:
@@ -328,7 +296,7 @@ class Row(NamedTuple):
         reader = _OptionReader(self)
         for at in self.columns.options_at:
             cell = self.cells[at]
-            if _text(cell).strip():
+            if cell_text(cell).strip():
                 reader.take(self.columns.columns[at], cell)
         if prompt := self.prompt:
             reader.values["prompt"] = prompt
@@ -369,7 +337,7 @@ class _OptionReader:
 
     def take(self, column: Column, cell: Cell) -> None:
         """One cell that is not empty, by what its column sets."""
-        text = _text(cell)
+        text = cell_text(cell)
         if column.role == "value" and OPTIONS[column.key].is_number:
             # An empty number is written in many ways; so is a whole one, where a column has empty cells.
             if text := _plain_number(text):
@@ -417,7 +385,7 @@ class _OptionReader:
             return cell
         if not cell.lstrip().startswith("{"):
             return [cell]
-        pairs = _parse_object(cell)
+        pairs = parse_object(cell)
         if isinstance(pairs, str):
             self.add_error(column, pairs, 'write KEY=JSON, or an object: {"key": 1}')
             return []
@@ -429,7 +397,7 @@ def _as_json(text: str, *, is_json: bool) -> str:
     if is_json:
         return text
     try:
-        _JSON.decode(text)
+        JSON_DECODER.decode(text)
     except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     return text.strip()

@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
@@ -74,7 +74,7 @@ class Heading:
     origin: str
 
 
-class _Source:
+class TableFile:
     """The bytes of a table, readable several times at once although standard input comes only once.
 
     The file stays open from the check to the last row, so that a new file of the same name changes nothing; one that
@@ -123,7 +123,7 @@ class _Source:
             return False
 
     def open_text(self, encoding: str) -> TextIO:
-        """The text from its beginning. Bytes that are no text become lone surrogates, for `_Lines` to find."""
+        """The text from its beginning. Bytes that are no text become lone surrogates, for `Lines` to find."""
         window = io.BufferedReader(_Window(self), 1 << 16)
         # Only UTF-8 can keep any broken byte; a broken pair of UTF-16 is a lone surrogate as it stands.
         errors = "surrogatepass" if encoding == "utf-16" else "surrogateescape"
@@ -137,7 +137,7 @@ class _Source:
 class _Window(io.RawIOBase):
     """A view of a source with a position of its own."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: TableFile) -> None:
         self._source = source
         self._offset = 0
 
@@ -150,11 +150,11 @@ class _Window(io.RawIOBase):
         return count
 
 
-def _open_source(name: str) -> _Source:
+def open_source(name: str) -> TableFile:
     """The file, or a nameless temporary copy of what can be read only once: standard input, a pipe."""
     try:
         if name == "-":
-            return _Source(name, _copy(sys.stdin.buffer), is_copy=True)
+            return TableFile(name, _copy(sys.stdin.buffer), is_copy=True)
         return _open_file(name)
     except (OSError, ValueError, RuntimeError) as error:
         # ValueError: a NUL in the name; RuntimeError: the "~name" of a user that is not there.
@@ -166,13 +166,13 @@ def _open_source(name: str) -> _Source:
         raise InputError([Problem("table", f"cannot read {shown}: {reason}")]) from error
 
 
-def _open_file(name: str) -> _Source:
+def _open_file(name: str) -> TableFile:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(io.FileIO(Path(name).expanduser(), "r"))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return _Source(name, _copy(file), is_copy=True)
+            return TableFile(name, _copy(file), is_copy=True)
         stack.pop_all()
-    return _Source(name, file, is_copy=False)
+    return TableFile(name, file, is_copy=False)
 
 
 def _copy(stream: Any) -> Any:
@@ -192,7 +192,7 @@ _KINDS: Mapping[str, Literal["csv", "jsonl", "lines"]] = {
 }
 
 
-def _recognise(source: _Source, *, is_lines: bool) -> Format:
+def recognise(source: TableFile, *, is_lines: bool) -> Format:
     """Encoding and kind, by the first bytes and the suffix; `is_lines` says that it is one prompt a line."""
     head = source.piece(0, HEAD)
     _refuse_others(source, head)
@@ -213,7 +213,7 @@ def _recognise(source: _Source, *, is_lines: bool) -> Format:
     return Format(kind, encoding, "\t" if suffix == ".tsv" else ",")
 
 
-def _refuse_others(source: _Source, head: bytes) -> None:
+def _refuse_others(source: TableFile, head: bytes) -> None:
     """Refuse what is no plain text, by what it is."""
     is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
@@ -230,12 +230,12 @@ def _refuse_others(source: _Source, head: bytes) -> None:
         raise InputError([Problem("table", message, hint)])
 
 
-def _refuse_table(source: _Source, start: str) -> None:
+def _refuse_table(source: TableFile, start: str) -> None:
     """Refuse a table that is called .txt: every line of it, its header too, would be taken for a prompt and paid."""
     first = start.split("\n", 1)[0].strip()
     cells = {cell.strip().strip('"').casefold() for cell in re.split(r"[,;\t]", first)}
     what = ""
-    if first.startswith("{") and isinstance(_parse_object(first), dict):
+    if first.startswith("{") and isinstance(parse_object(first), dict):
         what = "holds a JSON object on its first line: call it .jsonl"
     elif len(cells) > 1 and "prompt" in cells:
         what = "names columns on its first line: call it .csv (or .tsv)"
@@ -248,13 +248,13 @@ class _TooLongError(Exception):
     """A line that is longer than any table's."""
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class _Lines:
+class Lines:
     """The physical lines of a table, counted, and what is wrong with those read since it was last asked."""
 
-    def __init__(self, source: _Source, file: TextIO) -> None:
+    def __init__(self, source: TableFile, file: TextIO) -> None:
         self.shown = source.shown
         self.number = 0
         self._file = file
@@ -270,34 +270,11 @@ class _Lines:
             else:
                 yield self._look_at(line)
 
-    def blocks(self) -> Iterator[Iterable[str]]:
-        """All lines, many at a time: looked at together, and one by one only where that finds something.
-
-        `number` is ahead of the reader then, except while the lines of a block come one by one.
-        """
-        while text := self._file.read(_BLOCK):
-            # A line break of two characters may have been cut in half: the rest of the line may be the other half.
-            rest = self._file.readline(LINE_MOST)
-            lines = io.StringIO(text + rest, newline="").readlines()
-            if len(lines[-1]) >= LINE_MOST:
-                yield self._one_by_one(lines[:-1])
-                raise _TooLongError
-            if _is_clean(text) and _is_clean(rest):
-                self.number += len(lines)
-                yield lines
-            else:
-                yield self._one_by_one(lines)
-
-    def _one_by_one(self, lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            self.number += 1
-            yield self._look_at(line)
-
     def _look_at(self, line: str) -> str:
         """Note what of a line is no text; the line without NULs, at which csv modules used to stop."""
         if "\0" in line:
             self.add_error("the line holds zero bytes, so it is no text", "save the table as UTF-8")
-        if _SURROGATE.search(line):
+        if SURROGATE.search(line):
             self.add_error("the line holds bytes that are no text in UTF-8", _ENCODING_HINT)
         return line.replace("\0", "\ufffd")
 
@@ -313,22 +290,6 @@ class _Lines:
         return found
 
 
-_BLOCK = 1 << 15
-
-
-def _is_clean(text: str) -> bool:
-    """Whether there is nothing in a text that is no text."""
-    if "\0" in text:
-        return False
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 _ENCODING_HINT = 'save the table as UTF-8 (in Excel: "CSV UTF-8")'
 
 _QUOTE_HINT = 'inside quotes a quote is written twice: "a ""red"" fox"'
@@ -338,16 +299,23 @@ _END_HINT = "a quote that is never closed makes one cell of all that follows; th
 R = TypeVar("R")
 
 
-def _read_next(reader: Iterator[R], lines: _Lines) -> R | Problem | None:
+def read_next(reader: Iterator[R], lines: Lines) -> R | Problem | None:
     """The next record, or what is wrong with it; None at the end."""
     line = lines.number + 1
     try:
         return next(reader, None)
-    except _UNREADABLE as error:
+    except (_TooLongError, UnicodeDecodeError, csv.Error) as error:
         return _unreadable(error, lines.shown, line, lines.number)
 
 
-_UNREADABLE = (_TooLongError, UnicodeDecodeError, csv.Error)
+def read_records(reader: Iterator[R], lines: Lines) -> Iterator[tuple[int, R | Problem, tuple[Problem, ...]]]:
+    """Each record with the line it starts at and what is wrong with its lines, as far as records can be told apart."""
+    line = lines.number + 1
+    while (record := read_next(reader, lines)) is not None:
+        yield line, record, lines.take_problems()
+        if isinstance(record, Problem) and record.hint == _END_HINT:
+            return
+        line = lines.number + 1
 
 
 def _unreadable(error: Exception, shown: str, line: int, last: int) -> Problem:
@@ -372,10 +340,10 @@ def _unreadable(error: Exception, shown: str, line: int, last: int) -> Problem:
 _DECLARED = re.compile(r'"?sep=([^"\r\n])"?\s*', re.IGNORECASE)
 
 
-def _read_csv_header(source: _Source, form: Format) -> tuple[Format, list[Heading]]:
+def _read_csv_header(source: TableFile, form: Format) -> tuple[Format, list[Heading]]:
     """The delimiter, found out from the header alone, and the header's names."""
     with source.open_text(form.encoding) as file:
-        lines = _Lines(source, file)
+        lines = Lines(source, file)
         texts = iter(lines)
         header = _header_lines(texts, lines)
         declared = _DECLARED.fullmatch("".join(header))
@@ -393,7 +361,7 @@ def _read_csv_header(source: _Source, form: Format) -> tuple[Format, list[Headin
     before = lines.number - len(header)
     lines.number = before
     csv.field_size_limit(CELL_MOST)
-    cells = _read_next(csv.reader(header, delimiter=form.delimiter, strict=True), lines)
+    cells = read_next(csv.reader(header, delimiter=form.delimiter, strict=True), lines)
     if isinstance(cells, Problem) or cells is None:
         raise InputError([cells] if cells else [])
     # Excel writes delimiters behind the last column where cells were in use once; cells below them are looked at.
@@ -402,11 +370,11 @@ def _read_csv_header(source: _Source, form: Format) -> tuple[Format, list[Headin
     return form, [Heading(cell, f"{source.shown}:{before + 1}") for cell in cells]
 
 
-def _header_lines(texts: Iterator[str], lines: _Lines) -> list[str]:
+def _header_lines(texts: Iterator[str], lines: Lines) -> list[str]:
     """The lines of the next record that holds anything: it goes on while a quote is open."""
     header, size, quotes = list[str](), 0, 0
     while True:
-        line = _read_next(texts, lines)
+        line = read_next(texts, lines)
         if isinstance(line, Problem):
             raise InputError([line])
         size += len(line or "")
@@ -428,28 +396,28 @@ def _find_delimiter(text: str, usual: str) -> str:
     return max(dict.fromkeys((usual, ",", ";", "\t")), key=bare.count)
 
 
-def _read_json_header(source: _Source, form: Format) -> tuple[Format, list[Heading]]:
+def _read_json_header(source: TableFile, form: Format) -> tuple[Format, list[Heading]]:
     """Every key that any line has, in order of first use. Lines that are wrong are told when rows are read."""
     found, wrong = dict[str, Heading](), list[Problem]()
     with source.open_text(form.encoding) as file:
-        lines = _Lines(source, file)
+        lines = Lines(source, file)
         texts = iter(lines)
-        while isinstance(text := _read_next(texts, lines), str) and len(found) <= COLUMNS_MOST:
-            row = {} if text.isspace() else _parse_object(text)
+        while isinstance(text := read_next(texts, lines), str) and len(found) <= COLUMNS_MOST:
+            row = {} if text.isspace() else parse_object(text)
             if isinstance(row, dict) and row.keys() <= found.keys():
                 continue
             origin = f"{source.shown}:{lines.number}"
             if isinstance(row, dict):
                 found |= {key: Heading(key, origin) for key in row if key not in found}
             elif len(wrong) < SHOWN_MOST:
-                wrong.append(_no_object(text, row, origin))
+                wrong.append(not_an_object(text, row, origin))
     wrong += [text] if isinstance(text, Problem) else []
     if not found:
         raise InputError(wrong or [Problem("table", f"no line of {source.shown} holds a key with a value")])
     return form, list(found.values())
 
 
-def _lines_header(source: _Source, form: Format) -> tuple[Format, list[Heading]]:
+def _read_lines_header(source: TableFile, form: Format) -> tuple[Format, list[Heading]]:
     """Plain lines have no header: each is a prompt."""
     return form, [Heading("prompt", source.shown)]
 
@@ -468,13 +436,13 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+JSON_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
-def _parse_object(text: str) -> dict[str, Any] | str:
+def parse_object(text: str) -> dict[str, Any] | str:
     """The object in a line of JSON, or what is wrong with the line."""
     try:
-        value = _JSON.decode(text.rstrip("\r\n"))
+        value = JSON_DECODER.decode(text.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         return f"no JSON at character {error.colno}: {error.msg[:1].lower()}{error.msg[1:]}"
     except RecursionError:
@@ -484,15 +452,11 @@ def _parse_object(text: str) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else "a line must hold one object in braces"
 
 
-def _no_object(text: str, message: str, origin: str) -> Problem:
+def not_an_object(text: str, message: str, origin: str) -> Problem:
     hint = "write one object on each line: jq -c . does so" if text.strip() in {"{", "["} else ""
     return Problem("", message, hint, origin=origin)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _text(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """A cell as text; several images are joined as a table joins them."""
     return cell if isinstance(cell, str) else "|".join(cell)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 import re
@@ -552,32 +551,29 @@ def test_rows_that_pass_at_a_glance_are_those_that_are_sound(
 @given(
     st.lists(st.sampled_from(["a", ",", '"', "\n", "\r", "\r\n", "é", "\u2028", "\x0b", "\0"]), max_size=60).map(
         "".join
-    ),
-    st.integers(1, 9),
+    )
 )
 @settings(max_examples=300, deadline=None)
-def test_lines_are_the_same_in_blocks_of_any_size(
-    tmp_path_factory: pytest.TempPathFactory, text: str, size: int
-) -> None:
-    """Wherever a block ends, each line is what it is when lines are read one by one, and its faults come with it."""
-    raw = text.encode().replace("\u2028".encode(), b"\xff")
+def test_lines_come_each_with_its_problems(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Wherever its line breaks are, and whether or not they are those of the system."""
     path = tmp_path_factory.mktemp("t") / "t.csv"
-    path.write_bytes(b"prompt\n" + raw)
-
-    def take(lines: table_source._Lines, texts: Iterable[str]) -> list[tuple[str, tuple[Problem, ...]]]:
-        return [(line, lines.take_problems()) for line in texts]
-
-    with open_table(str(path)) as table, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_source, "_BLOCK", size)
-        slow, fast = (table_source._Lines(table._source, table._source.open_text("utf-8")) for _ in range(2))
-        expected = take(slow, slow)
-        assert take(fast, itertools.chain.from_iterable(fast.blocks())) == expected
-        assert fast.number == slow.number == len(expected)
+    path.write_bytes(b"prompt\n" + text.encode().replace("\u2028".encode(), b"\xff"))
+    expected = ["prompt\n", *re.findall("[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)]
+    with open_table(str(path)) as table:
+        lines = table_source.Lines(table._source, table._source.open_text("utf-8"))
+        found = [(line, [problem.origin for problem in lines.take_problems()]) for line in lines]
+    assert found == [
+        (
+            line.replace("\u2028", "\udcff").replace("\0", "\ufffd"),
+            [f"{path}:{number}"] * (("\0" in line) + ("\u2028" in line)),
+        )
+        for number, line in enumerate(expected, 1)
+    ]
 
 
 @pytest.mark.parametrize("lines_before", [0, 1, 700])
 def test_a_line_too_long_is_told_in_its_place(tmp_path: Path, lines_before: int) -> None:
-    """The rows above it are read, in whichever block it begins."""
+    """The rows above it are read."""
     content = (
         "prompt\n" + "a fox in a wide and quiet forest at night\n" * lines_before + "x" * (table_source.LINE_MOST + 9)
     )

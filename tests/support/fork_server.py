@@ -480,7 +480,7 @@ def loses_its_table() -> None:
                 raise OSError(5, "Input/output error")
             return getattr(self.file, name)
 
-    made, conducted = table_source._Source.__init__, engine_run.conduct
+    made, conducted = table_source.TableFile.__init__, engine_run.conduct
 
     def make(self: Any, shown: str, file: Any, **more: Any) -> None:
         made(self, shown, Gone(file), **more)
@@ -489,7 +489,7 @@ def loses_its_table() -> None:
         running.append(True)
         return conducted(*args)
 
-    table_source._Source.__init__ = make  # type: ignore[method-assign]
+    table_source.TableFile.__init__ = make  # type: ignore[method-assign]
     engine_run.conduct = conduct
 
 
