@@ -18,7 +18,7 @@ from ..errors import ConfigError, FileError, InputError, InternalError, Problem,
 from . import batch
 from .completion import SHELLS, completion_script, is_asked_by_shell, offer_models, words
 from .config import config_app
-from .context import process_console
+from .context import console_of_run, process_console
 from .doctor import DOCTOR_HELP, doctor
 from .flags import PlainCommand, PlainGroup, number
 from .generate import EDIT_HELP, GENERATE_HELP, RECOVER_HELP, edit, generate, recover
@@ -145,19 +145,16 @@ app.add_typer(config_app, name="config")
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; 74 where standard output cannot be written, a failure or not."""
-    from ..output.console import out_trouble
-
-    # What an earlier run in this process could not write is not this one's.
-    out_trouble(None)
-    code = _run_line(argv)
-    console = process_console()
-    trouble = out_trouble(console.stdout)
-    if trouble and code not in {_IO, *_SIGNALS}:
-        console.err(
-            f"error: standard output cannot be written: {trouble}. What was paid for is saved or kept: seedream history"
-        )
-        return _IO
-    return code
+    with console_of_run() as console:
+        code = _run_line(argv)
+        trouble = console.finish()
+        if trouble and code not in {_IO, *_SIGNALS}:
+            console.err(
+                f"error: standard output cannot be written: {trouble}. What was paid for is saved or kept: seedream "
+                "history"
+            )
+            return _IO
+        return code
 
 
 _IO = 74
@@ -183,10 +180,9 @@ def _run_line(argv: Sequence[str]) -> int:
         # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
         if isinstance(error, BrokenPipeError):
             return 0
-        from ..output.console import out_trouble
         from ..storage.filesystem import reason
 
-        if trouble := out_trouble(process_console().stdout):
+        if trouble := process_console().finish():
             return _fail(FileError(f"standard output cannot be written: {trouble}"), [])
         return _fail(FileError(f"cannot write or read: {reason(error)}", hint=_LOOK), argv)
     except Exception as bug:  # noqa: BLE001

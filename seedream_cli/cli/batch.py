@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..batch.table import Row
     from ..batch.tracker import Tracker
     from ..ledger.ledger import Ledger
+    from ..ledger.runs import Run
     from ..results import BatchReport, JobResult
 
 
@@ -62,6 +63,8 @@ def batch(
     flag_values: FlagValues,
 ) -> int:
     """Every row of a table that is not done yet, to files."""
+    from ..batch.lost_ledger import refuse_remains
+
     environment = flag_values.environment()
     places = [Path(folder).expanduser() for folder in folders or ()]
     merges = flag_values.switches.get("merge", False)
@@ -71,13 +74,12 @@ def batch(
             return _merge_alone(
                 stack, flag_values, environment, [*([Path(table).expanduser()] if table else []), *places]
             )
-        with _saying_unsent(environment):
+        with _saying_unsent():
             context = _open(stack, table or "", flag_values, environment)
         if merges:
             return _merge(stack, context, places)
-        if not context.sends:
-            return _preview(stack, context)
-        return _run(stack, context)
+        refuse_remains(context.row_requests)
+        return _run(stack, context) if context.sends else _preview(stack, context)
 
 
 def _check_arguments(flag_values: FlagValues, table: str | None, folders: Sequence[Path]) -> None:
@@ -95,20 +97,34 @@ def _check_arguments(flag_values: FlagValues, table: str | None, folders: Sequen
             raise InputError([Problem("merge", message, "leave one out", origin="--merge")])
 
 
+def _enter(context: _BatchContext, ledger: Ledger, run: Run) -> tuple[Batch, Preview]:
+    """The table in a ledger, and what is to be done of it; refused where the ledger is older than the folder's results.
+
+    Where there is none any more, that was refused before this one was made.
+    """
+    from ..batch.lost_ledger import refuse_older_ledger
+    from ..batch.run import Batch
+
+    batch = Batch(context.row_requests, ledger, run)
+    with _saying_unsent():
+        batch.enter()
+        preview = batch.preview()
+        if preview.running:
+            refuse_older_ledger(context.order, ledger)
+    return batch, preview
+
+
 # --- a preview --------------------------------------------------------------------------------------------------------
 
 
 def _preview(stack: contextlib.ExitStack, context: _BatchContext) -> int:
     """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
-    from ..batch.lost_ledger import refuse_older_ledger, refuse_remains
-    from ..batch.run import Batch
     from ..batch.stale import explain_stale
     from ..ledger.ledger import open_ledger
     from ..output.json_output import Row as Place
     from ..output.json_output import error_object, print_json, stale_object
     from ..output.summary import print_error
 
-    refuse_remains(context.row_requests)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     now = _now
     real = context.order.home / "ledger.db"
@@ -117,11 +133,7 @@ def _preview(stack: contextlib.ExitStack, context: _BatchContext) -> int:
             ledger.copy_to(scratch / "ledger.db")
     ledger = stack.enter_context(open_ledger(scratch / "ledger.db", now=now))
     run = stack.enter_context(ledger.run("preview", "batch"))
-    batch = Batch(context.row_requests, ledger, run)
-    batch.enter()
-    preview = batch.preview()
-    if preview.running:
-        refuse_older_ledger(context.order, ledger)
+    batch, preview = _enter(context, ledger, run)
     for row, why in explain_stale(batch) if context.flag_values.switches.get("explain_stale") else ():
         if context.is_json:
             print_json(stale_object(Place(row.number, row.line, row.id or None), why), context.console)
@@ -197,13 +209,10 @@ def _left_lines(context: _BatchContext, ledger: Ledger) -> list[str]:
 
 def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
     """Enter the table, ask where it is costly, run what is due, and write the results."""
-    from ..batch.lost_ledger import refuse_older_ledger, refuse_remains
-    from ..batch.run import Batch
     from ..engine.plan import run_id
     from ..storage import filesystem, output_path
 
     order = context.order
-    refuse_remains(context.row_requests)
     output_path.OutputTarget(order.folder, "rename", 1).prepare()
     stream = _prepare_results(order.results)
     filesystem.sweep_parts(order.folder)
@@ -216,12 +225,7 @@ def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
         # `history` finds the batch of a request's id by this.
         own = stack.enter_context(day.run(name, "batch", folder=str(order.folder.absolute())))
         stack.callback(own.finish, None)
-    batch = Batch(context.row_requests, ledger, run)
-    with _saying_unsent(context.environment):
-        batch.enter()
-        preview = batch.preview()
-        if preview.running:
-            refuse_older_ledger(order, ledger)
+    batch, preview = _enter(context, ledger, run)
     context.say([*_plan_lines(context.row_requests, preview), *_left_lines(context, ledger)])
     if not _agreed(context, preview):
         context.console.err(_UNSENT)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _saying_unsent(environment: Environment) -> Iterator[None]:
+def _saying_unsent() -> Iterator[None]:
     """Ctrl-C while a large table is being read: whoever pressed it wants to know what that means."""
     try:
         yield
     except KeyboardInterrupt:
-        process_console(environment).err(_UNSENT)
+        process_console().err(_UNSENT)
         raise
 
 
@@ -127,7 +127,7 @@ def _open(stack: contextlib.ExitStack, name: str, flag_values: FlagValues, envir
         table, columns, base, order, environment, sends, pays=not flag_values.switches.get("merge", False)
     )
     findings = row_requests.check()
-    context = _BatchContext(flag_values, environment, process_console(environment), row_requests, sends)
+    context = _BatchContext(flag_values, environment, process_console(), row_requests, sends)
     findings = replace(
         findings,
         errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),

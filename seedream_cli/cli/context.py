@@ -7,6 +7,7 @@ import datetime as dt
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,30 @@ BATCH_HOME = ".seedream"
 """The folder in a batch's output that holds its ledger and its kept replies."""
 
 
-def process_console(environment: Environment | None = None) -> Console:
+_CONSOLE: ContextVar[Console | None] = ContextVar("console", default=None)
+
+
+@contextlib.contextmanager
+def console_of_run() -> Iterator[Console]:
+    """The one console of a command line: what went wrong with standard output is known to whoever writes to it next."""
+    console = _make_console()
+    token = _CONSOLE.set(console)
+    try:
+        yield console
+    finally:
+        _CONSOLE.reset(token)
+
+
+def process_console() -> Console:
+    """The console of this run; one of its own outside of any."""
+    return _CONSOLE.get() or _make_console()
+
+
+def _make_console() -> Console:
     """The process's streams, and what is known of them."""
     from ..output.console import Console
 
-    around = environment or read_environ()
+    around = read_environ()
     return Console(
         stdout=sys.stdout,
         stderr=sys.stderr,
@@ -74,7 +94,7 @@ def open_ledger_here(
         lambda name, token: adopt(replies, name, limit=REPLY_MOST) or reply_journal.adopt(replies, name, token),
     )
     for name in settled.unknown:
-        process_console(around).err(
+        process_console().err(
             f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
             f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
         )

@@ -42,7 +42,7 @@ def doctor(*, flag_values: FlagValues) -> int:
     ]
     findings += examine(options, clear, reading, Clock())
     failed = any(finding.state == "fail" for finding in findings)
-    console = process_console(environment)
+    console = process_console()
     if options.switches.get("json"):
         from ..output.json_output import print_json
 

@@ -227,7 +227,7 @@ def _execute(
     from ..results import Report
 
     quiet, json = options.switches.get("quiet", False), options.switches.get("json", False)
-    console = process_console(environment)
+    console = process_console()
     first, *_ = parts
     if first.plan.command != "recover":
         for line in (
@@ -276,18 +276,17 @@ def _conduct(
     """Run one plan. A batch is held meanwhile, and its results are told of what came."""
     from ..engine.context import RunServices
     from ..engine.run import HurriedClock, execute
-    from ..output.console import noted_trouble
     from ..output.progress import make_sink
     from .batch_folders import hold
 
-    console, verbosity = process_console(environment), flag_values.loudness(options)
+    console, verbosity = process_console(), flag_values.loudness(options)
     loudness = -1 if options.switches.get("quiet", False) else verbosity
     sink = make_sink(cast("Any", options.values.get("progress", "auto")), console, verbosity=loudness)
 
     def emit(chunk: bytes) -> bool:
         console.out_bytes(chunk)
-        if trouble := noted_trouble():
-            raise OutputError(f"standard output cannot be written: {trouble}")
+        if console.trouble:
+            raise OutputError(f"standard output cannot be written: {console.trouble}")
         return not console.stdout_closed
 
     log = (lambda line: console.err(f"wire: {line}")) if verbosity > 1 else None

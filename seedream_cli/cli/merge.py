@@ -57,7 +57,7 @@ def _merge_alone(
     from ..engine.plan import run_id
     from ..ledger.ledger import open_ledger
 
-    options, console = flag_values.options(environment), process_console(environment)
+    options, console = flag_values.options(environment), process_console()
     is_quiet = options.switches.get("quiet", False)
     _check_folders(folders)
     folder = _merged_folder(options, folders)

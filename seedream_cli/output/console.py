@@ -43,6 +43,8 @@ class Console:
     screen: Callable[[], AbstractContextManager[None]] = nullcontext
     stdout_closed: bool = field(init=False)
     stderr_closed: bool = field(init=False)
+    trouble: str = field(default="", init=False)
+    """Why standard output could not be written; a reader that left is no trouble."""
 
     def __post_init__(self) -> None:
         self.stdout_closed = self.stdout is None
@@ -73,8 +75,8 @@ class Console:
 
     def err_exactly(self, text: str) -> None:
         """Text for standard error as it is: the drawing of a live display."""
-        if not self.stderr_closed:
-            self.stderr_closed = not _put(self.stderr, text)
+        if self.stderr is not None and not self.stderr_closed:
+            self.stderr_closed = _put(self.stderr, text) is not None
 
     def encodable_err(self, text: str) -> str:
         """The text as standard error will show it."""
@@ -85,42 +87,29 @@ class Console:
         return _can_encode(self.stdout, text)
 
     def _put_out(self, data: str | bytes) -> None:
-        if not self.stdout_closed:
-            self.stdout_closed = not _put(self.stdout, data, note=_note)
+        if self.stdout is not None and not self.stdout_closed:
+            failure = _put(self.stdout, data)
+            self.stdout_closed = failure is not None
+            self._note(failure)
+
+    def finish(self) -> str:
+        """Write what standard output still holds, also of what others wrote to it; `trouble`."""
+        if self.stdout is not None:
+            try:
+                self.stdout.flush()
+            except (OSError, ValueError) as error:
+                self._note(error)
+                _discard(self.stdout)
+        return self.trouble
+
+    def _note(self, failure: Exception | None) -> None:
+        gone = (errno.EPIPE, errno.EBADF, errno.ECONNRESET)
+        if isinstance(failure, OSError) and failure.errno not in gone:
+            self.trouble = self.trouble or (failure.strerror or type(failure).__name__).lower()
 
 
-_troubles: list[str] = []
-"""Why standard output could not be written, first of all; a reader that left is no trouble."""
-
-
-def noted_trouble() -> str:
-    """Why standard output could not be written so far, "" for nothing."""
-    return next(iter(_troubles), "")
-
-
-def out_trouble(stream: TextIO | None) -> str:
-    """What kept standard output from being written, "" for nothing; what it still holds is written now."""
-    if stream is not None:
-        try:
-            stream.flush()
-        except (OSError, ValueError) as error:
-            _note(error)
-            _discard(stream)
-    found = noted_trouble()
-    _troubles.clear()
-    return found
-
-
-def _note(error: Exception) -> None:
-    gone = (errno.EPIPE, errno.EBADF, errno.ECONNRESET)
-    if isinstance(error, OSError) and error.errno not in gone:
-        _troubles.append((error.strerror or type(error).__name__).lower())
-
-
-def _put(stream: TextIO | None, data: str | bytes, note: Callable[[Exception], None] | None = None) -> bool:
-    """Write and flush; False where the stream is gone."""
-    if stream is None:
-        return False
+def _put(stream: TextIO, data: str | bytes) -> Exception | None:
+    """Write and flush; why that failed, after which nothing more is written there."""
     try:
         if isinstance(data, bytes):
             stream.buffer.write(data)
@@ -128,11 +117,9 @@ def _put(stream: TextIO | None, data: str | bytes, note: Callable[[Exception], N
             stream.write(_encodable(stream, data))
         stream.flush()
     except (OSError, ValueError) as error:
-        if note is not None:
-            note(error)
         _discard(stream)
-        return False
-    return True
+        return error
+    return None
 
 
 def _discard(stream: TextIO) -> None:

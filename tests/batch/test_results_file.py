@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.support.command import CANARY
-from tests.support.fork_server import Forked, Nursery
+from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream
 from tests.support.raw_server import Received
 
+pytestmark = pytest.mark.hurried
 ENV = {"ARK_API_KEY": CANARY}
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The process that forks the runs of this file."""
-    with Nursery() as made:
-        yield made
-
-
 @pytest.fixture
-def forked(nursery: Nursery, tmp_path: Path) -> Forked:
+def forked(forked: Forked) -> Forked:
     """The command in an empty home, with a table."""
-    made = Forked(tmp_path / "home", nursery, hurried=True)
-    (made.folder / "shots.csv").write_text("id,prompt\na,fox\nb,owl\n")
-    return made
+    (forked.folder / "shots.csv").write_text("id,prompt\na,fox\nb,owl\n")
+    return forked
 
 
 FOREIGN = {

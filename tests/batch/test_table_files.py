@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from seedream_cli.batch.table import open_table
-from tests.cli.test_batch import results, run, sent, summary, write
+from tests.support.batches import results, run, sent, summary, write
 from tests.support.command import Command, Inside
 from tests.support.provider_server import Upstream
 from tests.support.raw_server import answer

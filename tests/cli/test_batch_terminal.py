@@ -26,8 +26,8 @@ from seedream_cli.errors import FileError
 from seedream_cli.output.plain_progress import BatchTally, QuietSink, batch_name
 from seedream_cli.output.progress import make_batch_sink
 from seedream_cli.results import Draining, Finished, JobResult, Notice, Planned, SavedImage
-from tests.cli.test_batch import ENV, by_prompt, images, results, run, sent, table, write
 from tests.output.test_summary import Captured
+from tests.support.batches import ENV, by_prompt, images, results, run, sent, table, write
 from tests.support.command import Command, Inside
 from tests.support.provider_server import Upstream, refusal
 from tests.test_readme import TEXT as README

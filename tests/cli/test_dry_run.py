@@ -5,31 +5,17 @@ refusals name who is asked, and the lines of a batch say what they are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.command import CANARY, Command, Inside
-from tests.support.fork_server import Forked, Nursery
+from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import RESET, answer
 
+pytestmark = pytest.mark.hurried
 ENV = {"ARK_API_KEY": CANARY, "OPE_API_KEY": CANARY, "OPENAI_API_KEY": CANARY}
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The process that forks the runs of this file."""
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture
-def forked(nursery: Nursery, tmp_path: Path) -> Forked:
-    """The command in an empty home."""
-    return Forked(tmp_path / "home", nursery, hurried=True)
 
 
 def write_settings(command: Command, text: str) -> None:

@@ -12,26 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import CANARY, Command
-from tests.support.fork_server import Forked, Nursery
+from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream, make_image, noise, refusal
 from tests.support.raw_server import RawServer, Script, answer
 
 KEYS = ("ARK_API_KEY", "OPENAI_API_KEY", "ACEDATACLOUD_API_TOKEN")
 pytestmark = pytest.mark.hurried
 ENV = dict.fromkeys(KEYS, CANARY)
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The process that forks the runs of this file."""
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture
-def forked(nursery: Nursery, tmp_path: Path) -> Forked:
-    """The command in an empty home."""
-    return Forked(tmp_path / "home", nursery, hurried=True)
 
 
 # --- refusals that concern every request ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 from seedream_cli.errors import FileError
 from seedream_cli.ledger.group_commit import GroupCommit
 from seedream_cli.storage.reply_journal import Journal, adopt, sweep
-from tests.cli.test_batch import ENV, by_prompt, images, results, run, sent, table, write
+from tests.support.batches import ENV, by_prompt, images, results, run, sent, table, write
 from tests.support.command import Command
 from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream, events, refusal, sse

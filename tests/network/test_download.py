@@ -23,7 +23,7 @@ from seedream_cli.network.policy import Policy
 from seedream_cli.network.urls import absolute, expiry, may_ask, nearness, resolved_nearness
 from seedream_cli.storage.image_info import inspect_bytes
 from seedream_cli.storage.pixel_check import check_pixels
-from tests.cli.test_batch import ENV
+from tests.support.batches import ENV
 from tests.support.fork_server import Forked
 from tests.support.provider_server import Upstream, events, make_image, noise, sse
 from tests.support.raw_server import RawServer, Received, Script, answer

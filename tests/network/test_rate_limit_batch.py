@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_batch import images, results, run, summary, table
+from tests.support.batches import images, results, run, summary, table
 from tests.support.command import CANARY, Command
 from tests.support.provider_server import Upstream, refusal
 from tests.support.raw_server import Received, Script, answer

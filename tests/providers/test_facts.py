@@ -23,7 +23,7 @@ from seedream_cli.providers import base_url, contract, faults, load, specs
 from seedream_cli.providers.error_text import code_in, message_in, text_fault
 from seedream_cli.redaction import mask, secret_forms
 from seedream_cli.request.image_request import ImageRef, OptionValues
-from tests.cli.test_batch import table
+from tests.support.batches import table
 from tests.support.command import CANARY, Command, Inside
 from tests.support.provider_server import Upstream, make_image, refusal
 from tests.support.raw_server import answer

@@ -19,7 +19,7 @@ from seedream_cli.request import references
 from seedream_cli.request.image_request import ImageRef
 from seedream_cli.request.references import prepare_reference, read_reference
 from seedream_cli.storage.image_metadata import read_orientation, strip_metadata
-from tests.cli.test_batch import run, sent, write
+from tests.support.batches import run, sent, write
 from tests.support.command import CANARY, Command, Done
 from tests.support.provider_server import Upstream
 
