@@ -87,9 +87,21 @@ _MICRO = 1_000_000
 """Sums are made of whole micro-units of a currency (0.04 USD is 40000), since floats of decimals do not add up."""
 
 
-def from_micro(micro: int) -> float:
-    """An amount of so many micro-units."""
-    return micro / _MICRO
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An exact amount, as the ledger adds it up: so many micro-units of a currency."""
+
+    micro: int
+    currency: str = "USD"
+
+    @property
+    def amount(self) -> float:
+        """The same in whole units, for prices and for who reads it."""
+        return self.micro / _MICRO
+
+    def cost(self, as_of: str, note: str = "") -> Cost:
+        """It as what a request cost."""
+        return Cost(self.amount, self.currency, as_of, note)
 
 
 def to_micro(cost: Cost | None) -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .results import Cost
+    from .results import Cost, Money
 
 
 def nearest(name: str, known: Iterable[str], most: int = 1, *, likeness: float = 0.6) -> list[str]:
@@ -156,7 +156,7 @@ def span_words(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
 
 
-def money_words(cost: Cost) -> str:
+def money_words(cost: Cost | Money) -> str:
     """An amount for people: two to four decimals, or six where four would show nothing of it."""
     digits = f"{cost.amount:.{4 if cost.amount >= 0.00005 or not cost.amount else 6}f}"
     while digits.endswith("0") and len(digits.partition(".")[2]) > 2:

@@ -36,7 +36,7 @@ from ..ledger.records import Entry, Forecast, Queued, Saved, Unsent
 from ..ledger.runs import Run
 from ..request.models import ModelSpec, find_model
 from ..request.sizes import size_gap
-from ..results import from_micro
+from ..results import Money
 from ..storage.image_info import inspect
 from ..storage.output_path import OutputTarget
 from .checks import CheckedRow
@@ -345,7 +345,7 @@ class Batch:
             "; ".join(dict.fromkeys(words)),
             "; ".join(dict.fromkeys(error.provider_code for error in errors if error.provider_code)),
             "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
-            f"{from_micro(micro):.6f}".rstrip("0").rstrip(".") if known else "",
+            f"{Money(micro).amount:.6f}".rstrip("0").rstrip(".") if known else "",
             "; ".join(dict.fromkeys(traces)),
             "; ".join(dict.fromkeys(words for entry in entries for words in _gaps(entry))),
         )

@@ -22,7 +22,7 @@ from ..errors import PARTIAL, FileError, InputError, Problem, SeedreamError
 from ..ledger.ledger import Ledger
 from ..ledger.records import Entry, NewRequest
 from ..ledger.runs import Run
-from ..results import BatchReport, Cost, from_micro
+from ..results import BatchReport, Money
 from ..storage import filesystem
 from ..storage.file_names import clean_name
 from ..storage.image_info import SPELLINGS, SUFFIXES, inspect
@@ -382,9 +382,9 @@ def preview_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
             money["unknown"] += entry.doubts * (entry.worst_micro or 0)
             money[entry.billed] += cost or 0
             unpriced += entry.billed != "no" and cost is None
-            currency = (entry.currency, entry.as_of)
+            currency, as_of = entry.currency, entry.as_of
     rows = sum(counts[word] for word in ("succeeded", "failed", "unknown", "unsent"))
-    possible = Cost(from_micro(money["unknown"]), *currency) if money["unknown"] else None
+    possible = Money(money["unknown"], currency).cost(as_of) if money["unknown"] else None
     return BatchReport(
         rows=rows,
         succeeded=counts["succeeded"],
@@ -392,7 +392,7 @@ def preview_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
         unknown=counts["unknown"],
         unsent=counts["unsent"],
         images=counts["images"],
-        cost=Cost(from_micro(money["yes"]), *currency) if rows and not unpriced else None,
+        cost=Money(money["yes"], currency).cost(as_of) if rows and not unpriced else None,
         possible=possible,
         unpriced=unpriced,
         codes=frozenset({0 if rows and counts["succeeded"] == rows else PARTIAL}),

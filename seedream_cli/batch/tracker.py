@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import PARTIAL
-from ..results import BatchReport, Cost, Event, Finished, JobResult, Notice, Report, Sink, from_micro, to_micro
+from ..results import BatchReport, Cost, Event, Finished, JobResult, Money, Notice, Report, Sink, to_micro
 from .options import STEP
 from .run import Preview
 from .table import Row
@@ -158,8 +158,8 @@ class Tracker:
             skipped=preview.rows - self.counts["succeeded"] - failed - unknown - unsent,
             unsent=unsent,
             images=self.images,
-            cost=None if self.unpriced else Cost(from_micro(self.costs["paid"]), *self.currency),
-            possible=Cost(from_micro(self.costs["possible"]), *self.currency) if self.costs["possible"] else None,
+            cost=None if self.unpriced else Cost(Money(self.costs["paid"]).amount, *self.currency),
+            possible=Cost(Money(self.costs["possible"]).amount, *self.currency) if self.costs["possible"] else None,
             unpriced=self.unpriced,
             elapsed_s=ending.elapsed_s,
             codes=frozenset(codes),

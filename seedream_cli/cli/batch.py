@@ -163,11 +163,11 @@ def _foresee(context: _BatchContext, preview: Preview, ledger: Ledger) -> Seedre
 
 
 def _plan_object(context: _BatchContext, preview: Preview) -> dict[str, Any]:
-    from ..output.json_output import SCHEMA
-    from ..results import from_micro
+    from ..output.json_output import SCHEMA, money_object
+    from ..results import Money
 
     forecast = preview.forecast
-    cost: dict[str, Any] = {"amount": round(from_micro(forecast.micro), 6), "currency": "USD"}
+    cost = money_object(Money(forecast.micro))
     cost |= {"note": context.row_requests.price_note} if context.row_requests.price_note else {}
     return {
         "schema": SCHEMA,
@@ -189,7 +189,7 @@ def _plan_object(context: _BatchContext, preview: Preview) -> dict[str, Any]:
 def _left_lines(context: _BatchContext, ledger: Ledger) -> list[str]:
     """What earlier runs of this folder have spent of `--max-cost`."""
     from ..engine.plan import plan_caps
-    from ..results import Cost, from_micro
+    from ..results import Money
     from ..text import count_words, money_words
 
     caps = context.order.caps(plan_caps(context.options, context.environment, []))
@@ -199,7 +199,7 @@ def _left_lines(context: _BatchContext, ledger: Ledger) -> list[str]:
     spent = ledger.spent(has_row=caps.has_row if caps.part is not None else None)
     if not spent.total and not spent.unpriced:
         return []
-    used, left = (money_words(Cost(from_micro(micro), "USD", "")) for micro in (spent.total, max(0, cap - spent.total)))
+    used, left = (money_words(Money(micro)) for micro in (spent.total, max(0, cap - spent.total)))
     rest = f"; {count_words(spent.unpriced, 'request')} of unknown price is not counted" if spent.unpriced else ""
     return [f"{whose}--max-cost: earlier runs of this batch spent, or may have spent, {used}, {left} is left{rest}"]
 
@@ -248,10 +248,10 @@ def _remember_addresses(context: _BatchContext) -> None:
 
 def _agreed(context: _BatchContext, preview: Preview) -> bool:
     """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
-    from ..results import from_micro
+    from ..results import Money
 
     bound, forecast = context.environment.settings.confirm_above, preview.forecast
-    is_dear = bound is not None and (from_micro(forecast.micro) > bound or forecast.unpriced)
+    is_dear = bound is not None and (Money(forecast.micro).amount > bound or forecast.unpriced)
     if not is_dear or context.flag_values.switches.get("yes") or not context.is_watched:
         return True
     if not context.console.stdin_is_terminal:

@@ -298,10 +298,10 @@ def _plan_lines(row_requests: RowRequests, preview: Preview) -> list[str]:
 
 def _cost_words(row_requests: RowRequests, forecast: Forecast) -> str:
     """The most that the requests may cost, how far that is known, and how many of them have no known price."""
-    from ..results import Cost, from_micro
+    from ..results import Money
     from ..text import count_words, money_words
 
-    amount = money_words(Cost(from_micro(forecast.micro), "USD", ""))
+    amount = money_words(Money(forecast.micro))
     cost = f"about {amount} ({row_requests.price_note})" if row_requests.price_note else f"at most {amount}"
     if not forecast.unpriced:
         return cost

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..errors import BudgetError
 from ..ledger.ledger import Ledger
 from ..ledger.records import Caps
-from ..results import Cost, from_micro, to_micro
+from ..results import Money, to_micro
 from ..text import money_words
 from .plan import Plan
 
@@ -50,4 +50,4 @@ def _budgets(caps: Caps, batch: Ledger | None, day: Ledger | None) -> Iterator[t
 
 
 def _words(micro: int) -> str:
-    return money_words(Cost(from_micro(micro), "USD", ""))
+    return money_words(Money(micro))

@@ -23,7 +23,7 @@ from ..ledger.records import Caps, Failure, Hold, ImageRow, NewRequest
 from ..ledger.runs import Run
 from ..network.urls import expiry
 from ..providers.contract import Ready
-from ..results import Cost, ProviderImage, SavedImage, from_micro, to_micro
+from ..results import Money, ProviderImage, SavedImage, to_micro
 from ..storage import image_file
 from ..text import money_words
 from .plan import Job
@@ -305,7 +305,7 @@ class Recorder:
 
 
 def _dollars(micro: int | None) -> str:
-    return "an unknown amount" if micro is None else money_words(Cost(from_micro(micro), "USD", ""))
+    return "an unknown amount" if micro is None else money_words(Money(micro))
 
 
 def _new(job: Job) -> NewRequest:

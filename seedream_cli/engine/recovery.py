@@ -27,7 +27,7 @@ from ..request.image_request import ImageRequest, OptionValues
 from ..request.limits import GROUP_MOST
 from ..request.models import PriceStep, find_model
 from ..request.validation import Validated
-from ..results import Cost, JobResult, ProviderImage, SavedImage, from_micro
+from ..results import JobResult, Money, ProviderImage, SavedImage
 from ..storage import file_names, output_path, reply_file
 from ..storage.filesystem import is_own_folder, is_plain
 from ..storage.reply_findings import Findings
@@ -239,7 +239,7 @@ def _reads_images(provider: str, path: Path, saved: Collection[int] = ()) -> boo
 def _still_unknown(entry: Entry, kept: Path | None) -> JobResult:
     """A request that stays of unknown outcome, at the price that it may have cost."""
     said = entry.error
-    cost = None if entry.worst_micro is None else Cost(from_micro(entry.worst_micro), entry.currency, entry.as_of)
+    cost = None if entry.worst_micro is None else Money(entry.worst_micro, entry.currency).cost(entry.as_of)
     message = said.message if said and said.message else "the outcome of the request is unknown"
     error = _doubt(message, entry.id, kept, entry.provider, settles=True)
     error.code, error.request_id = (said.provider_code, said.request_id) if said else ("", "")
@@ -430,7 +430,7 @@ def _old_bill(entry: Entry) -> Bill | None:
     """What was held for a request when it was sent, which its body and the prices of that day decided."""
     if entry.worst_micro is None or not entry.images_at_most:
         return None
-    price = PriceStep(from_micro(entry.worst_micro) / entry.images_at_most)
+    price = PriceStep(Money(entry.worst_micro).amount / entry.images_at_most)
     return Bill(entry.model, entry.images_at_most, 0, price, entry.as_of)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BudgetError
-from ..results import from_micro
+from ..results import Money
 from . import schema
 from .database import Database
 from .records import Caps, Charge, Hold, Spent
@@ -205,7 +205,7 @@ def _hold_cap(spent: Spent, micro: int, cap: int, name: str, hint: str) -> None:
 
 def _money(micro: int, currency: str) -> str:
     """Micro-units as an amount: at least two decimals, more where it has them."""
-    whole, _, rest = f"{from_micro(micro):.6f}".partition(".")
+    whole, _, rest = f"{Money(micro).amount:.6f}".partition(".")
     return f"{whole}.{rest.rstrip('0').ljust(2, '0')} {currency}"
 
 

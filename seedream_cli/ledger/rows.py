@@ -177,10 +177,7 @@ def _odd(value: Any) -> Any:
 
     if not isinstance(value, ImageRef):
         raise InternalError(f"the ledger cannot store a {type(value).__name__}")
-    if value.kind == "url":
-        return value.location
-    shown = {"file": value.location, "sha256": value.sha256, "bytes": value.size or len(value.content)}
-    return shown | ({"sent_sha256": value.sent.sha256, "sent_bytes": value.sent.size} if value.sent else {})
+    return value.summary()
 
 
 # In ASCII, so that half a character comes back as it was.

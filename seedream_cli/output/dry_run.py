@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from ..results import Cost, JobResult, SavedImage
 from ..text import clean, clean_path, count_words, money_words, table_lines
 from .console import Console
-from .json_output import SCHEMA, JsonObject, is_reference, job_object, print_json, render_json, show_body
+from .json_output import (
+    SCHEMA,
+    JsonObject,
+    is_reference,
+    job_object,
+    print_json,
+    render_json,
+    show_body,
+    warning_objects,
+)
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -41,7 +50,7 @@ def plan_object(
 
 def combined_object(objects: Sequence[JsonObject], warnings: Sequence[Problem] = ()) -> JsonObject:
     """One object for what is planned, whatever the number of prompts: the first, with all of them in `requests`."""
-    told = {"warnings": [{"code": warning.code, "message": warning.message} for warning in warnings]}
+    told = {"warnings": warning_objects(warnings)}
     if len(objects) == 1:
         return objects[0] | told
     images = [image for one in objects for image in one.get("images", [])]

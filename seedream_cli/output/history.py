@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from ..redaction import mask
-from ..results import Cost, from_micro
+from ..results import Cost, Money
 from ..text import clean, clean_path, fits, money_words, stack, table_lines
-from .json_output import SCHEMA, JsonObject, plain_value
+from .json_output import SCHEMA, JsonObject, cost_object, failure_fields, image_facts, money_object, plain_value
 
 if TYPE_CHECKING:
     from ..ledger.records import Charge, Entry, Failure, ImageRow, Note, Spent
@@ -163,8 +163,8 @@ def batch_object(batch: Overview) -> JsonObject:
         "providers": list(batch.providers),
         "models": list(batch.models),
         "images": batch.images,
-        "cost": {"amount": from_micro(spent.paid), "currency": spent.currency} if spent else None,
-        "possible_cost": {"amount": from_micro(possible), "currency": spent.currency} if spent and possible else None,
+        "cost": money_object(Money(spent.paid, spent.currency)) if spent else None,
+        "possible_cost": money_object(Money(possible, spent.currency)) if spent and possible else None,
         "unpriced": spent.unpriced if spent else 0,
     } | ({"trouble": batch.trouble} if batch.trouble else {})
 
@@ -241,8 +241,8 @@ def stats_table(groups: Sequence[Group], by: str, width: int) -> list[str]:
 
 
 def _sums(sums: Counter[str], nothing: str = "") -> str:
-    words = [money_words(Cost(from_micro(micro), currency, "")) for currency, micro in sorted(sums.items()) if micro]
-    return " + ".join(words) or nothing or money_words(Cost(0.0, "USD", ""))
+    words = [money_words(Money(micro, currency)) for currency, micro in sorted(sums.items()) if micro]
+    return " + ".join(words) or nothing or money_words(Money(0))
 
 
 def stats_object(groups: Sequence[Group], by: str) -> JsonObject:
@@ -267,7 +267,7 @@ def _sum_object(sums: Counter[str]) -> JsonObject | None:
     if len(used) > 1:
         return None
     [(currency, micro)] = used.items()
-    return {"amount": round(from_micro(micro), 6), "currency": currency}
+    return money_object(Money(micro, currency))
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -276,20 +276,18 @@ def _sum_object(sums: Counter[str]) -> JsonObject | None:
 def entry_cost(entry: Entry) -> Cost | None:
     """What a request cost, or where that is not known may have cost at the most; None where no price is known."""
     if entry.billed == "no" and not entry.doubts:
-        return Cost(from_micro(entry.earlier_micro), entry.currency, entry.as_of)
+        return Money(entry.earlier_micro, entry.currency).cost(entry.as_of)
     is_settled = entry.settled_micro is not None and entry.billed != "unknown"
     micro = 0 if entry.billed == "no" else entry.settled_micro if is_settled else entry.worst_micro
     doubted = entry.doubts * (entry.worst_micro or 0)
-    return (
-        None if micro is None else Cost(from_micro(micro + doubted + entry.earlier_micro), entry.currency, entry.as_of)
-    )
+    return None if micro is None else Money(micro + doubted + entry.earlier_micro, entry.currency).cost(entry.as_of)
 
 
 def possible_cost(entry: Entry) -> Cost | None:
     """The part of `entry_cost` that may not have been charged at all; None for nothing."""
     is_doubted = entry.billed == "unknown" and entry.state != "queued"
     micro = (entry.doubts + is_doubted) * (entry.worst_micro or 0) - (entry.settled_micro or 0) * is_doubted
-    return Cost(from_micro(micro), entry.currency, entry.as_of) if micro else None
+    return Money(micro, entry.currency).cost(entry.as_of) if micro else None
 
 
 def _cost_words(entry: Entry, cost: Cost | None) -> str:
@@ -317,7 +315,7 @@ def spent_lines(ever: Spent, today: Spent) -> list[str]:
 
 
 def _money(micro: int, spent: Spent) -> str:
-    return money_words(Cost(from_micro(micro), spent.currency, ""))
+    return money_words(Money(micro, spent.currency))
 
 
 def history_object(
@@ -353,13 +351,9 @@ def entry_object(entry: Entry, *, links: bool = False) -> JsonObject:
         "request_id": entry.trace or None,
         "images": [_image_object(image, links=links) for image in entry.images],
         "usage": plain_value(entry.usage) if entry.usage else None,
-        "cost": _money_object(cost),
+        "cost": cost_object(cost),
         "error": _failure_object(entry.error),
-    } | ({"possible_cost": _money_object(possible)} if possible else {})
-
-
-def _money_object(cost: Cost | None) -> JsonObject | None:
-    return {"amount": cost.amount, "currency": cost.currency, "as_of": cost.as_of} if cost else None
+    } | ({"possible_cost": cost_object(possible)} if possible else {})
 
 
 def _image_object(image: ImageRow, *, links: bool) -> JsonObject:
@@ -369,11 +363,7 @@ def _image_object(image: ImageRow, *, links: bool) -> JsonObject:
         "path": str(image.path) if image.path else None,
         "url": (image.link if links else mask(image.link)) or None,
         "expires_at": _iso(dt.datetime.fromtimestamp(image.expires, dt.UTC)) if image.expires else None,
-        "format": image.format or None,
-        "width": image.width or None,
-        "height": image.height or None,
-        "bytes": image.bytes or None,
-        "sha256": image.sha256 or None,
+        **image_facts(image),
         "error": _failure_object(image.error),
     }
 
@@ -381,13 +371,7 @@ def _image_object(image: ImageRow, *, links: bool) -> JsonObject:
 def _failure_object(failure: Failure | None) -> JsonObject | None:
     if failure is None:
         return None
-    return {
-        "code": failure.code,
-        "provider_code": failure.provider_code or None,
-        "message": failure.message,
-        "hint": failure.hint or None,
-        "request_id": failure.request_id or None,
-    }
+    return failure_fields(failure.code, failure.provider_code, failure.message, failure.hint, failure.request_id)
 
 
 def _iso(moment: dt.datetime | None) -> str | None:

@@ -12,12 +12,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, Problem, SeedreamError
-from ..results import BatchReport, Cost, JobResult, Layer, Report, SavedImage
+from ..results import BatchReport, Cost, JobResult, Layer, Money, Report, SavedImage
 from ..text import CI_COMMAND
 from .console import Console
+
+if TYPE_CHECKING:
+    from ..ledger.records import ImageRow
 
 SCHEMA = "seedream/1"
 
@@ -83,12 +86,7 @@ def _show_value(value: Any) -> Any:
         return {str(key): _show_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_show_value(item) for item in value]
-    if not is_reference(value):
-        return value
-    if value.kind == "url":
-        return value.location
-    shown = {"file": value.location, "sha256": value.sha256, "bytes": value.size or len(value.content)}
-    return shown | ({"sent_sha256": value.sent.sha256, "sent_bytes": value.sent.size} if value.sent else {})
+    return value.summary() if is_reference(value) else value
 
 
 def is_reference(value: Any) -> bool:
@@ -103,15 +101,15 @@ def is_reference(value: Any) -> bool:
 
 def error_object(error: SeedreamError) -> JsonObject:
     """A failure for scripts."""
-    shown: JsonObject = {
-        "code": error.kind,
-        "provider_code": getattr(error, "code", "") or None,
-        "message": error.message,
-        "billed": error.billed,
-        "retryable": bool(getattr(error, "retryable", False)),
-        "hint": error.hint or None,
-        "request_id": getattr(error, "request_id", "") or None,
-    }
+    shown = failure_fields(
+        error.kind,
+        getattr(error, "code", ""),
+        error.message,
+        error.hint,
+        getattr(error, "request_id", ""),
+        billed=error.billed,
+        retryable=bool(getattr(error, "retryable", False)),
+    )
     if getattr(error, "retry_after_s", None) is not None:
         shown["retry_after_s"] = getattr(error, "retry_after_s", None)
     if isinstance(error, InputError):
@@ -120,6 +118,20 @@ def error_object(error: SeedreamError) -> JsonObject:
             for p in error.problems
         ]
     return shown
+
+
+def failure_fields(
+    code: str, provider_code: str, message: str, hint: str, request_id: str, **more: str | bool
+) -> JsonObject:
+    """What is told of every failure, of this run or an earlier one; `more` is known only while it happens."""
+    return {
+        "code": code,
+        "provider_code": provider_code or None,
+        "message": message,
+        **more,
+        "hint": hint or None,
+        "request_id": request_id or None,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +156,15 @@ def job_object(result: JobResult, command: str, *, row: Row | None = None) -> Js
         "request": show_body(result.request),
         "images": [_image_object(image, image.index) for image in result.images],
         "usage": plain_value(result.usage),
-        "cost": _cost_object(result.cost),
-        "warnings": _warning_objects(result.warnings),
+        "cost": cost_object(result.cost),
+        "warnings": warning_objects(result.warnings),
         "error": error_object(error) if error else None,
         "attempts": result.attempts,
         "timing": {name: round(seconds, 3) for name, seconds in plain_value(result.timing).items()},
     }
     if result.possible:
         # The part of the cost that may not have been charged at all.
-        shown["possible_cost"] = _cost_object(result.possible)
+        shown["possible_cost"] = cost_object(result.possible)
     if result.task_id:
         shown["task_id"] = result.task_id
     return shown if row is None else _row_line(shown, row)
@@ -167,7 +179,7 @@ def report_object(report: Report) -> JsonObject:
     """A whole run for scripts: one request as it is, several with their sums and the list of them in `requests`."""
     if len(report.jobs) == 1:
         shown = job_object(report.jobs[0], report.command)
-        shown["warnings"] = _warning_objects(dict.fromkeys((*report.warnings, *report.jobs[0].warnings)))
+        shown["warnings"] = warning_objects(dict.fromkeys((*report.warnings, *report.jobs[0].warnings)))
         return shown
     jobs = [job_object(job, report.command) for job in report.jobs]
     images = [image for job in report.jobs for image in job.images]
@@ -183,8 +195,8 @@ def report_object(report: Report) -> JsonObject:
         "request": _common(job["request"] for job in jobs),
         "images": [_image_object(image, index) for index, image in enumerate(images)],
         "usage": _sum_usage([job["usage"] for job in jobs if job["usage"] is not None]),
-        "cost": _cost_object(_total_cost(report.jobs)),
-        "warnings": _warning_objects(dict.fromkeys((*report.warnings, *(w for j in report.jobs for w in j.warnings)))),
+        "cost": cost_object(_total_cost(report.jobs)),
+        "warnings": warning_objects(dict.fromkeys((*report.warnings, *(w for j in report.jobs for w in j.warnings)))),
         "error": error_object(error) if error else None,
         "attempts": sum(job.attempts for job in report.jobs),
         "timing": {
@@ -194,7 +206,7 @@ def report_object(report: Report) -> JsonObject:
         },
         "requests": jobs,
     }
-    return shown | ({"possible_cost": _cost_object(possible)} if possible else {})
+    return shown | ({"possible_cost": cost_object(possible)} if possible else {})
 
 
 def batch_object(report: BatchReport) -> JsonObject:
@@ -209,8 +221,8 @@ def batch_object(report: BatchReport) -> JsonObject:
         "skipped": report.skipped,
         "unsent": report.unsent,
         "images": report.images,
-        "cost": _cost_object(report.cost),
-        "possible_cost": _cost_object(report.possible),
+        "cost": cost_object(report.cost),
+        "possible_cost": cost_object(report.possible),
         "elapsed_s": round(report.elapsed_s, 3),
         "exit_code": report.exit_code,
         "error": error_object(report.halt) if report.halt else None,
@@ -253,14 +265,21 @@ def _image_object(image: SavedImage, index: int) -> JsonObject:
         "index": index,
         "path": str(image.path) if image.path else None,
         "url": image.url or None,
+        **image_facts(image),
+        "error": error_object(image.error) if image.error else None,
+    }
+    return shown | ({"layer": _layer_object(image.layer)} if image.layer else {})
+
+
+def image_facts(image: SavedImage | ImageRow) -> JsonObject:
+    """What is known of an image's bytes, for scripts."""
+    return {
         "format": image.format or None,
         "width": image.width or None,
         "height": image.height or None,
         "bytes": image.bytes or None,
         "sha256": image.sha256 or None,
-        "error": error_object(image.error) if image.error else None,
     }
-    return shown | ({"layer": _layer_object(image.layer)} if image.layer else {})
 
 
 def _layer_object(layer: Layer) -> JsonObject:
@@ -273,15 +292,21 @@ def _layer_object(layer: Layer) -> JsonObject:
     }
 
 
-def _warning_objects(warnings: Iterable[Problem]) -> list[JsonObject]:
+def warning_objects(warnings: Iterable[Problem]) -> list[JsonObject]:
+    """Warnings for scripts."""
     return [{"code": warning.code, "message": warning.message} for warning in warnings]
 
 
-def _cost_object(cost: Cost | None) -> JsonObject | None:
+def money_object(money: Money | Cost) -> JsonObject:
+    """An amount for scripts."""
+    return {"amount": round(money.amount, 6), "currency": money.currency}
+
+
+def cost_object(cost: Cost | None) -> JsonObject | None:
+    """What a request cost, for scripts; null where nobody knows."""
     if cost is None:
         return None
-    shown = {"amount": round(cost.amount, 6), "currency": cost.currency, "as_of": cost.as_of}
-    return shown | ({"note": cost.note} if cost.note else {})
+    return money_object(cost) | {"as_of": cost.as_of} | ({"note": cost.note} if cost.note else {})
 
 
 def _script_status(job: JobResult) -> str:

@@ -78,6 +78,13 @@ class ImageRef:
         """The bytes that leave."""
         return self.sent.size if self.sent is not None else self.size
 
+    def summary(self) -> str | dict[str, Any]:
+        """What stands for it wherever a request's body is shown or kept: its link, or its name, sha256 and bytes."""
+        if self.kind == "url":
+            return self.location
+        shown = {"file": self.location, "sha256": self.sha256, "bytes": self.size or len(self.content)}
+        return shown | ({"sent_sha256": self.sent.sha256, "sent_bytes": self.sent.size} if self.sent else {})
+
 
 class ImageRequest(BaseModel):
     """One validated request, the same for every provider. None means: not asked for, so not sent."""
