@@ -6,7 +6,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -271,35 +270,41 @@ def _agreed(context: _BatchContext, preview: Preview) -> bool:
 def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | None) -> tuple[Tracker, BatchReport]:
     """Run what is due in front of the user."""
     from ..batch.tracker import Tracker
-    from ..engine.context import JobStream, RunServices
+    from ..engine.context import JobStream, RunContext
     from ..engine.plan import plan_caps
     from ..engine.recorder import Recorder
-    from ..engine.run import HurriedClock, conduct
+    from ..engine.run import HurriedClock, run
+    from ..network.policy import Clock
     from ..output.progress import make_batch_sink
+    from ..results import Planned
 
     order, console, options = context.order, context.console, context.options
     verbosity = -1 if context.is_quiet else context.flag_values.verbosity
     display = make_batch_sink(cast("Any", options.values.get("progress", "auto")), console, verbosity=verbosity)
     tracker = Tracker(display, _teller(context))
     row_requests, fault = context.row_requests, context.environment.fault
-    flow = JobStream(
-        batch.jobs(tracker.expect),
+    planned = Planned(
         preview.forecast.requests + preview.fetched,
         preview.forecast.images,
         ", ".join(sorted({route.spec.name for route in row_requests.routes})),
         ", ".join(row_requests.models),
-        order.concurrency,
-        order.max_failures,
-        order.max_unknown,
     )
-    log = (lambda line: console.err(f"wire: {line}")) if context.flag_values.verbosity > 1 else None
-    services = RunServices(tracker, order.home, batch.ledger, None, log, step=crash_step(fault))
-    if fault == "no-wait":
-        services = replace(services, clock=HurriedClock())
+    stream = JobStream(
+        planned, batch.jobs(tracker.expect), concurrency=order.concurrency, max_failures=order.max_failures
+    )
     caps = order.caps(plan_caps(options, context.environment, []))
-    recorder = Recorder(batch.ledger, batch.run, caps, home=order.folder, day=day)
+    run_context = RunContext(
+        tracker,
+        order.home / "replies",
+        Recorder(batch.ledger, batch.run, caps, home=order.folder, day=day),
+        log=(lambda line: console.err(f"wire: {line}")) if context.flag_values.verbosity > 1 else None,
+        clock=HurriedClock() if fault == "no-wait" else Clock(),
+        step=crash_step(fault),
+        max_unknown=order.max_unknown,
+        is_resumable=True,
+    )
     try:
-        ending = conduct(flow, services, recorder)
+        ending = run(stream, run_context)
     finally:
         display.close()
     return tracker, tracker.report(preview, ending)

@@ -274,8 +274,7 @@ def _conduct(
     part: _Part, options: OptionValues, flag_values: FlagValues, environment: Environment, step: Callable[[str], None]
 ) -> Report:
     """Run one plan. A batch is held meanwhile, and its results are told of what came."""
-    from ..engine.context import RunServices
-    from ..engine.run import HurriedClock, execute
+    from ..engine.run import HurriedClock, run_plan
     from ..output.progress import make_sink
     from .batch_folders import hold
 
@@ -294,10 +293,10 @@ def _conduct(
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(hold(part.folder, environment)) if part.folder else part.ledger
         try:
-            services = RunServices(sink, state, ledger, emit, log, step=step)
-            if environment.fault == "no-wait":
-                services = replace(services, clock=HurriedClock())
-            report = execute(part.plan, services, home=part.folder)
+            clock = HurriedClock() if environment.fault == "no-wait" else None
+            report = run_plan(
+                part.plan, sink, state, ledger, home=part.folder, emit=emit, log=log, clock=clock, step=step
+            )
         finally:
             sink.close()
         if part.folder and ledger:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ApiError, InterruptedRunError, SeedreamError
-from ..ledger.ledger import Ledger
 from ..network.policy import Clock
-from ..results import Sink
+from ..results import Planned, Sink
 from ..storage.fsync_batch import FsyncBatch
 from ..storage.reply_journal import Journal
 from .plan import Job
@@ -27,44 +26,24 @@ def no_step(name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class RunServices:
-    """What a run may reach of its surroundings.
-
-    `sink` takes its events, `state` is the folder that keeps paid replies, `ledger` what is written down (None with
-    --no-ledger), `emit` writes bytes to standard output (`-o -`) and says whether they went through, `log` takes lines
-    of the wire log, `clock` is the only sleeper, `step` is told of each step for the tests.
-    """
-
-    sink: Sink
-    state: Path
-    ledger: Ledger | None = None
-    emit: Callable[[bytes], bool] | None = None
-    log: Callable[[str], None] | None = None
-    clock: Clock = field(default_factory=Clock)
-    step: Callable[[str], None] = no_step
-
-
-@dataclass(frozen=True, slots=True)
 class JobStream:
-    """A run whose jobs are drawn one by one, so that a hundred thousand take no more room than a thousand.
+    """The jobs of a run, drawn one by one, so that a hundred thousand take no more room than a thousand.
 
-    `requests` and `images` are the most that will be drawn. No new one is drawn once `max_failures` have failed (0:
-    no bound) or `max_unknown` outcomes in a row are unknown. Whatever is left, the same command does later.
+    `planned` counts the requests among them. `known` are jobs that are there before the run begins, and go before
+    `jobs`: the clients that they need are opened, and they are entered in the ledger, before the first of them leaves.
+    `concurrency` requests are sent at once. Once `max_failures` have failed no more is drawn (0: no bound).
     """
 
-    jobs: Iterator[Job]
-    requests: int
-    images: int
-    provider: str
-    model: str
+    planned: Planned
+    jobs: Iterable[Job] = ()
+    known: tuple[Job, ...] = ()
     concurrency: int = CONCURRENCY
     max_failures: int = 0
-    max_unknown: int = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a flow ended: after which time, by which signal, and why it took no new job before all were drawn."""
+    """How a run ended: after which time, by which signal, and why it took no new job before all were drawn."""
 
     elapsed_s: float
     signal_number: int | None = None
@@ -73,31 +52,36 @@ class RunOutcome:
 
 @dataclass
 class RunContext:
-    """What the workers of a run share.
+    """What a run may reach of its surroundings, and what its jobs share.
 
-    `step` is told of every step that a crash could fall behind, for the tests. `unknowns` counts the outcomes in a
-    row that nobody knows; at `max_unknown` nothing new leaves, since a broken network makes every request one more.
-    `halt` is why a batch takes no new row. `goes_on` says that the same command, given again, saves what is left.
-    `journal` takes the replies of a batch.
-    `steps_aside` gives the slot of a request that waits for its provider to another, which may be a free one's.
+    `sink` takes the events, `replies` is the folder that keeps paid replies, `emit` writes bytes to standard output
+    (`-o -`) and says whether they went through, `log` takes lines of the wire log, `clock` is the only sleeper, `step`
+    is told of every step that a crash could fall behind, for the tests.
+
+    `is_resumable` says that the same command, given again, does what is left. Then no more is drawn after a fault that
+    every further request would meet, and what never left is no failure. Otherwise every job has a result, sent or not.
+
+    `unknowns` counts the outcomes in a row that nobody knows; at `max_unknown` nothing new leaves, since a broken
+    network makes every request one more. `halt` is another reason why nothing new leaves. `journal` takes short
+    replies, and is None where there can be none.
     """
 
     sink: Sink
-    clock: Clock
     replies: Path
     recorder: Recorder | NullRecorder
-    slots: asyncio.Semaphore
-    downloads: asyncio.Semaphore
     emit: Callable[[bytes], bool] | None = None
+    log: Callable[[str], None] | None = None
+    clock: Clock = field(default_factory=Clock)
     step: Callable[[str], None] = no_step
     max_unknown: int = 3
+    is_resumable: bool = False
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
+    downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOADS))
+    disk: FsyncBatch = field(default_factory=FsyncBatch)
+    journal: Journal | None = None
     unknowns: int = 0
     signal: signal.Signals | None = None
     halt: SeedreamError | None = None
-    goes_on: bool = False
-    disk: FsyncBatch = field(default_factory=FsyncBatch)
-    journal: Journal | None = None
-    steps_aside: bool = False
 
     def objection(self) -> SeedreamError | None:
         """Why nothing new may leave now."""

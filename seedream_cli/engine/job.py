@@ -188,8 +188,7 @@ class JobRunner:
 
     def step_aside(self) -> None:
         """The request waits for its provider's turn."""
-        if self.context.steps_aside:
-            self._leave_slot()
+        self._leave_slot()
 
     async def step_back(self) -> None:
         """Its turn has come: it needs a slot."""
@@ -206,6 +205,9 @@ class JobRunner:
     async def work(self) -> JobResult:
         """The job's border: whatever happens inside becomes its result."""
         try:
+            if self.context.signal:
+                # A run that was stopped begins nothing, not even what costs nothing.
+                raise InterruptedRunError("stopped before it was sent", signal_number=self.context.signal.value)
             await self.step_back()
             self.started = time.monotonic()
             error = await self._perform()
@@ -262,7 +264,7 @@ class JobRunner:
     def _is_held_back(self, error: SeedreamError) -> bool:
         """Whether the run kept the request from leaving, for a reason that is not its own."""
         stopped = isinstance(error, InterruptedRunError | BudgetError)
-        return not self.in_flight and (stopped or (self.objected and self.context.goes_on))
+        return not self.in_flight and (stopped or (self.objected and self.context.is_resumable))
 
     def _try(self, action: Callable[[], object]) -> None:
         """A deed that may fail, but not keep the result from being told, nor take the other jobs with it."""
@@ -315,12 +317,12 @@ class JobRunner:
 
     def _rescue(self) -> str:
         """The command that saves what is paid for and not here."""
-        return "run the same command again" if self.context.goes_on else f"seedream recover {self.job.id}"
+        return "run the same command again" if self.context.is_resumable else f"seedream recover {self.job.id}"
 
     def _rescue_of(self, error: SeedreamError) -> str:
         """As `_rescue`; and where trying again may not help, the command that shows the link."""
         final = isinstance(error, LinkError) and not error.retryable
-        if not final or self.context.goes_on or not self.recorder.records:
+        if not final or self.context.is_resumable or not self.recorder.records:
             return self._rescue()
         return f"{self._rescue()} tries again; seedream history show {self.job.id} --links prints the link"
 
@@ -330,7 +332,7 @@ class JobRunner:
             name, place = self.job.route.spec.name, shlex.quote(clean(self.job.barred, 200))
             give = f"--provider {name} --base-url {place}, or set base_url under [providers.{name}]"
             return f"if that address is yours, name it yourself: {give}"
-        if self.left_behind or (self.task_id and self.context.goes_on):
+        if self.left_behind or (self.task_id and self.context.is_resumable):
             return self._rescue()
         if self.task_id:
             return f"later: seedream recover --task {shlex.quote(self.task_id)} -p {self._address_options()}"
@@ -342,12 +344,12 @@ class JobRunner:
             return look if self.job.recovers else f"{look}; the same command sends it once more, and pays once more"
         resolve = f"{look}, then seedream history resolve {self.job.id} --paid or --unpaid"
         came = self.ready is not None or self.reply is not None
-        if came and not (self.context.goes_on or self.job.recovers):
+        if came and not (self.context.is_resumable or self.job.recovers):
             resolve = f"seedream recover {self.job.id} reads again what came; {resolve}"
-        if self.job.recovers and not self.context.goes_on:
+        if self.job.recovers and not self.context.is_resumable:
             # Saving what was paid for sends nothing anew, and so does no command that only does that.
             return resolve
-        again = " with --only unknown --retry-ambiguous" if self.context.goes_on else ""
+        again = " with --only unknown --retry-ambiguous" if self.context.is_resumable else ""
         return f"{resolve}; the same command{again} sends it once more, and pays once more"
 
     def _address_options(self) -> str:
@@ -771,9 +773,8 @@ class JobRunner:
 
     async def _keep_all(self, images: Sequence[ProviderImage], *, last: bool) -> None:
         """Bring them to disk; they are the `last`, if the others are there."""
-        if self.context.goes_on:
-            # The slot is free: what leaves in its place goes first, since the provider's time is the longest.
-            await self.context.clock.sleep(0)
+        # The slot is free: what leaves in its place goes first, since the provider's time is the longest.
+        await self.context.clock.sleep(0)
         if len(images) == 1:
             await self._keep(images[0], last=last)
         else:
@@ -984,7 +985,7 @@ class JobRunner:
             if self.job.strict and self._gaps(images):
                 return "partial"
             return "submitted" if self.task_id and self.job.request.callback_url else "succeeded"
-        if self.context.goes_on and not self.answered and self._is_held_back(error):
+        if self.context.is_resumable and not self.answered and self._is_held_back(error):
             return "interrupted"
         if any(image.error is None for image in images):
             return "partial"

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,7 @@ from ..providers.contract import Ready
 from ..results import Money, ProviderImage, SavedImage, to_micro
 from ..storage import image_file
 from ..text import money_words
-from .plan import Job
+from .plan import Job, Plan
 
 
 class NullRecorder:
@@ -48,6 +48,9 @@ class NullRecorder:
     def has(self, job: Job) -> bool:  # noqa: ARG002
         """Whether this run may work on a job."""
         return True
+
+    def hide(self, secret: str) -> None:
+        """Nothing is written that could hold it."""
 
     def open(self, jobs: Sequence[Job]) -> None:
         """Nothing is entered."""
@@ -144,8 +147,14 @@ class Recorder:
         """Whether this run may work on a job: another process may have taken first what is to be recovered."""
         return job.id not in self._elsewhere
 
+    def hide(self, secret: str) -> None:
+        """Mask this in whatever is written down from now on."""
+        self._ledger.hide(secret)
+
     def open(self, jobs: Sequence[Job]) -> None:
         """Enter new requests; take those in hand that were paid before."""
+        if not jobs:
+            return
         self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
         wanted = {job.id for job in jobs if job.booked and job.recovers}
         taken = self._ledger.take(self._run, sorted(wanted))
@@ -302,6 +311,24 @@ class Recorder:
     def close(self, exit_code: int) -> None:
         """The run is over."""
         self._run.finish(exit_code)
+
+
+@contextlib.contextmanager
+def open_recorder(ledger: Ledger | None, plan: Plan, home: Path | None = None) -> Iterator[Recorder | NullRecorder]:
+    """The recorder of a plan's run, which is written down in the ledger while the block lasts."""
+    if ledger is None:
+        yield NullRecorder(plan.caps)
+        return
+    with ledger.run(plan.run, plan.command, folder=_working_folder()) as run:
+        yield Recorder(ledger, run, plan.caps, home=home)
+
+
+def _working_folder() -> str:
+    """Where the command was given; "" where that folder is gone, which is no reason not to run."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
 
 
 def _dollars(micro: int | None) -> str:

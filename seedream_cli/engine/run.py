@@ -1,54 +1,23 @@
-"""The conductor: runs the jobs of a plan side by side, and says how each ended. The only event loop.
-
-`execute` starts a worker for every job, at most `CONCURRENCY` of them sending at once, all with one ledger, and one
-wire for each provider and key. A first SIGINT or SIGTERM stops what was not sent, and finishes and saves what was; a
-second one stops at once, and what was in flight is of unknown outcome.
-
-`conduct` does the same for a flow of any number of jobs, which it draws one by one when there is a place for them.
-"""
+"""Runs jobs side by side in the only event loop, and says how each ended."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import BusyError
-from ..network.client import ProviderClient
+from ..ledger.ledger import Ledger
 from ..network.policy import Clock
-from ..results import JobResult, Notice, Planned, Report
+from ..results import Event, Finished, JobResult, Notice, Planned, Report, Sink
 from ..storage import filesystem, reply_file
-from .connect import T
-from .context import CONCURRENCY, DOWNLOADS, JobStream, RunContext, RunOutcome, RunServices
-from .job import JobRunner, is_there, places
-from .plan import Job, Plan, Route
-from .recorder import NullRecorder, Recorder
-from .scheduler import _Conductor, _FlowRun
-
-
-def conduct(flow: JobStream, services: RunServices, recorder: Recorder) -> RunOutcome:
-    """Run a flow; results go to the sink as they come. Blocks; raises nothing that a job or its source meets."""
-    return _run(_FlowRun(flow, services, recorder).execute())
-
-
-def execute(plan: Plan, services: RunServices, *, home: Path | None = None) -> Report:
-    """Run a plan to its end and report on it. Blocks; raises only what stops the whole run before anything is sent.
-
-    `home` is the folder of the batch whose ledger it is: paths are written down from there on.
-    """
-    return _run(_Run(plan, services, home).execute())
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Do it on the one loop, and look for garbage meanwhile, but not among what was loaded before."""
-    gc.freeze()
-    gc.enable()
-    return asyncio.run(work)
+from .context import JobStream, RunContext, RunOutcome, no_step
+from .job import is_there, places
+from .plan import Job, Plan
+from .recorder import open_recorder
+from .scheduler import Scheduler
 
 
 class HurriedClock(Clock):
@@ -59,92 +28,93 @@ class HurriedClock(Clock):
         await super().sleep(0)
 
 
-class _Run(_Conductor):
-    """One run: its books, its wires, and its workers."""
+def run(stream: JobStream, context: RunContext) -> RunOutcome:
+    """Run a stream of jobs; results go to the sink as they come. Blocks. What a job or its source meets becomes a
+    result, or the reason for the halt; raises what stops the whole run before its first job is drawn.
+    """
+    # Look for garbage meanwhile, but not among what was loaded before.
+    gc.freeze()
+    gc.enable()
+    try:
+        return asyncio.run(Scheduler(stream, context).run())
+    except ExceptionGroup as group:
+        # A bug that came through a job's border is told by itself.
+        raise group.exceptions[0] from None
 
-    def __init__(self, plan: Plan, services: RunServices, home: Path | None = None) -> None:
-        super().__init__(services, CONCURRENCY, len(plan.jobs) + len(plan.extra))
-        self.plan = plan
-        self.home = home
-        # What is there already is neither sent nor written down.
-        self.jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
-        self.context: RunContext | None = None
 
-    async def execute(self) -> Report:
-        started = time.monotonic()
-        plan, ledger = self.plan, self.services.ledger
-        for job in self.jobs:
-            # Nothing is paid for what is recovered or reused: a folder that is gone must not stop anything else.
-            if not (job.recovers or job.reused):
-                job.output.prepare(places(job))
-        for folder in {job.output.folder for job in self.jobs}:
-            filesystem.sweep_parts(folder)
-        async with contextlib.AsyncExitStack() as stack:
-            routes = {job.route for job in self.jobs}
-            clients = {route: await stack.enter_async_context(self._client(route)) for route in routes}
-            self._announce(clients.values())
-            for route in routes if ledger else ():
-                # A provider may echo the key in its answer, which is written down.
-                if ledger and route.key:
-                    ledger.hide(route.key.value.strip())
-            recorder: Recorder | NullRecorder = NullRecorder(plan.caps)
-            if ledger:
-                run = stack.enter_context(ledger.run(plan.run, plan.command, folder=_working_folder()))
-                recorder = Recorder(ledger, run, plan.caps, home=self.home)
-            recorder.open(self.jobs)
-            self.services.step("entered")
-            self.context = self._context(recorder)
-            stack.enter_context(self._signals(self.context))
-            results = await self._work(self.context, clients)
-            report = Report(
-                plan.command,
-                tuple(results),
-                plan.warnings,
-                time.monotonic() - started,
-                self.context.signal.value if self.context.signal else None,
-            )
-            recorder.close(report.exit_code)
-        return report
+def run_plan(
+    plan: Plan,
+    sink: Sink,
+    state: Path,
+    ledger: Ledger | None = None,
+    *,
+    home: Path | None = None,
+    emit: Callable[[bytes], bool] | None = None,
+    log: Callable[[str], None] | None = None,
+    clock: Clock | None = None,
+    step: Callable[[str], None] = no_step,
+) -> Report:
+    """Run a plan to its end and report on it. Raises only what stops the whole run before anything is sent.
 
-    async def _work(self, context: RunContext, clients: dict[Route, ProviderClient]) -> Sequence[JobResult]:
-        """Let every worker work; the results are those of the plan's own jobs."""
-        self.workers = [JobRunner(context, clients[job.route], job) for job in self.jobs]
-        for worker in self.workers:
-            worker.task = asyncio.create_task(worker.work())
-        results = await asyncio.gather(*(worker.task for worker in self.workers if worker.task))
-        own = len(self.plan.jobs)
-        for job, result in zip(self.jobs[own:], results[own:], strict=True):
-            self._tell_extra(job, result)
-        return results[:own]
-
-    def _tell_extra(self, job: Job, result: JobResult) -> None:
-        """An image of an earlier run is no result of this one: a line tells of it."""
-        for image in result.images:
-            if image.path:
-                self.services.sink.emit(Notice(f"{image.path} was paid for earlier ({job.id}) and is saved now"))
-        if result.error and not isinstance(result.error, BusyError):
-            self.services.sink.emit(Notice(f"{job.id} was paid for earlier: {result.error.message}"))
-
-    def _announce(self, clients: Iterable[ProviderClient]) -> None:
-        """What is about to happen, and through which proxy."""
-        first, most = self.plan.jobs[0], sum(job.request.images_at_most for job in self.plan.jobs)
-        self.services.sink.emit(Planned(len(self.plan.jobs), most, first.route.spec.name, first.request.model_id))
-        for proxy in dict.fromkeys(client.proxy_in_use for client in clients if client.proxy_in_use):
-            self.services.sink.emit(Notice(f"through the proxy {proxy}"))
-
-    def _context(self, recorder: Recorder | NullRecorder) -> RunContext:
-        services = self.services
-        return RunContext(
-            services.sink,
-            services.clock,
-            services.state / "replies",
-            recorder,
-            asyncio.Semaphore(self.concurrency),
-            asyncio.Semaphore(self.concurrency if self.is_short else DOWNLOADS),
-            services.emit,
-            services.step,
-            self.plan.max_unknown,
+    `state` is the folder that keeps paid replies, `ledger` what is written down (None with --no-ledger). `home` is the
+    folder of the batch whose ledger it is: paths are written down from there on.
+    """
+    # What is there already is neither sent nor written down.
+    jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
+    _prepare_folders(jobs)
+    results = _Results(sink)
+    with open_recorder(ledger, plan, home) as recorder:
+        context = RunContext(
+            results, state / "replies", recorder, emit, log, clock or Clock(), step, max_unknown=plan.max_unknown
         )
+        outcome = run(JobStream(_planned(plan), known=jobs), context)
+        if outcome.halt:
+            raise outcome.halt
+        for job in plan.extra:
+            _tell_extra(job, results.ended[job.index], sink)
+        own = tuple(results.ended[job.index] for job in plan.jobs)
+        report = Report(plan.command, own, plan.warnings, outcome.elapsed_s, outcome.signal_number)
+        recorder.close(report.exit_code)
+    return report
+
+
+class _Results:
+    """Hands every event on, and holds the results."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.ended: dict[int, JobResult] = {}
+        self._sink = sink
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Finished):
+            self.ended[event.result.index] = event.result
+        self._sink.emit(event)
+
+
+def _prepare_folders(jobs: Sequence[Job]) -> None:
+    """Every folder takes files, and holds no remains of dead runs."""
+    for job in jobs:
+        # Nothing is paid for what is recovered or reused: a folder that is gone must not stop anything else.
+        if not (job.recovers or job.reused):
+            job.output.prepare(places(job))
+    for folder in {job.output.folder for job in jobs}:
+        filesystem.sweep_parts(folder)
+
+
+def _planned(plan: Plan) -> Planned:
+    """What is about to happen."""
+    first, most = plan.jobs[0], sum(job.request.images_at_most for job in plan.jobs)
+    return Planned(len(plan.jobs), most, first.route.spec.name, first.request.model_id)
+
+
+def _tell_extra(job: Job, result: JobResult, sink: Sink) -> None:
+    """An image of an earlier run is no result of this one: a line tells of it."""
+    for image in result.images:
+        if image.path:
+            sink.emit(Notice(f"{image.path} was paid for earlier ({job.id}) and is saved now"))
+    if result.error and not isinstance(result.error, BusyError):
+        sink.emit(Notice(f"{job.id} was paid for earlier: {result.error.message}"))
 
 
 def release(report: Report, state: Path) -> None:
@@ -152,11 +122,3 @@ def release(report: Report, state: Path) -> None:
     for result in report.jobs:
         if result.status == "succeeded":
             reply_file.forget(state / "replies", result.id, asides=False)
-
-
-def _working_folder() -> str:
-    """Where the command was given; "" where that folder is gone, which is no reason not to run."""
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return ""

@@ -118,7 +118,7 @@ class StoredReplyFile:
 
 
 class StoredReplySlot:
-    """As `StoredReplyFile`, for the replies of a batch: a short one goes to the batch's journal once it is whole.
+    """As `StoredReplyFile`, where links suffice: a short reply goes to the run's journal once it is whole.
 
     `token` tells the attempt's token.
     """

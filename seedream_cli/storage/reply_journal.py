@@ -1,8 +1,8 @@
-"""The journal of a batch: what was answered lies here from before it is read until its links are in the ledger.
+"""The journal of a run: what was answered lies here from before it is read until its links are in the ledger.
 
-Most replies of a batch are a few hundred bytes of links and are needed for a few milliseconds, so they share one file
-of equal places, whose room is taken before a request leaves. A place holds the token of the attempt, so that after a
-crash no reply is taken for another attempt's. Whatever must be kept for longer moves to a file of its own (`spool`).
+Most replies are a few hundred bytes of links and are needed for a few milliseconds, so they share one file of equal
+places, whose room is taken before a request leaves. A place holds the token of the attempt, so that after a crash no
+reply is taken for another attempt's. Whatever must be kept for longer moves to a file of its own (`reply_file`).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from seedream_cli.storage.reply_journal import MOST, PLACE
 from tests.support.command import CANARY, Command
 from tests.support.fork_server import ROOT, Forked, Nursery
 from tests.support.provider_server import Upstream, make_image, sse
@@ -197,8 +198,11 @@ def _half_files(seedream: Forked) -> list[str]:
 
 def _holds_whole_reply(seedream: Forked) -> bool:
     """Whether an answer that holds images is on disk, under its name or not yet."""
-    for path in [*seedream.home.rglob("replies/*.part"), *seedream.home.rglob("replies/*.reply")]:
-        text = path.read_bytes().rstrip(b"\0")
+    bodies = [path.read_bytes() for end in ("part", "reply") for path in seedream.home.rglob(f"replies/*.{end}")]
+    for journal in (path.read_bytes() for path in seedream.home.rglob("replies/*.journal")):
+        places = range(PLACE - MOST, len(journal), PLACE)
+        bodies += [journal[start : start + MOST] for start in places]
+    for text in (body.rstrip(b"\0") for body in bodies):
         if text.startswith(b"event:") or (text.startswith(b"{") and _is_json(text)):
             return True
     return False

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from seedream_cli.config.environment import Environment
-from seedream_cli.engine.context import RunServices
 from seedream_cli.engine.recovery import make_recovery
-from seedream_cli.engine.run import execute
+from seedream_cli.engine.run import run_plan
 from seedream_cli.ledger.ledger import open_ledger
 from seedream_cli.output.plain_progress import QuietSink
 from seedream_cli.request.image_request import OptionValues
@@ -310,7 +309,7 @@ def test_what_another_process_saved_meanwhile_is_left_to_it(seedream: Command) -
         with open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(dt.UTC)) as ledger:
             plan = make_recovery([], OptionValues(), around, ledger)
             assert seedream("recover", env=ENV).code == 0
-            report = execute(plan, RunServices(QuietSink(), state, ledger))
+            report = run_plan(plan, QuietSink(), state, ledger)
         assert report.exit_code == 75, report
         assert [path.name for path in seedream.folder.iterdir()] == ["x.jpg"]
 

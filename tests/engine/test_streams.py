@@ -18,9 +18,9 @@ import pytest
 
 from seedream_cli import providers
 from seedream_cli.config.environment import Environment
-from seedream_cli.engine import connect, context
-from seedream_cli.engine import run as engine_run
+from seedream_cli.engine import connect
 from seedream_cli.engine.plan import Plan, make_plan
+from seedream_cli.engine.run import run_plan
 from seedream_cli.network.client import ProviderClient
 from seedream_cli.network.policy import Policy
 from seedream_cli.request.image_request import OptionValues
@@ -319,7 +319,7 @@ def _execute(
     monkeypatch.setattr(
         connect, "ProviderClient", lambda **options: ProviderClient(**{**options, "transport": transport})
     )
-    report = engine_run.execute(_plan(folder / "out", provider), context.RunServices(Quiet(), folder / "state"))
+    report = run_plan(_plan(folder / "out", provider), Quiet(), folder / "state")
     saved = list((folder / "out").iterdir())
     for path in saved:
         path.unlink()

@@ -51,9 +51,9 @@ def run(seedream: Command, upstream: Upstream, command: str, limit: Callable[[],
     }[command]
     (seedream.folder / "t.csv").write_text("id,prompt\n" + "".join(f"r{row},a fox {row}\n" for row in range(ROWS)))
     if command == "edit":
-        from tests.support.provider_server import image
+        from tests.support.provider_server import make_image
 
-        (seedream.folder / "ref.png").write_bytes(image("PNG"))
+        (seedream.folder / "ref.png").write_bytes(make_image("PNG"))
     more: dict[str, Any] = {"preexec_fn": limit} if limit else {}
     return seedream(*args, env={"ARK_API_KEY": CANARY}, **more)
 

@@ -480,17 +480,17 @@ def loses_its_table() -> None:
                 raise OSError(5, "Input/output error")
             return getattr(self.file, name)
 
-    made, conducted = table_source.TableFile.__init__, engine_run.conduct
+    made, ran = table_source.TableFile.__init__, engine_run.run
 
     def make(self: Any, shown: str, file: Any, **more: Any) -> None:
         made(self, shown, Gone(file), **more)
 
-    def conduct(*args: Any) -> Any:
+    def run_stream(*args: Any) -> Any:
         running.append(True)
-        return conducted(*args)
+        return ran(*args)
 
     table_source.TableFile.__init__ = make  # type: ignore[method-assign]
-    engine_run.conduct = conduct
+    engine_run.run = run_stream
 
 
 BUGS: dict[str, Callable[[], None]] = {
