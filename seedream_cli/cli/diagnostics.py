@@ -177,7 +177,7 @@ def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) 
         proxy = client.proxy_in_use
         if proxy:
             yield Finding("proxy", "ok", f"calls go through {proxy}")
-        reply = _ask(client, Call("list", "GET", spec.models_path if asks_models else "/"))
+        reply = _ask(client, Call("GET", spec.models_path if asks_models else "/"))
     except ApiError as error:
         yield _unreachable(route.base_url, error)
         return

@@ -97,7 +97,6 @@ class Job:
     first: int = 1
     of: int = 1
     download: bool = True
-    warnings: tuple[Problem, ...] = ()
     recovers: bool = False
     kept: Path | None = None
     known: Ready | None = None
@@ -260,8 +259,7 @@ def plan_request(
     key = None if spec.offline or not sends else (find or key_for)(options, spec, environment, base_url)
     notices += [key.note] if key and key.note else []
     route = Route(dialect, base_url, key, limits)
-    warnings = tuple(p for p in mine if p.severity == "warning")
-    job = Job(0, "", route, model, built.request, output, {}, download=download, warnings=warnings, bill=bill)
+    job = Job(0, "", route, model, built.request, output, {}, download=download, bill=bill)
     job = replace(job, strict=options.switches.get("strict", False))
     return PlannedRequest(options, built, route, model, (job,) * built.count)
 

@@ -111,14 +111,12 @@ class Ledger:
 
         runs = Runs(database, locks)
         self.run = runs.run
-        self.end_run = runs.end
         self.runs = runs.runs
         self.batches = runs.batches
         self.batch_of = runs.batch_of
         self.listing = runs.listing
         self.claim = runs.claim
         self.take = runs.take
-        self.orphans = runs.orphans
         self.settle_orphans = runs.settle_orphans
         self.tokens_out = runs.tokens_out
 
@@ -159,7 +157,6 @@ class Ledger:
         self.queued = table.queued
         self.count_single = table.count_single
         self.saved = table.saved
-        self.tally = table.tally
         self.forecast = table.forecast
         self.standings = table.standings
         self.table_of = table.table_of

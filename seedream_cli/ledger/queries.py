@@ -12,7 +12,7 @@ from typing import Any, get_args
 from ..errors import InputError, Problem
 from . import schema
 from .database import Database
-from .records import Entry, Forecast, Note, Queued, Saved, Standing, State, Tally, Unsent
+from .records import Entry, Forecast, Note, Queued, Saved, Standing, State, Unsent
 from .rows import by_ids, read_entry, read_images, read_note, select, to_stamp
 from .run_lock import RunLocks
 from .runs import Run
@@ -234,14 +234,6 @@ class TableQueries:
             last = tuple(rows[-1][:2])
             for (position, _, name), group in itertools.groupby(rows, key=lambda row: (row[0], row[1], row[2])):
                 yield Saved(name, position, tuple(tuple(row[3:6]) for row in group if row[3] is not None))
-
-    def tally(self, run: Run) -> Tally:
-        """How many rows of the run's table, or of its own requests, are in each state."""
-        with self._database.read() as db:
-            rows = db.execute(
-                "SELECT state, count(*) FROM requests WHERE coalesce(listed, run) = ? GROUP BY state", (run.id,)
-            )
-            return Tally(**dict(rows.fetchall()))
 
     def forecast(self, run: Run) -> Forecast:
         """What the queued rows of the run's table may come to."""

@@ -119,13 +119,11 @@ class Entry:
     fields: Mapping[str, str]
     output: Mapping[str, Any]
     attempts: int
-    token: str
     entered_at: dt.datetime
     sent_at: dt.datetime | None
     answered_at: dt.datetime | None
     finished_at: dt.datetime | None
     billed: Billed
-    billed_images: int | None
     doubts: int
     error: Failure | None
     usage: Mapping[str, Any] | None
@@ -168,16 +166,12 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run. `finished_at` None and not alive: it was killed."""
+    """A run. `finished_at` is None while it lives, and where it was killed."""
 
     id: str
-    command: str
     started_at: dt.datetime
     finished_at: dt.datetime | None
-    exit_code: int | None
-    version: str
     folder: str
-    alive: bool
 
 
 class Charge(NamedTuple):
@@ -299,20 +293,6 @@ class Forecast:
             self.micro + other.micro,
             self.unpriced + other.unpriced,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """How many requests are in each state."""
-
-    queued: int = 0
-    sent: int = 0
-    waiting: int = 0
-    ready: int = 0
-    saved: int = 0
-    failed: int = 0
-    unknown: int = 0
-    resolved: int = 0
 
 
 def _is_missing(row: ImageRow, folder: Path) -> bool:

@@ -14,7 +14,7 @@ from ..storage import filesystem
 from . import schema
 from .database import Database
 from .records import Entry, Failure, RunRow, Settled
-from .rows import as_mapping, by_ids, select, store_path, to_moment, unreadable, update
+from .rows import as_mapping, by_ids, store_path, to_moment, unreadable, update
 from .run_lock import RunLocks
 
 
@@ -114,7 +114,7 @@ class Runs:
                 values[name] = to_moment(values[name])
         except (ValueError, TypeError) as error:
             raise unreadable(row["id"]) from error
-        return RunRow(**values, alive=row["finished_at"] is None and self._locks.is_alive(row["id"]))
+        return RunRow(**values)
 
     def claim(self, run: Run, ids: Sequence[str]) -> frozenset[str]:
         """Take queued rows in hand; those that could be had. Each goes to one run, whatever the rush."""
@@ -142,13 +142,6 @@ class Runs:
 
     def _is_free(self, owner: str | None, run: Run) -> bool:
         return owner is None or owner == run.id or not self._locks.is_alive(owner)
-
-    def orphans(self) -> tuple[Entry, ...]:
-        """Requests that are out, or paid and not saved, in the hands of a run that is dead."""
-        with self._database.read() as db:
-            rows = select(db, "WHERE owner IS NOT NULL AND state IN ('sent', 'waiting', 'ready') ORDER BY number")
-        dead = {owner for owner in {row.owner for row in rows} if owner and not self._locks.is_alive(owner)}
-        return tuple(row for row in rows if row.owner in dead)
 
     def settle_orphans(self, replies: Path, adopt: Callable[[str, str], Path | None]) -> Settled:
         """Settle what dead runs left. Call it before a run starts, and before history and money are shown.

@@ -261,9 +261,10 @@ def enter_many(run_id: str, at: str, count: int) -> str:
 
 # --- runs and what they have in hand ---------------------------------------------------------------------------------
 
-RUNS = "SELECT * FROM runs ORDER BY rowid DESC LIMIT ?"
+RUNS = "SELECT id, started_at, finished_at, folder FROM runs ORDER BY rowid DESC LIMIT ?"
 
-BATCHES = "SELECT * FROM runs WHERE command = 'batch' AND folder <> '' ORDER BY rowid DESC"
+BATCHES = """SELECT id, started_at, finished_at, folder FROM runs WHERE command = 'batch' AND folder <> ''
+    ORDER BY rowid DESC"""
 
 LISTING = """SELECT id FROM runs WHERE EXISTS(SELECT 1 FROM requests WHERE listed = runs.id)
     ORDER BY rowid DESC LIMIT 1"""

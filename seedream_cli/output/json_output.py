@@ -318,11 +318,6 @@ def _script_status(job: JobResult) -> str:
     return "unknown" if job.error and job.error.billed == "unknown" else "failed"
 
 
-def _row_state(job: JobResult) -> str:
-    """A row of which images failed counts as failed, or nobody would run it again."""
-    return "succeeded" if job.exit_code == 0 else "failed"
-
-
 def _overall_status(states: Sequence[str]) -> str:
     """One word for several requests; something on disk beside something missing is partial."""
     kinds = set(states)

@@ -75,7 +75,7 @@ def submit(request: ImageRequest) -> contract.Call:
 
 def poll(ticket: contract.Ticket) -> contract.Call:
     """The free call that asks after a task; reading is a POST here too."""
-    return contract.Call("poll", "POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
+    return contract.Call("POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
 
 
 def read_event(event: Mapping[str, Any]) -> ProviderImage | contract.Completed | None:
@@ -111,9 +111,9 @@ def _read_result(
     well = 200 <= reply.status < 300
     if ready and (any(not image.error for image in ready.images) or (well and not (over and _in_doubt(ready)))):
         return ready
-    task_id, trace_id = _name(result, "task_id"), _name(result, "trace_id")
+    task_id = _name(result, "task_id")
     if task_id and result.get("data") is None and faults.fault_in(result) is None and well and not over:
-        return contract.Ticket(task_id, trace_id)
+        return contract.Ticket(task_id)
     if well and (over or (task_id and result.get("success") is True)):
         raise faults.task_ended(faults.refusal(spec, plain), task_id)
     raise faults.refusal(spec, plain)
@@ -134,7 +134,7 @@ def _read_record(reply: contract.Reply, record: Mapping[str, Any]) -> contract.R
     undecided = not error and (not answer or answer.get("success") is False)
     is_open = not faults.is_time(record.get("finished_at")) and faults.task_state(record) in {"", "pending"}
     if undecided and is_open and ids["task_id"]:
-        return contract.Ticket(ids["task_id"], ids["trace_id"])
+        return contract.Ticket(ids["task_id"])
     return _read_result(reply, {**ids, "data": [], **answer, "error": error}, over=True)
 
 

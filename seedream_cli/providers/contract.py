@@ -98,7 +98,6 @@ class Call:
     Values of `json` are plain JSON, except that a reference image stands as its `ImageRef`; the wire encodes it.
     """
 
-    purpose: Literal["submit", "poll", "list"]
     method: Literal["POST", "GET"]
     path: str
     json: Mapping[str, Any] | None = None
@@ -136,8 +135,6 @@ class Ready:
     images: tuple[ProviderImage, ...]
     usage: Mapping[str, Any] | None = None
     request_id: str = ""
-    model: str = ""
-    task_id: str = ""
     cut: bool = False
 
 
@@ -146,7 +143,6 @@ class Ticket:
     """A task that the provider works on; poll it after `poll_after_s` seconds."""
 
     task_id: str
-    trace_id: str = ""
     poll_after_s: float = 3.0
 
 
@@ -155,7 +151,6 @@ class Completed:
     """The end of a stream: nothing more follows. `usage` as in a plain reply."""
 
     usage: Mapping[str, Any] | None = None
-    request_id: str = ""
 
 
 class Dialect(Protocol):

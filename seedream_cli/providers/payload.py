@@ -56,4 +56,4 @@ def submission(spec: ProviderSpec, body: Mapping[str, Any], *, stream_type: str)
     """The billable call for a body; `stream_type` is the media type to ask for where the body asks for a stream."""
     stream = body.get("stream") is True
     accept = stream_type if stream else "application/json"
-    return Call("submit", "POST", spec.path, body, accept, stream=stream, billable=True)
+    return Call("POST", spec.path, body, accept, stream=stream, billable=True)

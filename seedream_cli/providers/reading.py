@@ -22,8 +22,6 @@ def read_images(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Re
         images=tuple(read_image(spec, item, index) for index, item in enumerate(items)),
         usage=_bounded(outer.get("usage")),
         request_id=_text(outer.get("trace_id")) or headers.get("x-request-id", ""),
-        model=_text(outer.get("model")),
-        task_id=_text(outer.get("task_id")),
     )
 
 
@@ -140,7 +138,7 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> ProviderI
     if fault:
         raise api_error(spec, fault)
     if kind == "image_generation.completed":
-        return Completed(_bounded(event.get("usage")), _text(event.get("trace_id")))
+        return Completed(_bounded(event.get("usage")))
     return None
 
 

@@ -54,7 +54,7 @@ def poll(spec: contract.ProviderSpec, ticket: contract.Ticket) -> contract.Call:
     if not _is_id(ticket.task_id):
         message = f"{one_line(ticket.task_id, 40)!r} cannot be a task's id"
         raise InputError([Problem("task", message, "give the id as the answer names it", origin="--task")])
-    return contract.Call("poll", "GET", spec.task_path + quote(ticket.task_id, safe=""))
+    return contract.Call("GET", spec.task_path + quote(ticket.task_id, safe=""))
 
 
 def read(spec: contract.ProviderSpec, reply: contract.Reply) -> contract.Ready | contract.Ticket | None:
@@ -72,7 +72,7 @@ def read(spec: contract.ProviderSpec, reply: contract.Reply) -> contract.Ready |
     state = faults.task_state(record)
     images = _images(spec, record) if state != "pending" and (state or task_id) else ()
     if any(not one.error for one in images):
-        return contract.Ready(images, usage=_usage(record), model=_text(record.get("model")), task_id=task_id)
+        return contract.Ready(images, usage=_usage(record))
     fault = _fault(record)
     if task_id and _is_over(reply, record, state) and not _is_of_the_asking(reply, record):
         error = faults.refusal(spec, replace(reply, body=_plain(record)))

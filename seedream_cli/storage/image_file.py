@@ -31,15 +31,11 @@ _WINDOW = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """How an image got its name. `renamed_from` was taken; `retyped_from` was asked for, but the bytes disagree.
-
-    `skipped`: `path` existed and was left, the new image was dropped.
-    """
+    """How an image got its name. `renamed_from` was taken; `retyped_from` was asked for, but the bytes disagree."""
 
     path: Path
     renamed_from: Path | None = None
     retyped_from: Path | None = None
-    skipped: bool = False
 
 
 class ImagePart:
@@ -135,7 +131,8 @@ class ImagePart:
 
         `suffix` is what the user typed, kept where the bytes agree. Where they do not, the name is one that the user
         did not give: no file of that name is replaced, and none is a reason to drop or fail a paid image.
-        Raises `FileError` (billed), also where the name is taken and `if_exists` is "error".
+        Nor is one with "skip", which is said of requests that are not sent. Raises `FileError` (billed), also where the
+        name is taken and `if_exists` is "error".
         """
         asked = folder / f"{stem}{suffix}" if suffix and SPELLINGS.get(suffix.lower()) != facts.format else None
         is_named = bool(suffix)
@@ -155,9 +152,6 @@ class ImagePart:
             return self._published(Published(first))
         if _claim(self.path, first):
             return self._published(Published(first, None, asked))
-        if rule == "skip":
-            self.discard()
-            return Published(first, skipped=True)
         if rule == "error":
             hint = "`seedream recover` saves it under another name"
             raise FileError(f"{first} exists already, so the image was not saved", hint=hint, billed="yes")

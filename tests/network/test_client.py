@@ -55,8 +55,8 @@ from tests.support.raw_server import (
 )
 
 KEY = "sk-canary+0123456789/do-not-print"
-SUBMIT = Call("submit", "POST", "/images/generations", {"prompt": "a red fox"}, billable=True)
-POLL = Call("poll", "GET", "/tasks/7")
+SUBMIT = Call("POST", "/images/generations", {"prompt": "a red fox"}, billable=True)
+POLL = Call("GET", "/tasks/7")
 ROOT = Path(__file__).parents[2]
 
 
@@ -449,7 +449,7 @@ def test_an_image_that_its_judge_refuses_is_fetched_again() -> None:
 
 def test_a_call_goes_out_as_written() -> None:
     """Compact UTF-8 JSON with its length, the key in one header, no cookies, no compression asked for."""
-    call = Call("submit", "POST", "/images/generations", {"prompt": '图 "x"', "n": 1}, billable=True)
+    call = Call("POST", "/images/generations", {"prompt": '图 "x"', "n": 1}, billable=True)
     diary = Diary()
 
     async def go(url: str) -> Any:
@@ -650,7 +650,7 @@ def test_waiting_to_try_again_holds_no_slot() -> None:
 
     async def go(url: str) -> None:
         async with client(url, clock=HurriedClock(), slots=1, timeout_s=60.0) as line:
-            calls = [Call("submit", "POST", "/x", {"prompt": name}, billable=True) for name in "ab"]
+            calls = [Call("POST", "/x", {"prompt": name}, billable=True) for name in "ab"]
             await asyncio.gather(*(line.ask(call, read) for call in calls))
 
     with RawServer(reply) as server:
@@ -742,7 +742,7 @@ def test_a_changed_reference_sends_nothing(tmp_path: Path, change: bytes | None)
     ref = _reference(tmp_path / "a.png", b"x" * 1000)
     (tmp_path / "a.png").unlink() if change is None else (tmp_path / "a.png").write_bytes(change)
     with RawServer(OK) as server, pytest.raises(InputError):
-        ask(server.url, Call("submit", "POST", "/x", {"image": [ref]}, billable=True))
+        ask(server.url, Call("POST", "/x", {"image": [ref]}, billable=True))
     assert not server.requests
 
 
@@ -751,7 +751,7 @@ def test_a_reference_swapped_in_place_never_leaves_whole(tmp_path: Path) -> None
     ref = _reference(tmp_path / "a.png", b"x" * 900_000)
     (tmp_path / "a.png").write_bytes(b"x" * 899_999 + b"y")
     with RawServer(OK) as server, pytest.raises(InputError, match=r"a\.png changed"):
-        ask(server.url, Call("submit", "POST", "/x", {"image": [ref]}, billable=True))
+        ask(server.url, Call("POST", "/x", {"image": [ref]}, billable=True))
     assert all(len(r.body) < int(r.header("content-length") or 0) for r in server.requests)
 
 
@@ -771,12 +771,12 @@ from seedream_cli.network.client import ProviderClient
 from seedream_cli.network.policy import Policy
 url, path = sys.argv[1], Path(sys.argv[2])
 refs = [ImageRef("file", "a", path, "", "image/png", size=path.stat().st_size) for _ in range(14)]
-call = Call("submit", "POST", "/x", {"image": refs}, billable=True)
+call = Call("POST", "/x", {"image": refs}, billable=True)
 async def go(call):
     async with ProviderClient(base_url=url, key="k" * 20, policy=Policy()) as wire:
         await wire.ask(call, lambda reply: reply)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-asyncio.run(go(Call("submit", "POST", "/x", {}, billable=True)))
+asyncio.run(go(Call("POST", "/x", {}, billable=True)))
 before = peak()
 asyncio.run(go(call))
 print(json.dumps(peak() - before))

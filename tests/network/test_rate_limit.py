@@ -19,8 +19,8 @@ from seedream_cli.network.rate_limit import RateLimiter
 from seedream_cli.network.retry import PATIENCE, Attempts, Trail
 from seedream_cli.providers.contract import Call
 
-SUBMIT = Call("submit", "POST", "/x", {}, billable=True)
-POLL = Call("poll", "GET", "/x")
+SUBMIT = Call("POST", "/x", {}, billable=True)
+POLL = Call("GET", "/x")
 
 
 # --- time that passes at once ---------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_submit_writes_the_body_of_the_case(provider: str, case: dict[str, Any])
     request = _request(provider, case["request"])
     call = dialect.submit(request)
     assert _shown(dict(call.json or {})) == case["body"]
-    assert (call.method, call.path, call.purpose, call.billable) == ("POST", dialect.spec.path, "submit", True)
+    assert (call.method, call.path, call.billable) == ("POST", dialect.spec.path, True)
     assert call.stream == (case["body"].get("stream") is True)
     assert call.accept == case.get("accept", "application/json")
     assert dialect.submit(request) == call
@@ -141,15 +141,14 @@ def test_read_finds_every_image(provider: str, case: dict[str, Any]) -> None:
     answer = load(provider).read(_reply(case["reply"]))
     if "ticket" in case:
         assert isinstance(answer, contract.Ticket)
-        assert {"task_id": answer.task_id, "trace_id": answer.trace_id} == case["ticket"]
+        assert answer.task_id == case["ticket"]["task_id"]
         return
     assert isinstance(answer, contract.Ready)
     assert len(answer.images) == len(case["images"])
     for image, wanted in zip(answer.images, case["images"], strict=True):
         _check_image(image, wanted, provider)
     assert answer.usage == case.get("usage")
-    assert (answer.request_id, answer.task_id) == (case.get("request_id", ""), case.get("task_id", ""))
-    assert answer.model == case.get("model", "")
+    assert answer.request_id == case.get("request_id", "")
 
 
 @pytest.mark.parametrize(("provider", "case"), _params("errors"))
@@ -253,12 +252,12 @@ def test_loading_one_provider_loads_no_other() -> None:
 
 def test_a_task_is_asked_after_for_free() -> None:
     """AceData Cloud's tasks are read by a POST that is not billable, a gateway's by a GET; a vendor has none."""
-    call = load("acedata").poll(contract.Ticket("c9aa", "t"))
-    assert call == contract.Call("poll", "POST", "/seedream/tasks", {"id": "c9aa", "action": "retrieve"})
+    call = load("acedata").poll(contract.Ticket("c9aa"))
+    assert call == contract.Call("POST", "/seedream/tasks", {"id": "c9aa", "action": "retrieve"})
     gateways = {"openai", "ope", "cometapi"}
     for name in gateways:
         assert load(name).poll(contract.Ticket("a/b?c#d e%2e é")) == contract.Call(
-            "poll", "GET", "/tasks/a%2Fb%3Fc%23d%20e%252e%20%C3%A9"
+            "GET", "/tasks/a%2Fb%3Fc%23d%20e%252e%20%C3%A9"
         )
         for odd in ("", ".", "..", "a\nb", "a\x00", "a\x1b[0m", "a\u202eb", "a\udc80", "x" * 201, " "):
             with pytest.raises(InputError):

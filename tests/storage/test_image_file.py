@@ -480,10 +480,10 @@ def test_nothing_existing_is_ever_replaced(tmp_path: Path) -> None:
 
 
 def test_skip_error_and_overwrite_do_as_they_say(tmp_path: Path) -> None:
-    """Skip drops the new image, error raises as billed, overwrite replaces the name but never follows a link."""
+    """Skip drops no image that came, error raises as billed, overwrite replaces the name but never follows a link."""
     old = tmp_path / "fox.png"
     old.write_bytes(b"old")
-    assert save(tmp_path, "fox", PNG, "skip") == image_file.Published(old, skipped=True)
+    assert save(tmp_path, "fox", PNG, "skip") == image_file.Published(tmp_path / "fox-2.png", old)
     with pytest.raises(FileError, match=r"fox\.png exists already") as caught:
         save(tmp_path, "fox", PNG, "error")
     assert (caught.value.exit_code, caught.value.billed) == (8, "yes")
@@ -493,7 +493,7 @@ def test_skip_error_and_overwrite_do_as_they_say(tmp_path: Path) -> None:
     save(tmp_path, "fox", PNG, "overwrite")
     assert (old.is_symlink(), old.read_bytes()) == (False, PNG)
     assert (tmp_path / "victim").read_bytes() == b"old"
-    assert names(tmp_path) == ["fox.png", "victim"]
+    assert names(tmp_path) == ["fox-2.png", "fox.png", "victim"]
 
 
 def test_the_bytes_decide_the_suffix(tmp_path: Path) -> None:
