@@ -127,7 +127,7 @@ def test_killed_again_and_again_no_row_is_paid_twice(seedream: Command, seed: in
         upstream.delay_s = 0.1
         for _ in range(5):
             process = start(seedream, upstream, "--max-unknown", "1000")
-            time.sleep(0.6 + rng.random() * 0.7)
+            time.sleep(0.1 + rng.random() * 0.5)
             process.kill()
             process.communicate()
         upstream.delay_s = 0.0

@@ -77,9 +77,9 @@ def home(seedream: Command) -> Command:
     tools = seedream.home / "bin"
     tools.mkdir()
     script = tools / "seedream"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m seedream_cli "$@"\n')
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m seedream_cli "$@"\n')
     script.chmod(0o755)
-    seedream.env |= {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    seedream.env |= {"PATH": f"{tools}:{os.environ['PATH']}", "TERM": "xterm"}
     (seedream.folder / "a photo.png").write_bytes(b"")
     (seedream.folder / "seedream.toml").write_text('[profiles.wide]\n[profiles."x;$(touch y)\\u001b"]\n')
     (seedream.folder / "other.toml").write_text("[profiles.only]\n")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,29 +17,12 @@ from seedream_cli.config.environment import Environment, read_environment
 from seedream_cli.config.options import OPTIONS, SETTABLE
 from seedream_cli.config.settings import Settings, complete, price_for
 from seedream_cli.engine.plan import Limits
-from tests.support.command import CANARY, Command
-
-APP = """
-import sys
-from seedream_cli.cli import app
-from seedream_cli.cli.config import config_app
-if not any(group.name == "config" for group in app.app.registered_groups):
-    app.app.add_typer(config_app, name="config")
-sys.exit(app.main(sys.argv[1:]))
-"""
-ROOT = Path(__file__).parents[2]
+from tests.support.command import CANARY
+from tests.support.fork_server import Forked, Nursery
 
 
-class ConfigCommand(Command):
-    """The command with `config` in it."""
-
-    def popen(self, *args: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[bytes]:
-        """Start it and return the process."""
-        more.setdefault("stdout", subprocess.PIPE)
-        more.setdefault("stderr", subprocess.PIPE)
-        more.setdefault("cwd", self.folder)
-        whole = {**self.env, "PYTHONPATH": str(ROOT), **(env or {})}
-        return subprocess.Popen([sys.executable, "-P", "-c", APP, *args], env=whole, **more)
+class ConfigCommand(Forked):
+    """The command, and the files of settings that it reads."""
 
     @property
     def user(self) -> Path:
@@ -56,9 +38,9 @@ class ConfigCommand(Command):
 
 
 @pytest.fixture
-def tool(tmp_path: Path) -> Iterator[ConfigCommand]:
+def tool(tmp_path: Path, nursery: Nursery) -> Iterator[ConfigCommand]:
     """The command in an empty home; afterwards no file but the credentials holds the key."""
-    command = ConfigCommand(tmp_path / "home")
+    command = ConfigCommand(tmp_path / "home", nursery)
     yield command
     for path in (tmp_path / "home").rglob("*"):
         if path.is_file() and path.name not in {"credentials.json", "key.txt", "keyring.json"}:
@@ -463,11 +445,11 @@ def test_prices_are_found_for_the_provider_first(tmp_path: Path, monkeypatch: py
 def test_get_is_light(tool: ConfigCommand) -> None:
     """Reading a setting loads none of the heavy libraries; from 0.29 on, Typer itself loads pydantic."""
     tool.write('size = "4K"\n')
-    code = APP.replace("sys.exit(", "code = (") + (
-        "\nheavy = 'httpx', 'rich', 'tomlkit', 'keyring', 'PIL', 'sqlite3'"
-        "\nprint([name for name in heavy if name in sys.modules])"
+    code = (
+        "import sys; from seedream_cli.cli.app import main; main(sys.argv[1:]);"
+        "heavy = 'httpx', 'rich', 'tomlkit', 'keyring', 'PIL', 'sqlite3';"
+        "print([name for name in heavy if name in sys.modules])"
     )
-    env = {**tool.env, "PYTHONPATH": str(ROOT)}
     run = [sys.executable, "-P", "-c", code, "config", "get", "size"]
-    done = subprocess.run(run, env=env, cwd=tool.folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(run, env=tool.env, cwd=tool.folder, capture_output=True, text=True, check=True)
     assert done.stdout == "4K\n[]\n"

@@ -287,8 +287,9 @@ def test_a_closed_terminal_saves_what_was_paid(seedream: Command) -> None:
         for kept, code in ((signal.SIG_DFL, 129), (signal.SIG_IGN, 0)):
             before = signal.signal(signal.SIGHUP, kept)
             try:
-                process = seedream.popen(
-                    "generate", "x", "-p", "ark", "--base-url", upstream.url, env={"ARK_API_KEY": CANARY}
+                # An interpreter of its own, which takes from this one what is done at a signal.
+                process = Command.popen(
+                    seedream, "generate", "x", "-p", "ark", "--base-url", upstream.url, env={"ARK_API_KEY": CANARY}
                 )
             finally:
                 signal.signal(signal.SIGHUP, before)

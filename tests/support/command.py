@@ -96,7 +96,9 @@ class Inside(Command):
     ) -> Done:
         """Run it to its end. It may not be given anything to send, nor a key."""
         from seedream_cli.cli.app import main
+        from tests.support.loaded import keep_commands
 
+        keep_commands()
         assert not stdin
         assert not more
         with self.monkeypatch.context() as patch:

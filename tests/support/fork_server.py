@@ -1,7 +1,7 @@
 """The command in forked processes that can be wounded: killed before any write to the disk, or given a planted bug.
 
 One process imports the tool and then forks for every run, so that a run takes milliseconds and yet dies like any other.
-As `python -m tests.support.fork_server` this file is that process: it reads a job a line and answers with an exit code.
+As `python -m tests.support.fork_server` this file is that process: its standard input is a socket that jobs come from.
 With `BUG ARGS…` behind that it is one run with a planted bug.
 """
 
@@ -12,7 +12,9 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,8 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.command import Command, Done
+from tests.support.command import Command
 from tests.support.hurried import hurry
+from tests.support.loaded import keep_commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,65 +36,98 @@ class Nursery:
     """The process that forks. A context manager."""
 
     def __enter__(self) -> Nursery:
-        bare = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        self._link, far = socket.socketpair()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server"],
             cwd=ROOT,
-            env=bare,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+            stdin=far,
         )
-        self.is_free = threading.Lock()
+        far.close()
+        self._is_free = threading.Lock()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        self._link.close()
+        self._process.wait()
 
-    def run(self, job: dict[str, Any]) -> int:
-        """Let a child do a job; its exit code, negative for the signal that killed it. One at a time."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(job).encode() + b"\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+    def start(self, job: dict[str, Any], files: list[int]) -> tuple[int, int]:
+        """Let a child do a job with these standard files; its pid, and a file that will tell its status."""
+        status, told = os.pipe()
+        raw = json.dumps(job).encode()
+        with self._is_free:
+            socket.send_fds(self._link, [len(raw).to_bytes(_PREFIX)], [*files, told])
+            self._link.sendall(raw)
+            os.close(told)
+            pid = int.from_bytes(self._link.recv(_PREFIX, socket.MSG_WAITALL))
+        return pid, status
+
+
+class ForkedProcess(subprocess.Popen[bytes]):
+    """A child of the nursery, which is to its test a process like any other."""
+
+    def __init__(self, nursery: Nursery, job: dict[str, Any], **files: Any) -> None:
+        self._nursery, self._job = nursery, job
+        super().__init__(["seedream", *job["args"]], **files)
+
+    def _execute_child(self, *given: Any) -> None:
+        ours = given[10:16]
+        # An end of a pipe, a file of the test's, or -1 for what the test has itself.
+        stdin, _, _, stdout, _, stderr = ours
+        files = [max(stdin, 0), stdout if stdout >= 0 else 1, stderr if stderr >= 0 else 2]
+        self._status = -1
+        try:
+            self.pid, self._status = self._nursery.start(self._job, files)
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(*ours)  # type: ignore[attr-defined]
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        if flags and not select.select([self._status], [], [], 0)[0]:
+            return 0, 0
+        told = os.read(self._status, 32)
+        os.close(self._status)
+        # Who tells nothing has been killed together with the one that would.
+        return self.pid, int(told or signal.SIGKILL)
+
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
+        if self.returncode is None:
+            super()._internal_poll(_deadstate, _waitpid=lambda pid, flags: self._try_wait(flags))  # type: ignore[misc]
+        return self.returncode
 
 
 class Forked(Command):
     """The command as a child of the nursery: `wounds` are the names of functions of this file, with an argument.
 
-    What a forked process cannot be given (another encoding, a pipe of the test's), and a second run beside the first,
-    starts an interpreter of its own.
+    What a forked process cannot be given (another encoding, a terminal, limits) starts an interpreter of its own.
     """
 
     def __init__(self, home: Path, nursery: Nursery, *, hurried: bool = False) -> None:
         super().__init__(home, hurried=hurried)
         self.nursery = nursery
 
-    def __call__(
+    def popen(
         self,
         *args: str,
         env: dict[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout: float = 60,
         hurried: bool = False,
         wounds: dict[str, Any] | None = None,
         **more: Any,
-    ) -> Done:
-        """Run it to its end or to its death."""
+    ) -> subprocess.Popen[bytes]:
+        """Start it and return the process."""
         whole = {**self.env, **(env or {})}
-        is_own = more or any(name.startswith(("PYTHON", "LC_", "COVERAGE")) for name in whole)
-        if is_own or whole.get("LANG") != "C.UTF-8" or not self.nursery.is_free.acquire(blocking=bool(wounds)):
+        is_own = any(name.startswith(("PYTHON", "LC_", "COVERAGE")) for name in whole) or whole.get("LANG") != "C.UTF-8"
+        files = {name: more.get(name, subprocess.PIPE) for name in ("stdout", "stderr")} | {"stdin": more.get("stdin")}
+        if is_own or more.keys() - {"stdin", "stdout", "stderr", "cwd"} or any(map(_is_terminal, files.values())):
             assert not wounds
-            return super().__call__(*args, env=env, stdin=stdin, timeout=timeout, hurried=hurried, **more)
-        try:
-            given, out, err = (self.home.with_name(f"{self.home.name}.{name}") for name in ("in", "out", "err"))
-            given.write_bytes(stdin)
-            job = {"args": args, "env": whole, "cwd": str(self.folder), "wounds": wounds or {}, "timeout": timeout}
-            job["hurried"] = hurried or self.hurried
-            code = self.nursery.run({**job, "in": str(given), "out": str(out), "err": str(err)})
-            return self.check(code, out.read_bytes(), err.read_bytes(), args)
-        finally:
-            self.nursery.is_free.release()
+            return super().popen(*args, env=env, hurried=hurried, **more)
+        job = {"args": args, "env": whole, "cwd": str(more.get("cwd", self.folder)), "wounds": wounds or {}}
+        return ForkedProcess(self.nursery, {**job, "hurried": hurried or self.hurried}, **files)
+
+
+def _is_terminal(file: Any) -> bool:
+    number = file if isinstance(file, int) or file is None else file.fileno()
+    return os.isatty(0 if number is None else number) if number is None or number >= 0 else False
 
 
 # --- in the child ---------------------------------------------------------------------------------------------------
@@ -110,36 +146,72 @@ _IMPORTED = [
     "anyio.streams.tls",
     "certifi",
     "concurrent.futures.thread",
+    "encodings.utf_8_sig",
     "httpcore",
     "platformdirs.unix",
     "pydantic",
 ]
 
 
+_PREFIX = 4
+_LONGEST_S = 120
+
+
 def _serve() -> None:
-    """Import everything once, then fork for every line."""
+    """Import everything once, then fork for every job that comes."""
     for name in _IMPORTED:
         importlib.import_module(name)
+    keep_commands()
     # What is there now will not be looked at again by a child's collector, and so not be copied.
     gc.collect()
     gc.freeze()
-    for line in sys.stdin.buffer:
-        child = os.fork()
+    link = socket.socket(fileno=os.dup(0))
+    ended, ending = os.pipe()
+    os.set_blocking(ending, False)
+    signal.set_wakeup_fd(ending)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([link, ended], [], [])
+        if ended in ready:
+            os.read(ended, 4096)
+            _tell_who_ended(running)
+        if link in ready:
+            prefix, files, _, _ = socket.recv_fds(link, _PREFIX, 4)
+            if not prefix:
+                return
+            raw = link.recv(int.from_bytes(prefix), socket.MSG_WAITALL)
+            child = os.fork()
+            if not child:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for number, file in enumerate(files[:3]):
+                    os.dup2(file, number)
+                for file in (*files, *running.values(), ended, ending, link.detach()):
+                    os.close(file)
+                _live(json.loads(raw))
+            running[child] = files.pop()
+            for file in files:
+                os.close(file)
+            link.sendall(child.to_bytes(_PREFIX))
+
+
+def _tell_who_ended(running: dict[int, int]) -> None:
+    while running:
+        child, status = os.waitpid(-1, os.WNOHANG)
         if not child:
-            _live(json.loads(line))
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
-        sys.stdout.flush()
+            return
+        file = running.pop(child)
+        # Whoever started it may be gone.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(file, b"%d" % status)
+        os.close(file)
 
 
 def _live(job: dict[str, Any]) -> None:
     """Be one run of the command."""
     from seedream_cli.__main__ import main
 
-    for number, path, how in ((0, job["in"], os.O_RDONLY), (1, job["out"], _NEW), (2, job["err"], _NEW)):
-        file = os.open(path, how, 0o600)
-        os.dup2(file, number)
-        os.close(file)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
@@ -147,10 +219,9 @@ def _live(job: dict[str, Any]) -> None:
         hurry()
     for name, argument in job["wounds"].items():
         WOUNDS[name](argument)
-    if sys.platform != "win32":
-        # Who hangs dies of it.
-        signal.setitimer(signal.ITIMER_REAL, job["timeout"])
-        time.tzset()
+    # Who hangs dies of it.
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST_S)
+    time.tzset()
     sys.argv = ["seedream", *job["args"]]
     code: Any = 70
     try:
@@ -166,9 +237,6 @@ def _live(job: dict[str, Any]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code or 0)
-
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 def kill(at: int | list[Any]) -> None:
