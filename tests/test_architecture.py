@@ -81,6 +81,9 @@ ONLY = {
     "rich": {"output/live_progress"},
     "sqlite3": {"ledger"},
     "platformdirs": {"config/environment"},
+    "difflib": {"text"},
+    "fcntl": {"storage/filesystem"},
+    "msvcrt": {"storage/filesystem"},
     "PIL": {"sandbox/drawing", "request/references", "storage/image_containers", "storage/pixel_check"},
     "requests": set(),
     "openai": set(),
@@ -131,6 +134,10 @@ OWNERS = {
     "sys.stderr": {"cli/context"},
     "time.sleep": {"sandbox/server"},
     "sys.exit": {"__main__"},
+    "os.fsync": {"storage/filesystem", "storage/image_file", "storage/reply_file", "ledger/file"},
+    "os.link": {"storage/filesystem"},
+    "os.rename": set(),
+    "os.replace": set(),
 }
 
 
