@@ -22,7 +22,7 @@ from .batch_context import (
     _prepare_results,
     _saying_unsent,
 )
-from .context import crash_step, ledger_as_it_is, open_ledger_here
+from .context import ledger_as_it_is, open_ledger_here
 from .flags import FlagValues, takes
 from .merge import _merge, _merge_alone
 
@@ -273,8 +273,7 @@ def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | 
     from ..engine.context import JobStream, RunContext
     from ..engine.plan import plan_caps
     from ..engine.recorder import Recorder
-    from ..engine.run import HurriedClock, run
-    from ..network.policy import Clock
+    from ..engine.run import run
     from ..output.progress import make_batch_sink
     from ..results import Planned
 
@@ -282,7 +281,7 @@ def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | 
     verbosity = -1 if context.is_quiet else context.flag_values.verbosity
     display = make_batch_sink(cast("Any", options.values.get("progress", "auto")), console, verbosity=verbosity)
     tracker = Tracker(display, _teller(context))
-    row_requests, fault = context.row_requests, context.environment.fault
+    row_requests = context.row_requests
     planned = Planned(
         preview.forecast.requests + preview.fetched,
         preview.forecast.images,
@@ -298,8 +297,6 @@ def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | 
         order.home / "replies",
         Recorder(batch.ledger, batch.run, caps, home=order.folder, day=day),
         log=(lambda line: console.err(f"wire: {line}")) if context.flag_values.verbosity > 1 else None,
-        clock=HurriedClock() if fault == "no-wait" else Clock(),
-        step=crash_step(fault),
         max_unknown=order.max_unknown,
         is_resumable=True,
     )

@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,20 +142,3 @@ def forget_replies(names: Iterable[str], home: Path | None = None) -> None:
 
 
 _SETTLED = {"succeeded", "partial", "failed", "resolved"}
-
-
-def crash_step(fault: str) -> Callable[[str], None]:
-    """A test's hook: `kill:N` kills the process, without a chance to clean up, at its N-th step."""
-    import os
-    import signal
-
-    number = int(fault.removeprefix("kill:")) if fault.startswith("kill:") else 0
-    passed = 0
-
-    def step(name: str) -> None:  # noqa: ARG001 (for a person with a debugger)
-        nonlocal passed
-        passed += 1
-        if passed == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return step

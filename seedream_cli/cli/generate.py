@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,7 +13,7 @@ import typer
 from ..config.environment import read_environ
 from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
 from .completion import offer_ids
-from .context import BATCH_HOME, crash_step, ledger_as_it_is, open_ledger_here, process_console
+from .context import BATCH_HOME, ledger_as_it_is, open_ledger_here, process_console
 from .flags import FlagValues, takes
 
 if TYPE_CHECKING:
@@ -243,11 +243,11 @@ def _execute(
         raise FileError("standard output is closed; nothing was sent", hint="give a file or a folder with -o")
     state = prepare_state(environment.state_folder)
     _remember_addresses(first.plan, environment)
-    reports, step = list[tuple[_Part, Report]](), crash_step(environment.fault)
+    reports = list[tuple[_Part, Report]]()
     for part in parts:
         if part.plan.jobs and not (reports and reports[-1][1].signal_number):
             try:
-                reports.append((part, _conduct(part, options, flag_values, environment, step)))
+                reports.append((part, _conduct(part, options, flag_values, environment)))
             except SeedreamError as error:
                 # What the others brought is told all the same.
                 if part.folder is None or search is None:
@@ -270,11 +270,9 @@ def _execute(
     return report.exit_code or (search.trouble if search else 0) or (search.busy if search and not report.jobs else 0)
 
 
-def _conduct(
-    part: _Part, options: OptionValues, flag_values: FlagValues, environment: Environment, step: Callable[[str], None]
-) -> Report:
+def _conduct(part: _Part, options: OptionValues, flag_values: FlagValues, environment: Environment) -> Report:
     """Run one plan. A batch is held meanwhile, and its results are told of what came."""
-    from ..engine.run import HurriedClock, run_plan
+    from ..engine.run import run_plan
     from ..output.progress import make_sink
     from .batch_folders import hold
 
@@ -293,10 +291,7 @@ def _conduct(
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(hold(part.folder, environment)) if part.folder else part.ledger
         try:
-            clock = HurriedClock() if environment.fault == "no-wait" else None
-            report = run_plan(
-                part.plan, sink, state, ledger, home=part.folder, emit=emit, log=log, clock=clock, step=step
-            )
+            report = run_plan(part.plan, sink, state, ledger, home=part.folder, emit=emit, log=log)
         finally:
             sink.close()
         if part.folder and ledger:

@@ -88,11 +88,6 @@ class Environment:
         except RuntimeError:
             return None
 
-    @property
-    def fault(self) -> str:
-        """SEEDREAM_FAULT: the step at which the crash tests end the process; empty outside them."""
-        return self.environ.get(PREFIX + "FAULT", "")
-
 
 def _below_home(find: Callable[[], Path], use: str) -> Path:
     """A folder below the user's home. Raises `ConfigError` without a home."""
@@ -144,7 +139,7 @@ def read_environment(environment: Environment) -> SettingsLayer:
     return SettingsLayer(values, switches, lists, origins)
 
 
-_OTHER_VARIABLES = ("API_KEY", "STATE_DIR", "FAULT")
+_OTHER_VARIABLES = ("API_KEY", "STATE_DIR")
 
 
 def misspelt_variables(environment: Environment) -> list[Problem]:

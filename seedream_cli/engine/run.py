@@ -10,22 +10,13 @@ from pathlib import Path
 
 from ..errors import BusyError
 from ..ledger.ledger import Ledger
-from ..network.policy import Clock
 from ..results import Event, Finished, JobResult, Notice, Planned, Report, Sink
 from ..storage import filesystem, reply_file
-from .context import JobStream, RunContext, RunOutcome, no_step
+from .context import JobStream, RunContext, RunOutcome
 from .job import is_there, places
 from .plan import Job, Plan
 from .recorder import open_recorder
 from .scheduler import Scheduler
-
-
-class HurriedClock(Clock):
-    """A clock that does not wait, for tests of the retries."""
-
-    async def sleep(self, seconds: float) -> None:  # noqa: ARG002
-        """Give way, and go on at once."""
-        await super().sleep(0)
 
 
 def run(stream: JobStream, context: RunContext) -> RunOutcome:
@@ -51,8 +42,6 @@ def run_plan(
     home: Path | None = None,
     emit: Callable[[bytes], bool] | None = None,
     log: Callable[[str], None] | None = None,
-    clock: Clock | None = None,
-    step: Callable[[str], None] = no_step,
 ) -> Report:
     """Run a plan to its end and report on it. Raises only what stops the whole run before anything is sent.
 
@@ -64,9 +53,7 @@ def run_plan(
     _prepare_folders(jobs)
     results = _Results(sink)
     with open_recorder(ledger, plan, home) as recorder:
-        context = RunContext(
-            results, state / "replies", recorder, emit, log, clock or Clock(), step, max_unknown=plan.max_unknown
-        )
+        context = RunContext(results, state / "replies", recorder, emit, log, max_unknown=plan.max_unknown)
         outcome = run(JobStream(_planned(plan), known=jobs), context)
         if outcome.halt:
             raise outcome.halt

@@ -84,7 +84,6 @@ class Scheduler:
             for job in self.stream.known:
                 await self._client_for(job.route)
             context.recorder.open(self.stream.known)
-            context.step("entered")
             if reply_journal.is_possible():
                 # Without one each reply has a file of its own, whose error tells what is wrong with the disk.
                 with contextlib.suppress(FileError):
