@@ -252,11 +252,16 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Request `job` entered a stage: `connecting`, `sent` (the provider is at work), `polling`, `receiving`, `done`."""
+    """Request `job` entered a stage: `connecting`, `sent` (the provider is at work), `polling`, `receiving`, `done`.
+
+    `done` means answered: what remains is to save the images. `title` is what the user knows the request by.
+    """
 
     job: int
     stage: Literal["connecting", "sent", "polling", "receiving", "done"]
     detail: str = ""
+    title: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

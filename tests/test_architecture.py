@@ -78,7 +78,7 @@ ONLY = {
     "httpcore": {"network/transports", "network/connections"},
     "h11": set(),
     "httptools": set(),
-    "rich": {"output/live_progress"},
+    "rich": {"output/live_progress", "output/tables"},
     "sqlite3": {"ledger"},
     "platformdirs": {"config/environment"},
     "difflib": {"text"},

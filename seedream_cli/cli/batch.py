@@ -275,11 +275,14 @@ def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | 
     from ..engine.recorder import Recorder
     from ..engine.run import run
     from ..output.progress import make_batch_sink
-    from ..results import Planned
+    from ..output.tally import Tally
+    from ..results import Money, Planned
 
     order, console, options = context.order, context.console, context.options
     verbosity = -1 if context.is_quiet else context.flag_values.verbosity
-    display = make_batch_sink(cast("Any", options.values.get("progress", "auto")), console, verbosity=verbosity)
+    most = None if preview.forecast.unpriced else Money(preview.forecast.micro).cost("")
+    kind, tally = cast("Any", options.values.get("progress", "auto")), Tally(most=most)
+    display = make_batch_sink(kind, console, verbosity=verbosity, tally=tally)
     tracker = Tracker(display, _teller(context))
     row_requests = context.row_requests
     planned = Planned(

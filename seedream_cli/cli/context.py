@@ -57,6 +57,8 @@ def _make_console() -> Console:
         color=around.wants_color,
         color_anywhere=around.forces_color,
         ci=around.in_ci,
+        taskbar=around.has_taskbar,
+        folds=around.folds_lines,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
     from ..output.console import Console
     from ..output.json_output import JsonObject
+    from ..output.summary import Display
+    from ..output.tally import Tally
     from ..request.image_request import OptionValues
     from ..results import Report
     from .batch_folders import Search
@@ -223,6 +226,7 @@ def _execute(
     from ..config.environment import prepare_state
     from ..engine.run import release
     from ..output.messages import warning_lines
+    from ..output.progress import PrintingSink
     from ..output.summary import print_results
     from ..results import Report
 
@@ -243,11 +247,17 @@ def _execute(
         raise FileError("standard output is closed; nothing was sent", hint="give a file or a folder with -o")
     state = prepare_state(environment.state_folder)
     _remember_addresses(first.plan, environment)
-    reports = list[tuple[_Part, Report]]()
+    mode = "json" if json else "none" if to_stdout else "paths" if download else "urls"
+    reports, printed = list[tuple[_Part, Report]](), Counter[str]()
+
+    def printing(display: Display) -> Display:
+        return PrintingSink(display, console, cast("Any", mode), printed)
+
     for part in parts:
         if part.plan.jobs and not (reports and reports[-1][1].signal_number):
             try:
-                reports.append((part, _conduct(part, options, flag_values, environment)))
+                done = _conduct(part, options, flag_values, environment, console=console, printing=printing)
+                reports.append((part, done))
             except SeedreamError as error:
                 # What the others brought is told all the same.
                 if part.folder is None or search is None:
@@ -261,8 +271,7 @@ def _execute(
         sum(one.elapsed_s for _, one in reports),
         next((one.signal_number for _, one in reports if one.signal_number), None),
     )
-    mode = "json" if json else "none" if to_stdout else "paths" if download else "urls"
-    print_results(report, console, cast("Any", mode), quiet=quiet, warned=bool(jobs))
+    print_results(report, console, cast("Any", mode), quiet=quiet, warned=bool(jobs), printed=printed)
     if report.command == "recover":
         _tell_found(parts, report, console)
     for part, one in () if download or console.stdout_closed else reports:
@@ -270,15 +279,25 @@ def _execute(
     return report.exit_code or (search.trouble if search else 0) or (search.busy if search and not report.jobs else 0)
 
 
-def _conduct(part: _Part, options: OptionValues, flag_values: FlagValues, environment: Environment) -> Report:
-    """Run one plan. A batch is held meanwhile, and its results are told of what came."""
+def _conduct(
+    part: _Part,
+    options: OptionValues,
+    flag_values: FlagValues,
+    environment: Environment,
+    *,
+    console: Console,
+    printing: Callable[[Display], Display],
+) -> Report:
+    """Run one plan, `printing` each image at once. A batch is held meanwhile, and its results are told of what came."""
     from ..engine.run import run_plan
-    from ..output.progress import make_sink
+    from ..output.progress import is_live, make_sink
     from .batch_folders import hold
 
-    console, verbosity = process_console(), flag_values.loudness(options)
+    verbosity = flag_values.loudness(options)
     loudness = -1 if options.switches.get("quiet", False) else verbosity
-    sink = make_sink(cast("Any", options.values.get("progress", "auto")), console, verbosity=loudness)
+    kind = cast("Any", options.values.get("progress", "auto"))
+    tally = _tally(part) if is_live(kind, console, verbosity=loudness) else None
+    sink = printing(make_sink(kind, console, verbosity=loudness, tally=tally))
 
     def emit(chunk: bytes) -> bool:
         console.out_bytes(chunk)
@@ -297,6 +316,29 @@ def _conduct(part: _Part, options: OptionValues, flag_values: FlagValues, enviro
         if part.folder and ledger:
             _refresh_results(part.folder, ledger, console)
     return report
+
+
+def _tally(part: _Part) -> Tally:
+    """What a live display counts with: the most that the run can cost, and how long its models took before."""
+    from ..output.json_output import add_costs
+    from ..output.tally import Tally
+
+    jobs = part.plan.jobs
+    costs = [job.price(job.request.images_at_most) for job in jobs if not (job.recovers or job.reused)]
+    most, own = None if None in costs else add_costs([one for one in costs if one]), {job.index for job in jobs}
+    return Tally(most=most, usual=_usual_times(part.ledger), is_own=own.__contains__)
+
+
+_LOOKED_AT = 50
+
+
+def _usual_times(ledger: Ledger | None) -> dict[str, float]:
+    """How many seconds each model took for the last requests: the median."""
+    took: dict[str, list[float]] = {}
+    for entry in ledger.history(limit=_LOOKED_AT) if ledger else ():
+        if entry.sent_at and entry.answered_at and entry.status == "succeeded":
+            took.setdefault(entry.model, []).append((entry.answered_at - entry.sent_at).total_seconds())
+    return {model: sorted(times)[len(times) // 2] for model, times in took.items()}
 
 
 def _refresh_results(folder: Path, ledger: Ledger, console: Console) -> None:

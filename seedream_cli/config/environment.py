@@ -44,6 +44,26 @@ class Environment:
         return self.environ.get("FORCE_COLOR", "0") not in {"", "0"} and self.wants_color
 
     @property
+    def has_taskbar(self) -> bool:
+        """Whether the terminal shows a program's progress on its tab or in the taskbar (OSC 9;4).
+
+        iTerm2 takes it for a notification before its version 3.6.6.
+        """
+        program = self.environ.get("TERM_PROGRAM", "")
+        is_known = bool(self.environ.get("WT_SESSION")) or self.environ.get("ConEmuANSI") == "ON"
+        version = [int(part) for part in self.environ.get("TERM_PROGRAM_VERSION", "").split(".") if part.isdecimal()]
+        is_iterm = program == "iTerm.app" and version >= [3, 6, 6]
+        return is_known or is_iterm or program in {"ghostty", "WezTerm"}
+
+    @property
+    def folds_lines(self) -> bool:
+        """Whether the terminal is known to fold what stands on it when it gets narrower; xterm, for one, cuts it."""
+        program, kind = self.environ.get("TERM_PROGRAM", ""), self.environ.get("TERM", "")
+        is_known = any(self.environ.get(name) for name in ("WT_SESSION", "VTE_VERSION", "TMUX", "KONSOLE_VERSION"))
+        by_name = program in {"ghostty", "WezTerm", "iTerm.app", "Apple_Terminal", "vscode"}
+        return is_known or by_name or kind in {"xterm-kitty", "alacritty", "foot"}
+
+    @property
     def certificates(self) -> tuple[str | None, str | None]:
         """SSL_CERT_FILE and SSL_CERT_DIR, which replace the built-in certificates."""
         return self.environ.get("SSL_CERT_FILE") or None, self.environ.get("SSL_CERT_DIR") or None

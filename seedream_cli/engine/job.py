@@ -154,7 +154,7 @@ class JobRunner:
 
     def stage(self, name: Any) -> None:
         """The request entered a stage."""
-        self.context.sink.emit(Stage(self.job.index, name))
+        self.context.sink.emit(Stage(self.job.index, name, "", self.job.title, self.job.request.model_id))
 
     def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
         """The request was refused unbilled, or is repeated on the user's order; a signal may stop it meanwhile."""
@@ -418,6 +418,7 @@ class JobRunner:
         """Every link is in the books before any download starts."""
         self.answered = True
         self._leave_slot()
+        self.stage("done")
         self.context.step("read")
         try:
             await self.recorder.ready(self.job, ready, self._made(), self.reply)

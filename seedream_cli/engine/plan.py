@@ -115,6 +115,12 @@ class Job:
     answered_at: dt.datetime | None = None
     strict: bool = False
 
+    @property
+    def title(self) -> str:
+        """What the user knows it by: the id of its row, or else the prompt."""
+        own = self.fields.get("id", "")
+        return own if own not in {"", self.id} else self.request.prompt or ""
+
     def price(self, images: int) -> Cost | None:
         """What so many images of this request cost; None where that is not known."""
         bill = self.bill or find_bill(self.route, self.request, Settings())

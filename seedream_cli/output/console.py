@@ -27,8 +27,9 @@ class Console:
 
     A stream that cannot be written (closed pipe, full disk) never raises: that is remembered and later writes are
     dropped, since a run that has paid goes on whoever has stopped listening. `screen` pauses a live display while a
-    line is written to its terminal; `color` is for standard error alone, and there for a terminal unless
-    `color_anywhere`.
+    line is written to its terminal; `color` is for terminals alone, unless for standard error `color_anywhere`.
+    `taskbar` says that the terminal shows a program's progress on its tab (OSC 9;4), `folds` that it folds what stands
+    on it when it gets narrower.
     """
 
     stdout: TextIO | None
@@ -40,6 +41,8 @@ class Console:
     color: bool = False
     color_anywhere: bool = False
     ci: bool = False
+    taskbar: bool = False
+    folds: bool = False
     screen: Callable[[], AbstractContextManager[None]] = nullcontext
     stdout_closed: bool = field(init=False)
     stderr_closed: bool = field(init=False)
@@ -68,15 +71,32 @@ class Console:
         line = clean(line, None)
         if not _can_encode(self.stderr, "·…⏎"):
             line = line.translate(_TYPEWRITER)
+        text = "\n".join(self._fold(line))
         if self.color and (self.stderr_is_terminal or self.color_anywhere):
-            line = _LABEL.sub(lambda m: f"{m[1]}\x1b[{_LABEL_STYLE[m[2]]}m{m[2]}:\x1b[0m", line)
+            text = _LABEL.sub(lambda m: f"{m[1]}\x1b[{_LABEL_STYLE[m[2]]}m{m[2]}:\x1b[0m", text)
         with self.screen():
-            self.err_exactly(line + "\n")
+            self.err_exactly(text + "\n")
 
     def err_exactly(self, text: str) -> None:
         """Text for standard error as it is: the drawing of a live display."""
         if self.stderr is not None and not self.stderr_closed:
             self.stderr_closed = _put(self.stderr, text) is not None
+
+    def err_size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal that standard error is."""
+        size = os.terminal_size((0, 0))
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            size = os.get_terminal_size(self.stderr.fileno())  # type: ignore[union-attr]
+        return size.columns or self.width, size.lines or 24
+
+    def _fold(self, line: str) -> list[str]:
+        """The line as it stands on a terminal, folded between words and not within one, nor within an id or a path."""
+        # A CI service obeys what begins a line, and may look like a terminal.
+        if not self.stderr_is_terminal or self.ci or len(line) * 2 <= (columns := self.err_size()[0]):
+            return [line]
+        from .tables import fold_words
+
+        return fold_words(line, columns)
 
     def encodable_err(self, text: str) -> str:
         """The text as standard error will show it."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
-from ..results import Cost, Draining, Event, Finished, Notice, Planned, Retrying, Saved, SavedImage, Stage
-from ..text import clean, clean_path, count_words, money_words, size_words, span_words
+from ..results import Draining, Event, Finished, Notice, Planned, Retrying, Saved, SavedImage, Stage
+from ..text import clean, clean_path, count_words, size_words, span_words
 from .console import Console
 from .summary import Display
+from .tally import Tally
 
 _PLAIN_S = 10.0
 
@@ -48,91 +48,6 @@ def batch_name(index: int) -> str:
     return f"row {row}" if not number else f"row {row}, request {number + 1}"
 
 
-class Tally:
-    """How many requests there are and how many of them have ended, and badly."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.done = 0
-        self.failed = 0
-        self.unknown = 0
-
-    def take(self, event: Event) -> None:
-        """Count one event."""
-        if isinstance(event, Planned):
-            self.requests = event.requests
-        elif isinstance(event, Finished):
-            self.done += 1
-            self.unknown += event.result.status == "unknown"
-            self.failed += event.result.exit_code != 0 and event.result.status != "unknown"
-
-    @property
-    def crossed_tenth(self) -> bool:
-        """Whether the request that just ended completed another tenth of the run."""
-        return self.done * 10 // self.requests > (self.done - 1) * 10 // self.requests
-
-    def words(self) -> str:
-        """Such as "12 of 120 requests, 1 failed"."""
-        bad = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unknown, "unknown")) if count]
-        return ", ".join([f"{self.done} of {self.requests} requests", *bad])
-
-
-class BatchTally(Tally):
-    """How far a table's run is, how fast it goes and what it has cost."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._clock = clock
-        self._since = clock()
-        self._flying: set[int] = set()
-        self._images: deque[float] = deque(maxlen=1000)
-        self._cost = 0.0
-        self._stopping = False
-
-    def take(self, event: Event) -> None:
-        """Count one event."""
-        super().take(event)
-        if isinstance(event, Planned):
-            self._since = self._clock()
-        elif isinstance(event, Draining):
-            self._stopping = True
-        elif isinstance(event, Stage):
-            self._flying.add(event.job)
-        elif isinstance(event, Saved) and event.image.path:
-            self._images.append(self._clock())
-        elif isinstance(event, Finished):
-            self._flying.discard(event.result.index)
-            cost = event.result.cost if event.result.attempts else None
-            self._cost += cost.amount if cost else 0.0
-
-    def facts(self, now: float) -> list[str]:
-        """What is worth saying, the most important first."""
-        bad = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unknown, "unknown")) if count]
-        recent = [moment for moment in self._images if moment > now - 60]
-        span = min(60.0, now - self._since)
-        left = (now - self._since) / self.done * (self.requests - self.done) if self.done else 0.0
-        # Once a run is being stopped, what is left is not waited for.
-        ahead = ["stopping"] if self._stopping else [f"{span_words(left)} left"] if self.done and left >= 1 else []
-        return [
-            f"{self.done} of {self.requests}",
-            *bad,
-            *ahead,
-            *([money_words(Cost(self._cost, "USD", ""))] if self._cost else []),
-            *([f"{len(recent) * 60 / span:.0f} images/min"] if recent and span >= 1 else []),
-            *([f"{len(self._flying)} in flight"] if self._flying else []),
-        ]
-
-    def line(self, now: float, width: int) -> str:
-        """As many of the facts as fit into the width."""
-        line = ""
-        for fact in self.facts(now):
-            longer = f"{line} · {fact}" if line else fact
-            if len(longer) > width:
-                break
-            line = longer
-        return line
-
-
 class PlainBatchSink:
     """A line every ten seconds or every hundredth of the run, whichever is rarer, and what must be known at once."""
 
@@ -140,7 +55,7 @@ class PlainBatchSink:
         self._console = console
         self._verbosity = verbosity
         self._clock = clock
-        self._tally = BatchTally(clock)
+        self._tally = Tally(clock)
         self._told_at = clock()
         self._told = 0
 
@@ -154,7 +69,7 @@ class PlainBatchSink:
         rare = now - self._told_at >= _PLAIN_S and (tally.done - self._told) * 100 >= tally.requests
         if isinstance(event, Finished) and rare:
             self._told_at, self._told = now, tally.done
-            self._console.err(f"done: {tally.line(now, 200)}")
+            self._console.err(f"done: {tally.line(now)}")
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -180,6 +95,7 @@ class PlainSink:
         self._console = console
         self._verbosity = verbosity
         self._tally = Tally()
+        self._done = 0
 
     def emit(self, event: Event) -> None:
         """Take one event."""
@@ -188,8 +104,9 @@ class PlainSink:
         if line:
             self._console.err(line)
         # Ten lines tell the progress of any number of requests.
-        tally = self._tally
-        if self._verbosity >= 0 and isinstance(event, Finished) and tally.requests > 1 and tally.crossed_tenth:
+        tally, before = self._tally, self._done
+        self._done = tally.done
+        if self._verbosity >= 0 and tally.done > before and tally.requests > 1 and tally.crossed_tenth:
             self._console.err(f"done: {tally.words()}")
 
     def close(self) -> None:

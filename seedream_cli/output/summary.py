@@ -42,16 +42,18 @@ def print_results(
     quiet: bool = False,
     warned: bool = False,
     labels: Mapping[int, str] | None = None,
+    printed: Counter[str] | None = None,
 ) -> None:
     """Results to standard output as `mode` asks, then what went wrong and the summary to standard error.
 
     `quiet` leaves only errors, `warned` says that the warnings were shown before. `labels` names requests by their
-    index ("row 17"), where a number of the run would not help the user.
+    index ("row 17"), where a number of the run would not help the user. `printed` are the places printed meanwhile.
     """
     if mode == "json":
         print_json(report_object(report), console)
+    before = Counter(printed or ())
     for job in report.jobs:
-        print_places(job.images, console, mode)
+        print_places(job.images, console, mode, before)
         # An id that is no plain word could be a command to whoever reads the output.
         if job.status == "submitted" and mode in {"paths", "urls"} and _PLAIN_ID.fullmatch(job.task_id):
             console.out(job.task_id)
@@ -73,13 +75,24 @@ def print_error(error: SeedreamError, console: Console) -> None:
         console.err(line)
 
 
-def print_places(images: Iterable[SavedImage], console: Console, mode: Mode) -> None:
-    """The paths or the links of the images that succeeded, in order, one a line."""
+def place_of(image: SavedImage, mode: Mode) -> str:
+    """The path or the link of an image that succeeded, as it is printed; "" for none."""
+    if image.error:
+        return ""
+    return str(image.path or "") if mode == "paths" else image.url if mode == "urls" else ""
+
+
+def print_places(
+    images: Iterable[SavedImage], console: Console, mode: Mode, printed: Counter[str] | None = None
+) -> None:
+    """The paths or the links of the images that succeeded, in order, one a line, but for those `printed` before."""
+    before = Counter[str]() if printed is None else printed
     for image in images:
-        if mode == "paths" and image.path and not image.error:
-            console.out(str(image.path))
-        elif mode == "urls" and image.url and not image.error:
-            console.out(image.url)
+        place = place_of(image, mode)
+        if before[place] > 0:
+            before[place] -= 1
+        elif place:
+            console.out(place)
 
 
 def failure_lines(report: Report, *, labels: Mapping[int, str] | None = None) -> list[str]:

@@ -16,9 +16,20 @@ from typing import Any
 import pytest
 
 from seedream_cli.batch.options import Shard, read_shard
-from seedream_cli.output.plain_progress import BatchTally, PlainBatchSink
-from seedream_cli.results import Cost, Finished, JobResult, Planned, Saved, SavedImage, Stage
-from seedream_cli.text import text_width
+from seedream_cli.output.plain_progress import PlainBatchSink
+from seedream_cli.output.tally import Tally
+from seedream_cli.results import (
+    Cost,
+    Downloading,
+    Finished,
+    JobResult,
+    Planned,
+    Retrying,
+    Saved,
+    SavedImage,
+    Stage,
+    Timing,
+)
 from tests.output.test_summary import Captured
 from tests.support.batches import ENV, by_prompt, images, is_whole, results, run, sent, start, summary, table, write
 from tests.support.command import CANARY, Command
@@ -477,16 +488,39 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(rows: int, seconds: 
     assert least <= len(lines) <= most
 
 
-@pytest.mark.parametrize("width", [80, 40])
-def test_one_line_tells_of_the_whole_in_any_width(width: int) -> None:
-    """Done, failed and the time left first; then cost, pace and what is in flight, as far as there is room."""
+def test_tally_tells_of_the_whole() -> None:
+    """Done, failed and the time left first; then cost and the most of it, pace and what is in flight."""
     clock = [0.0]
-    tally = BatchTally(lambda: clock[0])
+    tally = Tally(lambda: clock[0], most=Cost(80, "USD", "2026-11"))
     fake_run(1000, 600.0, tally.take, clock)
     tally.requests = 2000
     tally.take(Stage(999_999, "sent"))
-    line = tally.line(clock[0], width)
-    assert text_width(line) <= width
-    assert line.startswith("1000 of 2000 · 10 failed · 10 min left")
-    assert ("images/min" in line) == (width == 80)
-    assert ("$40.00" in line) == (width == 80)
+    told = "1000 of 2000 · 10 failed · 10 min left · $40.00 of at most $80.00 · 100 images/min · 1 in flight"
+    assert tally.line(clock[0]) == told
+
+
+def test_tally_counts_requests_alone_in_flight() -> None:
+    """One that waits to be sent again, or is answered, is not in flight; nor is what earlier runs have paid for."""
+    tally = Tally()
+    tally.take(Planned(3, 3, "ark", "m"))
+    for row in (1000, 2000, 3000):
+        tally.take(Stage(row, "sent"))
+    tally.take(Retrying(1000, "the request", 3.0, "too many requests", 1))
+    tally.take(Stage(2000, "done"))
+    tally.take(Downloading(2000, 0, 10, 100))
+    tally.take(Downloading(-1, 0, 10, 100))
+    tally.take(Finished(JobResult(-1, "i", "succeeded", "ark", "m", {})))
+    tally.take(Finished(JobResult(3000, "i", "interrupted", "ark", "m", {})))
+    assert tally.line(0.0) == "0 of 3"
+    tally.take(Stage(1000, "sent"))
+    assert tally.line(0.0) == "0 of 3 · 1 in flight"
+
+
+def test_tally_knows_how_long_a_model_takes() -> None:
+    """The median of what it took in this run, and before there is one that of earlier runs."""
+    tally = Tally(usual={"m": 9.0})
+    assert (tally.usual_s("m"), tally.usual_s("n")) == (9.0, None)
+    for row, took in enumerate((30.0, 31.0, 300.0)):
+        timing = Timing(took, took, 0.0)
+        tally.take(Finished(JobResult(row, "i", "succeeded", "ark", "m", {}, attempts=1, timing=timing)))
+    assert tally.usual_s("m") == 31.0

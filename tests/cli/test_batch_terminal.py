@@ -23,8 +23,9 @@ import pytest
 
 from seedream_cli.batch.tracker import Tracker
 from seedream_cli.errors import FileError
-from seedream_cli.output.plain_progress import BatchTally, QuietSink, batch_name
+from seedream_cli.output.plain_progress import QuietSink, batch_name
 from seedream_cli.output.progress import make_batch_sink
+from seedream_cli.output.tally import Tally
 from seedream_cli.results import Draining, Finished, JobResult, Notice, Planned, SavedImage
 from tests.output.test_summary import Captured
 from tests.support.batches import ENV, by_prompt, images, results, run, sent, table, write
@@ -440,13 +441,13 @@ def test_notes_do_not_grow_with_the_table() -> None:
 def test_a_run_that_is_being_stopped_has_no_time_left() -> None:
     """What is not sent any more is not waited for."""
     clock = [0.0]
-    tally = BatchTally(lambda: clock[0])
+    tally = Tally(lambda: clock[0])
     tally.take(Planned(100, 100, "ark", "m"))
     clock[0] = 60.0
     tally.take(Finished(JobResult(1000, "i", "succeeded", "ark", "m", {})))
-    assert "left" in tally.line(60.0, 80)
+    assert "left" in tally.line(60.0)
     tally.take(Draining("SIGINT", 1))
-    assert tally.line(60.0, 80) == "1 of 100 · stopping"
+    assert tally.line(60.0) == "1 of 100 · stopping"
 
 
 def test_what_a_full_disk_kept_away_comes_with_the_same_command() -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 import threading
-import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -38,7 +32,6 @@ from seedream_cli.errors import (
 from seedream_cli.output import dry_run, json_output, messages, model_table, summary
 from seedream_cli.output.console import Console
 from seedream_cli.output.json_output import Row, render_json
-from seedream_cli.output.live_progress import LiveSink
 from seedream_cli.output.plain_progress import PlainSink, QuietSink
 from seedream_cli.output.progress import make_sink
 from seedream_cli.request.image_request import ImageRef
@@ -295,13 +288,13 @@ def test_a_reader_that_leaves_stops_nothing() -> None:
     code = """
 import sys
 from seedream_cli.output.console import Console
-streams = Console(stdout=sys.stdout, stderr=sys.stderr)
-streams.out("first")
+console = Console(stdout=sys.stdout, stderr=sys.stderr)
+console.out("first")
 sys.stdin.readline()
 for number in range(2000):
-    streams.out("x" * 100)
-streams.out_bytes(b"x")
-streams.err(f"closed: {streams.stdout_closed}, {streams.stderr_closed}")
+    console.out("x" * 100)
+console.out_bytes(b"x")
+console.err(f"closed: {console.stdout_closed}, {console.stderr_closed}")
 sys.exit(9)
 """
     child = subprocess.Popen(
@@ -763,221 +756,6 @@ def test_no_live_display_without_a_terminal(kind: str, monkeypatch: pytest.Monke
     assert "\x1b" not in captured.err
     assert ("start:" in captured.err) == (kind != "none")
     assert isinstance(make_sink("auto", captured.console, verbosity=-1), QuietSink)
-
-
-class Screen:
-    """A terminal of some columns, as far as the display uses one: text, CR, LF, cursor up, clearing, wrapping."""
-
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
-        self.lines: list[list[str]] = [[]]
-        self.row = 0
-        self.column = 0
-        self.wraps = 0
-        self.cursor_hidden = False
-        self.frames: set[str] = set()
-
-    def feed(self, text: str) -> None:
-        for piece in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[^\x1b]", text):
-            self._control(piece) if piece in "\r\n" or piece.startswith("\x1b") else self._draw(piece)
-
-    def _draw(self, char: str) -> None:
-        width = text_width(char)
-        if self.column + width > self.columns:
-            self.wraps += 1
-            self._control("\n")
-            self._control("\r")
-        line = self.lines[self.row]
-        line += [" "] * (self.column + width - len(line))
-        line[self.column : self.column + width] = [char, ""][:width]
-        self.column += width
-
-    def _control(self, piece: str) -> None:
-        if piece == "\r":
-            self.column = 0
-        elif piece == "\n":
-            self.row += 1
-            self.lines += [[] for _ in range(self.row + 1 - len(self.lines))]
-        elif piece == "\x1b[2K":
-            # A frame is about to go: remember what stood there.
-            self.frames.add(self.shown)
-            self.lines[self.row] = []
-        elif piece.endswith("A"):
-            self.row = max(self.row - int(piece[2:-1] or 1), 0)
-        elif piece in {"\x1b[?25l", "\x1b[?25h"}:
-            self.cursor_hidden = piece.endswith("l")
-        else:
-            assert piece.endswith("m"), f"unexpected {piece!r}"
-
-    @property
-    def shown(self) -> str:
-        return "\n".join("".join(line).rstrip() for line in self.lines).rstrip()
-
-
-class Terminal:
-    """A pseudo-terminal whose other end is read by a thread."""
-
-    def __init__(self, columns: int, rows: int = 24) -> None:
-        self.master, slave = pty.openpty()
-        attributes = termios.tcgetattr(slave)
-        attributes[1] &= ~termios.OPOST
-        termios.tcsetattr(slave, termios.TCSANOW, attributes)
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.file = open(slave, "w", encoding="utf-8")  # noqa: SIM115
-        self.console = Console(
-            stdout=self.file, stderr=self.file, stdout_is_terminal=True, stderr_is_terminal=True, color=True
-        )
-        self.text = ""
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := os.read(self.master, 65536):
-                self.text += chunk.decode(errors="replace")
-
-    def wait(self, condition: Callable[[str], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition(self.text):
-            assert time.monotonic() < deadline, self.text
-            time.sleep(0.01)
-
-    def close(self) -> None:
-        self.file.close()
-        self._reader.join()
-        os.close(self.master)
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal]]:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    made: list[Terminal] = []
-
-    def make(columns: int, rows: int = 24) -> Terminal:
-        made.append(Terminal(columns, rows))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def drawn(text: str, columns: int) -> Screen:
-    # The pseudo-terminal passes line ends as they are; a real one moves to the first column as well.
-    screen = Screen(columns)
-    screen.feed(text.replace("\n", "\r\n"))
-    return screen
-
-
-@pytest.mark.parametrize("columns", [40, 80])
-def test_the_live_display_fits_its_terminal_and_leaves_no_trace(
-    columns: int, terminal: Callable[..., Terminal]
-) -> None:
-    """Stages, seconds, countdown and bars stand in their columns; lines printed meanwhile stay, the rest goes."""
-    pseudo = terminal(columns)
-    now = [0.0]
-    sink = LiveSink(pseudo.console, verbosity=0, clock=lambda: now[0])
-    for event in course()[:4]:
-        sink.emit(event)
-    pseudo.wait(lambda text: "request 1: drawing, 0 s" in text)
-    now[0] = 12.0
-    pseudo.wait(lambda text: "request 1: drawing, 12 s" in text)
-    sink.emit(Retrying(1, "the request", 3.0, "too many 请求 " * 20, 1))
-    pseudo.wait(lambda text: "request 2: again in 3 s: too many 请求" in text)
-    sink.emit(Downloading(0, 0, 500_000, 1_000_000))
-    sink.emit(Downloading(0, 1, 2_000, None))
-    pseudo.wait(lambda text: "image 2 2.0 kB" in text)
-    pseudo.console.out("out/" + "狐" * 30 + "-" + "x" * 90)
-    pseudo.wait(lambda text: text.rfind("image 2") > text.find("x" * 90))
-    sink.emit(Finished(job()))
-    pseudo.wait(lambda text: "1 of 2 requests" in text)
-    sink.close()
-    sink.close()
-    pseudo.console.err("after")
-    pseudo.wait(lambda text: "after" in text)
-
-    printed = "out/" + "狐" * 30 + "-" + "x" * 90
-    screen = drawn(pseudo.text, columns)
-    assert screen.shown.replace("\n", "") == "note: provider ark, since ARK_API_KEY is set" + printed + "after"
-    own = drawn(pseudo.text.replace(printed, "path").replace("provider ark, since ARK_API_KEY is set", ""), columns)
-    assert own.wraps == 0
-    assert not own.cursor_hidden
-    bar = next(line for frame in own.frames for line in frame.splitlines() if "image 1" in line)
-    assert "50% of 1.0 MB" in bar
-    assert re.search(r"\[=+> +\]", bar)
-
-
-@pytest.mark.parametrize("name", [*HOSTILE, "all"])
-def test_the_live_display_shows_hostile_text_as_text(name: str, terminal: Callable[..., Terminal]) -> None:
-    """Neither rich's markup nor the terminal's sequences act: what is drawn is text in its columns."""
-    text = HOSTILE.get(name, EVERY_HOSTILE)
-    pseudo = terminal(40, 10)
-    sink = LiveSink(pseudo.console, verbosity=1)
-    for event in hostile_events(text)[:-2]:
-        sink.emit(event)
-    pseudo.wait(lambda shown: "image 2 0.0 kB" in shown)
-    sink.close()
-    ours = re.sub(r"\x1b\[(?:\?25[lh]|2K|1A|[\d;]*m)|\r", "", pseudo.text)
-    assert_harmless(ours)
-
-
-def test_many_requests_stay_within_the_screen(terminal: Callable[..., Terminal]) -> None:
-    """More requests than rows: the last line says how many are not shown, and clearing still works."""
-    pseudo = terminal(40, 8)
-    sink = LiveSink(pseudo.console)
-    sink.emit(Planned(30, 30, "ark", "m"))
-    for index in range(30):
-        sink.emit(Stage(index, "sent"))
-    pseudo.wait(lambda text: "and 25 more" in text)
-    sink.close()
-    pseudo.console.err("after")
-    pseudo.wait(lambda text: "after" in text)
-    screen = drawn(pseudo.text, 40)
-    assert screen.shown == "after"
-    assert max(frame.count("\n") for frame in screen.frames) < 8
-
-
-def test_a_terminal_that_goes_away_ends_the_display_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When drawing fails (EPIPE, EIO), the display is switched off; events go on being taken."""
-    monkeypatch.setenv("TERM", "xterm")
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w") as broken:
-        console = Console(stdout=None, stderr=broken, stderr_is_terminal=True)
-        sink = make_sink("bar", console)
-        for event in course():
-            sink.emit(event)
-        deadline = time.monotonic() + 20
-        while not console.stderr_closed and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert console.stderr_closed
-        while any(thread.name == "display" for thread in threading.enumerate()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        sink.emit(Notice("still here"))
-        sink.close()
-
-
-def test_nothing_heavy_is_imported_before_a_request_is_sent() -> None:
-    """Reporting costs no start-up time: rich waits for the provider, and a run over before that never loads it."""
-    code = """
-import io, sys
-from seedream_cli.output import json_output
-from seedream_cli.output import progress
-from seedream_cli.output import summary
-from seedream_cli.output import dry_run
-from seedream_cli.results import JobResult, Planned, Stage
-from seedream_cli.output.console import Console
-streams = Console(stdout=io.StringIO(), stderr=io.StringIO(), stderr_is_terminal=True)
-sink = progress.make_sink("auto", streams)
-sink.emit(Planned(1, 1, "ark", "m")); sink.emit(Stage(0, "connecting")); sink.close()
-job = json_output.job_object(JobResult(0, "", "planned", "", "", {"prompt": "x"}), "generate")
-json_output.print_json(job, streams)
-print([name for name in ("rich", "pydantic", "httpx", "typer", "asyncio", "sqlite3") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert done.stdout == b"[]\n"
-    assert done.stderr == b""
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
