@@ -1,4 +1,4 @@
-"""Text for people: foreign text made safe to show, its width in columns, lines and tables that fit, words for amounts.
+"""Text for people: foreign text made safe to show, and words for amounts.
 
 A terminal obeys escape sequences and a CI runner obeys `::command::`, whoever wrote them. So a provider's message, a
 prompt or a file name passes `clean` before it is shown, and never begins a line. Everything here is pure.
@@ -6,7 +6,6 @@ prompt or a file name passes `clean` before it is shown, and never begins a line
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +34,7 @@ def nearest_hint(name: str, known: Sequence[str]) -> str:
     near = nearest(name, known, 3)
     if near:
         return f"did you mean {' or '.join(one.replace('-', '_') for one in near)}?"
-    return f"known: {', '.join(known)}" if len(known) <= 8 else "seedream config show lists all"
+    return f"known: {', '.join(known)}" if len(known) <= 8 else "seedream config show --all lists all"
 
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -119,18 +118,6 @@ def _take(pieces: Iterable[str], length: int) -> Iterator[str]:
         yield piece
 
 
-def text_width(text: str) -> int:
-    """Columns that a text takes in a terminal: two for wide East Asian characters, none for combining marks."""
-    return len(text) if text.isascii() else sum(map(_char_width, text))
-
-
-@functools.lru_cache(maxsize=4096)
-def _char_width(char: str) -> int:
-    if unicodedata.category(char) in {"Mn", "Me", "Cf"}:
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
-
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -162,87 +149,3 @@ def money_words(cost: Cost | Money) -> str:
     while digits.endswith("0") and len(digits.partition(".")[2]) > 2:
         digits = digits[:-1]
     return f"${digits}" if cost.currency == "USD" else f"{digits} {clean(cost.currency, 12)}"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-_GAP = 2
-
-_LAST_COLUMN = 24
-
-
-def table_lines(headers: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """Aligned columns in `width`; the last one is wrapped where it must be, and where all that is too narrow each row
-    becomes a block of `header: value` lines.
-    """
-    cells = [[clean(cell, None) for cell in row] for row in rows]
-    if not fits(headers, cells, width):
-        return stack(headers, cells, width)
-    sizes = _column_sizes(headers, cells)
-    room = width - sum(sizes[:-1]) - _GAP * (len(sizes) - 1)
-    lines = []
-    for row in (headers, *cells):
-        start = "".join(_pad(cell, size + _GAP) for cell, size in zip(row[:-1], sizes[:-1], strict=True))
-        wrapped = wrap(row[-1], room)
-        lines += [f"{start}{wrapped[0]}".rstrip(), *(" " * text_width(start) + more for more in wrapped[1:])]
-    return lines
-
-
-def _column_sizes(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(text_width, column)) for column in zip(headers, *rows, strict=True)]
-
-
-def fits(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether the columns stand side by side, the last one perhaps wrapped."""
-    sizes = _column_sizes(headers, rows)
-    return width - sum(sizes[:-1]) - _GAP * (len(sizes) - 1) >= min(sizes[-1], _LAST_COLUMN)
-
-
-def stack(headers: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """A block of `header: value` lines a row, with an empty line between two."""
-    lines: list[str] = []
-    for row in rows:
-        lines += [""] if lines else []
-        for header, cell in zip(headers, row, strict=True):
-            if cell:
-                lines += pair(header, cell, width)
-    return lines
-
-
-def pair(name: str, value: str, width: int) -> list[str]:
-    """One `name: value`, wrapped with an indent."""
-    first, *more = wrap(f"{name}: {clean(value, None)}", width, indent=4)
-    return [first, *(f"    {line}" for line in more)]
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - text_width(text))
-
-
-def wrap(text: str, width: int, *, indent: int = 0) -> list[str]:
-    """Lines of at most `width` columns, broken at spaces and between wide characters; an id is never broken.
-
-    After the first, lines are shorter by the `indent` that the caller puts before them.
-    """
-    lines = [""]
-    for word in text.split():
-        for part in [word] if text_width(word) <= width - indent else _break_wide(word, width - indent):
-            joined = f"{lines[-1]} {part}" if lines[-1] else part
-            room = width if len(lines) == 1 else width - indent
-            if text_width(joined) <= room or not lines[-1]:
-                lines[-1] = joined
-            else:
-                lines.append(part)
-    return lines
-
-
-def _break_wide(word: str, width: int) -> list[str]:
-    """A long word in pieces where its script allows that, else whole."""
-    if text_width(word) == len(word):
-        return [word]
-    lines = [""]
-    for char in word:
-        if text_width(lines[-1]) + _char_width(char) > width and lines[-1]:
-            lines.append("")
-        lines[-1] += char
-    return lines

@@ -98,10 +98,10 @@ def models(
     if json:
         print_json(model_table.model_object(row) if row else model_table.models_object(MODELS), console)
         return 0
-    for line in (
-        model_table.model_detail(row, console.width) if row else model_table.models_table(MODELS, console.width)
-    ):
-        console.out(line)
+    if row:
+        model_table.print_model(row, console)
+    else:
+        model_table.print_models(MODELS, console)
     return 0
 
 

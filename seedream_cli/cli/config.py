@@ -17,7 +17,7 @@ from ..config.settings import Settings, SettingsLayer
 from ..errors import InputError, Problem, SeedreamError
 from .completion import offer_keys
 from .context import process_console
-from .flags import _SHARED, PlainCommand, _File, _Json, _Profile, _Project
+from .flags import _SHARED, PlainCommand, _Every, _File, _Json, _Profile, _Project
 from .keys import _address, _read_secret, key_app
 
 if TYPE_CHECKING:
@@ -57,9 +57,12 @@ class Entry:
     origin: str
 
 
-@config_app.command(cls=PlainCommand, help="Print every setting with its value and where it comes from.")
-def show(config: _File = None, profile: _Profile = None, json: _Json = False) -> int:  # noqa: FBT002
-    """Everything that is or can be set; secrets are masked."""
+@config_app.command(
+    cls=PlainCommand,
+    help="Print what is set, with its value and where that comes from; with --all or --json also what could be.",
+)
+def show(config: _File = None, profile: _Profile = None, every: _Every = False, json: _Json = False) -> int:  # noqa: FBT002
+    """What is set, or can be; secrets are masked."""
     console = process_console()
     environment, reading = _read(config, profile, check_values=True)
     entries = list_entries(reading.settings, read_environment(environment))
@@ -72,12 +75,21 @@ def show(config: _File = None, profile: _Profile = None, json: _Json = False) ->
         object_ = {"schema": "seedream/1", "command": "config show", "files": files, "settings": rows}
         print_json(object_, console)
     else:
-        from ..text import table_lines
-
-        shown = [(entry.name, _words(entry.value), entry.origin) for entry in entries]
-        for line in table_lines(("setting", "value", "from"), shown, console.width):
-            console.out(line)
+        _print_entries(entries, console, every=every)
     return _fail_on(reading)
+
+
+def _print_entries(entries: Sequence[Entry], console: Console, *, every: bool) -> None:
+    """The settings as a table, without those that nobody has set unless `every` one is wanted."""
+    from ..output.tables import print_table
+
+    shown = [entry for entry in entries if every or entry.origin not in {"-", "default"}]
+    if shown:
+        rows = [(entry.name, _words(entry.value), entry.origin) for entry in shown]
+        print_table(console, ("setting", "value", "from"), rows)
+    if len(shown) < len(entries):
+        left = f"{len(entries) - len(shown)} settings are as they come"
+        console.err(f"{left if shown else f'nothing is set: {left}'}; seedream config show --all lists them too")
 
 
 @config_app.command(
@@ -129,11 +141,10 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
         rows = [{"name": name, "path": str(place), "exists": os.path.lexists(place)} for name, place in listed]
         print_json({"schema": "seedream/1", "command": "config path", "places": rows}, console)
         return 0
-    from ..text import table_lines
+    from ..output.tables import print_table
 
     rows_ = [(name, str(place), "there" if os.path.lexists(place) else "not there") for name, place in listed]
-    for line in table_lines(("place", "path", ""), rows_, max(console.width, 200)):
-        console.out(line)
+    print_table(console, ("place", "path", ""), rows_)
     return 0
 
 

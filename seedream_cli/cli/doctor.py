@@ -83,16 +83,12 @@ def _without(environment: Environment, names: Sequence[str]) -> Environment:
 
 
 def _print(findings: Sequence[Finding], console: Console) -> None:
-    from ..text import clean, wrap
+    from ..output.tables import print_table
 
+    rows = list[tuple[str, str, str]]()
     for finding in findings:
-        start = f"{finding.state:<5} {finding.name:<9} "
-        first, *more = wrap(clean(finding.what, None), max(console.width - len(start), 30))
-        for line in (start + first, *(" " * len(start) + line for line in more)):
-            console.out(line.rstrip())
-        if finding.hint and finding.state != "ok":
-            hint = wrap(clean(finding.hint, None), max(console.width - len(start) - 6, 30))
-            for number, line in enumerate(hint):
-                console.out(" " * len(start) + ("hint: " if number == 0 else "      ") + line)
+        rows.append((finding.state, finding.name, finding.what))
+        rows += [("", "", f"hint: {finding.hint}")] if finding.hint and finding.state != "ok" else []
+    print_table(console, (), rows)
     counts = {state: sum(f.state == state for f in findings) for state in ("fail", "warn")}
     console.err(f"{counts['fail']} failed, {counts['warn']} to look at; nothing was sent that costs anything")

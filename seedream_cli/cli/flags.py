@@ -44,6 +44,8 @@ _Profile = Annotated[
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
 
+_Every = Annotated[bool, typer.Option("--all", help="Also what is not set.")]
+
 _Project = Annotated[bool, typer.Option("--project", help="In the project's seedream.toml, not the user's file.")]
 
 

@@ -403,8 +403,7 @@ def _explain(planned: PlannedRequest, command: str, console: Console | None) -> 
     rows = explain(planned)
     if console is None:
         return dry_run.explain_object(rows, command=command, provider=planned.route.spec.name)
-    for line in dry_run.explain_table(rows, console.width):
-        console.out(line)
+    dry_run.print_explained(rows, console)
     return None
 
 

@@ -21,6 +21,7 @@ from .flags import PlainCommand, PlainGroup, number
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
     from ..ledger.records import Entry, RunRow
+    from ..output.history import Run
 
 
 def _option(names: str, metavar: str, text: str, **more: Any) -> Any:
@@ -39,7 +40,7 @@ STATUSES = ("succeeded", "partial", "failed", "unknown", "unsaved", "submitted",
 _JSON = typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT, show_default=False)
 
 _HELP = (
-    "What was sent, newest first; a batch is one line, which `show` opens."
+    "What was sent, newest first. A run is one line, and so is a batch; `show` opens it."
     "\n\nExamples:\n\n\b\n  seedream history\n  seedream history --text fox --since 7d\n"
     "  seedream history --status unknown\n  seedream history show 261121-4f9a2c\n"
     "  seedream history resolve 261121-4f9a2c --unpaid\n  seedream history stats --by model"
@@ -79,27 +80,39 @@ def history(  # noqa: PLR0917 (Typer names them all)
     if found:
         raise InputError(found)
     console, ledger = process_console(), open_ledger_here()
+    asked: dict[str, Any] = {"since": period[0], "until": period[1], "provider": provider, "status": status}
     with ledger:
-        entries: Sequence[Entry] = ledger.history(
-            text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
-        )
-        batches = list_batches(
-            ledger, text, since=period[0], until=period[1], provider=provider, status=status, limit=limit or None
-        )
-        entries, batches = history.newest(entries, batches, limit or None)
+        batches = list_batches(ledger, text, **asked, limit=limit or None)
         if json:
+            found_ = ledger.history(text, **asked, limit=limit or None)
+            entries, batches = history.newest(found_, batches, limit or None)
             print_json(history.history_object(entries, batches=batches), console)
             return 0
-        for line in history.history_table(entries, console.width, batches):
-            console.out(line)
-        for batch in batches if any(batch.trouble for batch in batches) else ():
-            if batch.trouble:
-                console.err(f"note: {batch.folder}: {batch.trouble}")
-        if not (entries or batches):
+        listed = history.newest_runs(_runs(ledger, text, asked, limit), batches, limit or None)
+        history.print_history(listed, console)
+        for one in listed:
+            if isinstance(one, history.Overview) and one.trouble:
+                console.err(f"note: {one.folder}: {one.trouble}")
+        if not listed:
             console.err("nothing in the history is like that")
         for line in history.spent_lines(ledger.spent(), ledger.spent(since=ledger.today())):
             console.err(line)
     return 0
+
+
+def _runs(ledger: Ledger, text: str | None, asked: dict[str, Any], limit: int) -> list[Run]:
+    """The newest runs, as many as are wanted (0: all), each with all of its requests that were asked for."""
+    from ..output.history import runs_of
+
+    wanted = limit + 1
+    while limit:
+        entries = ledger.history(text, **asked, limit=wanted)
+        runs = runs_of(entries)
+        if len(entries) < wanted or len(runs) > limit:
+            # The last may go on behind what was looked at.
+            return runs[:limit]
+        wanted *= 4
+    return runs_of(ledger.history(text, **asked))
 
 
 @history_app.command(
@@ -246,11 +259,10 @@ def stats(
     groups = history.group_charges(charges, by)
     if json:
         print_json(history.stats_object(groups, by), console)
+    elif groups:
+        history.print_stats(groups, by, console)
     else:
-        for line in history.stats_table(groups, by, console.width):
-            console.out(line)
-        if not groups:
-            console.err("nothing was sent yet")
+        console.err("nothing was sent yet")
     for trouble in troubles[:TOLD]:
         console.err(f"note: {trouble}; what was paid there counts as it was booked, at the most")
     if len(troubles) > TOLD:
@@ -276,8 +288,9 @@ def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool
         return 0
     # The links alone are the result where they are asked for.
     say = console.err if links else console.out
-    for line in (*history.batch_detail(one), *history.history_table(entries, console.width)):
+    for line in history.batch_detail(one):
         say(line)
+    history.print_requests(entries, console, console.err if links else None)
     for entry in entries if links else ():
         kept_of(entry, folder / BATCH_HOME / "replies", read_environ()).print_found(entry, console)
     return 0

@@ -126,13 +126,12 @@ def _print_status(rows: Sequence[tuple[str, str, str, str, str]], console: Conso
         listed = [dict(zip(names, row, strict=True)) for row in rows]
         print_json({"schema": "seedream/1", "command": "config key status", "keys": listed}, console)
         return
-    from ..text import table_lines
+    from ..output.tables import print_table
 
     shown = [
         (name, source or "none", f"…{last}" if last else "-", place, why) for name, source, last, place, why in rows
     ]
-    for line in table_lines(("provider", "key from", "ends in", "for", "note"), shown, console.width):
-        console.out(line)
+    print_table(console, ("provider", "key from", "ends in", "for", "note"), shown)
 
 
 def _status(spec: ProviderSpec, environment: Environment) -> tuple[str, str, str, str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results import Cost, JobResult, SavedImage
-from ..text import clean, clean_path, count_words, money_words, table_lines
+from ..text import clean, clean_path, count_words, money_words
 from .console import Console
 from .json_output import (
     SCHEMA,
@@ -22,6 +22,7 @@ from .json_output import (
     show_body,
     warning_objects,
 )
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -174,6 +175,6 @@ def _quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def explain_table(rows: Iterable[tuple[str, str, str, str]], width: int) -> list[str]:
+def print_explained(rows: Iterable[tuple[str, str, str, str]], console: Console) -> None:
     """How each option was renamed, defaulted or dropped: option, value, what is sent, and why."""
-    return table_lines(("option", "value", "sent as", "note"), rows, width)
+    print_table(console, ("option", "value", "sent as", "note"), list(rows))

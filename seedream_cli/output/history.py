@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from ..redaction import mask
-from ..results import Cost, Money
-from ..text import clean, clean_path, fits, money_words, stack, table_lines
+from ..results import Cost, Money, to_micro
+from ..text import clean, clean_path, count_words, money_words
+from .console import Console
 from .json_output import SCHEMA, JsonObject, cost_object, failure_fields, image_facts, money_object, plain_value
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..ledger.records import Charge, Entry, Failure, ImageRow, Note, Spent
@@ -44,58 +46,109 @@ class Overview:
         return self.counts["succeeded"]
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of single requests, in the order that they were made in."""
+
+    id: str
+    entries: tuple[Entry, ...]
+
+
 _COLUMNS = ("id", "when", "status", "provider", "model", "images", "cost", "prompt")
 
 
 def newest(
     entries: Sequence[Entry], batches: Sequence[Overview], limit: int | None
 ) -> tuple[list[Entry], list[Overview]]:
-    """The newest of both, no more than so many together."""
+    """The newest requests and batches, no more than so many together."""
     both: list[Entry | Overview] = [*entries, *batches]
-    both.sort(key=lambda one: one.started_at if isinstance(one, Overview) else one.entered_at, reverse=True)
-    chosen = both[:limit]
+    chosen = sorted(both, key=_begun_at, reverse=True)[:limit]
     return (
         [one for one in chosen if not isinstance(one, Overview)],
         [one for one in chosen if isinstance(one, Overview)],
     )
 
 
-def history_table(entries: Sequence[Entry], width: int, batches: Sequence[Overview] = ()) -> list[str]:
-    """A line a request, and one a batch, newest first among them. A narrow terminal loses the least telling columns,
-    then stacks the rest.
-    """
-    if not (entries or batches):
-        return []
-    rows, waiting = list[dict[str, str]](), list(batches)
+def runs_of(entries: Iterable[Entry]) -> list[Run]:
+    """The requests of each run together, in the order of the first of each."""
+    runs: dict[str, list[Entry]] = {}
     for entry in entries:
-        while waiting and waiting[0].started_at >= entry.entered_at:
-            rows.append(_batch_row(waiting.pop(0)))
-        rows.append(_row(entry))
-    rows += map(_batch_row, waiting)
-    for dropped in ((), ("model",), ("model", "provider"), ("model", "provider", "images")):
-        headers = [name for name in _COLUMNS if name not in dropped]
-        room = width - sum(max(len(name), *(len(row[name]) for row in rows)) + 2 for name in headers[:-1])
-        if room < 16:
-            continue
-        listed = [[*(row[name] for name in headers[:-1]), clean(row["prompt"], room)] for row in rows]
-        if fits(headers, listed, width):
-            return table_lines(headers, listed, width)
-    return stack(_COLUMNS, [[row[name] for name in _COLUMNS] for row in rows], width)
+        runs.setdefault(entry.run, []).append(entry)
+    return [Run(name, tuple(reversed(of_it))) for name, of_it in runs.items()]
 
 
-def _row(entry: Entry) -> dict[str, str]:
-    saved = sum(image.state in {"saved", "handed"} for image in entry.images)
-    cost = entry_cost(entry)
+def newest_runs(runs: Sequence[Run], batches: Sequence[Overview], limit: int | None) -> list[Run | Overview]:
+    """The newest runs and batches, no more than so many together."""
+    both: list[Run | Overview] = [*runs, *batches]
+    return sorted(both, key=_begun_at, reverse=True)[:limit]
+
+
+def _begun_at(one: Entry | Run | Overview) -> dt.datetime:
+    first = one.entries[-1] if isinstance(one, Run) else one
+    return first.started_at if isinstance(first, Overview) else first.entered_at
+
+
+def print_history(listed: Sequence[Run | Overview], console: Console) -> None:
+    """A line a run or batch. A narrow terminal loses the least telling columns, then stacks the rest."""
+    _print_rows([_batch_row(one) if isinstance(one, Overview) else _run_row(one) for one in listed], console)
+
+
+def print_requests(entries: Sequence[Entry], console: Console, say: Callable[[str], None] | None = None) -> None:
+    """A line a request."""
+    _print_rows([_run_row(Run(entry.id, (entry,))) for entry in entries], console, say)
+
+
+def _print_rows(rows: Sequence[Mapping[str, str]], console: Console, say: Callable[[str], None] | None = None) -> None:
+    if rows:
+        cells = [[row[name] for name in _COLUMNS] for row in rows]
+        print_table(console, _COLUMNS, cells, drop=("model", "provider", "images"), crops=True, say=say)
+
+
+def _run_row(run: Run) -> dict[str, str]:
+    first, *more = run.entries
+    prompts = dict.fromkeys(entry.prompt or "" for entry in run.entries)
+    others = f"{first.prompt or ''} and {count_words(len(prompts) - 1, 'more prompt')}"
     return {
-        "id": entry.id,
-        "when": _when(entry.sent_at or entry.entered_at),
-        "status": entry.status,
-        "provider": entry.provider,
-        "model": entry.model,
-        "images": f"{saved}/{len(entry.images) or entry.images_at_most}",
-        "cost": _cost_words(entry, cost),
-        "prompt": clean(entry.prompt or "", 200),
+        "id": run.id if more else first.id,
+        "when": _when(first.sent_at or first.entered_at),
+        "status": _counted([entry.status for entry in run.entries]),
+        "provider": _several([*dict.fromkeys(entry.provider for entry in run.entries)], "providers"),
+        "model": _several([*dict.fromkeys(entry.model for entry in run.entries)], "models"),
+        "images": f"{sum(map(_saved_images, run.entries))}/{sum(map(_wanted_images, run.entries))}",
+        "cost": _run_cost_words(run.entries) if more else _cost_words(first, entry_cost(first)),
+        "prompt": clean(others if len(prompts) > 1 else first.prompt or "", 200),
     }
+
+
+def _counted(words: Sequence[str]) -> str:
+    """One word for all that are alike, else how many of each: "3 succeeded, 1 unknown"."""
+    counts = Counter(words)
+    return words[0] if len(counts) == 1 else ", ".join(f"{number} {word}" for word, number in counts.items())
+
+
+def _saved_images(entry: Entry) -> int:
+    return sum(image.state in {"saved", "handed"} for image in entry.images)
+
+
+def _wanted_images(entry: Entry) -> int:
+    return len(entry.images) or entry.images_at_most
+
+
+def _run_cost_words(entries: Sequence[Entry]) -> str:
+    """What the requests of a run cost together, and what they may have cost beside."""
+    sums: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    unpriced = 0
+    begun = [entry for entry in entries if entry.state != "queued"]
+    for entry in begun:
+        cost, possible = entry_cost(entry), to_micro(possible_cost(entry)) or 0
+        unpriced += cost is None
+        sums[0][entry.currency] += (to_micro(cost) or 0) - possible
+        sums[1][entry.currency] += possible
+    certain, doubtful = ([one for one in each.values() if one > 0] for each in sums)
+    words = [_sums(sums[0])] if certain or not (doubtful or unpriced) else []
+    words += [f"possibly {_sums(sums[1])}{' more' if words else ''}"] if doubtful else []
+    words += [f"{unpriced} of unknown price"] if unpriced else []
+    return ", ".join(words) if begun else "-"
 
 
 def _batch_row(batch: Overview) -> dict[str, str]:
@@ -220,10 +273,8 @@ def _in_all(groups: Sequence[Group]) -> Group:
     return total
 
 
-def stats_table(groups: Sequence[Group], by: str, width: int) -> list[str]:
+def print_stats(groups: Sequence[Group], by: str, console: Console) -> None:
     """A line a group, and one for all."""
-    if not groups:
-        return []
     shown = [*groups, _in_all(groups)] if len(groups) > 1 else groups
     headers = (by, "requests", "images", "cost", "possibly more", "of unknown price")
     rows = [
@@ -237,7 +288,7 @@ def stats_table(groups: Sequence[Group], by: str, width: int) -> list[str]:
         )
         for group in shown
     ]
-    return table_lines(headers, rows, width)
+    print_table(console, headers, rows)
 
 
 def _sums(sums: Counter[str], nothing: str = "") -> str:

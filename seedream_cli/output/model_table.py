@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..request.models import ModelSpec, PriceStep
-from ..text import clean, fits, pair, stack, table_lines, wrap
+from ..text import clean
+from .console import Console
 from .dry_run import _dollars
 from .json_output import SCHEMA, JsonObject, plain_value
+from .tables import print_facts, print_table, print_text
 
 _MODEL_COLUMNS = ("model", "sizes", "references", "sequence", "stream", "formats", "list price", "as of")
 
 
-def models_table(rows: Iterable[ModelSpec], width: int) -> list[str]:
+def print_models(rows: Iterable[ModelSpec], console: Console) -> None:
     """All models, a line each. A terminal too narrow for all columns loses the least telling ones first."""
-    cells = [dict(zip(_MODEL_COLUMNS, _model_row(model), strict=True)) for model in rows]
-    headers: list[str] = list(_MODEL_COLUMNS)
-    for dropped in ("", "formats", "stream", "as of"):
-        headers = [header for header in headers if header != dropped]
-        listed = [[row[header] for header in headers] for row in cells]
-        if fits(headers, listed, width):
-            return table_lines(headers, listed, width)
-    return stack(_MODEL_COLUMNS, [list(row.values()) for row in cells], width)
+    print_table(console, _MODEL_COLUMNS, [_model_row(model) for model in rows], drop=("formats", "stream", "as of"))
 
 
 def models_markdown(rows: Iterable[ModelSpec]) -> str:
@@ -42,7 +37,7 @@ def model_object(model: ModelSpec) -> JsonObject:
     return {"schema": SCHEMA, **plain}
 
 
-def model_detail(model: ModelSpec, width: int) -> list[str]:
+def print_model(model: ModelSpec, console: Console) -> None:
     """All that is known of one model, in sections."""
     facts = {
         "aliases": ", ".join(model.aliases),
@@ -60,25 +55,26 @@ def model_detail(model: ModelSpec, width: int) -> list[str]:
         "as of": model.as_of,
         "source": model.source,
     }
-    lines = wrap(f"{clean(model.title)} ({clean(model.name)})", width)
-    for name, value in facts.items():
-        lines += pair(name, value, width) if value else []
-    lines += _section("sizes", _size_headers(model), _size_rows(model), width)
+    print_text(console, f"{clean(model.title)} ({clean(model.name)})", "bold cyan")
+    print_facts(console, [(name, value) for name, value in facts.items() if value])
+    _print_section(console, "sizes", _size_headers(model), _size_rows(model))
     rules = [(option.replace("_", "-"), rule.state, rule.note) for option, rule in model.rules.items()]
-    lines += _section("parameters", ("option", "state", "note"), rules, width)
+    _print_section(console, "parameters", ("option", "state", "note"), rules)
     ids = [(family, ", ".join(spellings)) for family, spellings in model.ids.items()]
-    lines += _section("ids", ("provider", "id"), ids, width)
+    _print_section(console, "ids", ("provider", "id"), ids)
     prices = [(_family(family), price_words(steps)) for family, steps in model.price.items()]
-    lines += _section(f"price an image, as of {clean(model.price_as_of)}", ("provider", "price"), prices, width)
-    said = "the list price is the vendor's (ark, byteplus); that of a provider which is not listed may differ"
-    return lines + (wrap(said, width) if "*" in model.price else [])
+    _print_section(console, f"price an image, as of {clean(model.price_as_of)}", ("provider", "price"), prices)
+    if "*" in model.price:
+        said = "the list price is the vendor's (ark, byteplus); that of a provider which is not listed may differ"
+        print_text(console, said)
 
 
-def _section(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def _print_section(console: Console, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A titled table, or nothing where there are no rows."""
-    if not rows:
-        return []
-    return ["", f"{title}:", *(f"  {line}".rstrip() for line in table_lines(headers, rows, width - 2))]
+    if rows:
+        console.out("")
+        print_text(console, f"{title}:", "bold")
+        print_table(console, headers, rows, indent=2)
 
 
 def _model_row(model: ModelSpec) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from ..results import (
     Draining,
     Event,
     Finished,
+    Money,
     Planned,
     Retrying,
     Saved,
     Stage,
-    from_micro,
     to_micro,
 )
 from ..text import money_words, span_words
@@ -142,7 +142,7 @@ class Tally:
 
     def money(self) -> list[Fact]:
         """What was spent so far, and the most that it may come to."""
-        spent = [money_words(Cost(from_micro(micro), currency, "")) for currency, micro in self._cost.items() if micro]
+        spent = [money_words(Money(micro, currency)) for currency, micro in self._cost.items() if micro]
         most = f"at most {money_words(self._most)}" if self._most and self._most.amount else ""
         words = " of ".join(filter(None, [" + ".join(spent), most]))
         return [(words, "")] if words else []

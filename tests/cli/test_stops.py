@@ -213,7 +213,7 @@ def test_batch_stops_where_the_first_rows_are_all_refused_alike(seedream: Comman
         ["--help"],
         [],
         ["models"],
-        ["config", "show"],
+        ["config", "show", "--all"],
         ["history", "--json"],
         ["generate", "x", "-p", "sandbox"],
         ["generate", "x", "-p", "sandbox", "--json"],

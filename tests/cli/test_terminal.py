@@ -83,8 +83,10 @@ def test_a_terminal_gets_what_it_can_show(seedream: Command, env: dict[str, str]
 
 
 def test_columns_fold_what_is_for_people(inside: Inside) -> None:
-    """COLUMNS narrows tables and help, never JSON."""
+    """COLUMNS narrows help, never JSON, nor a table in a pipe."""
     narrow, wide = (inside("models", "4.5", env={"COLUMNS": width}).out for width in ("50", "200"))
+    assert narrow == wide
+    narrow, wide = (inside("generate", "--help", env={"COLUMNS": width}).out for width in ("50", "100"))
     assert max(map(len, narrow.splitlines())) < max(map(len, wide.splitlines()))
     assert inside("models", "--json", env={"COLUMNS": "40"}).out.count("\n") == 1
     assert inside("models", env={"COLUMNS": "wide"}).code == 0

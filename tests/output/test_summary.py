@@ -53,7 +53,7 @@ from seedream_cli.results import (
     Stage,
     Timing,
 )
-from seedream_cli.text import clean, clean_path, table_lines, text_width
+from seedream_cli.text import clean, clean_path
 
 HOSTILE = {
     "markup": "err [bold red]x[/] y",
@@ -679,12 +679,7 @@ def test_no_way_out_lets_hostile_text_through(name: str) -> None:
     for event in hostile_events(text):
         plain.emit(event)
     odd = model(text, title=text, aliases=(text,), ids={text: (text,)}, rules={text: Rule("taken", text)}, source=text)
-    tables = [
-        *model_table.models_table([odd], 40),
-        *model_table.model_detail(odd, 40),
-        *dry_run.explain_table([(text, text, text, text)], 80),
-    ]
-    for line in [*tables, *model_table.models_markdown([odd]).splitlines()]:
+    for line in model_table.models_markdown([odd]).splitlines():
         captured.console.out("| " + line)
     dry_run.print_plan({"prompt": text}, [text], Cost(1, text, text), "https://x/" + text, captured.console)
     assert_harmless(captured.err)
@@ -756,69 +751,6 @@ def test_no_live_display_without_a_terminal(kind: str, monkeypatch: pytest.Monke
     assert "\x1b" not in captured.err
     assert ("start:" in captured.err) == (kind != "none")
     assert isinstance(make_sink("auto", captured.console, verbosity=-1), QuietSink)
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_views_adapt_to_the_width(width: int) -> None:
-    """No line is wider than the terminal unless one unbreakable word is; nothing is lost on a narrow one."""
-    rows = [model(), model("seedream-狐狸", status="retired", tiers={}, aspects={"1:1": "1024x1024"}, price={})]
-    explained = [
-        ("--seed", "42", "seed", "模型不支持种子参数" * 6),
-        ("--size", "2K", "size=2048x2048", "exact pixels " * 8),
-    ]
-    shown = [model_table.models_table(rows, width), dry_run.explain_table(explained, width)]
-    shown += [model_table.model_detail(row, width) for row in rows]
-    for line in (line for lines in shown for line in lines):
-        assert text_width(line) <= width or " " not in line.strip()
-        assert line == line.rstrip()
-    text = "\n".join(shown[0])
-    assert all(
-        word in text for word in ("seedream-4.5", "seedream-狐狸 (retired)", "2K 4K", "$0.03 to $0.045", "unknown")
-    )
-    squeezed = re.sub(r"\s", "", "".join(shown[1]))
-    assert squeezed.count("模型不支持种子参数") == 6
-    assert "2848x1600" in "\n".join(shown[2])
-
-
-def test_columns_align_beside_wide_characters() -> None:
-    """East Asian characters count as two columns, so what follows them stands in line; a last column wraps there."""
-    rows = [("狐狸", "ok", "one two three four five six"), ("fox", "ok", "")]
-    assert table_lines(("name", "state", "note"), rows, 38) == [
-        "name  state  note",
-        "狐狸  ok     one two three four five",
-        "             six",
-        "fox   ok",
-    ]
-    assert table_lines(("name", "note"), [("fox", "red"), ("owl", "")], 9) == [
-        "name: fox",
-        "note: red",
-        "",
-        "name: owl",
-    ]
-
-
-def test_model_views_golden() -> None:
-    """The README's table, and the detail of one model with sizes, rules, ids and prices."""
-    assert model_table.models_markdown([model()]).splitlines() == [
-        "| model | sizes | references | sequence | stream | formats | list price | as of |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| seedream-4.5 | 2K 4K | 0 to 14 | up to 15 | yes | jpeg | $0.03 to $0.045 | 2026-11 |",
-    ]
-    detail = model_table.model_detail(model(), 100)
-    assert detail[0] == "Seedream 4.5 (seedream-4.5)"
-    assert "own sizes: WIDTHxHEIGHT of 3,686,400 to 16,777,216 pixels, width / height 1/16 to 16" in detail
-    assert "  16:9    2848x1600  -" in detail
-    assert "  seed    ignored  4.x draws without a seed | 模型不支持种子参数" in detail
-    assert "  cometapi  doubao-seedream-4-5-251128, seedream-4-5" in detail
-    assert "  list price  $0.03 for 1K, 1.5K or up to 2.36 MP; $0.045 above; $0.003 more a reference" in detail
-    shown = json.loads(render_json(model_table.models_object([model()])))
-    assert shown["schema"] == "seedream/1"
-    assert shown["models"][0]["tiers"]["2K"]["16:9"] == "2848x1600"
-    one = model_table.model_object(model())
-    assert [(step["amount"], step["max_pixels"]) for step in one["price"]["*"]] == [(0.03, 2_359_296), (0.045, None)]
 
 
 # --- what would be sent ---------------------------------------------------------------------------------------------
