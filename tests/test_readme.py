@@ -25,7 +25,7 @@ from seedream_cli.errors import EXIT_CODES, PARTIAL
 from seedream_cli.output.model_table import models_markdown
 from seedream_cli.providers import specs
 from seedream_cli.request.models import MODELS
-from seedream_cli.sandbox import service
+from seedream_cli.sandbox import faults
 from tests.support.raw_server import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -253,8 +253,8 @@ def test_variables_are_those_of_options() -> None:
 def test_the_sandbox_faults_are_those_it_knows() -> None:
     """The README lists every fault that a prompt can ask of the sandbox."""
     fault = re.compile(r"\[\[([a-z-]+)")
-    assert service.__doc__
-    assert set(fault.findall(TEXT)) == set(fault.findall(service.__doc__))
+    assert faults.__doc__
+    assert set(fault.findall(TEXT)) == set(fault.findall(faults.__doc__))
 
 
 def test_the_version_is_one() -> None:
