@@ -84,7 +84,13 @@ ONLY = {
     "difflib": {"text"},
     "fcntl": {"storage/filesystem"},
     "msvcrt": {"storage/filesystem"},
-    "PIL": {"sandbox/drawing", "request/references", "storage/image_containers", "storage/pixel_check"},
+    "PIL": {
+        "sandbox/drawing",
+        "request/reference_metadata",
+        "request/reference_fit",
+        "storage/image_containers",
+        "storage/pixel_check",
+    },
     "requests": set(),
     "openai": set(),
 }

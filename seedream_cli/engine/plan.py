@@ -31,7 +31,7 @@ from . import cost_limit
 from .cost_limit import Bill
 
 if TYPE_CHECKING:
-    from ..request.references import Fit
+    from ..request.reference_fit import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,9 @@ def _references(
     texts = options.lists.get("image", ())
     if not texts:
         return [], []
-    from ..request.references import BARE_NOTICE, Fit, read_references
+    from ..request.reference_fit import Fit
+    from ..request.reference_metadata import BARE_NOTICE
+    from ..request.references import read_references
 
     images, problems = read_references(texts, origin=options.origin("image"))
     model, fit = recipient.model, None
@@ -299,7 +301,8 @@ def _references(
 
 def _ready_reference(image: ImageRef, options: OptionValues, fit: Fit | None, problems: list[Problem]) -> ImageRef:
     """One reference, shrunk where that was asked for, upright and without its metadata unless that was asked for."""
-    from ..request.references import fit_prepared, fit_reference, prepare_reference
+    from ..request.reference_fit import fit_prepared, fit_reference
+    from ..request.reference_metadata import prepare_reference
 
     image, done = fit_reference(image, fit) if fit else (image, "")
     if not options.switches.get("keep_metadata"):

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from seedream_cli.request.image_request import ImageRef
-from seedream_cli.request.references import Fit, fit_reference, read_reference
+from seedream_cli.request.reference_fit import Fit, fit_reference
+from seedream_cli.request.references import read_reference
 from tests.cli.test_generate import KEYS, LITE
 from tests.support.command import CANARY, Command, Done, Inside
 from tests.support.provider_server import Upstream, make_image, noise

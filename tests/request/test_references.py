@@ -15,9 +15,10 @@ from PIL import Image, ImageChops, ImageOps, ImageStat, PngImagePlugin
 
 from seedream_cli.errors import InputError, LinkError
 from seedream_cli.network.request_body import encode_reference
-from seedream_cli.request import references
+from seedream_cli.request import reference_metadata
 from seedream_cli.request.image_request import ImageRef
-from seedream_cli.request.references import prepare_reference, read_reference
+from seedream_cli.request.reference_metadata import prepare_reference
+from seedream_cli.request.references import read_reference
 from seedream_cli.storage.image_metadata import read_orientation, strip_metadata
 from tests.support.batches import run, sent, write
 from tests.support.command import CANARY, Command, Done
@@ -354,14 +355,16 @@ def test_fingerprint_is_that_of_the_file(tmp_path: Path) -> None:
 def test_one_file_of_many_rows_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turning is what takes time."""
     count = []
-    monkeypatch.setattr(references, "_KNOWN", {})
-    monkeypatch.setattr(references, "_turn", lambda *args, turn=references._turn: count.append(1) or turn(*args))
+    monkeypatch.setattr(reference_metadata, "_KNOWN", {})
+    monkeypatch.setattr(
+        reference_metadata, "_turn", lambda *args, turn=reference_metadata._turn: count.append(1) or turn(*args)
+    )
     for _ in range(5):
         prepared(tmp_path, full_jpeg(drawing(size=(90, 70)), 5))
     assert len(count) == 1
     # Without room for copies it is made again when it is sent, and is the same.
-    monkeypatch.setattr(references, "_KNOWN", {})
-    monkeypatch.setattr(references, "_COPIES_MOST", 0)
+    monkeypatch.setattr(reference_metadata, "_KNOWN", {})
+    monkeypatch.setattr(reference_metadata, "_COPIES_MOST", 0)
     assert pixels(prepared(tmp_path, full_jpeg(drawing(size=(90, 70)), 5))[1]).size == (70, 90)
 
 
