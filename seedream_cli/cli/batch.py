@@ -236,7 +236,8 @@ def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
 
 def _remember_addresses(context: _BatchContext) -> None:
     """Keep in mind which address the user named: a batch's own ledger is not believed where its links may lead."""
-    from ..config.credentials import is_same_server, remember_address
+    from ..config.credentials import remember_address
+    from ..providers.base_url import is_same_server
 
     if not context.options.origins.get("base_url", "").startswith(("--", "$")):
         return

@@ -122,7 +122,7 @@ def get(
 def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     """Places of settings and keys."""
     from ..config.config_file import PROJECT_FILE, find_settings_files
-    from ..config.credentials import STORE_FILE
+    from ..config.key_store import STORE_FILE
     from ..config.trust import TRUST_FILE
 
     console, environment = process_console(), read_environ()
@@ -576,7 +576,7 @@ def _ask(question: str, default: str) -> str:
 
 def _ask_key(spec: ProviderSpec, console: Console) -> None:
     """Store a key where one is typed; without one say where else it may come from."""
-    from ..config.credentials import store_key
+    from ..config.key_store import store_key
 
     typed = _read_secret(f"{spec.name}, empty for later")
     if not typed.strip():

@@ -67,7 +67,7 @@ def key_set(
     config: _File = None,
 ) -> int:
     """Store one key for one address."""
-    from ..config.credentials import store_key
+    from ..config.key_store import store_key
     from ..text import nearest_hint
 
     if store not in {"auto", "keyring", "file"}:
@@ -87,7 +87,7 @@ def key_set(
 @key_app.command("unset", cls=PlainCommand, help="Forget the stored key of a provider.")
 def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = None) -> int:
     """Take one stored key away, wherever it is."""
-    from ..config.credentials import remove_key
+    from ..config.key_store import remove_key
 
     spec, url = _address(provider, base_url, config)
     gone, trouble = remove_key(spec, url, read_environ())
@@ -105,7 +105,7 @@ def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = No
 )
 def key_status(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     """The key that each provider would get now."""
-    from ..config.credentials import load_store
+    from ..config.key_store import load_store
     from ..providers import specs
 
     console = process_console()
@@ -172,13 +172,13 @@ def _address(provider: str, base_url: str | None, file: str | None) -> tuple[Pro
 
 
 def _place(url: str) -> str:
-    from ..config.credentials import server_of
+    from ..providers.base_url import server_of
 
     return server_of(url)
 
 
 def _store_path() -> Path:
-    from ..config.credentials import STORE_FILE
+    from ..config.key_store import STORE_FILE
 
     return read_environ().config_folder / STORE_FILE
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import providers
-from ..config.credentials import is_known_address, is_same_server, is_trusted_address, known_keys
+from ..config.credentials import is_known_address, is_trusted_address, known_keys
 from ..config.environment import Environment
 from ..config.prompt_file import read_chunks
 from ..config.settings import Key, complete
 from ..errors import EXIT_CODES, ApiError, Billed, ConfigError, FileError, InputError, LinkError, Problem, SeedreamError
 from ..ledger.ledger import Ledger
 from ..ledger.records import Caps, Entry, ImageRow
-from ..providers.base_url import full_url
+from ..providers.base_url import full_url, is_same_server
 from ..providers.contract import Dialect, ProviderSpec, Ready, Ticket
 from ..redaction import secret_forms
 from ..request.image_request import ImageRequest, OptionValues

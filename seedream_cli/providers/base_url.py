@@ -1,4 +1,4 @@
-"""The API's address from what `--base-url` was given."""
+"""The API's address from what `--base-url` was given, and the server that an address is at."""
 
 from __future__ import annotations
 
@@ -118,3 +118,23 @@ def _versioned(path: list[str], spec: ProviderSpec) -> list[str]:
 def _overlap(path: list[str], start: list[str]) -> int:
     """How many parts at the end of `path` are the first parts of `start`."""
     return next((n for n in range(len(start), 0, -1) if path[-n:] == start[:n]), 0)
+
+
+def is_same_server(one: str, other: str) -> bool:
+    """Whether two URLs share scheme, host and port; False where either is empty or no URL."""
+    try:
+        return bool(other) and server_of(one) == server_of(other)
+    except ValueError:
+        return False
+
+
+def server_of(url: str) -> str:
+    """Scheme, host and port of a URL, without the scheme's default port."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    usual = {"http": 80, "https": 443}.get(parts.scheme.lower())
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    port = "" if parts.port in {None, usual} else f":{parts.port}"
+    return f"{parts.scheme.lower()}://{host}{port}"

@@ -12,7 +12,7 @@ import pytest
 
 from seedream_cli import redaction
 from seedream_cli.cli.flags import FlagValues
-from seedream_cli.config import credentials
+from seedream_cli.config import credentials, key_store
 from seedream_cli.config.credentials import may_send
 from seedream_cli.config.environment import Environment
 from seedream_cli.config.settings import Key, ProviderSettings, Settings, SettingsLayer
@@ -127,7 +127,7 @@ def test_the_first_of_all_places_wins(home: Path) -> None:
     settings = Settings(providers={"ark": stated})
     environ = {"SEEDREAM_API_KEY": "k-generic", "MY_KEY": "k-own", "ARK_API_KEY": "k-provider"}
     around = Environment({})
-    credentials.store_key(load("ark").spec, OWN, "k-stored", around, store="file")
+    key_store.store_key(load("ark").spec, OWN, "k-stored", around, store="file")
     found = [find(OptionValues({"api_key_file": str(path)}), environ, settings).value]
     for name in (*environ, "command"):
         found.append(find(OptionValues(), environ, settings).value)
@@ -140,7 +140,7 @@ def test_a_provider_is_chosen_by_its_stored_key_too(home: Path) -> None:
     """Variables speak first, then commands and stored keys; what spoke is named."""
     specs = [load(name).spec for name in ("cometapi", "ark", "ope")]
     around = Environment({})
-    credentials.store_key(load("ope").spec, "https://api-platform.ope.ai", CANARY, around, store="file")
+    key_store.store_key(load("ope").spec, "https://api-platform.ope.ai", CANARY, around, store="file")
     assert credentials.choose_keyed_provider(specs, around) == ("ope", "the credentials file")
     assert credentials.choose_keyed_provider(specs, Environment({"ARK_API_KEY": "x"}))[0] == "ark"
 
@@ -341,5 +341,5 @@ def test_a_keyring_that_is_gone_is_told_as_the_reason_for_no_key(tool: ConfigCom
 
 def test_keys_have_no_representation() -> None:
     """Neither a traceback nor a log of a stored key holds it."""
-    assert CANARY not in repr(credentials.Stored("ark", "", "file", CANARY)) + repr(Key(CANARY, "x"))
+    assert CANARY not in repr(key_store.Stored("ark", "", "file", CANARY)) + repr(Key(CANARY, "x"))
     assert FlagValues().values == {}
