@@ -1,49 +1,42 @@
-"""A table as a run: checked whole, entered in the ledger of its folder, and drawn row by row by the engine.
+"""A table as a run: checked whole, entered in the ledger of its folder, and sent row by row by the engine.
 
 The table is read several times and never held: once to check it, once to enter it, once to run it, once for its
-results. What a row is known by (`tables.Identities`) decides whether it is new; what the ledger says of it decides
+results. What a row is known by (`identity.Identities`) decides whether it is new; what the ledger says of it decides
 whether it runs:
 
 - new, changed and unfinished rows run, and so do those that failed and were not billed;
 - what is paid and not on disk is fetched, free of charge; a file that was deleted is too, while its link lives;
 - what is done is left alone once its files are seen to be there, and so is what may have been paid (`unknown`).
 
-An image whose file is gone and whose link is dead is `missing`: told as such, and made anew only when asked for.
+An image whose file is gone and whose link is dead is `missing`: it is reported, and made anew only when asked for.
 """
 
 from __future__ import annotations
 
-import functools
 import heapq
 import itertools
 import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from .. import providers
 from ..engine.job import places
 from ..engine.plan import Job
 from ..engine.recovery import brings_images, lost_job, resume
-from ..errors import EXIT_CODES, PARTIAL, LinkError
+from ..errors import EXIT_CODES, PARTIAL
 from ..ledger.entering import NewRow
 from ..ledger.ledger import Ledger
 from ..ledger.records import Entry, Forecast, Queued, Saved, Unsent
 from ..ledger.runs import Run
-from ..request.models import ModelSpec, find_model
-from ..request.sizes import size_gap
-from ..results import Money
-from ..storage.image_info import inspect
 from ..storage.output_path import OutputTarget
 from .checks import CheckedRow
 from .identity import Identities
 from .options import STEP
 from .results_file import RowResult, write_results
 from .row_requests import RowRequests, RowTemplate
+from .row_results import SavedFiles, is_saved_file, row_result
 from .table import Row
 
 CHUNK = 64
@@ -75,7 +68,7 @@ class Preview:
 
 
 class Batch:
-    """A sheet with its ledger, in the hands of one run."""
+    """A table and its ledger in one run."""
 
     def __init__(
         self, row_requests: RowRequests, ledger: Ledger, run: Run, *, now: Callable[[], float] = time.time
@@ -85,9 +78,7 @@ class Batch:
         self.ledger = ledger
         self.run = run
         self.now = now
-        self.home = row_requests.order.folder
-        self.verify = row_requests.order.verify
-        self._folder = str(self.home)
+        self.files = SavedFiles(row_requests.order.folder, row_requests.order.verify)
 
     def enter(self) -> None:
         """List every row of the table, or of its shard, in the ledger. Known ones keep what is known of them."""
@@ -95,13 +86,13 @@ class Batch:
 
     def _new_rows(self) -> Iterator[NewRow]:
         identities, row_requests, shard, run = Identities(), self.row_requests, self.order.shard, self.run.id
-        for judged in row_requests.judged():
-            shape, row_id = judged.value, judged.row.id
+        for checked in row_requests.judged():
+            shape, row_id = checked.value, checked.row.id
             if shape is None:
                 continue
-            key = identities.key_of(row_id, row_requests.parts(judged, shape))
+            key = identities.key_of(row_id, row_requests.parts(checked, shape))
             if shard.has(key):
-                yield from row_requests.new_rows(judged, shape, row_id, key, run)
+                yield from row_requests.new_rows(checked, shape, row_id, key, run)
 
     def action(self, entry: Entry) -> RowAction:
         """What a request is due, by what the ledger says and what the disk shows."""
@@ -122,7 +113,7 @@ class Batch:
 
     def _action_of_saved(self, entry: Entry) -> RowAction:
         """A request that ended well, or was settled as paid: its files may be gone, or may never have come."""
-        only, gone = self.order.only, self.gone(entry)
+        only, gone = self.order.only, self.files.gone(entry)
         if gone and all(self._lives(entry, index) for index in gone):
             return "fetch" if only in {None, "missing"} else "left"
         lost = gone or entry.state == "resolved" or any(image.state == "expired" for image in entry.images)
@@ -131,16 +122,6 @@ class Batch:
         if only is not None:
             return "left"
         return "failed" if entry.status in {"partial", "failed"} else "done"
-
-    def gone(self, entry: Entry) -> list[int]:
-        """Which images were saved and are not there any more, or are damaged."""
-        rows = (row for row in entry.images if row.state == "saved" and row.path is not None)
-        digest = self.verify
-        return [row.index for row in rows if not _is_saved_file(self.path(row.path), row.bytes, row.sha256 * digest)]
-
-    def path(self, stored: Path | None) -> Path:
-        """An image's file, wherever the batch's folder lies now."""
-        return self.home / (stored or Path())
 
     def _lives(self, entry: Entry, index: int) -> bool:
         """Whether an image can still be fetched, as far as one can tell."""
@@ -186,14 +167,14 @@ class Batch:
 
     def _is_whole(self, saved: Saved) -> bool:
         """Whether every image was made, and every file is there, as far as its size tells; `--verify` looks closer."""
-        home = self._folder
+        home = str(self.files.home)
         for state, path, size in saved.images:
             if state == "handed" or (state == "saved" and path is None):
                 continue
             # Of a hundred thousand files a path as an object would take longer than the look.
-            if state != "saved" or not _is_saved_file(os.path.join(home, os.fsdecode(path or "")), size):  # noqa: PTH118
+            if state != "saved" or not is_saved_file(os.path.join(home, os.fsdecode(path or "")), size):  # noqa: PTH118
                 return False
-        return not self.verify
+        return not self.files.verify
 
     def doubtful(self, *, queued: bool = True) -> Iterator[Entry]:
         """Every request of the table but those that are plainly done, in its order."""
@@ -239,17 +220,17 @@ class Batch:
     def jobs(self, expect: Callable[[Row, int], None]) -> Iterator[Job]:
         """The jobs of the run in the order of the table, each in hand when it comes.
 
-        `expect` is told of each row, and how many jobs of it come, before the first of them does.
+        `expect` is called with each row, and how many jobs of it come, before the first of them does.
         """
         yield from self._lost_jobs()
         rows = self.row_requests.judged()
         for number, group in itertools.groupby(self._due(), key=lambda entry: entry.position // STEP):
             due = list(group)
-            judged = next((judged for judged in rows if judged.row.number == number), None)
-            if judged is None:
+            checked = next((checked for checked in rows if checked.row.number == number), None)
+            if checked is None:
                 continue
-            jobs = [job for entry in due if (job := self._job(judged, entry))]
-            expect(judged.row, len(jobs))
+            jobs = [job for entry in due if (job := self._job(checked, entry))]
+            expect(checked.row, len(jobs))
             yield from jobs
 
     def _due(self) -> Iterator[Entry | Unsent]:
@@ -282,11 +263,11 @@ class Batch:
         """A saved request whose files are gone has images to fetch again."""
         if entry.state != "saved" or self.action(entry) != "fetch":
             return entry
-        self.ledger.mark_missing(entry.id, self.gone(entry))
+        self.ledger.mark_missing(entry.id, self.files.gone(entry))
         return self.ledger.take(self.run, [entry.id])[0]
 
-    def _job(self, judged: CheckedRow[RowTemplate | None], entry: Entry | Unsent) -> Job | None:
-        job = self.row_requests.job(judged, entry)
+    def _job(self, checked: CheckedRow[RowTemplate | None], entry: Entry | Unsent) -> Job | None:
+        job = self.row_requests.job(checked, entry)
         action = "send" if isinstance(entry, Unsent) else self.action(entry)
         if isinstance(entry, Entry) and action == "fetch":
             return resume(entry, job, self.order.home / "replies")
@@ -326,79 +307,8 @@ class Batch:
             entries = list(group)
             row = next((row for row in rows if row.number == number), None)
             if row is not None:
-                yield row, self.result(entries)
+                yield row, row_result(entries, self.files)
 
-    def result(self, entries: Sequence[Entry]) -> RowResult:
-        """One row, all its requests together."""
-        images = [image for entry in entries for image in entry.images]
-        errors = [error for entry in entries for error in (entry.error, *(p.error for p in entry.images)) if error]
-        words = [error.message for error in errors] + [_LEFT_OPEN for entry in entries if entry.state == "sent"]
-        states = [self._status(entry) for entry in entries]
-        status = states[0] if len(set(states)) == 1 else next(word for word in _WORDS if word in states)
-        paid = [entry for entry in entries if entry.billed != "no" or entry.earlier_micro]
-        known = [entry for entry in paid if entry.settled_micro is not None or entry.worst_micro is not None]
-        micro = sum(_cost_of(entry) for entry in known)
-        traces = [text for e in entries for text in (e.trace, e.error.request_id if e.error else "") if text]
-        return RowResult(
-            "partial" if len(set(states)) > 1 and "succeeded" in states else status,
-            "|".join(str(self.path(p.path)) if p.path else p.link for p in images if p.state in {"saved", "handed"}),
-            "; ".join(dict.fromkeys(words)),
-            "; ".join(dict.fromkeys(error.provider_code for error in errors if error.provider_code)),
-            "unknown" if any(e.billed == "unknown" for e in entries) else "yes" if paid else "no",
-            f"{Money(micro).amount:.6f}".rstrip("0").rstrip(".") if known else "",
-            "; ".join(dict.fromkeys(traces)),
-            "; ".join(dict.fromkeys(words for entry in entries for words in _gaps(entry))),
-        )
-
-    def _status(self, entry: Entry) -> str:
-        """The word for a request in the results."""
-        if entry.state in {"saved", "resolved"} and self.gone(entry):
-            return "missing"
-        # A run that is over has nothing under way.
-        return {"queued": "unsent", "sent": "unknown"}.get(entry.state, entry.status)
-
-
-def _gaps(entry: Entry) -> Iterator[str]:
-    """Where the images of a request are not what its body asked for."""
-    size, format_ = entry.body.get("size"), entry.body.get("output_format")
-    if any("layer" in name for name in entry.body):
-        return
-    for row in entry.images:
-        if row.state != "saved":
-            continue
-        model = _model(entry.provider, entry.model)
-        if isinstance(size, str) and (said := size_gap(model, size, row.width, row.height)):
-            yield said
-        if isinstance(format_, str) and row.format and row.format != format_:
-            yield f"{format_} was asked for, and {row.format} came"
-
-
-@functools.cache
-def _model(provider: str, model_id: str) -> ModelSpec | None:
-    return find_model(model_id, providers.load(provider).spec.spelling) if provider in providers.PROVIDERS else None
-
-
-def _cost_of(entry: Entry) -> int:
-    # Of what came in part the images are certain; where nothing came, the price of the request is what it may be.
-    is_settled = entry.settled_micro is not None and (entry.billed != "unknown" or entry.settled_micro > 0)
-    own = entry.settled_micro if is_settled else entry.worst_micro
-    return entry.earlier_micro + (0 if entry.billed == "no" else own or 0)
-
-
-_LEFT_OPEN = "it was out when the run ended; the same command reads what came of it, if anything did"
-
-_WORDS = (
-    "unknown",
-    "unsaved",
-    "submitted",
-    "failed",
-    "partial",
-    "missing",
-    "resolved",
-    "unsent",
-    "running",
-    "succeeded",
-)
 
 _ORDER: tuple[RowAction, ...] = ("send", "again", "fetch", "unknown", "missing", "failed", "left", "done")
 
@@ -425,20 +335,3 @@ def _code(entry: Entry, action: RowAction) -> int:
         return PARTIAL
     code = entry.error.code if entry.error else next((p.error.code for p in entry.images if p.error), "")
     return EXIT_CODES.get(code, 1)
-
-
-def _is_saved_file(path: str | Path, size: int | None, sha256: str = "") -> bool:
-    """Whether a file is still the image that was saved: by its size, and by its contents where `sha256` is given.
-
-    Another size is a damaged file, unless it is a whole image: that is what the user made of it.
-    """
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a hundred thousand of them
-        if not stat.S_ISREG(found.st_mode):
-            return False
-        # No image has no bytes: its size was not written down.
-        if not sha256 and (not size or found.st_size == size):
-            return True
-        return inspect(Path(path)).sha256 == sha256 if sha256 else bool(inspect(Path(path)))
-    except (OSError, LinkError):
-        return False

@@ -30,7 +30,7 @@ from ..storage.pixel_check import check_pixels, is_checked
 from .columns import Columns
 from .options import STEP
 from .results_file import RowResult, write_results
-from .run import Batch
+from .row_results import SavedFiles, own_cost_of, row_result
 from .table import Row, Table, open_table
 
 RESULT_NAMES = tuple(one.name for one in fields(RowResult))
@@ -48,7 +48,7 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
 
     Images are linked, or copied where that cannot be, and stay where they were too. A name that is taken by another
     image gets a number, as when it is saved: only names with the row's number or id are one shard's alone. What the
-    shard's ledger says of names is believed for what lies within its folder alone. Raises `FileError`.
+    shard's ledger says of names counts for what lies within its folder alone. Raises `FileError`.
     """
     images, left, moved = 0, 0, list[tuple[str, int, Path]]()
     for entry in other.drawn():
@@ -59,7 +59,7 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
                 continue
             if not image.path.is_absolute() and not os.path.lexists(source / image.path):
                 continue
-            name = _sound_name(source, image.path, image.sha256)
+            name = _whole_image_name(source, image.path, image.sha256)
             if name is None:
                 left += 1
                 # Where it is not, the merged folder says that it is missing.
@@ -79,7 +79,7 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
 _REPLY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.(reply|meta\.json|part|journal|[0-9]+\.cut)")
 
 
-def _sound_name(source: Path, path: Path, sha256: str) -> Path | None:
+def _whole_image_name(source: Path, path: Path, sha256: str) -> Path | None:
     """The name of a shard's image by its own bytes; None where it is no whole image that lies in the folder.
 
     The pixels of one that still has the hash it was saved with were looked at then.
@@ -163,8 +163,8 @@ class Part:
         """Its rows in the table's order, with as many cells as there are columns."""
         if self.run is None:
             return
-        told = self._cells() if self.is_current else itertools.repeat(())
-        for (number, group), cells in zip(_rows(self.ledger, self.run), told, strict=False):
+        written = self._cells() if self.is_current else itertools.repeat(())
+        for (number, group), cells in zip(_rows(self.ledger, self.run), written, strict=False):
             # Where nothing was written down, the ledger itself knows two of the columns.
             known = {"prompt": group[0].prompt or "", "id": group[0].row_id}
             yield _Place(number, group, cells or [known.get(name.strip().lower(), "") for name in headings])
@@ -267,7 +267,7 @@ def refresh_results(folder: Path, ledger: Ledger) -> bool:
             if any(run.id == part.run.id and run.finished_at for run in ledger.runs()):
                 return True
             headings: tuple[str, ...] = ("id", "prompt")
-        elif part.is_current and _tells_rows(part):
+        elif part.is_current and _has_listed_rows(part):
             headings = part.headings
         else:
             return False
@@ -275,15 +275,15 @@ def refresh_results(folder: Path, ledger: Ledger) -> bool:
     return True
 
 
-def _tells_rows(part: Part) -> bool:
+def _has_listed_rows(part: Part) -> bool:
     """Whether the results are those of the rows that were listed last, by what both know of them."""
     known = [name.strip().lower() for name in part.headings]
     name = next((name for name in ("id", "prompt") if name in known), "")
     at = known.index(name) if name else 0
     for _, entries, cells in part.places(part.headings) if name else ():
-        said = entries[0].row_id if name == "id" else entries[0].prompt or ""
+        listed = entries[0].row_id if name == "id" else entries[0].prompt or ""
         # What would be a formula in a spreadsheet has a mark before it.
-        if cells[at].strip().removeprefix("'") != said.strip().removeprefix("'"):
+        if cells[at].strip().removeprefix("'") != listed.strip().removeprefix("'"):
             return False
     return True
 
@@ -318,16 +318,6 @@ def _as_new(entry: Entry, run: Run) -> NewRequest:
     )
 
 
-class _Joined(Batch):
-    """The rows of shards as a batch without its table, which can tell what became of them and no more."""
-
-    def __init__(self, folder: Path, ledger: Ledger, run: Run) -> None:
-        self.home = folder
-        self.verify = False
-        self.ledger = ledger
-        self.run = run
-
-
 def join_results(
     path: Path,
     folder: Path,
@@ -339,12 +329,12 @@ def join_results(
     stream: int | None = None,
 ) -> None:
     """Write one table of results: the columns of the parts' own, and what the ledger says now. Raises `FileError`."""
-    joined = _Joined(folder, ledger, run)
     pattern = next((part.results for part in parts if part.results and not part.results.is_file(path)), None)
     with contextlib.ExitStack() as stack:
         table = copy.copy(pattern) if pattern else stack.enter_context(_bare_table(folder, headings))
         table.headings = table.headings[: len(headings)]
-        write_results(path, table, _told(joined, table, parts, headings), stream=stream)
+        results = _joined_results(ledger, run, SavedFiles(folder), table, parts=parts, headings=headings)
+        write_results(path, table, results, stream=stream)
 
 
 @contextlib.contextmanager
@@ -360,24 +350,23 @@ def _bare_table(folder: Path, headings: Sequence[str]) -> Iterator[Table]:
         place.unlink(missing_ok=True)
 
 
-def _told(
-    joined: Batch, table: Table, parts: Sequence[Part], headings: Sequence[str]
+def _joined_results(
+    ledger: Ledger, run: Run, files: SavedFiles, table: Table, *, parts: Sequence[Part], headings: Sequence[str]
 ) -> Iterator[tuple[Row, RowResult]]:
     cells = ((number, group[0].cells) for number, group in _by_number(parts, headings))
-    for (number, entries), (_, known) in zip(_rows(joined.ledger, joined.run), cells, strict=True):
-        yield Row(table, Columns(()), number, entries[0].line or 0, known), joined.result(entries)
+    for (number, entries), (_, known) in zip(_rows(ledger, run), cells, strict=True):
+        yield Row(table, Columns(()), number, entries[0].line or 0, known), row_result(entries, files)
 
 
 def preview_rows(folder: Path, ledger: Ledger, run: Run) -> BatchReport:
     """What became of all rows that the run lists, whenever that was."""
-    joined, counts, money, unpriced = _Joined(folder, ledger, run), Counter[str](), Counter[str](), 0
+    files, counts, money, unpriced = SavedFiles(folder), Counter[str](), Counter[str](), 0
     for _, entries in _rows(ledger, run):
-        status = joined.result(entries).status
+        status = row_result(entries, files).status
         counts[_WORDS.get(status, "failed")] += 1
         for entry in entries:
             counts["images"] += sum(image.state in {"saved", "handed"} for image in entry.images)
-            is_settled = entry.settled_micro is not None and (entry.billed != "unknown" or entry.settled_micro > 0)
-            cost = entry.settled_micro if is_settled else entry.worst_micro
+            cost = own_cost_of(entry)
             money["yes"] += entry.earlier_micro
             money["unknown"] += entry.doubts * (entry.worst_micro or 0)
             money[entry.billed] += cost or 0
