@@ -12,7 +12,7 @@ from ..config.option_kinds import BadValueError
 from ..config.options import OPTIONS
 from ..errors import Problem
 from ..request.image_request import OptionValues
-from ..request.validation import ADVISED_CJK
+from ..request.model_checks import ADVISED_CJK
 from ..text import count_words
 from .columns import _HERE, _STAND_INS, Columns, Slot
 from .table import Row, T, Table, _overlay, _plain_number

@@ -16,7 +16,7 @@ from ..ledger.entering import JsonTemplate, NewRow, RequestTemplate
 from ..ledger.records import Entry, Unsent
 from ..providers.contract import ProviderSpec
 from ..request.image_request import ImageRequest, OptionValues
-from ..request.validation import prompt_advice
+from ..request.model_checks import prompt_advice
 from ..results import Cost, to_micro
 from ..storage import file_names
 from .checks import CheckedRow, Checker, Findings, TemplateCache, gather
