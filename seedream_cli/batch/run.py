@@ -25,6 +25,7 @@ from typing import Any, Literal
 from ..engine.job import places
 from ..engine.plan import Job
 from ..engine.recovery import brings_images, lost_job, resume
+from ..engine.work import Send
 from ..errors import EXIT_CODES, PARTIAL
 from ..ledger.entering import NewRow
 from ..ledger.ledger import Ledger
@@ -277,7 +278,7 @@ class Batch:
             return resume(entry, job, replies)
         if job.output.if_exists == "error" or "/" in (job.output.template or ""):
             job.output.prepare(places(job))
-        return replace(job, again=True) if action == "again" else job
+        return replace(job, work=Send(again=True)) if action == "again" else job
 
     def _lost_jobs(self) -> Iterator[Job]:
         """What was paid for rows that are not in the table any more: it is fetched all the same."""

@@ -32,7 +32,8 @@ from ..engine.connect import ask, make_client
 from ..engine.plan import Limits, Route, choose_dialect, key_for, plan_output
 from ..errors import ApiError, ConfigError, InputError, Problem, SeedreamError
 from ..ledger.ledger import open_ledger
-from ..network.client import CERTIFICATE_HINT, ProviderClient
+from ..network.client import ProviderClient
+from ..network.failures import CERTIFICATE_HINT
 from ..network.policy import Clock
 from ..providers.base_url import full_url
 from ..providers.contract import Call, Dialect, ProviderSpec, Reply, wire_model

@@ -142,9 +142,10 @@ def _as_warnings(search: Search | None) -> tuple[Problem, ...]:
 
 def _tell_found(parts: Sequence[_Part], report: Report, console: Console) -> None:
     """What the replies hold that stay of unknown outcome."""
+    from ..engine.work import FetchReply
     from .stored_replies import found_lines, key_forms
 
-    kept = {job.id: job.kept for part in parts for job in part.plan.jobs}
+    kept = {job.id: job.work.path for part in parts for job in part.plan.jobs if isinstance(job.work, FetchReply)}
     doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
     forms = key_forms(read_environ()) if doubtful else ()
     for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
@@ -320,11 +321,12 @@ def _conduct(
 
 def _tally(part: _Part) -> Tally:
     """What a live display counts with: the most that the run can cost, and how long its models took before."""
+    from ..engine.work import Send
     from ..output.json_output import add_costs
     from ..output.tally import Tally
 
     jobs = part.plan.jobs
-    costs = [job.price(job.request.images_at_most) for job in jobs if not (job.recovers or job.reused)]
+    costs = [job.price(job.request.images_at_most) for job in jobs if isinstance(job.work, Send)]
     most, own = None if None in costs else add_costs([one for one in costs if one]), {job.index for job in jobs}
     return Tally(most=most, usual=_usual_times(part.ledger), is_own=own.__contains__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..config.environment import read_environ
-from ..errors import InternalError
-from ..network.client import Answer, ProviderClient
+from ..network.client import ProviderClient
+from ..network.outcome import Answered
 from ..network.policy import Clock, Policy
 from ..providers.contract import Call, Reply
 from .plan import Route
@@ -20,7 +20,7 @@ _NO_KEY = "no-key-is-needed-offline"
 
 
 def make_client(route: Route, *, clock: Clock, log: Callable[[str], None] | None = None) -> ProviderClient:
-    """The wire of a route, keyed for it alone; the sandbox's ends in this process."""
+    """The client of a route, with its key alone; the sandbox's ends in this process."""
     transport = None
     if route.spec.offline:
         from ..sandbox.transport import SandboxTransport
@@ -51,12 +51,10 @@ def make_client(route: Route, *, clock: Clock, log: Callable[[str], None] | None
     )
 
 
-def ask(client: ProviderClient, call: Call, read: Callable[[Reply], T]) -> Answer[T]:
-    """Send one free call by itself, and close the wire. For looking around; what is billable goes through `execute`."""
-    if call.billable:
-        raise InternalError("a billable call would not be written down")
+def ask(client: ProviderClient, call: Call, read: Callable[[Reply], T]) -> Answered[T]:
+    """Send one free call by itself, and close the client. What is billable goes through a run, which writes it down."""
 
-    async def once() -> Answer[T]:
+    async def once() -> Answered[T]:
         async with client:
             return await client.ask(call, read)
 

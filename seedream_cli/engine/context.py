@@ -21,10 +21,6 @@ CONCURRENCY = 8
 DOWNLOADS = 8
 
 
-def no_step(name: str) -> None:
-    """Steps are for the tests alone."""
-
-
 @dataclass(frozen=True, slots=True)
 class JobStream:
     """The jobs of a run, drawn one by one, so that a hundred thousand take no more room than a thousand.
@@ -55,8 +51,7 @@ class RunContext:
     """What a run may reach of its surroundings, and what its jobs share.
 
     `sink` takes the events, `replies` is the folder that keeps paid replies, `emit` writes bytes to standard output
-    (`-o -`) and says whether they went through, `log` takes lines of the wire log, `clock` is the only sleeper, `step`
-    is told of every step that a crash could fall behind, for the tests.
+    (`-o -`) and says whether they went through, `log` takes lines of the HTTP log, `clock` is the only sleeper.
 
     `is_resumable` says that the same command, given again, does what is left. Then no more is drawn after a fault that
     every further request would meet, and what never left is no failure. Otherwise every job has a result, sent or not.
@@ -72,7 +67,6 @@ class RunContext:
     emit: Callable[[bytes], bool] | None = None
     log: Callable[[str], None] | None = None
     clock: Clock = field(default_factory=Clock)
-    step: Callable[[str], None] = no_step
     max_unknown: int = 3
     is_resumable: bool = False
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))

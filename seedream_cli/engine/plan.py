@@ -8,7 +8,6 @@ import secrets
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -20,15 +19,16 @@ from ..config.settings import Key, Settings, complete
 from ..errors import ConfigError, FileError, InputError, LinkError, Problem
 from ..ledger.records import Caps
 from ..providers.base_url import full_url
-from ..providers.contract import Dialect, ProviderSpec, Ready, rule_for, wire_model
+from ..providers.contract import Dialect, ProviderSpec, rule_for, wire_model
 from ..request.image_request import ImageRef, ImageRequest, OptionValues, TargetModel
 from ..request.limits import COUNT_MOST
 from ..request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from ..request.validation import Validated, build, shared_stdin
-from ..results import Cost, JobResult, SavedImage, cap_micro
+from ..results import Cost, JobResult, cap_micro
 from ..storage import file_names, output_path
 from . import cost_limit
 from .cost_limit import Bill
+from .work import Earlier, Fetch, Reuse, Send, Work
 
 if TYPE_CHECKING:
     from ..request.reference_fit import Fit
@@ -72,19 +72,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request of the run. `fields` makes its images' names, `first` is the number of its first one
-    among the `of` that share a name.
+    """One request of the run, and what there is to do for it: its `work`.
 
-    `reused` are the files of an earlier request that was the same: nothing is sent for them.
-    `recovers` marks a job that sends nothing new and only fetches what was paid for: from the reply that was `kept`,
-    the links that are `known`, or the task `task_id`; the images in `have` are on disk already. `booked` is False
-    for what the ledger does not know. `again` marks one that ended before and is sent once more on the user's order.
-    `most` is how many images were asked for, 0 where the request itself tells. `bill` is what its body can cost;
-    without one, as for what was paid before, the request tells. `barred` is an address out of a ledger or a kept reply
-    that nothing of this run names: its task stays open, since no key goes there. `known_task` is the task that a kept
-    reply started, `sent_at` when that was. `lost` are images that were refused or whose links are dead. `is_settled`
-    marks a request that ended before, and keeps that end unless its images come. `answered_at` is when what is
-    recovered was made. `strict` ends with 9 where something else came than was asked for.
+    `fields` makes its images' names, `first` is the number of its first one among the `of` that share a name. `booked`
+    is False for what the ledger does not know. `bill` is what its body can cost; without one, as for what was paid
+    before, the request tells. `strict` ends with 9 where something else came than was asked for.
     """
 
     index: int
@@ -94,26 +86,33 @@ class Job:
     request: ImageRequest
     output: output_path.OutputTarget
     fields: Mapping[str, str]
+    work: Work = field(default_factory=Send)
     first: int = 1
     of: int = 1
     download: bool = True
-    recovers: bool = False
-    kept: Path | None = None
-    known: Ready | None = None
-    task_id: str = ""
-    have: frozenset[int] = frozenset()
-    reused: tuple[SavedImage, ...] = ()
     booked: bool = True
-    again: bool = False
     bill: Bill | None = None
-    most: int = 0
-    known_task: str = ""
-    sent_at: dt.datetime | None = None
-    lost: tuple[SavedImage, ...] = ()
-    is_settled: bool = False
-    barred: str = ""
-    answered_at: dt.datetime | None = None
     strict: bool = False
+
+    @property
+    def fetches(self) -> bool:
+        """Whether it sends nothing new, and only fetches what was paid for."""
+        return isinstance(self.work, Fetch)
+
+    @property
+    def earlier(self) -> Earlier:
+        """What is known of its request from before."""
+        return Earlier() if isinstance(self.work, Send | Reuse) else self.work.earlier
+
+    @property
+    def most(self) -> int:
+        """How many images it may bring."""
+        return self.earlier.most or self.request.images_at_most
+
+    @property
+    def again(self) -> bool:
+        """Whether it ended before, and is sent once more on the user's order."""
+        return isinstance(self.work, Send) and self.work.again
 
     @property
     def title(self) -> str:

@@ -27,6 +27,7 @@ from ..results import Money, ProviderImage, SavedImage, to_micro
 from ..storage import image_file
 from ..text import money_words
 from .plan import Job, Plan
+from .work import PollTask
 
 
 class NullRecorder:
@@ -155,11 +156,11 @@ class Recorder:
         """Enter new requests; take those in hand that were paid before."""
         if not jobs:
             return
-        self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.recovers))
-        wanted = {job.id for job in jobs if job.booked and job.recovers}
+        self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.fetches))
+        wanted = {job.id for job in jobs if job.booked and job.fetches}
         taken = self._ledger.take(self._run, sorted(wanted))
         # One that another process finished since this run was planned has nothing left, its kept reply least of all.
-        tasks = {job.id for job in jobs if job.task_id}
+        tasks = {job.id for job in jobs if isinstance(job.work, PollTask)}
         mine = {entry.id for entry in taken if entry.state != "saved" or entry.id in tasks}
         for entry in taken:
             if entry.state == "saved" and (left := entry.links_left(self._home)):
@@ -170,7 +171,7 @@ class Recorder:
 
     def _book(self, job: Job, micro: int | None, caps: Caps | None = None) -> None:
         """Tell the user's ledger what a batch's request costs, or may cost. What costs nothing needs no entry."""
-        if self._day is None or job.recovers or (job.route.spec.offline and not micro):
+        if self._day is None or job.fetches or (job.route.spec.offline and not micro):
             return
         # A key for each run, and for each attempt after one in doubt: what those paid for the same row stays booked.
         nth = f" {nth}" if (nth := self._repeated[job.id]) else ""

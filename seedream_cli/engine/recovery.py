@@ -46,6 +46,7 @@ from .plan import (
     run_id,
 )
 from .stored_reply import POLLED, read_kept
+from .work import Earlier, Fetch, FetchLinks, FetchReply, PollTask
 
 
 def make_recovery(
@@ -129,7 +130,7 @@ def batch_recovery(
 def _place_problem(job: Job) -> str:
     """Why the images of a request cannot go where they were planned; the folders they need are made."""
     try:
-        numbers = range(job.first, job.first + max(1, min(job.most, GROUP_MOST)))
+        numbers = range(job.first, job.first + max(1, min(job.earlier.most, GROUP_MOST)))
         job.output.prepare([job.output.place(job.fields, number=number, of=job.of) for number in numbers])
     except (FileError, InputError) as error:
         return error.message
@@ -259,7 +260,7 @@ def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -
     error = _doubt("the reply that is kept of it holds no image", name, path, provider, settles=False)
     if path is not None:
         error.hint += ", then remove the file (history resolve is for what the ledger knows)"
-    model, cost = (job.request.model_id, job.price(job.most or 1)) if job else ("", None)
+    model, cost = (job.request.model_id, job.price(job.earlier.most or 1)) if job else ("", None)
     return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error, booked=False, kept=path)
 
 
@@ -307,14 +308,11 @@ def _stray_job(
         request,
         output_path.OutputTarget(Path(), "rename", 1),
         {**name_fields(request, name, 0), **fields},
+        # Of an adopted one nobody knows how many were asked for.
+        FetchReply(path, earlier=Earlier(_number(meta.get("most", GROUP_MOST)), barred=barred)),
         first=_number(meta.get("first")),
         of=_number(meta.get("of")),
-        recovers=True,
-        kept=path,
         booked=False,
-        # Of an adopted one nobody knows how many were asked for.
-        most=_number(meta.get("most", GROUP_MOST)),
-        barred=barred,
     )
 
 
@@ -401,10 +399,9 @@ def _entry_job(
         request,
         _old_output(entry),
         name_fields(request, entry.id, 0),
-        barred=barred,
         bill=_old_bill(entry),
     )
-    resumed = resume(entry, job, replies or environment.state_folder / "replies")
+    resumed = resume(entry, job, replies or environment.state_folder / "replies", barred=barred)
     if resumed is None:
         found.append(Problem("id", f"{entry.id}: neither its reply nor a link of it is left", origin="ID"))
     return resumed
@@ -434,36 +431,49 @@ def _old_bill(entry: Entry) -> Bill | None:
     return Bill(entry.model, entry.images_at_most, 0, price, entry.as_of)
 
 
-def resume(entry: Entry, job: Job, replies: Path) -> Job | None:
-    """The job as one that only fetches what its request was paid for; None where nothing of that is left."""
-    kept = _kept(entry, replies)
-    links = tuple(_image(row) for row in entry.images)
-    known = Ready(links, usage=entry.usage) if links and all(one.link or one.error for one in links) else None
-    if kept is None and known is None and not entry.task_id:
+def resume(entry: Entry, job: Job, replies: Path, *, barred: str = "") -> Job | None:
+    """The job as one that only fetches what its request was paid for; None where nothing of that is left. `barred` is
+    an address that no key may go to.
+    """
+    earlier = Earlier(
+        entry.images_at_most,
+        # What was handed out is no file yet, and is asked for where it is named.
+        frozenset(
+            row.index
+            for row in entry.images
+            if row.state in {"saved", "failed"} or (row.state == "handed" and entry.state != "saved")
+        ),
+        tuple(_lost_image(row) for row in entry.images if row.state == "failed"),
+        entry.sent_at,
+        entry.answered_at,
+        barred=barred or _elsewhere(entry, job.route.base_url),
+    )
+    work = _fetch(entry, _kept(entry, replies), earlier)
+    if work is None:
         return None
-    # What was handed out is no file yet, and is asked for where it is named.
-    final = {"saved", "failed"} if entry.state == "saved" else {"saved", "handed", "failed"}
-    done = frozenset(row.index for row in entry.images if row.state in final)
-    here = job.route.base_url
-    elsewhere = entry.base_url if entry.base_url and not is_same_server(entry.base_url, here) else ""
     return replace(
         job,
         id=entry.id,
-        barred=job.barred or elsewhere,
+        work=work,
         fields={**job.fields, **entry.fields},
         first=_number(entry.output.get("first")),
         of=_number(entry.output.get("of")),
-        kept=kept,
-        known=None if kept else known,
-        task_id="" if kept or known else entry.task_id,
-        known_task=entry.task_id,
-        sent_at=entry.sent_at,
-        have=done,
-        lost=tuple(_lost_image(row) for row in entry.images if row.state == "failed"),
-        recovers=True,
-        most=entry.images_at_most,
-        answered_at=entry.answered_at,
     )
+
+
+def _elsewhere(entry: Entry, base_url: str) -> str:
+    """The address that a request went to, where that is another server than this one; "" where it is the same."""
+    return entry.base_url if entry.base_url and not is_same_server(entry.base_url, base_url) else ""
+
+
+def _fetch(entry: Entry, kept: Path | None, earlier: Earlier) -> Fetch | None:
+    """What there is to fetch of a request: its kept reply, else its links, else its task."""
+    if kept is not None:
+        return FetchReply(kept, entry.task_id, earlier)
+    images = tuple(_image(row) for row in entry.images)
+    if images and all(one.link or one.error for one in images):
+        return FetchLinks(Ready(images, usage=entry.usage), earlier)
+    return PollTask(entry.task_id, earlier) if entry.task_id else None
 
 
 def lost_job(
@@ -479,7 +489,8 @@ def lost_job(
     goes to `found`.
     """
     job = _entry_job(entry, options, environment, plan_limits(options, []), found, replies=replies)
-    if job and job.barred and not is_known_address(job.route.spec, job.barred, environment):
+    barred = job.earlier.barred if job else ""
+    if job and barred and not is_known_address(job.route.spec, barred, environment):
         # Nor does it say where links may lead: to this machine, say.
         job = replace(job, route=replace(job.route, base_url=job.route.spec.base_url or _NOWHERE))
     template = entry.output.get("template")
@@ -580,7 +591,7 @@ def _reply_jobs(
     fields = {**name_fields(request, run, 0), "slug": "recovered"}
     route = Route(dialect, full_url(dialect.spec, options.values.get("base_url")), key, limits, by_hand=True)
     target = output_path.OutputTarget(Path(), "rename", 1)
-    job = Job(0, run, route, None, request, target, fields, recovers=True, kept=path, booked=False)
+    job = Job(0, run, route, None, request, target, fields, FetchReply(path), booked=False)
     if has_images:
         return [job]
     lost = _loose_doubt(job, run, path if path.exists() else None, provider)
@@ -614,7 +625,7 @@ def _task_job(task: str, ledger: Ledger | None, options: OptionValues, environme
     known = [entry for entry in (ledger.find(task) if ledger else ()) if entry.task_id == task]
     if known and (job := _entry_job(known[0], options, environment, limits, [])):
         is_settled = known[0].state not in {"waiting", "ready", "unknown"}
-        return replace(job, task_id=task, kept=None, known=None, lost=(), is_settled=is_settled)
+        return replace(job, work=PollTask(task, replace(job.earlier, lost=(), is_settled=is_settled)))
     dialect, _ = choose_dialect(options, environment, sends=True)
     if not dialect.spec.has_tasks:
         hint = f"providers with tasks: {', '.join(spec.name for spec in providers.specs() if spec.has_tasks)}"
@@ -635,8 +646,7 @@ def _task_job(task: str, ledger: Ledger | None, options: OptionValues, environme
         request,
         output_path.OutputTarget(Path(), "rename", 1),
         fields,
-        recovers=True,
-        task_id=task,
+        PollTask(task),
         booked=False,
     )
 

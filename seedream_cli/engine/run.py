@@ -17,6 +17,7 @@ from .job import is_there, places
 from .plan import Job, Plan
 from .recorder import open_recorder
 from .scheduler import Scheduler
+from .work import Send
 
 
 def run(stream: JobStream, context: RunContext) -> RunOutcome:
@@ -83,7 +84,7 @@ def _prepare_folders(jobs: Sequence[Job]) -> None:
     """Every folder takes files, and holds no remains of dead runs."""
     for job in jobs:
         # Nothing is paid for what is recovered or reused: a folder that is gone must not stop anything else.
-        if not (job.recovers or job.reused):
+        if isinstance(job.work, Send):
             job.output.prepare(places(job))
     for folder in {job.output.folder for job in jobs}:
         filesystem.sweep_parts(folder)

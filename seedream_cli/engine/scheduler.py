@@ -148,7 +148,7 @@ class Scheduler:
             if runner is None:
                 return
             self.runners.append(runner)
-            runner.begun = _once(self.ahead.release)
+            runner.slot.on_first = _once(self.ahead.release)
             self._queue_of(runner.job.route).under_way += 1
             runner.task = group.create_task(self._tend(runner))
 
@@ -252,4 +252,4 @@ class Scheduler:
             # Where the money is at its end, what has its share of it may still leave.
             return
         context.halt = self.halt
-        self._stop(other for other in self.runners if not other.job.recovers)
+        self._stop(other for other in self.runners if not other.job.fetches)

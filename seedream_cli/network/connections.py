@@ -22,7 +22,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from .exchange import LostConnectionError, NoConnectionError
+from .http import LostConnectionError, NoConnectionError
 from .mending import Mender
 
 _BUFFER = 1 << 18

@@ -1,25 +1,28 @@
 """The download of one image: how far its link may lead, how much may come and how slowly, and how often to try.
 
-Whoever asks the network is handed in (`get`), and so is the clock: the rules stand here alone.
+Who asks for a link is handed in (`get`), and so is the clock: the rules stand here alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import random as randomness
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import LinkError
 from ..storage.image_encoding import Unwrapper
-from .exchange import Listener
 from .policy import Clock
 from .rate_limit import http_date
-from .retry import MAX_BACKOFF_S, Watch
+from .retry import MAX_BACKOFF_S
 from .urls import Link, next_hop, split_link
+
+if TYPE_CHECKING:
+    from .transports import Response
 
 T = TypeVar("T")
 
@@ -34,122 +37,129 @@ _NOT_YET = frozenset({403, 404, 410})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
+IMAGE_LIMIT = 64 << 20
+
+DOWNLOAD_S = 300.0
+
+
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """An image to fetch and what that may take: bytes, seconds, seconds without enough bytes, bytes a second.
+    """What one attempt at an image may take: bytes, seconds, and no fewer than `lowest_rate` bytes a second over every
+    `stall_s`.
+    """
 
-    `dies` is when the link dies, in seconds since 1970, None where nobody says; until `young_s` of the clock's own time
-    the image may not be there yet.
+    max_bytes: int = IMAGE_LIMIT
+    deadline_s: float = DOWNLOAD_S
+    stall_s: float = 20.0
+    lowest_rate: float = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Download(Generic[T]):
+    """An image to fetch. `write` takes its bytes, `restart` empties the file before another attempt, `check` is given
+    the size and judges the whole file: a retryable LinkError from it means another attempt.
+
+    `explain` turns the status and the first 2 kB of a refusal into (kind, message). `on_progress` gets the bytes so far
+    and the total, if the server tells it. `dies` is when the link dies, in seconds since 1970, None where nobody says;
+    until `young_s` of the clock's own time the image may not be there yet.
     """
 
     link: str
     write: Callable[[bytes | memoryview], None]
-    explain: Callable[[bytes, int], tuple[str, str]] | None
-    on_progress: Callable[[int, int | None], None] | None
-    max_bytes: int
-    deadline_s: float
-    stall_s: float
-    lowest_rate: float
+    restart: Callable[[], None]
+    check: Callable[[int], Awaitable[T]]
+    explain: Callable[[bytes, int], tuple[str, str]] | None = None
+    on_progress: Callable[[int, int | None], None] | None = None
     dies: int | None = None
     young_s: float = 0.0
+    limits: DownloadLimits = DownloadLimits()
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched(Generic[T]):
-    """A link that was fetched whole: what the caller's `check` made of it, and the type that the server claimed."""
-
-    checked: T
-    size: int
-    content_type: str
-    host: str
-    attempts: int
+Get = Callable[[Link, float], contextlib.AbstractAsyncContextManager["Response"]]
+"""Asks for a link, and bears so many seconds' silence."""
 
 
 class Downloads:
-    """All downloads of a run. `get` asks for a link, tells a listener of the answer and bears so many seconds' silence.
-
-    `plain` allows links of plain http to other machines, for a provider that is on this one.
+    """All downloads of a run. `is_plain_allowed` lets a link be plain http to another machine, for a provider that is
+    on this one. `mask` takes secrets out of a text, `log` takes a line.
     """
 
     def __init__(
         self,
-        get: Callable[[Link, Listener, float], Awaitable[None]],
+        get: Get,
         *,
         retries: int,
         clock: Clock,
         random: randomness.Random,
         mask: Callable[[str], str],
-        say: Callable[[str], None],
-        plain: bool,
+        log: Callable[[str], None],
+        is_plain_allowed: bool,
     ) -> None:
         self._get = get
         self._retries = retries
         self._clock = clock
         self._random = random
         self._mask = mask
-        self._say = say
-        self._plain = plain
+        self._log = log
+        self._is_plain_allowed = is_plain_allowed
 
-    async def fetch(
-        self,
-        order: DownloadLimits,
-        *,
-        restart: Callable[[], None],
-        check: Callable[[int], Awaitable[T]],
-        watch: Watch | None,
-    ) -> Fetched[T]:
-        """Get an order's link, and again where that may help. Raises LinkError."""
+    async def fetch(self, download: Download[T]) -> T:
+        """Get a link, byte for byte as the provider gave it, and again where that may help; what `check` made of it.
+
+        Raises LinkError.
+        """
         attempt = 0
         while True:
             attempt += 1
             try:
-                came = await self._download(order)
-                return Fetched(await _judge(came, check), came.size, came.content_type, came.host, attempt)
+                size, broken = await self._download(download)
+                return await _checked(download, size, broken)
             except LinkError as error:
                 failure = self._masked(error)
-            self._say(f"* download, attempt {attempt}: {failure.message}")
+            self._log(f"* download, attempt {attempt}: {failure.message}")
             if not failure.retryable or attempt > self._retries:
                 raise failure
             wait = min(MAX_BACKOFF_S, 2.0 ** (attempt - 1))
             # What is not there yet comes by waiting; what broke may hold at once.
-            wait = wait if failure.early else self._random.uniform(0, wait)
-            if watch:
-                watch.retrying(wait, failure, attempt)
-            await self._clock.sleep(wait)
-            restart()
+            await self._clock.sleep(wait if failure.early else self._random.uniform(0, wait))
+            download.restart()
 
-    async def _download(self, order: DownloadLimits) -> _Came:
-        """One attempt: the link, its redirects, the body."""
-        target = self._first_target(order.link)
-        arrival = _ImageReceiver(target.host, order, self._clock)
+    async def _download(self, download: Download[T]) -> tuple[int, LinkError | None]:
+        """One attempt: the link, its redirects, the body. Returns the size, and what speaks against it being whole."""
+        target, limits = self._first_target(download.link), download.limits
+        receiver = _ImageReceiver(target.host, download, self._clock)
         try:
-            async with asyncio.timeout(order.deadline_s):
+            async with asyncio.timeout(limits.deadline_s):
                 for _ in range(MAX_REDIRECTS + 1):
-                    arrival = _ImageReceiver(target.host, order, self._clock)
-                    await self._arrive(target, arrival, order.stall_s)
-                    if arrival.location is None:
-                        return arrival.finish()
-                    target = next_hop(target, arrival.location)
+                    receiver = _ImageReceiver(target.host, download, self._clock)
+                    await self._receive(target, receiver, limits.stall_s)
+                    if receiver.location is None:
+                        return receiver.finish()
+                    target = next_hop(target, receiver.location)
         except TimeoutError as exc:
-            message = f"{target.host} did not send the whole image in {order.deadline_s:g} s"
-            arrival.broken = LinkError(message, retryable=True)
-            if not arrival.has_image:
-                raise arrival.broken from exc
-            return arrival.finish()
+            message = f"{target.host} did not send the whole image in {limits.deadline_s:g} s"
+            receiver.broken = LinkError(message, retryable=True)
+            if not receiver.has_image:
+                raise receiver.broken from exc
+            return receiver.finish()
         raise LinkError(f"the image's link redirects more than {MAX_REDIRECTS} times (last to {target.host})")
 
-    async def _arrive(self, target: Link, arrival: _ImageReceiver, stall_s: float) -> None:
+    async def _receive(self, target: Link, receiver: _ImageReceiver, stall_s: float) -> None:
         """Ask for a link. A connection that breaks hides neither a refusal nor an image that came before it did."""
         try:
-            await self._get(target, arrival, stall_s)
+            async with self._get(target, stall_s) as response:
+                receiver.begin(response.status, response.headers)
+                async with contextlib.aclosing(response.chunks()) as chunks:
+                    while not receiver.is_done and (chunk := await anext(chunks, None)) is not None:
+                        receiver.take(chunk)
         except LinkError as error:
-            if not (arrival.is_refusal or arrival.has_image):
+            if not (receiver.is_refusal or receiver.has_image):
                 raise
-            arrival.broken = error
+            receiver.broken = error
 
     def _first_target(self, link: str) -> Link:
         target = split_link(link)
-        if target.scheme == "http" and not (target.loopback or self._plain):
+        if target.scheme == "http" and not (target.loopback or self._is_plain_allowed):
             raise LinkError(
                 f"the image's link ({target.host}) is plain http, which is fetched from this machine only",
                 hint="seedream history show ID --links shows the link",
@@ -162,89 +172,72 @@ class Downloads:
         return error
 
 
-@dataclass(frozen=True, slots=True)
-class _Came:
-    """What one attempt brought. `broken` is what speaks against it, should its check find that something is missing."""
-
-    size: int
-    content_type: str
-    host: str
-    broken: LinkError | None
-
-
-async def _judge(came: _Came, check: Callable[[int], Awaitable[T]]) -> T:
+async def _checked(download: Download[T], size: int, broken: LinkError | None) -> T:
     """What the check makes of it. A whole image is one, however its transfer ended."""
     try:
-        return await check(came.size)
+        return await download.check(size)
     except LinkError as error:
-        raise came.broken or error from error
+        raise broken or error from error
 
 
 class _ImageReceiver:
-    """An image as it comes, or what comes in its place: the ear of one exchange."""
+    """An image as it comes, or what comes in its place."""
 
-    def __init__(self, host: str, order: DownloadLimits, clock: Clock) -> None:
+    def __init__(self, host: str, download: Download[T], clock: Clock) -> None:
         self.host = host
-        self.kind = ""
         self.location: str | None = None
+        self.is_done = False
         self.is_refusal = False
         self.broken: LinkError | None = None
-        self._order = order
+        self._download = download
+        self._limits = download.limits
         self._clock = clock
         self._status = 0
         self._date: dt.datetime | None = None
         self._total: int | None = None
         self._size = 0
-        self._said = bytearray()
+        self._refusal_text = bytearray()
         self._mark, self._mark_size = clock.monotonic(), 0
-        self._body = Unwrapper(order.write, order.max_bytes)
+        self._body = Unwrapper(download.write, download.limits.max_bytes)
 
-    async def leave(self) -> None:
-        """Nothing to say before: an image may be asked for as often as one likes."""
-
-    def sent(self) -> None:
-        """Nothing to do but wait."""
-
-    def cut(self) -> None:
-        """A request without a body has no end that could be missing."""
-
-    def head(self, status: int, headers: Mapping[str, str]) -> bool:
-        """Judge by the head what comes; a redirect's body is not wanted."""
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """See by the head what comes; a redirect's body is not wanted."""
         if status in _REDIRECTS and "location" in headers:
-            self.location = headers["location"]
-            return True
+            self.location, self.is_done = headers["location"], True
+            return
         self._date = http_date(headers.get("date", ""))
         self._status, self.is_refusal = status, not _may_be_image(status, headers)
         if not self.is_refusal:
-            self.kind, self._total = headers.get("content-type", ""), _content_length(headers)
-        return False
+            self._total = _content_length(headers)
 
     @property
     def has_image(self) -> bool:
         """Whether bytes came that may be one."""
         return bool(self._size) and not self.is_refusal
 
-    def data(self, chunk: bytes | memoryview) -> bool:
+    def take(self, chunk: bytes | memoryview) -> None:
         """Write what comes; of a refusal only its first words count."""
         if self.is_refusal:
-            self._said += chunk[: _TEXT_BYTES - len(self._said)]
-            return len(self._said) >= _TEXT_BYTES
-        order = self._order
+            self._refusal_text += chunk[: _TEXT_BYTES - len(self._refusal_text)]
+            self.is_done = len(self._refusal_text) >= _TEXT_BYTES
+            return
+        limits = self._limits
         self._size += len(chunk)
-        if self._size > order.max_bytes:
-            raise LinkError(f"the image has more than {order.max_bytes} bytes")
+        if self._size > limits.max_bytes:
+            raise LinkError(f"the image has more than {limits.max_bytes} bytes")
         self._body.take(chunk)
-        if order.on_progress:
-            order.on_progress(self._size, self._total)
+        if self._download.on_progress:
+            self._download.on_progress(self._size, self._total)
         now = self._clock.monotonic()
-        if now - self._mark >= order.stall_s:
-            if self._size - self._mark_size < order.lowest_rate * (now - self._mark):
-                raise LinkError(f"{self.host} sends less than {order.lowest_rate:g} bytes a second", retryable=True)
+        if now - self._mark >= limits.stall_s:
+            if self._size - self._mark_size < limits.lowest_rate * (now - self._mark):
+                raise LinkError(f"{self.host} sends less than {limits.lowest_rate:g} bytes a second", retryable=True)
             self._mark, self._mark_size = now, self._size
-        return False
 
-    def finish(self) -> _Came:
-        """What came; whether it is whole is for the check to see, and no length that a server tells is proof."""
+    def finish(self) -> tuple[int, LinkError | None]:
+        """The size of what came, and what speaks against it, should the check find that something is missing. No length
+        that a server gives is proof.
+        """
         if self.is_refusal:
             raise self._refusal()
         if not self._size:
@@ -252,7 +245,7 @@ class _ImageReceiver:
         if self._total is not None and self._size < self._total and self.broken is None:
             message = f"{self.host} sent {self._size} bytes of the image instead of {self._total}"
             self.broken = LinkError(message, retryable=True)
-        return _Came(self._body.close(), self.kind, self.host, self.broken)
+        return self._body.close(), self.broken
 
     def _refusal(self) -> LinkError:
         """The error for an answer that is no image, in the store's own words where the caller can read them.
@@ -260,10 +253,10 @@ class _ImageReceiver:
         A link has expired where its own date and the store say so. What a store refuses before that date, or of a link
         that was just made, may only not be there yet.
         """
-        status, order = self._status, self._order
+        status, order = self._status, self._download
         kind, message = "download", f"{self.host} answered {status} instead of the image"
-        if order.explain and self._said:
-            kind, message = order.explain(bytes(self._said), status)
+        if order.explain and self._refusal_text:
+            kind, message = order.explain(bytes(self._refusal_text), status)
         if 400 <= status < 500 and status not in _PASSING:
             now = self._date or self._clock.now()
             if order.dies is not None and order.dies <= now.timestamp():

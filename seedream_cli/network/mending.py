@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from .exchange import LostConnectionError
+from .http import LostConnectionError
 
 _HEAD_MOST = 1 << 17
 """Bytes of an answer's head. A store sends less than 4 kB; without a bound a peer could fill the memory."""

@@ -1,4 +1,4 @@
-"""The attempts at one call: what each has done so far, whether another follows, and which failure speaks for all.
+"""When a call may be sent again, and after which wait.
 
 A billable call leaves at most once, unless it is proven that it never left, the provider said that it took nothing, or
 the user ordered the repetition.
@@ -6,256 +6,127 @@ the user ordered the repetition.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import datetime as dt
 import random as randomness
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
-from ..errors import ApiError, FileError, SeedreamError
+from ..errors import ApiError, SeedreamError
 from ..providers.contract import Call
-from ..text import span_words
+from .outcome import Answered, Outcome
 from .policy import Clock, Policy
-from .rate_limit import LONGEST_WAIT_S, RateLimiter, Waiter, http_date
-from .response import Received
-
-R = TypeVar("R")
-
-
-class Watch(Protocol):
-    """Who wants to know how an exchange goes on. Must neither raise nor block."""
-
-    def stage(self, name: Literal["connecting", "sent", "receiving"]) -> None:
-        """An attempt entered a stage."""
-
-    def retrying(self, wait_s: float, error: SeedreamError, attempt: int) -> None:
-        """Attempt number `attempt` failed and will be repeated in `wait_s` seconds."""
-
-    def unsent(self) -> None:
-        """The attempt was stopped before its request was written to its end, which makes it none."""
-
-
-Gate = Callable[[int], Awaitable[None] | None]
-"""Called with the attempt's number just before its first byte leaves; what it raises keeps that from leaving."""
-
-
-class Trail:
-    """What one attempt has done so far, as the connection tells it."""
-
-    def __init__(
-        self,
-        attempt: int,
-        policy: Policy,
-        *,
-        gate: Gate | None,
-        clock: Clock,
-        watch: Watch | None,
-    ) -> None:
-        self._attempt = attempt
-        self._policy = policy
-        self._gate = gate
-        self._clock = clock
-        self._watch = watch
-        self.timer: asyncio.Timeout | None = None
-        self.sent = False
-        self.cut = False
-        self.final = False
-        self.sent_at = clock.monotonic()
-        self.received: Received | None = None
-
-    @property
-    def head(self) -> Received:
-        """The reply's outside as far as it came."""
-        return self.received or Received(0, {})
-
-    async def leave(self) -> None:
-        """The last moment before the first byte leaves; what the gate raises here keeps it from leaving."""
-        if self._gate and (said := self._gate(self._attempt)) is not None:
-            await said
-        self.sent = True
-        self.sent_at = self._clock.monotonic()
-        if self.timer:
-            self.timer.reschedule(asyncio.get_running_loop().time() + self._policy.timeout_s)
-
-    def stage(self, name: Literal["connecting", "sent", "receiving"]) -> None:
-        """Tell whoever watches."""
-        if self._watch:
-            self._watch.stage(name)
-
-    def stopped(self) -> None:
-        """The run stops. What was not written to its end, and not answered, nobody can have charged for."""
-        if self._watch and self.cut and self.received is None:
-            self._watch.unsent()
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[R]):
-    """A finished exchange and what it took."""
-
-    value: R
-    attempts: int
-    provider_s: float
-    doubtful: int
-
-
-@dataclass(slots=True)
-class Effort:
-    """What one call has cost so far in attempts, and when they began: the first, and the one before the last."""
-
-    attempt: int = 0
-    spared: int = 0
-    began: float = -1.0
-    before: float = 0.0
-    last: float = 0.0
-
-    @property
-    def counted(self) -> int:
-        """The attempts that count against `retries`."""
-        return max(1, self.attempt - self.spared)
-
-    def begin(self, now: float) -> None:
-        """Another attempt begins."""
-        if self.attempt == 1:
-            self.began = self.last = now
-        self.before, self.last = self.last, now
+from .rate_limit import RateLimiter, Waiter, http_date
 
 
 class Attempts:
-    """All attempts at the calls of one provider with one key. `mask` takes secrets out of a text, `say` logs a line."""
+    """The attempts at one call: when each may leave, and whether another may follow it.
+
+        while True:
+            async with attempts.turn(waiter):
+                outcome = …
+                wait_s = attempts.wait_after(outcome)
+            …
+
+    A billable call that was refused for the number of requests (429) is not to fail because others are taken. Such a
+    refusal counts against `retries` only where the provider took no request since this one's attempt before, nor within
+    the last minute; then those of the others count too, so that a long table comes to its end. `timeout_s` is counted
+    from the last that it took. More than `PATIENCE` times `retries` are not forgiven: what is refused so often is
+    refused for itself.
+    """
 
     def __init__(
         self,
+        call: Call,
+        images: int,
+        limiter: RateLimiter,
+        *,
         policy: Policy,
         clock: Clock,
         random: randomness.Random,
-        *,
-        mask: Callable[[str], str],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
+        self._call = call
+        self._images = images
+        self._limiter = limiter
         self._policy = policy
         self._clock = clock
         self._random = random
-        self._pace = RateLimiter(policy, clock, random)
-        self._mask = mask
-        self._say = say
+        self._log = log
+        self._arrival = limiter.arrive()
+        self._turn = 0
+        self._forgiven = 0
+        # When the first began, the one before the last, and the last.
+        self._first_at = self._before_at = self._last_at = 0.0
+        self._ambiguous: ApiError | None = None
+        self.number = 0
 
-    async def repeat(
-        self,
-        call: Call,
-        once: Callable[[Trail], Awaitable[R]],
-        *,
-        gate: Gate | None,
-        watch: Watch | None,
-        images: int,
-        waiter: Waiter | None = None,
-    ) -> Outcome[R]:
-        """The one place where a call is sent again. Waits hold no slot, and the waiter is aside meanwhile.
+    @contextlib.asynccontextmanager
+    async def turn(self, waiter: Waiter | None = None) -> AsyncIterator[None]:
+        """The next attempt's turn at the provider's limits; `waiter` is aside while it is waited for."""
+        self.number += 1
+        limiter, call, images = self._limiter, self._call, self._images
+        turn = limiter.enter_at_once(call, images) if self.number == 1 else None
+        self._turn = turn if turn is not None else await limiter.enter(call, images, self._arrival, waiter)
+        now = self._clock.monotonic()
+        if self.number == 1:
+            self._first_at = self._last_at = now
+        self._before_at, self._last_at = self._last_at, now
+        try:
+            yield
+        finally:
+            limiter.leave(self._turn)
 
-        A billable call that was refused for the number of requests (429) is not to fail because others are taken. Such
-        a refusal counts against `retries` only where the provider took no request since this one's attempt before, nor
-        within the last minute; then those of the others count too, so that a long table comes to its end. `timeout_s`
-        is counted from the last that it took. More than `PATIENCE` times `retries` are not forgiven: what is refused
-        so often is refused for itself.
+    def wait_after(self, outcome: Outcome[Any]) -> float | None:
+        """Seconds until the call may be sent again; None where it may not be. To be asked once, within the turn."""
+        if isinstance(outcome, Answered):
+            self._limiter.took(self._turn)
+            return None
+        error = outcome.error
+        self._log(f"* attempt {self.number}: {error.kind}: {error.message}")
+        if error.billed == "unknown":
+            self._ambiguous = self._ambiguous or error
+        if not _is_limit(error):
+            elapsed_s = self._clock.monotonic() - self._first_at
+            return decide(error, self._counted, elapsed_s, self._policy, self._random)
+        self._limiter.refused(self._turn)
+        return self._wait_after_limit(error)
+
+    def verdict(self, last: SeedreamError) -> SeedreamError:
+        """What the call came to, after what ended it: that is the cause of the verdict where it is not the verdict.
+
+        An attempt that may have been paid for is not made good by a later refusal, a full disk or a spent budget.
         """
-        pace, place = self._pace, self._pace.arrive()
-        effort, doubts = Effort(), list[ApiError]()
-        while True:
-            effort.attempt += 1
-            # Who waited before has to come back first.
-            turn = pace.enter_at_once(call, images) if effort.attempt == 1 else None
-            if turn is None:
-                turn = await pace.enter(call, images, place, waiter)
-            trail = Trail(effort.attempt, self._policy, gate=gate, clock=self._clock, watch=watch)
-            effort.begin(trail.sent_at)
-            try:
-                value = await once(trail)
-                pace.took(turn)
-                return Outcome(value, effort.attempt, self._clock.monotonic() - trail.sent_at, len(doubts))
-            except ApiError as error:
-                failure = self.settle(error, trail)
-                if _is_limit(failure):
-                    pace.refused(turn)
-            except SeedreamError as error:
-                if isinstance(error, FileError) and trail.received and call.billable and error.billed == "no":
-                    # The disk refused the answer, not the request: that was at work, and may be paid.
-                    error.billed = "unknown"
-                # The gate or a changed file stops a repetition; the doubt about the first attempt remains.
-                if doubts:
-                    raise doubts[0] from error
-                raise
-            finally:
-                pace.leave(turn)
-            self._say(f"* attempt {effort.attempt}: {failure.kind}: {failure.message}")
-            if failure.billed == "unknown":
-                doubts.append(failure)
-            wait = self._wait_after(failure, effort, call)
-            if wait is None or trail.final:
-                raise _verdict(doubts, failure)
-            if watch:
-                watch.retrying(wait, failure, effort.attempt)
-            if waiter:
-                waiter.step_aside()
-            await self._clock.sleep(wait)
+        if self._ambiguous is None or last is self._ambiguous:
+            return last
+        self._ambiguous.__cause__ = last
+        return self._ambiguous
 
-    def _wait_after(self, failure: ApiError, effort: Effort, call: Call) -> float | None:
-        """Seconds until the next attempt, or None; after a refusal for their number nobody else sends until then."""
-        pace, elapsed_s = self._pace, self._clock.monotonic() - effort.began
-        if not _is_limit(failure):
-            return decide(failure, effort.counted, elapsed_s, self._policy, self._random)
-        count = effort.counted
-        if call.billable:
-            elapsed_s = pace.lull_s(effort.began)
-            count = self._count_refusal(effort)
-        strikes = pace.strikes if call.billable else count
-        wait = decide(failure, count, elapsed_s, self._policy, self._random, strikes=strikes)
-        # Who gives up has been patient enough for those behind it.
-        pace.hold(wait if wait is not None else back_off(failure, 1, self._random))
+    @property
+    def _counted(self) -> int:
+        """The attempts that count against `retries`."""
+        return max(1, self.number - self._forgiven)
+
+    def _wait_after_limit(self, error: ApiError) -> float | None:
+        """The same after a refusal for the number of requests; nobody else sends until then."""
+        limiter, count = self._limiter, self._counted
+        elapsed_s, strikes = self._clock.monotonic() - self._first_at, count
+        if self._call.billable:
+            elapsed_s, strikes = limiter.lull_s(self._first_at), limiter.strikes
+            count = self._count_refusal()
+        wait = decide(error, count, elapsed_s, self._policy, self._random, strikes=strikes)
+        # One that gives up has been patient enough for those behind it.
+        limiter.hold(wait if wait is not None else back_off(error, 1, self._random))
         return wait
 
-    def _count_refusal(self, effort: Effort) -> int:
+    def _count_refusal(self) -> int:
         """How many attempts count, after a refusal for the number of requests."""
-        if not self._pace.is_taking(effort.before):
-            return max(effort.counted, self._pace.strikes)
-        if effort.spared < PATIENCE * self._policy.retries:
-            effort.spared += 1
-        return effort.counted
-
-    def settle(self, error: ApiError, trail: Trail) -> ApiError:
-        """Complete an error with what the reply's head says, and take every secret out of it."""
-        if trail.received:
-            error.request_id = error.request_id or trail.received.request_id
-            if error.retry_after_s is None:
-                error.retry_after_s = read_retry_after(trail.received.headers, self._clock.now(), most=LONGEST_WAIT_S)
-                error.message = _with_wait(error)
-            if error.status is None:
-                error.status = trail.received.status
-        error.message = self._mask(error.message)
-        error.hint, error.code = self._mask(error.hint), self._mask(error.code)
-        error.request_id = self._mask(error.request_id)
-        error.args = (error.message,)
-        return error
-
-
-def _verdict(doubts: Sequence[ApiError], last: ApiError) -> ApiError:
-    """What a call came to after its last attempt, which is the cause of the verdict where it is not the verdict.
-
-    A doubt is not lifted by a later refusal: what may have been paid once stays in the account.
-    """
-    if not doubts or last is doubts[0]:
-        return last
-    doubts[0].__cause__ = last
-    return doubts[0]
-
-
-def _with_wait(error: ApiError) -> str:
-    """The message with the time that the provider asks to wait. What may have been paid is nothing to try again."""
-    if error.retry_after_s is None:
-        return error.message
-    span = span_words(error.retry_after_s)
-    wait = f"try again in {span}" if error.billed == "no" else f"the provider asks to wait {span}"
-    return f"{error.message}; {wait}"
+        if not self._limiter.is_taking(self._before_at):
+            return max(self._counted, self._limiter.strikes)
+        if self._forgiven < PATIENCE * self._policy.retries:
+            self._forgiven += 1
+        return self._counted
 
 
 def _is_limit(error: ApiError) -> bool:

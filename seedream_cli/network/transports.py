@@ -12,15 +12,14 @@ import logging
 import re
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
 import httpcore
 import httpx
 
 from ..errors import ConfigError
 from .connections import FreeList
-from .exchange import Listener, LostConnectionError, NoConnectionError, Outgoing
+from .http import Departure, HttpRequest, LostConnectionError, NoConnectionError
 from .proxies import Proxy
 from .urls import Link
 
@@ -58,32 +57,30 @@ class Client:
         _silence_libraries()
         _remember_absence()
 
-    async def exchange(self, outgoing: Outgoing, listener: Listener) -> None:
-        """One request and its answer. Raises `NoConnectionError`, `LostConnectionError`, or what the listener does."""
-        told = _Told(outgoing.method, listener, is_proxied=self._proxy_before(outgoing.target) is not None)
-        with _library_errors(told), told.to_the_end():
-            request = self._request(outgoing)
-            request.extensions["trace"] = told.trace
-            response = await self._client.send(request, stream=True)
-            async with contextlib.aclosing(response):
-                if listener.head(response.status_code, _headers(response)):
-                    return
-                async for chunk in _raw(response):
-                    if listener.data(chunk):
-                        return
+    async def send(self, request: HttpRequest, departure: Departure | None = None) -> Response:
+        """Send a request; the head of its answer, whose body follows as it is read. `departure` learns what has left.
 
-    def _request(self, outgoing: Outgoing) -> httpx.Request:
-        """A request with nothing of the client's: what leaves is what stands here."""
-        url = _ExactURL(outgoing.target)
-        timeout = httpx.Timeout(outgoing.silence_s, connect=self._connect_s, pool=None)
-        if outgoing.silence_s is None:
+        Raises `NoConnectionError`, `LostConnectionError`, or what `departure` or the request's body raises.
+        """
+        departure = departure or Departure(request.method)
+        is_proxied = self._proxy_before(request.target) is not None
+        with _library_errors(departure, is_proxied=is_proxied):
+            sending = self._request(request)
+            sending.extensions["trace"] = departure.trace
+            return Response(await self._client.send(sending, stream=True), departure, is_proxied=is_proxied)
+
+    def _request(self, wanted: HttpRequest) -> httpx.Request:
+        """A request with nothing of the library's own: what leaves is what stands here."""
+        url = _ExactURL(wanted.target)
+        timeout = httpx.Timeout(wanted.silence_s, connect=self._connect_s, pool=None)
+        if wanted.silence_s is None:
             timeout = httpx.Timeout(None, connect=self._connect_s, write=60.0)
         request = httpx.Request(
-            outgoing.method,
+            wanted.method,
             url,
-            headers=_headers_of(outgoing),
-            content=None if outgoing.pieces is None else _outgoing(outgoing.pieces()),
-            extensions={"timeout": timeout.as_dict(), "admit": outgoing.admit, "repeatable": outgoing.repeatable},
+            headers=_headers_of(wanted),
+            content=None if wanted.pieces is None else _body(wanted.pieces()),
+            extensions={"timeout": timeout.as_dict(), "admit": wanted.admit, "repeatable": wanted.repeatable},
         )
         # The library has made a copy that lost the exact bytes.
         request.url = url
@@ -143,68 +140,51 @@ class _Routes(httpx.AsyncBaseTransport):
         return await self._way_to(request.url.target).handle_async_request(request)
 
 
-class _Told:
-    """What the library's trace events say of one request, told to its listener."""
+class Response:
+    """The answer to a request: its status, its headers by name in lower case, and its body as it comes."""
 
-    def __init__(self, method: str, listener: Listener, *, is_proxied: bool = False) -> None:
-        self.is_behind_proxy = False
-        self.is_proxied = is_proxied
-        self._method = method.encode()
-        self._listener = listener
-        self.has_left = False
-        self.headers_left = False
-        self.body_left = False
+    def __init__(self, response: httpx.Response, departure: Departure, *, is_proxied: bool) -> None:
+        self.status = response.status_code
+        self.headers = _headers(response)
+        self._response = response
+        self._departure = departure
+        self._is_proxied = is_proxied
 
-    @contextlib.contextmanager
-    def to_the_end(self) -> Iterator[None]:
-        """Tell, when the exchange is over, if the body was begun and not written to its end."""
-        try:
-            yield
-        finally:
-            if self.has_left and not self.body_left:
-                self._listener.cut()
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The body's bytes as they came. Raises `LostConnectionError`."""
+        with _library_errors(self._departure, is_proxied=self._is_proxied):
+            if self._response.is_stream_consumed:
+                # A transport without a socket may hand in an answer that is read already.
+                yield self._response.content
+                return
+            async for chunk in self._response.aiter_raw():
+                yield chunk
 
-    async def trace(self, name: str, info: Mapping[str, Any]) -> None:
-        """The hook. A CONNECT to a proxy raises the same events, so the method is looked at."""
-        if name.endswith("start_tls.started") and not name.startswith("connection."):
-            # The way through the proxy is open: what goes wrong now lies with who is behind it.
-            self.is_behind_proxy = True
-        if name.endswith("send_request_body.complete"):
-            # A CONNECT has no body, so it is never the last to tell this.
-            self.body_left = self.headers_left
-        request = info.get("request")
-        if request is None or request.method != self._method or not name.endswith(".started"):
-            return
-        event = name.rpartition(".")[0].rpartition(".")[2]
-        if event == "send_request_headers":
-            await self._listener.leave()
-            self.has_left = True
-        elif event == "send_request_body":
-            self.headers_left = True
-        elif event == "receive_response_headers" and self.body_left:
-            self._listener.sent()
+    async def aclose(self) -> None:
+        """Read no more; the connection is kept if its answer was read to its end."""
+        await self._response.aclose()
 
 
 @contextlib.contextmanager
-def _library_errors(told: _Told) -> Iterator[None]:
+def _library_errors(departure: Departure, *, is_proxied: bool) -> Iterator[None]:
     """The library's errors as what they mean for the request."""
     try:
         yield
     except (httpx.LocalProtocolError, httpcore.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL):
         # The library's text for a bad header prints the header, key included: it must not hang on as a cause.
-        if told.headers_left:
+        if departure.headers_left:
             raise LostConnectionError("the request is no valid HTTP") from None
         raise NoConnectionError("the request is no valid HTTP", usable=False) from None
     except (httpx.HTTPError, httpx.StreamError, httpcore.RemoteProtocolError, ssl.SSLError) as exc:
-        if not told.has_left:
-            raise _no_connection(exc, told) from exc
+        if not departure.begun:
+            raise _no_connection(exc, departure, is_proxied=is_proxied) from exc
         raise LostConnectionError(str(exc) or type(exc).__name__) from exc
 
 
-def _no_connection(exc: Exception, told: _Told) -> NoConnectionError:
+def _no_connection(exc: Exception, departure: Departure, *, is_proxied: bool) -> NoConnectionError:
     """Whose fault it is that there is no connection: the proxy's, or that of who is behind it."""
     text = str(exc) or type(exc).__name__
-    if not told.is_proxied or told.is_behind_proxy:
+    if not is_proxied or departure.is_behind_proxy:
         return NoConnectionError(text)
     said = re.match(r"([1-5][0-9]{2})(?![0-9])", text) if isinstance(exc, httpx.ProxyError) else None
     status = int(said[1]) if said else 0
@@ -217,13 +197,13 @@ _FIELD = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 
 
-def _headers_of(outgoing: Outgoing) -> list[tuple[bytes, bytes]]:
+def _headers_of(request: HttpRequest) -> list[tuple[bytes, bytes]]:
     """The request's headers, and no others. Raises `NoConnectionError` for what would be no valid HTTP."""
-    headers = [("Host", host_of(outgoing.target)), *outgoing.headers]
-    if outgoing.pieces is not None:
-        headers.append(("Content-Length", str(outgoing.length)))
+    headers = [("Host", host_of(request.target)), *request.headers]
+    if request.pieces is not None:
+        headers.append(("Content-Length", str(request.length)))
     lines = [f"{name}: {value}" for name, value in headers]
-    if not (_TARGET.fullmatch(outgoing.target.raw) and all(map(_FIELD.fullmatch, lines))):
+    if not (_TARGET.fullmatch(request.target.raw) and all(map(_FIELD.fullmatch, lines))):
         # Said without the line, which may hold the key.
         raise NoConnectionError("the request is no valid HTTP", usable=False)
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
@@ -263,16 +243,7 @@ def _headers(response: httpx.Response) -> dict[str, str]:
     return headers if raw is None else headers | {"location": raw.decode("utf-8", "surrogateescape")}
 
 
-async def _raw(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body's bytes as they came. A transport without a socket may hand in a reply that is read already."""
-    if response.is_stream_consumed:
-        yield response.content
-        return
-    async for chunk in response.aiter_raw():
-        yield chunk
-
-
-async def _outgoing(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _body(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
 

@@ -7,14 +7,15 @@ import base64
 import itertools
 import json
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seedream_cli.network.exchange import LostConnectionError, Outgoing
+from seedream_cli.network.http import Departure, HttpRequest, LostConnectionError
 from seedream_cli.network.urls import split_link
-from tests.network.test_transports import make_client
+from tests.network.test_transports import exchange, make_client
 from tests.support.command import CANARY, Command
 from tests.support.provider_server import Upstream, noise
 from tests.support.raw_server import RESET, RawServer, Script, answer, make_certificate
@@ -24,47 +25,40 @@ ENV = {"OPENAI_API_KEY": CANARY, "ARK_API_KEY": CANARY, "OPE_API_KEY": CANARY, "
 # --- a request that is not written to its end -------------------------------------------------------------------------
 
 
-class Ear:
-    """A listener that remembers."""
+@dataclass
+class Posted:
+    """What came of one request, and what of it left."""
 
-    def __init__(self) -> None:
-        self.status, self.body, self.has_left, self.was_cut = 0, bytearray(), False, False
+    status: int = 0
+    body: bytes = b""
+    error: Exception | None = None
+    departure: Departure = field(default_factory=lambda: Departure("POST"))
 
-    async def leave(self) -> None:
-        pass
-
-    def sent(self) -> None:
-        self.has_left = True
-
-    def cut(self) -> None:
-        self.was_cut = True
-
-    def head(self, status: int, headers: Any) -> bool:
-        self.status = status
-        return False
-
-    def data(self, chunk: bytes | memoryview) -> bool:
-        self.body += chunk
-        return False
+    @property
+    def proof(self) -> tuple[bool, bool, bool]:
+        """Whether it was cut, all of it left, and it failed."""
+        return self.departure.is_cut, self.departure.body_left, self.error is not None
 
 
-def post(url: str, pieces: int, tls: Any = ssl.create_default_context) -> tuple[Ear, Exception | None]:
-    """One request with a body of so many megabytes, and what its listener was told."""
-    ear = Ear()
+def post(url: str, pieces: int, tls: Any = ssl.create_default_context) -> Posted:
+    """One request with a body of so many megabytes."""
+    posted = Posted()
 
-    async def go() -> Exception | None:
-        way = make_client(tls)
+    async def go() -> None:
+        client = make_client(tls)
         body = itertools.repeat(b"x" * (1 << 20), pieces)
+        request = HttpRequest("POST", split_link(url), (), pieces << 20, lambda: body)
         try:
             async with asyncio.timeout(30):
-                await way.exchange(Outgoing("POST", split_link(url), (), pieces << 20, lambda: body), ear)
+                came = await exchange(client, request, posted.departure)
+                posted.status, posted.body = came.status, came.body
         except (LostConnectionError, OSError) as error:
-            return error
+            posted.error = error
         finally:
-            await way.aclose()
-        return None
+            await client.aclose()
 
-    return ear, asyncio.run(go())
+    asyncio.run(go())
+    return posted
 
 
 def head_only(script: Script, end: Any = None) -> Script:
@@ -79,29 +73,27 @@ def test_refusal_before_the_body_is_whole_is_read_and_the_rest_not_sent(
     """Whether the server then closes without reading (which resets), or leaves the connection as it is."""
     monkeypatch.setattr("seedream_cli.network.connections._LAST_WORDS_S", 0.2)
     with RawServer(head_only(answer(b"too large", status=413, framing=framing), end)) as server:
-        ear, error = post(server.url, 64)
-    assert (error, ear.status, bytes(ear.body), ear.was_cut, ear.has_left) == (None, 413, b"too large", True, False)
+        posted = post(server.url, 64)
+    assert (posted.status, posted.body, posted.proof) == (413, b"too large", (True, False, False))
 
 
 def test_reset_before_the_body_is_whole_says_that_it_is_not(tmp_path: Path) -> None:
     """Over TLS as well; a reset after the last byte says nothing of the kind."""
     with RawServer(Script((), "rst", "head")) as server:
-        ear, error = post(server.url, 64)
-        assert (ear.was_cut, ear.has_left, error is not None) == (True, False, True)
+        assert post(server.url, 64).proof == (True, False, True)
     with RawServer(RESET) as server:
-        ear, error = post(server.url, 2)
-        assert (ear.was_cut, ear.has_left, error is not None) == (False, True, True)
+        assert post(server.url, 2).proof == (False, True, True)
     made = make_certificate(tmp_path)
     if made is None:
         return
     context = ssl.create_default_context(cafile=made.path)
     for script, cut in ((Script((), "rst", "head"), True), (RESET, False), (answer(b"{}"), False)):
         with RawServer(script, tls=made.server_context()) as server:
-            ear, error = post(server.url, 64 if cut else 2, tls=lambda: context)
-            assert (ear.was_cut, error is None) == (cut, script.end == "fin"), script
+            posted = post(server.url, 64 if cut else 2, tls=lambda: context)
+            assert (posted.departure.is_cut, posted.error is None) == (cut, script.end == "fin"), script
     with RawServer(head_only(answer(b"no", status=401), "keep"), tls=made.server_context()) as server:
-        ear, error = post(server.url, 64, tls=lambda: context)
-        assert (error, ear.status, bytes(ear.body), ear.was_cut) == (None, 401, b"no", True)
+        posted = post(server.url, 64, tls=lambda: context)
+        assert (posted.error, posted.status, posted.body, posted.departure.is_cut) == (None, 401, b"no", True)
 
 
 def references(command: Command, rows: int) -> None:

@@ -166,13 +166,13 @@ def test_certificates_are_the_users_or_the_systems(seedream: Command, tmp_path: 
 
 def test_system_certificates_are_trusted_beside_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system trusts counts (a company's authority is there), and what the user names counts alone."""
-    from seedream_cli.network import client
+    from seedream_cli.network import http_clients
 
     loaded = []
-    monkeypatch.setattr(client.ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
-    client._trusted(None, None)
+    monkeypatch.setattr(http_clients.ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
+    http_clients._trusted(None, None)
     assert loaded == [1]
-    client._trusted(None, str(Path(__file__).parents[1]))
+    http_clients._trusted(None, str(Path(__file__).parents[1]))
     assert loaded == [1]
 
 

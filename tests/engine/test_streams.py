@@ -29,6 +29,7 @@ from tests.cli.test_generate import KEYS, LITE, _await
 from tests.support.command import CANARY, Command, Done
 from tests.support.provider_server import Upstream, completed, events, failed, make_image, ndjson, refusal, sse
 from tests.support.raw_server import Received, Script, answer
+from tests.support.sending import send
 
 
 def run(seedream: Command, upstream: Upstream, *args: str, provider: str = "ark", **more: Any) -> Done:
@@ -372,7 +373,7 @@ def test_a_stream_in_two_pieces_is_the_same_at_every_border(provider: str) -> No
         )
         async with client:
             call = dialect.submit(_plan(Path(), provider).jobs[0].request)
-            await client.stream(call, dialect.read, found.append, reply_file=Memory())
+            await send(client, call, dialect.read, found.append, reply_file=Memory())
         return found
 
     async def all_borders() -> None:

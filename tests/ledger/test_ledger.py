@@ -183,7 +183,7 @@ def test_every_older_file_is_brought_up_to_date(count: int, path: Path, now: Now
         db.execute("INSERT INTO runs VALUES ('old', 'generate', '2026-01-01T00:00:00+00:00', NULL, NULL, '0', '')")
         db.execute(
             "INSERT INTO requests(id, run, position, state, provider, base_url, model, body, fingerprint, fields, "
-            "images_at_most, output, currency, as_of, entered_at, billed) VALUES ('old', 'old', 0, 'unknown', 'p', "
+            "pictures_at_most, output, currency, as_of, entered_at, billed) VALUES ('old', 'old', 0, 'unknown', 'p', "
             "'u', 'm', '{}', 'f', '{}', 1, '{}', 'USD', '', '2026-01-01T00:00:00.000000+00:00', 'unknown')"
         )
     with open_ledger(path, now=now) as book, book.run("r", "generate") as run:

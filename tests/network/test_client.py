@@ -31,7 +31,9 @@ from seedream_cli.errors import (
     LinkError,
     SeedreamError,
 )
-from seedream_cli.network.client import ProviderClient, Streamed
+from seedream_cli.network.client import ProviderClient
+from seedream_cli.network.download import Download, DownloadLimits
+from seedream_cli.network.exchange import EventsEnd
 from seedream_cli.network.policy import Clock, Policy
 from seedream_cli.network.request_body import encode_body
 from seedream_cli.network.retry import decide, read_retry_after
@@ -53,6 +55,7 @@ from tests.support.raw_server import (
     free_port,
     make_certificate,
 )
+from tests.support.sending import Sent, send
 
 KEY = "sk-canary+0123456789/do-not-print"
 SUBMIT = Call("POST", "/images/generations", {"prompt": "a red fox"}, billable=True)
@@ -169,19 +172,20 @@ def ask(
 
     async def go() -> Any:
         async with client(base_url, **more) as line:
-            return await line.ask(call, read, reply_file=reply_file, gate=gate, watch=watch)
+            return await send(line, call, read, reply_file=reply_file, gate=gate, watch=watch)
 
     return asyncio.run(go())
 
 
-_LIMITS = ("max_bytes", "deadline_s", "stall_s", "lowest_rate", "dies")
+_LIMITS = ("max_bytes", "deadline_s", "stall_s", "lowest_rate")
 
 
 def fetch(
     link: str, base_url: str = "http://127.0.0.1:9", *, explain: Any = None, whole: int = 0, **more: Any
 ) -> bytes:
     """One link in a loop of its own; the bytes that a caller's file would hold; `whole` is how many make an image."""
-    limits = {name: more.pop(name) for name in _LIMITS if name in more}
+    limits = DownloadLimits(**{name: more.pop(name) for name in _LIMITS if name in more})
+    dies = more.pop("dies", None)
 
     async def go() -> bytes:
         data = bytearray()
@@ -192,10 +196,9 @@ def fetch(
             return bytes(data)
 
         async with client(base_url, **more) as line:
-            done = await line.fetch(
-                link, data.extend, restart=data.clear, check=at_once(judge), explain=explain, **limits
+            return await line.fetch(
+                Download(link, data.extend, data.clear, at_once(judge), explain=explain, dies=dies, limits=limits)
             )
-            return done.checked
 
     return asyncio.run(go())
 
@@ -246,7 +249,7 @@ LINKS = {link: link for link in EXACT} | MENDED
 
 async def _fetch_all(line: ProviderClient, origin: str) -> None:
     for link in LINKS:
-        await line.fetch(origin + link, lambda _: None, restart=lambda: None, check=at_once(lambda: None))
+        await line.fetch(Download(origin + link, lambda _: None, lambda: None, at_once(lambda: None)))
 
 
 def _targets(server: RawServer) -> list[str]:
@@ -437,11 +440,10 @@ def test_an_image_that_its_judge_refuses_is_fetched_again() -> None:
             return judged[-1]
 
         async with client("http://127.0.0.1:9") as line:
-            done = await line.fetch(link, data.extend, restart=data.clear, check=at_once(check))
-            return done.checked, done.attempts, done.size, judged
+            return await line.fetch(Download(link, data.extend, data.clear, at_once(check))), judged
 
     with RawServer(answer(b"bad"), answer(b"good")) as server:
-        assert asyncio.run(go(server.url)) == (b"good", 2, 4, [b"bad", b"good"])
+        assert asyncio.run(go(server.url)) == (b"good", [b"bad", b"good"])
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -454,8 +456,8 @@ def test_a_call_goes_out_as_written() -> None:
 
     async def go(url: str) -> Any:
         async with client(f"{url}/v1/") as line:
-            await line.ask(call, read)
-            return await line.ask(call, read, watch=diary)
+            await send(line, call, read)
+            return await send(line, call, read, watch=diary)
 
     reply = answer(b'{"data":[]}', headers=[("Set-Cookie", "a=b; Path=/"), ("X-Request-Id", "r1")])
     with RawServer(reply) as server:
@@ -524,7 +526,7 @@ def test_the_user_may_order_a_doubtful_request_again() -> None:
     """With retry_ambiguous the second request is sent, and the first one is not forgotten."""
     with RawServer(RESET, OK) as server:
         result = ask(server.url, retry_ambiguous=True, retries=1)
-        assert (result.attempts, result.doubtful, server.count("POST")) == (2, 1, 2)
+        assert (result.attempts, result.ambiguous, server.count("POST")) == (2, 1, 2)
     with RawServer(RESET, answer(b'{"error":1}', status=401)) as server:
         with pytest.raises(ApiError) as caught:
             ask(server.url, retry_ambiguous=True)
@@ -632,7 +634,7 @@ def test_one_429_holds_all_calls_back() -> None:
 
     async def go(url: str) -> None:
         async with client(url, clock=clock, slots=1, timeout_s=60.0) as line:
-            await asyncio.gather(*(line.ask(SUBMIT, read) for _ in range(3)))
+            await asyncio.gather(*(send(line, SUBMIT, read) for _ in range(3)))
 
     with RawServer(reply) as server:
         asyncio.run(go(server.url))
@@ -651,7 +653,7 @@ def test_waiting_to_try_again_holds_no_slot() -> None:
     async def go(url: str) -> None:
         async with client(url, clock=HurriedClock(), slots=1, timeout_s=60.0) as line:
             calls = [Call("POST", "/x", {"prompt": name}, billable=True) for name in "ab"]
-            await asyncio.gather(*(line.ask(call, read) for call in calls))
+            await asyncio.gather(*(send(line, call, read) for call in calls))
 
     with RawServer(reply) as server:
         asyncio.run(go(server.url))
@@ -666,7 +668,7 @@ def test_images_and_requests_a_minute_are_kept() -> None:
         times = []
         async with client(url, clock=clock, ipm=2) as line:
             for images in (1, 1, 1, 9):
-                await line.ask(SUBMIT, read, images=images)
+                await send(line, SUBMIT, read, images=images)
                 times.append(sum(clock.slept))
         return times
 
@@ -704,10 +706,9 @@ def test_the_sandbox_serves_both_clients_without_a_socket() -> None:
 
     async def go() -> None:
         async with client("https://sandbox.invalid/v3", transport=httpx.MockTransport(serve)) as line:
-            await line.ask(SUBMIT, read, gate=lambda n: asked.append(f"gate {n}"))
-            await line.fetch(
-                "https://store.invalid/a/../b?s=1", lambda _: None, restart=lambda: None, check=at_once(lambda: None)
-            )
+            await send(line, SUBMIT, read, gate=lambda n: asked.append(f"gate {n}"))
+            link = "https://store.invalid/a/../b?s=1"
+            await line.fetch(Download(link, lambda _: None, lambda: None, at_once(lambda: None)))
 
     asyncio.run(go())
     assert asked == ["gate 1", "POST /v3/images/generations True", "GET /a/../b?s=1 False"]
@@ -773,8 +774,10 @@ url, path = sys.argv[1], Path(sys.argv[2])
 refs = [ImageRef("file", "a", path, "", "image/png", size=path.stat().st_size) for _ in range(14)]
 call = Call("POST", "/x", {"image": refs}, billable=True)
 async def go(call):
-    async with ProviderClient(base_url=url, key="k" * 20, policy=Policy()) as wire:
-        await wire.ask(call, lambda reply: reply)
+    async with ProviderClient(base_url=url, key="k" * 20, policy=Policy()) as client:
+        async with client.open(call) as exchange:
+            await exchange.send()
+            await exchange.receive(lambda reply: reply)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 asyncio.run(go(Call("POST", "/x", {}, billable=True)))
 before = peak()
@@ -1046,13 +1049,13 @@ def test_an_event_of_27_megabytes_is_parsed_in_linear_time() -> None:
 
 def stream(
     url: str, *, on_event: Callable[[dict[str, Any]], None] | None = None, disk: FsyncBatch | None = None, **more: Any
-) -> tuple[Streamed[Any], list[dict[str, Any]]]:
+) -> tuple[Sent, list[dict[str, Any]]]:
     """One stream in a loop of its own, and its events."""
     events: list[dict[str, Any]] = []
 
-    async def go() -> Streamed[Any]:
+    async def go() -> Sent:
         async with client(url, **more) as line:
-            return await line.stream(SUBMIT, read, on_event or events.append, reply_file=disk or FsyncBatch())
+            return await send(line, SUBMIT, read, on_event or events.append, reply_file=disk or FsyncBatch())
 
     return asyncio.run(go()), events
 
@@ -1064,7 +1067,7 @@ def test_a_stream_hands_events_over_and_keeps_every_byte() -> None:
     with RawServer(answer(b"{}", status=429), held) as server:
         end, events = stream(server.url, disk=disk)
     assert events == EVENTS
-    assert (end.ended, end.attempts, end.cut, bytes(disk.data)) == ("done", 2, None, _sse())
+    assert (end.value, end.attempts, bytes(disk.data)) == (EventsEnd("done"), 2, _sse())
 
 
 @pytest.mark.parametrize(
@@ -1085,19 +1088,18 @@ def test_how_a_stream_ended_is_told(script: Script, count: int | None, ended: st
     with RawServer(script) as server:
         end, events = stream(server.url, retry_ambiguous=True)
         assert server.count("POST") == 1
-    assert end.ended == ended
+    assert end.value.ended == ended
     assert count is None or len(events) == count
     assert events == EVENTS[: len(events)]
     if ended == "cut":
-        assert end.cut is not None
-        assert (end.cut.kind, end.cut.billed) == ("unknown_outcome", "unknown")
+        assert (end.value.cut.kind, end.value.cut.billed) == ("unknown_outcome", "unknown")
 
 
 def test_a_stream_that_is_no_stream_goes_through_read() -> None:
     """A whole reply is read as one, an error is raised by its reader, and a cut document is unknown."""
     with RawServer(answer(b'{"data":[{"url":"u"}]}', headers=[("Content-Type", "text/event-stream")])) as server:
         end, events = stream(server.url)
-        assert (end.ended, end.whole, events) == ("whole", {"data": [{"url": "u"}]}, [])
+        assert (end.value, events) == ({"data": [{"url": "u"}]}, [])
     with RawServer(answer(b'{"error":{"code":"x"}}', status=401)) as server, pytest.raises(ApiError) as caught:
         stream(server.url)
     assert caught.value.kind == "auth"

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from seedream_cli.errors import LinkError
+from seedream_cli.network import link_client
 from seedream_cli.network.client import ProviderClient
+from seedream_cli.network.download import Download
 from seedream_cli.network.policy import Policy
 from seedream_cli.network.urls import absolute, expiry, may_ask, nearness, resolved_nearness
 from seedream_cli.storage.image_info import inspect_bytes
@@ -388,7 +390,7 @@ def test_link_of_an_api_elsewhere_never_reaches_this_machine(
 
     async def go(url: str) -> None:
         async with ProviderClient(base_url=api, key="", policy=Policy(5.0, 5.0, 0)) as line:
-            await line.fetch(url, lambda _: None, restart=lambda: None, check=lambda size: asyncio.sleep(0))
+            await line.fetch(Download(url, lambda _: None, lambda: None, lambda size: asyncio.sleep(0)))
 
     with RawServer(answer(JPEG)) as server:
         with pytest.raises(LinkError) as caught:
@@ -424,16 +426,16 @@ def test_link_of_a_name_is_asked_for_at_the_address_that_was_judged(monkeypatch:
 
     async def go(port: int) -> bytes:
         data = bytearray()
+
+        async def admit(address: str) -> None:
+            assert address == "127.0.0.1"
+
+        monkeypatch.setattr(link_client, "nearness", lambda host: "private")
+        monkeypatch.setattr(link_client.LinkClient, "_admission_to", lambda self, target: admit)
         async with ProviderClient(base_url="https://api.example", key="", policy=Policy(5.0, 5.0, 0)) as line:
-            monkeypatch.setattr(line, "_nearness", "private")
+            monkeypatch.setattr(line._downloads, "_is_plain_allowed", True)
             link = f"http://store.example:{port}/x"
-
-            async def admit(address: str) -> None:
-                assert address == "127.0.0.1"
-
-            monkeypatch.setattr(line, "_gate_to", lambda target: admit)
-            monkeypatch.setattr(line._downloads, "_plain", True)
-            await line.fetch(link, data.extend, restart=data.clear, check=lambda size: asyncio.sleep(0))
+            await line.fetch(Download(link, data.extend, data.clear, lambda size: asyncio.sleep(0)))
         return bytes(data)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from seedream_cli.errors import ApiError
+from seedream_cli.network.outcome import Answered, Outcome, Refused
 from seedream_cli.network.policy import Clock, Policy
 from seedream_cli.network.rate_limit import RateLimiter
-from seedream_cli.network.retry import PATIENCE, Attempts, Trail
-from seedream_cli.providers.contract import Call
+from seedream_cli.network.retry import PATIENCE, Attempts
+from seedream_cli.providers.contract import Call, Reply
 
 SUBMIT = Call("POST", "/x", {}, billable=True)
 POLL = Call("GET", "/x")
@@ -81,7 +82,7 @@ class Provider:
     refused: Counter[str] = field(default_factory=Counter)
     came: list[tuple[float, str]] = field(default_factory=list)
 
-    async def serve(self, name: str) -> str:
+    async def serve(self, name: str) -> Outcome[str]:
         """One request."""
         now = asyncio.get_running_loop().time()
         self.came.append((now, name))
@@ -90,14 +91,15 @@ class Provider:
         full = self.at_once is not None and self.busy >= self.at_once
         if full or name in self.never or (self.many is not None and len(self.taken) >= self.many):
             self.refused[name] += 1
-            raise ApiError("too many", kind="rate_limited", retryable=True, retry_after_s=self.retry_after_s)
+            error = ApiError("too many", kind="rate_limited", retryable=True, retry_after_s=self.retry_after_s)
+            return Refused(error)
         self.taken.append(now)
         self.busy += 1
         self.most = max(self.most, self.busy)
         await asyncio.sleep(self.takes_s)
         self.busy -= 1
         self.paid[name] += 1
-        return name
+        return Answered(name, Reply(200, {}), self.takes_s)
 
 
 class Seat:
@@ -118,32 +120,36 @@ class Seat:
             self.is_held = True
 
 
-def make_attempts(policy: Policy, seed: int = 7) -> Attempts:
-    return Attempts(policy, LoopClock(), random.Random(seed), mask=str, say=lambda line: None)
+def make_limiter(policy: Policy) -> tuple[RateLimiter, Policy]:
+    return RateLimiter(policy, LoopClock(), random.Random(7)), policy
 
 
-async def send(attempts: Attempts, provider: Provider, name: str, places: asyncio.Semaphore) -> str:
+async def send(limited: tuple[RateLimiter, Policy], provider: Provider, name: str, places: asyncio.Semaphore) -> str:
     """One row from its place to its end: "" or the kind of its failure."""
-    seat = Seat(places)
-
-    async def once(trail: Trail) -> str:
-        assert seat.is_held
-        return await provider.serve(name)
-
+    seat, clock, chance = Seat(places), LoopClock(), random.Random(7)
+    limiter, policy = limited
+    attempts = Attempts(SUBMIT, 1, limiter, policy=policy, clock=clock, random=chance, log=lambda line: None)
     await seat.step_back()
     try:
-        await attempts.repeat(SUBMIT, once, gate=None, watch=None, images=1, waiter=seat)
-    except ApiError as error:
-        return error.kind
+        while True:
+            async with attempts.turn(seat):
+                assert seat.is_held
+                outcome = await provider.serve(name)
+                wait_s = attempts.wait_after(outcome)
+            if isinstance(outcome, Answered):
+                return ""
+            if wait_s is None:
+                return outcome.error.kind
+            seat.step_aside()
+            await clock.sleep(wait_s)
     finally:
         seat.step_aside()
-    return ""
 
 
 async def storm(provider: Provider, rows: int, *, concurrency: int = 16, policy: Policy | None = None) -> list[str]:
     """So many rows side by side; how each ended."""
-    attempts, places = make_attempts(policy or Policy()), asyncio.Semaphore(concurrency)
-    return await asyncio.gather(*(send(attempts, provider, f"row {number}", places) for number in range(rows)))
+    limited, places = make_limiter(policy or Policy()), asyncio.Semaphore(concurrency)
+    return await asyncio.gather(*(send(limited, provider, f"row {number}", places) for number in range(rows)))
 
 
 # --- storms ---------------------------------------------------------------------------------------------------------
@@ -419,7 +425,7 @@ def test_who_waits_is_aside_until_it_leaves() -> None:
 
     async def go() -> tuple[list[str], list[str], Provider, Provider]:
         slow, free = Provider(takes_s=1), Provider(takes_s=1)
-        one, other = make_attempts(Policy(rpm=2)), make_attempts(Policy())
+        one, other = make_limiter(Policy(rpm=2)), make_limiter(Policy())
         places = asyncio.Semaphore(2)
         rows = [send(one, slow, f"slow {number}", places) for number in range(8)]
         rows += [send(other, free, f"free {number}", places) for number in range(40)]

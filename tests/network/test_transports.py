@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import ssl
 import time
 from typing import Any
 
-from seedream_cli.network.exchange import LostConnectionError, NoConnectionError, Outgoing
-from seedream_cli.network.transports import Client, host_of
+from seedream_cli.network.http import Departure, HttpRequest, LostConnectionError, NoConnectionError
+from seedream_cli.network.transports import Client, Response, host_of
 from seedream_cli.network.urls import split_link
 from tests.support.raw_server import RawServer, Script, answer
 
 
-class Ear:
-    """A listener that remembers."""
+class Came:
+    """An answer that came whole."""
 
-    def __init__(self, meanwhile: Any = None) -> None:
-        self.status, self.body = 0, bytearray()
-        self.headers: dict[str, str] = {}
+    def __init__(self, response: Response, body: bytes) -> None:
+        self.status, self.headers, self.body = response.status, response.headers, body
+
+
+class Delayed(Departure):
+    """A request that leaves after something else has happened."""
+
+    def __init__(self, meanwhile: Any) -> None:
+        super().__init__("POST")
         self._meanwhile = meanwhile
 
-    async def leave(self) -> None:
-        if self._meanwhile:
-            self._meanwhile()
+    async def before_first_byte(self) -> None:
+        if (waited := self._meanwhile()) is not None:
+            await waited
 
-    def sent(self) -> None:
-        pass
 
-    def cut(self) -> None:
-        pass
-
-    def head(self, status: int, headers: Any) -> bool:
-        self.status, self.headers = status, headers
-        return False
-
-    def data(self, chunk: bytes | memoryview) -> bool:
-        self.body += chunk
-        return False
+async def exchange(client: Client, request: HttpRequest, departure: Departure | None = None) -> Came:
+    """One request, and its whole answer."""
+    async with contextlib.aclosing(await client.send(request, departure)) as response:
+        return Came(response, b"".join([chunk async for chunk in response.chunks()]))
 
 
 def make_client(tls: Any = ssl.create_default_context) -> Client:
@@ -47,7 +46,7 @@ def make_client(tls: Any = ssl.create_default_context) -> Client:
     return Client(keep_s=5.0, keep_behind_s=0.0, connect_s=5.0, tls=tls, proxy_before=lambda target: None)
 
 
-def converse(url: str, *outgoing: tuple[str, int, Any], ear: Any = Ear) -> list[Any]:
+def converse(url: str, *requests: tuple[str, int, Any]) -> list[Any]:
     """Several requests, one after the other, over the same free connections; what came of each."""
 
     async def go() -> list[Any]:
@@ -61,16 +60,13 @@ def converse(url: str, *outgoing: tuple[str, int, Any], ear: Any = Ear) -> list[
             ),
             list[Any](),
         )
-        for method, length, pieces in outgoing:
-            heard = ear()
-            request = Outgoing(method, split_link(url), (), length, pieces)
+        for method, length, pieces in requests:
+            request = HttpRequest(method, split_link(url), (), length, pieces)
             try:
                 async with asyncio.timeout(5):
-                    await way.exchange(request, heard)
+                    came.append(await exchange(way, request))
             except (NoConnectionError, LostConnectionError) as error:
                 came.append(error)
-            else:
-                came.append(heard)
         await way.aclose()
         return came
 
@@ -120,12 +116,12 @@ def test_a_connection_that_ends_while_the_intent_is_written_carries_nothing() ->
             proxy_before=lambda target: None,
             tls=ssl.create_default_context,
         )
-        request = Outgoing("POST", split_link(server.url), (), 2, lambda: iter([b"{}"]))
-        await way.exchange(request, Ear())
+        request = HttpRequest("POST", split_link(server.url), (), 2, lambda: iter([b"{}"]))
+        await exchange(way, request)
         failed = None
         try:
             # The end arrives while the loop is kept busy, as by a flush.
-            await way.exchange(request, Ear(lambda: time.sleep(0.4)))
+            await exchange(way, request, Delayed(lambda: time.sleep(0.4)))
         except NoConnectionError as error:
             failed = error
         await way.aclose()
@@ -171,18 +167,14 @@ def test_answer_that_nobody_asked_for_is_not_the_next_requests() -> None:
 
     async def go(server: RawServer) -> tuple[int, Exception | None]:
         way, failed = make_client(), None
-        request = Outgoing("POST", split_link(server.url), (), 2, lambda: iter([b"{}"]))
-        await way.exchange(request, Ear())
+        request = HttpRequest("POST", split_link(server.url), (), 2, lambda: iter([b"{}"]))
+        await exchange(way, request)
         try:
-            await way.exchange(request, Late())
+            await exchange(way, request, Delayed(lambda: asyncio.sleep(0.4)))
         except NoConnectionError as error:
             failed = error
         await way.aclose()
         return len(server.requests), failed
-
-    class Late(Ear):
-        async def leave(self) -> None:
-            await asyncio.sleep(0.4)
 
     stray = Script((*answer(b"ok", end="keep").pieces, 0.2, *answer(b"not yours", end="keep").pieces), "keep")
     with RawServer(stray) as server:
