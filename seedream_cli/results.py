@@ -129,7 +129,7 @@ class JobResult:
     """One request at its end. `request` is the body as sent, references shown as name, sha256 and bytes.
 
     `cost` is the most that it was charged for, `possible` the part of that which may not have been charged at all.
-    `booked` is False for what no ledger knows of, so that there is nothing to resolve.
+    `in_ledger` is False for what no ledger knows of, so that there is nothing to resolve.
     `kept` is its reply, where nobody found an image in that.
     """
 
@@ -149,7 +149,7 @@ class JobResult:
     timing: Timing = field(default_factory=Timing)
     asked_up_to: int | None = None
     task_id: str = ""
-    booked: bool = True
+    in_ledger: bool = True
     kept: Path | None = None
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..engine.job import places
 from ..errors import InputError, Problem
-from ..ledger.file import check_place
+from ..ledger.file import check_folder
 from ..ledger.ledger import Ledger
 from ..ledger.records import Unsent
 from ..storage import filesystem
@@ -34,7 +34,7 @@ def refuse_remains(row_requests: RowRequests) -> None:
     ledger may be there, but in no folder of ours.
     """
     order = row_requests.order
-    check_place(order.home)
+    check_folder(order.home)
     if os.path.lexists(order.home / "ledger.db"):
         return
     found = [*_told_by_results(order), *_told_by_replies(order)]
@@ -53,7 +53,7 @@ def refuse_older_ledger(order: BatchOptions, ledger: Ledger) -> None:
     done = _count_rows(results, "path", functools.partial(_is_done, order.folder))
     if not done:
         return
-    known = ledger.count_begun()
+    known = ledger.count_sent()
     if done > known:
         message = (
             f"{results} tells of {count_words(done, 'row')} whose files are there, and {order.home / 'ledger.db'} "

@@ -39,10 +39,10 @@ _NAME = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})
 """What a shard's folder is called where nobody called it otherwise."""
 
 
-# --- ledgers, images and replies ------------------------------------------------------------------------------------
+# --- ledgers, images and replies --------------------------------------------------------------------------------------
 
 
-def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[int, int, int]:
+def merge_ledger(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[int, int, int]:
     """Take over a shard's rows, images and replies; how many requests and images were new here, and how many files
     were left behind: not in the folder itself, or no whole images.
 
@@ -51,7 +51,7 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
     shard's ledger says of names counts for what lies within its folder alone. Raises `FileError`.
     """
     images, left, moved = 0, 0, list[tuple[str, int, Path]]()
-    for entry in other.drawn():
+    for entry in other.with_saved_images():
         known = ledger.row(entry.identity, entry.occurrence) if entry.identity else None
         here = {image.index: image.path for image in known.images} if known and known.id == entry.id else {}
         for image in entry.images:
@@ -73,7 +73,7 @@ def absorb(ledger: Ledger, other: Ledger, source: Path, target: Path) -> tuple[i
     for reply in sorted((source / home).glob("*")) if filesystem.is_own_folder(source / home) else ():
         if _REPLY.fullmatch(reply.name):
             _bring(reply, target, home / reply.name, may_link=False)
-    return ledger.absorb(other.path, moved), images, left
+    return ledger.merge(other.path, moved), images, left
 
 
 _REPLY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.(reply|meta\.json|part|journal|[0-9]+\.cut)")

@@ -247,11 +247,11 @@ def _refuse(findings: Findings) -> None:
 @contextlib.contextmanager
 def _hold(home: Path) -> Iterator[None]:
     """Hold the batch of this folder. A batch needs its ledger, so there is but one way out where it cannot be."""
-    from ..ledger.ledger import hold_batch
+    from ..ledger.ledger import lock_batch
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold_batch(home))
+            stack.enter_context(lock_batch(home))
         except FileError as error:
             if not isinstance(error.__cause__, ForeignError):
                 error.hint = "make the place writable, or choose another folder with -o"

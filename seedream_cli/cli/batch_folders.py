@@ -164,9 +164,9 @@ _GONE_MOST = 3
 @contextlib.contextmanager
 def hold(folder: Path, environment: Environment) -> Iterator[Ledger]:
     """The ledger of a batch that no other run holds meanwhile. Raises `BusyError` and `FileError`."""
-    from ..ledger.ledger import hold_batch
+    from ..ledger.ledger import lock_batch
 
-    with hold_batch(folder / BATCH_HOME), open_folder(folder, environment) as own:
+    with lock_batch(folder / BATCH_HOME), open_folder(folder, environment) as own:
         yield own
 
 
@@ -198,8 +198,8 @@ def overview(folder: Path, runs: Sequence[RunRow], own: Ledger | None, trouble: 
         status = "gone" if trouble == _IS_GONE else "unreadable"
         return Overview(newest.id, folder, newest.started_at, status=status, trouble=trouble)
     run, counts = own.listing(), Counter[str]()
-    for standings, many in own.standings(run, STEP).items() if run else ():
-        counts[next(word for word in _STANDINGS if word in standings)] += many
+    for row_statuses, many in own.row_statuses(run, STEP).items() if run else ():
+        counts[next(word for word in _STANDINGS if word in row_statuses)] += many
     images, providers, models = own.totals()
     return Overview(
         newest.id,
@@ -328,7 +328,7 @@ def take_back(ledger: Ledger, folder: Path, own: Ledger, ids: Collection[str]) -
             costs[charge.id] = charge.paid + charge.possible
         elif charge.id in costs:
             del costs[charge.id]
-    ledger.cut_bookings({run.id for run in runs}, costs)
+    ledger.reduce_external_charges({run.id for run in runs}, costs)
 
 
 def all_charges(ledger: Ledger) -> tuple[list[Charge], list[str]]:
@@ -344,5 +344,5 @@ def all_charges(ledger: Ledger) -> tuple[list[Charge], list[str]]:
             lost |= {run.id for run in runs}
         for charge in charges or ():
             found.setdefault(charge.id, charge)
-    booked = [charge for run, charge in ledger.booked() if run in lost and charge.id not in found]
+    booked = [charge for run, charge in ledger.external_charges() if run in lost and charge.id not in found]
     return [*found.values(), *booked], troubles

@@ -91,7 +91,7 @@ def open_ledger_here(
         error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"
-    settled = ledger.settle_orphans(
+    settled = ledger.recover_orphans(
         replies,
         lambda name, token: adopt(replies, name, limit=REPLY_MOST) or reply_journal.adopt(replies, name, token),
     )
@@ -105,7 +105,7 @@ def open_ledger_here(
         if not ledger.entries([name.removesuffix(POLLED)]):
             adopt(replies, name, limit=REPLY_MOST)
     sweep(replies)
-    reply_journal.sweep(replies, ledger.tokens_out())
+    reply_journal.sweep(replies, ledger.tokens_in_flight())
     for kept in list_kept(replies):
         # A process may die between writing that all is saved and removing the reply.
         [entry] = ledger.entries([kept.id]) or [None]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def _merge(stack: contextlib.ExitStack, context: _BatchContext, folders: Sequence[Path]) -> int:
     """Join the folders of shards into one, which the same table then goes on with."""
     from ..batch.run import Batch
-    from ..batch.shards import absorb, preview_rows
+    from ..batch.shards import merge_ledger, preview_rows
     from ..engine.plan import run_id
 
     order = context.order
@@ -33,7 +33,7 @@ def _merge(stack: contextlib.ExitStack, context: _BatchContext, folders: Sequenc
     stream = _prepare_results(order.results)
     ledger = stack.enter_context(open_ledger_here(context.environment, home=order.home))
     for folder, other in _shard_ledgers(stack, folders, order.folder, context.environment):
-        context.say([_absorbed_words(folder, *absorb(ledger, other, folder, order.folder))])
+        context.say([_merged_words(folder, *merge_ledger(ledger, other, folder, order.folder))])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
     batch = Batch(context.row_requests, ledger, run)
     batch.enter()
@@ -79,9 +79,9 @@ def _merge_alone(
     if parts[-1].run is not None:
         headings = shards.check_parts(parts)
     for path, other in others:
-        absorbed = _absorbed_words(path, *shards.absorb(ledger, other, path, folder))
+        merged = _merged_words(path, *shards.merge_ledger(ledger, other, path, folder))
         if not is_quiet:
-            console.err(absorbed)
+            console.err(merged)
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(folder.absolute())))
     shards.list_rows(ledger, run, parts, headings)
     shards.join_results(results, folder, ledger, run, parts=parts, headings=headings, stream=stream)
@@ -145,7 +145,7 @@ def _shard_ledgers(
         yield folder, stack.enter_context(open_ledger_here(environment, home=folder / BATCH_HOME))
 
 
-def _absorbed_words(folder: Path, rows: int, images: int, left: int) -> str:
+def _merged_words(folder: Path, rows: int, images: int, left: int) -> str:
     from ..text import count_words
 
     said = f"{folder}: {count_words(rows, 'new request')}, {count_words(images, 'new image')}"

@@ -19,7 +19,7 @@ from ..request.extra_fields import uncounted
 from ..request.image_request import ImageRequest
 from ..request.limits import COUNT_MOST, GROUP_MOST
 from ..request.models import MODELS, ModelSpec, PriceStep, find_model
-from ..request.validation import without_idle
+from ..request.validation import without_ignored
 from ..results import Cost
 
 LIST_PRICE = "list price; this provider's may differ"
@@ -66,7 +66,7 @@ def read_bill(
     references = _count_references(body.get("image"))
     size = body.get("size")
     images, is_counted = _count_images(body, row, references)
-    strange = uncounted(without_idle(request.extra, spec.idle_fields))
+    strange = uncounted(without_ignored(request.extra, spec.ignored_fields))
     if row is not None and body.get("layer_decomposition") and any("layer" in one.lower() for one in strange):
         # A field that sets the ceiling by another name: the model itself has one.
         images = row.layers_max + 1

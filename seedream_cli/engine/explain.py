@@ -36,7 +36,7 @@ def explain(planned: PlannedRequest) -> list[tuple[str, str, str, str]]:
         return []
     options = [name for name in type(request).model_fields if name not in _UNSHOWN]
     rows = [_explain_option(planned, request, name) for name in options]
-    idle, idly = planned.route.spec.idle_fields, f"ignored: no effect at {planned.route.spec.name}"
+    idle, idly = planned.route.spec.ignored_fields, f"ignored: no effect at {planned.route.spec.name}"
     rows += [
         ("extra", _words(value), key, idly if key in idle else "merged last") for key, value in request.extra.items()
     ]

@@ -370,7 +370,7 @@ class JobRunner:
             asked_up_to=request.images_at_most if request.sequence else None,
             task_id=self.client.hide(state.task_id or state.absent_task),
             warnings=self._gaps(images),
-            booked=self.recorder.records,
+            in_ledger=self.recorder.records,
         )
 
     def _gaps(self, images: Iterable[SavedImage]) -> tuple[Problem, ...]:

@@ -74,9 +74,9 @@ class Route:
 class Job:
     """One request of the run, and what there is to do for it: its `work`.
 
-    `fields` makes its images' names, `first` is the number of its first one among the `of` that share a name. `booked`
-    is False for what the ledger does not know. `bill` is what its body can cost; without one, as for what was paid
-    before, the request tells. `strict` ends with 9 where something else came than was asked for.
+    `fields` makes its images' names, `first` is the number of its first one among the `of` that share a name.
+    `in_ledger` is False for what the ledger does not know. `bill` is what its body can cost; without one, as for what
+    was paid before, the request tells. `strict` ends with 9 where something else came than was asked for.
     """
 
     index: int
@@ -90,7 +90,7 @@ class Job:
     first: int = 1
     of: int = 1
     download: bool = True
-    booked: bool = True
+    in_ledger: bool = True
     bill: Bill | None = None
     strict: bool = False
 
@@ -221,7 +221,7 @@ def plan_request(
     options = complete(options, spec.name, environment.settings)
     notices += note
     model, model_id, unserved = _spell_model(options, spec)
-    recipient = TargetModel(
+    target_model = TargetModel(
         spec.name,
         model,
         model_id,
@@ -229,15 +229,15 @@ def plan_request(
         asynchronous=spec.asynchronous,
         reference_bytes=spec.reference_bytes,
         reference_formats=spec.reference_formats,
-        idle_fields=spec.idle_fields,
-        doubtful_sizes=spec.doubtful_sizes,
+        ignored_fields=spec.ignored_fields,
+        unconfirmed_sizes=spec.unconfirmed_sizes,
         prompt_characters=spec.prompt_characters,
-        able=lambda option: _able(spec, option),
+        models_taking=lambda option: _able(spec, option),
     )
-    images, mine = _references(options, recipient, notices)
+    images, mine = _references(options, target_model, notices)
     mine += shared_stdin(options)
     unread: list[Problem] = []
-    built = build(options, parse_values(options, unread), recipient, images)
+    built = build(options, parse_values(options, unread), target_model, images)
     mine += [*unserved, *built.problems, *unread]
     limits = plan_limits(options, mine)
     base_url = _base_url(options, spec, mine)
@@ -270,7 +270,7 @@ def plan_request(
 
 
 def _references(
-    options: OptionValues, recipient: TargetModel, notices: list[str]
+    options: OptionValues, target_model: TargetModel, notices: list[str]
 ) -> tuple[list[ImageRef], list[Problem]]:
     """The draft's reference images as they will be sent, and all that is wrong with or done to them."""
     texts = options.lists.get("image", ())
@@ -281,12 +281,12 @@ def _references(
     from ..request.references import read_references
 
     images, problems = read_references(texts, origin=options.origin("image"))
-    model, fit = recipient.model, None
+    model, fit = target_model.model, None
     if options.switches.get("fit_images") and model is not None:
         layers = options.switches.get("layers", False)
-        formats = model.layer_reference_formats if layers else recipient.taken_formats
+        formats = model.layer_reference_formats if layers else target_model.taken_formats
         pixels = model.layer_reference_pixels if layers else model.reference_pixels
-        fit = Fit(recipient.safe_bytes, pixels[1], formats)
+        fit = Fit(target_model.safe_bytes, pixels[1], formats)
     made = []
     for image in images:
         try:
@@ -307,9 +307,9 @@ def _ready_reference(image: ImageRef, options: OptionValues, fit: Fit | None, pr
     if not options.switches.get("keep_metadata"):
         prepared = prepare_reference(image)
         image = prepared.ref
-        if prepared.stayed:
+        if prepared.warning:
             hint = "send it as a JPEG or PNG, or add --keep-metadata where this is meant"
-            problems.append(Problem("image", prepared.stayed, hint, severity="warning", code="reference_metadata"))
+            problems.append(Problem("image", prepared.warning, hint, severity="warning", code="reference_metadata"))
         if fit and not done:
             image, done = fit_prepared(image, fit)
     if done:

@@ -19,7 +19,7 @@ from typing import ClassVar
 from ..errors import ApiError, BudgetError, BusyError, FileError, SeedreamError
 from ..ledger.group_commit import GroupCommit
 from ..ledger.ledger import Ledger
-from ..ledger.records import Caps, Failure, Hold, ImageRow, NewRequest
+from ..ledger.records import Caps, Failure, ImageRow, NewRequest, Reservation
 from ..ledger.runs import Run
 from ..network.urls import expiry
 from ..providers.contract import Ready
@@ -142,7 +142,7 @@ class Recorder:
 
     def of(self, job: Job) -> Recorder | NullRecorder:
         """The recorder of a job: this one, where it knows the job and has it in hand."""
-        return self if job.booked and self.has(job) else self._unbooked
+        return self if job.in_ledger and self.has(job) else self._unbooked
 
     def has(self, job: Job) -> bool:
         """Whether this run may work on a job: another process may have taken first what is to be recovered."""
@@ -150,14 +150,14 @@ class Recorder:
 
     def hide(self, secret: str) -> None:
         """Mask this in whatever is written down from now on."""
-        self._ledger.hide(secret)
+        self._ledger.mask_secret(secret)
 
     def open(self, jobs: Sequence[Job]) -> None:
         """Enter new requests; take those in hand that were paid before."""
         if not jobs:
             return
-        self._ledger.enter(self._run, (_new(job) for job in jobs if job.booked and not job.fetches))
-        wanted = {job.id for job in jobs if job.booked and job.fetches}
+        self._ledger.enter(self._run, (_new(job) for job in jobs if job.in_ledger and not job.fetches))
+        wanted = {job.id for job in jobs if job.in_ledger and job.fetches}
         taken = self._ledger.take(self._run, sorted(wanted))
         # One that another process finished since this run was planned has nothing left, its kept reply least of all.
         tasks = {job.id for job in jobs if isinstance(job.work, PollTask)}
@@ -175,7 +175,7 @@ class Recorder:
             return
         # A key for each run, and for each attempt after one in doubt: what those paid for the same row stays booked.
         nth = f" {nth}" if (nth := self._repeated[job.id]) else ""
-        self._day.book(f"{self._run.id} {job.id}{nth}", micro, caps=caps or Caps())
+        self._day.record_external_charge(f"{self._run.id} {job.id}{nth}", micro, caps=caps or Caps())
 
     async def sent(self, job: Job, attempt: int, objection: Callable[[], None], *, again: bool) -> str:
         """The first byte is about to leave: hold the worst cost, and write that down. If it raises, nothing may leave.
@@ -196,14 +196,16 @@ class Recorder:
             objection()
             self._book(job, worst, self._caps)
             try:
-                ledger.mark_sent(job.id, attempt=attempt, token=token, again=again or job.again, hold=Hold(worst, caps))
+                ledger.mark_sent(
+                    job.id, attempt=attempt, token=token, again=again or job.again, reserve=Reservation(worst, caps)
+                )
             except BudgetError:
                 self._book(job, 0)
                 raise
             is_written = True
 
         try:
-            await self._commits.do(write, "no", books_money=True)
+            await self._commits.commit(write, "no", has_external_charge=True)
         except asyncio.CancelledError:
             # Stopped between the flush and the first byte: it never left.
             if is_written:
@@ -243,12 +245,12 @@ class Recorder:
                 trace=ready.request_id,
             )
 
-        await self._commits.do(write, "yes")
+        await self._commits.commit(write, "yes")
         # Mostly it costs what was held for it, and then there is nothing new to flush.
         if settled is not None and settled != to_micro(job.price(job.request.images_at_most)):
             # The links are safe. An account that cannot be written keeps what was held, and holds up no image.
             with contextlib.suppress(FileError, BusyError):
-                await self._commits.do(lambda: self._book(job, settled), "no", books_money=True)
+                await self._commits.commit(lambda: self._book(job, settled), "no", has_external_charge=True)
 
     async def image(self, job: Job, image: SavedImage, *, handed: bool = False, last: bool = False) -> None:
         """An image ended: on disk, handed out, or out of reach for ever. One that can come later stays pending.
@@ -278,7 +280,7 @@ class Recorder:
             else:
                 self._ledger.mark_image(job.id, row)
 
-        await self._commits.do(write, "yes", folder=image.path.parent if image.path else None)
+        await self._commits.commit(write, "yes", folder=image.path.parent if image.path else None)
 
     def _stored(self, path: Path) -> Path:
         """An image's path as it is written down."""
@@ -287,7 +289,7 @@ class Recorder:
 
     async def saved(self, job: Job) -> None:
         """Nothing of it is left to fetch."""
-        await self._commits.do(lambda: self._ledger.mark_saved(job.id), "yes")
+        await self._commits.commit(lambda: self._ledger.mark_saved(job.id), "yes")
 
     def ended(self, job: Job, error: SeedreamError, reply: Path | None) -> None:
         """It ended without an image: refused, never sent, or nobody knows."""

@@ -105,7 +105,7 @@ def batch_recovery(
     """
     found, past_help, left = list[Problem](), list[Problem](), list[JobResult]()
     entries = _entries(wanted, ledger, found, every=not wanted, folder=folder)
-    entries += ledger.askable() if is_named else ()
+    entries += ledger.refetchable() if is_named else ()
     given = plan_output(options, 1, found)
     if given is None:
         raise InputError(found)
@@ -261,7 +261,7 @@ def _loose_doubt(job: Job | None, name: str, path: Path | None, provider: str) -
     if path is not None:
         error.hint += ", then remove the file (history resolve is for what the ledger knows)"
     model, cost = (job.request.model_id, job.price(job.earlier.most or 1)) if job else ("", None)
-    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error, booked=False, kept=path)
+    return JobResult(0, name, "unknown", provider, model, {}, cost=cost, error=error, in_ledger=False, kept=path)
 
 
 def _stray_jobs(
@@ -312,7 +312,7 @@ def _stray_job(
         FetchReply(path, earlier=Earlier(_number(meta.get("most", GROUP_MOST)), barred=barred)),
         first=_number(meta.get("first")),
         of=_number(meta.get("of")),
-        booked=False,
+        in_ledger=False,
     )
 
 
@@ -591,7 +591,7 @@ def _reply_jobs(
     fields = {**name_fields(request, run, 0), "slug": "recovered"}
     route = Route(dialect, full_url(dialect.spec, options.values.get("base_url")), key, limits, by_hand=True)
     target = output_path.OutputTarget(Path(), "rename", 1)
-    job = Job(0, run, route, None, request, target, fields, FetchReply(path), booked=False)
+    job = Job(0, run, route, None, request, target, fields, FetchReply(path), in_ledger=False)
     if has_images:
         return [job]
     lost = _loose_doubt(job, run, path if path.exists() else None, provider)
@@ -647,7 +647,7 @@ def _task_job(task: str, ledger: Ledger | None, options: OptionValues, environme
         output_path.OutputTarget(Path(), "rename", 1),
         fields,
         PollTask(task),
-        booked=False,
+        in_ledger=False,
     )
 
 

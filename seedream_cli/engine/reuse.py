@@ -26,7 +26,7 @@ def reuse(plan: Plan, ledger: Ledger) -> Plan:
         if entry is None:
             return job
         used.add(entry.id)
-        return replace(job, id=entry.id, work=Reuse(tuple(map(_saved_image, entry.images))), booked=False)
+        return replace(job, id=entry.id, work=Reuse(tuple(map(_saved_image, entry.images))), in_ledger=False)
 
     drafted = tuple(replace(one, jobs=tuple(map(reused, one.jobs))) for one in plan.drafted)
     return replace(plan, drafted=drafted)

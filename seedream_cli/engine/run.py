@@ -50,7 +50,7 @@ def run_plan(
     folder of the batch whose ledger it is: paths are written down from there on.
     """
     # What is there already is neither sent nor written down.
-    jobs = tuple(replace(job, booked=job.booked and not is_there(job)) for job in (*plan.jobs, *plan.extra))
+    jobs = tuple(replace(job, in_ledger=job.in_ledger and not is_there(job)) for job in (*plan.jobs, *plan.extra))
     _prepare_folders(jobs)
     results = _Results(sink)
     with open_recorder(ledger, plan, home) as recorder:

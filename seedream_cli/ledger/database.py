@@ -1,4 +1,4 @@
-"""The open database: its connection, its transactions, and what its errors mean."""
+"""The open database: connection, transactions, and the errors of SQLite."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 from ..errors import Billed, FileError, InternalError, SeedreamError
 from ..storage import filesystem
 from . import schema
-from .integrity import damaged, refuse_foreign, refuse_odd_rows, refuse_programs
+from .integrity import damaged, refuse_foreign, refuse_invalid_rows, refuse_triggers
 from .rows import Masking, to_stamp
 
 _BUSY_S = 30.0
 
 
 class Database:
-    """The open file that the parts of a ledger share: one transaction at a time, from any thread.
+    """The connection that the parts of a ledger share: one transaction at a time, from any thread.
 
-    `now` gives aware times, `masked` makes values such that they may be stored.
+    `now` returns aware times, `masked` removes secrets from values before they are stored.
     """
 
     def __init__(self, path: Path, *, now: Callable[[], dt.datetime], secrets: Sequence[str] = ()) -> None:
         self.path = path
         self.now = now
         self.masked = Masking(secrets)
-        self.turn = threading.RLock()
+        self.lock = threading.RLock()
         self._is_grouped = False
         try:
             self.connection = connect(path)
@@ -39,7 +39,7 @@ class Database:
     def _bring_up_to_date(self) -> None:
         try:
             refuse_foreign(self.connection, self.path)
-            refuse_programs(self.connection, self.path)
+            refuse_triggers(self.connection, self.path)
             newer = _applied(self.connection) - {name for name, _ in schema.MIGRATIONS}
             if newer:
                 raise FileError(
@@ -53,35 +53,33 @@ class Database:
             raise
 
     def stamp(self) -> str:
-        """Now, as it is stored."""
+        """The current time as stored."""
         return to_stamp(self.now())
 
     @contextlib.contextmanager
-    def write(self, stake: Billed) -> Iterator[sqlite3.Connection]:
-        """One transaction, flushed when the block ends. `stake` is what its failure leaves in doubt."""
-        with self.turn:
+    def write(self, billed: Billed) -> Iterator[sqlite3.Connection]:
+        """One transaction, flushed when the block ends. `billed` is set on the `FileError` where that fails."""
+        with self.lock:
             try:
-                # Inside a group the group's own transaction is the one that is flushed.
+                # Inside `transaction` that one is committed.
                 with contextlib.nullcontext() if self._is_grouped else _transaction(self.connection):
                     yield self.connection
             except sqlite3.Error as error:
-                raise self.explain(error, stake) from error
+                raise self.explain(error, billed) from error
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """Read, of what is written and of this thread's own transaction."""
-        with self.turn:
+        """Read, uncommitted writes of this process included."""
+        with self.lock:
             try:
                 yield self.connection
             except sqlite3.Error as error:
                 raise self.explain(error, "no") from error
 
     @contextlib.contextmanager
-    def together(self, stake: Billed) -> Iterator[None]:
-        """All that is written in the block in one transaction, flushed once when it ends. Where the block raises,
-        nothing of it was written. `stake` is what a failure to flush leaves in doubt.
-        """
-        with self.write(stake):
+    def transaction(self, billed: Billed) -> Iterator[None]:
+        """All writes of the block in one transaction, flushed once; rolled back where the block raises."""
+        with self.write(billed):
             self._is_grouped = True
             try:
                 yield
@@ -89,38 +87,38 @@ class Database:
                 self._is_grouped = False
 
     def note(self, request_id: str | None, what: str, detail: str) -> None:
-        """Write down, in the transaction that is open, that something was done to a request."""
+        """Insert a note in the open transaction."""
         row = (request_id, self.stamp(), what, self.masked.text(detail))
         self.connection.execute("INSERT INTO notes(request, at, what, detail) VALUES (?, ?, ?, ?)", row)
 
-    def explain(self, error: sqlite3.Error, stake: Billed) -> SeedreamError:
-        """What an error of SQLite means for the user."""
-        return _explain(self.path, error, stake)
+    def explain(self, error: sqlite3.Error, billed: Billed) -> SeedreamError:
+        """A SQLite error as one for the user."""
+        return _explain(self.path, error, billed)
 
     @property
     def journal(self) -> str:
-        """How commits are made: "wal", or "truncate" on a network disk."""
+        """The journal mode: "wal", or "truncate" on a network file system."""
         with self.read() as db:
             return str(db.execute(schema.JOURNAL).fetchone()[0])
 
     def check(self) -> tuple[str, ...]:
-        """What is wrong inside the file, nothing where it is sound. Reads all of it: for `doctor`."""
+        """`quick_check` and `foreign_key_check`, for `doctor`; () for a sound file. Reads all of it."""
         try:
-            with self.turn:
-                found = [row[0] for row in self.connection.execute(schema.FAULTS) if row[0] != "ok"]
-                loose = self.connection.execute(schema.LOOSE_ENDS)
+            with self.lock:
+                found = [row[0] for row in self.connection.execute(schema.QUICK_CHECK) if row[0] != "ok"]
+                loose = self.connection.execute(schema.FOREIGN_KEY_CHECK)
                 found += [f"{row[0]} {row[1]} belongs to nothing" for row in loose]
         except sqlite3.Error as error:
             return (str(error),)
         return tuple(found)
 
-    def refuse_odd_rows(self) -> None:
-        """Refuse rows that no version wrote: a stranger's folder may hold any. Raises `FileError`."""
+    def refuse_invalid_rows(self) -> None:
+        """`integrity.refuse_invalid_rows`. Raises `FileError`."""
         with self.read() as db:
-            refuse_odd_rows(db, self.path)
+            refuse_invalid_rows(db, self.path)
 
     def copy_to(self, path: Path) -> None:
-        """Write a copy of the whole ledger to a new file, beside whatever else happens to it."""
+        """Back up the whole ledger to a new file while it is in use."""
         with self.read() as db, contextlib.closing(sqlite3.connect(path)) as copy:
             db.backup(copy)
 
@@ -130,7 +128,7 @@ class Database:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection with the settings of the contract. It never makes a file that is not there."""
+    """A connection with `schema.SETTINGS`. Does not create the file."""
     uri = f"{path.absolute().as_uri()}?mode=rw"
     db = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     try:
@@ -145,22 +143,22 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def choose_journal(db: sqlite3.Connection, path: Path) -> None:
-    """WAL, whose commit costs one flush; it needs memory shared between processes, which no network disk has."""
+    """WAL, whose commit costs one flush; it needs shared memory, which no network file system has."""
     wanted = "truncate" if filesystem.is_remote(path) else "wal"
     if db.execute(schema.JOURNAL).fetchone()[0] == wanted:
         return
-    # Where SQLite itself finds that it cannot have WAL, it answers with another mode.
+    # Where SQLite cannot use WAL it returns another mode.
     if db.execute(f"{schema.JOURNAL} = {wanted}").fetchone()[0] not in {"wal", "truncate"}:
         db.execute(f"{schema.JOURNAL} = truncate")
 
 
 def migrate(db: sqlite3.Connection, now: Callable[[], dt.datetime]) -> None:
-    """Run the migrations that the file does not record, each in one transaction with its record."""
+    """Run the migrations that the file does not list, each in one transaction with its record."""
     for name, statements in schema.MIGRATIONS:
         if name in _applied(db):
             continue
         with _transaction(db):
-            # Another process may have been quicker since the look above.
+            # Another process may have run it since the check above.
             if name not in _applied(db):
                 for statement in statements:
                     db.execute(statement)
@@ -175,25 +173,24 @@ def _applied(db: sqlite3.Connection) -> set[str]:
 
 @contextlib.contextmanager
 def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """One write."""
     db.execute(schema.BEGIN)
     try:
         yield
         db.execute("COMMIT")
     except BaseException:
-        # SQLite has rolled back by itself after some errors, so there may be nothing left to undo.
+        # After some errors SQLite has rolled back already.
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         raise
 
 
 def _fold(value: str | bytes | None) -> str:
-    """Text for a search in any case and any script."""
+    """Text for a search that ignores case, also outside ASCII (SQLite's own lower() does not)."""
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value or "").casefold()
 
 
-def _explain(path: Path, error: sqlite3.Error, stake: Billed) -> SeedreamError:
-    """What an error of SQLite means for the user, by the primary part of its code."""
+def _explain(path: Path, error: sqlite3.Error, billed: Billed) -> SeedreamError:
+    """A SQLite error as one for the user, by its primary result code."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None or isinstance(error, sqlite3.IntegrityError):
         return InternalError(f"the ledger was used wrongly: {error}")
@@ -208,5 +205,5 @@ def _explain(path: Path, error: sqlite3.Error, stake: Billed) -> SeedreamError:
         found = FileError(
             f"cannot write the ledger {path}: {str(error).lower()}", hint="make room there, or make it writable"
         )
-    found.billed = stake
+    found.billed = billed
     return found

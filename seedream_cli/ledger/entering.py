@@ -1,4 +1,4 @@
-"""Requests and table rows on their way in, many in one statement."""
+"""Inserts requests and table rows, many in one statement."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .records import Entered, NewRequest
 from .rows import ENCODER, plain, quote
 from .runs import Run
 
-ENTERED = 30_000
-"""Rows of one transaction: the more, the fewer pages of the indexes are written again and again."""
+ROWS_PER_TRANSACTION = 30_000
+"""The more, the fewer times the same index pages are written."""
 
-_HEADS = 200
+_SHARED_MOST = 200
 
 
 class JsonTemplate:
-    """A JSON object of which some values differ from row to row: what they have in common is written once.
+    """A JSON object, encoded once, of which some values differ from row to row.
 
-    `own` are the keys of the others, whose values are texts and whole numbers, in the order of the object's keys.
+    `own` are the keys of those values (str or int), in the object's order.
     """
 
     __slots__ = ("_form", "own")
@@ -42,7 +42,7 @@ class JsonTemplate:
         self._form = f"{{{','.join(parts)}}}"
 
     def fill(self, values: Iterable[str | int]) -> str:
-        """The object of one row as JSON, by the values of `own`: in ASCII, and without base64."""
+        """One row's object as JSON, from the values of `own`: in ASCII, without base64."""
         return self._form % tuple([value if isinstance(value, int) else quote(value) for value in values])
 
 
@@ -52,7 +52,7 @@ def _form(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RequestTemplate:
-    """What rows of a table have in common, as `NewRequest` has it."""
+    """The fields of `NewRequest` that rows of a table share."""
 
     provider: str
     base_url: str
@@ -68,11 +68,10 @@ class RequestTemplate:
 
 
 class NewRow(NamedTuple):
-    """A request of a batch's row, to enter: `request_template` and what is its own, as `NewRequest` has it.
+    """A request of a table's row: a shared template and the row's own values; the rest as in `NewRequest`.
 
-    `body`, `fields` and `output` are values for the mould's patterns; fields that are not the mould's are a mapping.
-    It is known by its identity, which is its fingerprint too. A tuple, since one is made for each of a hundred thousand
-    rows.
+    `body`, `fields` and `output` are values for the template's `JsonTemplate`s; a mapping `fields` replaces the
+    template's. `identity` is the fingerprint too. A tuple, which is cheap for 100,000 rows.
     """
 
     request_template: RequestTemplate
@@ -88,73 +87,77 @@ class NewRow(NamedTuple):
     output: tuple[str | int, ...]
 
 
-Heads = dict[tuple[RequestTemplate, tuple[str | int, ...]], tuple[Any, ...]]
+SharedValues = dict[tuple[RequestTemplate, tuple[str | int, ...]], tuple[Any, ...]]
 
 
 class Entering:
-    """Requests and rows of tables, written down before anything is done for them."""
+    """Inserts requests and table rows before any is sent."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._masked = database.masked
 
     def enter(self, run: Run, entries: Iterable[NewRequest]) -> Entered:
-        """Write down what is to be done, before any of it; flushed a chunk at a time and at the end.
+        """Insert requests; committed in chunks of `ROWS_PER_TRANSACTION`.
 
-        A request without identity is in the run's hands at once. One with identity is a batch's row: the run's table
-        lists it, known rows keep their id, state and images (what a row says is renewed while nothing was sent),
-        and `claim` or `take` puts it in the run's hands. Entries are drawn one by one, as they are written; where that
-        raises, their chunk is not written.
+        A request without identity is claimed by the run at once. One with identity is a table's row: it is listed for
+        the run, known rows keep their id, state and images (`schema.ROW_COLUMNS` are updated while it is queued), and
+        `claim` or `take` claims it. Entries are iterated as they are written; where that raises, the chunk is rolled
+        back.
         """
         at = self._database.stamp()
         return self._enter(run, {1: schema.ENTER}, (self._new_row(entry, run.id, at) for entry in entries))
 
     def enter_rows(self, run: Run, rows: Iterable[NewRow]) -> Entered:
-        """`enter` for the rows of a table, in a fraction of the time."""
-        heads: Heads = {}
+        """`enter` for the rows of a table, several times faster."""
+        shared_values: SharedValues = {}
         at = self._database.stamp()
-        orders = {count: schema.enter_many(run.id, at, count) for count in (1, schema.TOGETHER)}
-        return self._enter(run, orders, (self._row(row, heads) for row in rows))
+        statements = {count: schema.enter_many(run.id, at, count) for count in (1, schema.ROWS_PER_STATEMENT)}
+        return self._enter(run, statements, (self._row(row, shared_values) for row in rows))
 
-    def _enter(self, run: Run, orders: Mapping[int, str], rows: Iterator[tuple[Any, ...]]) -> Entered:
-        """Enter rows by the statements that enter so many of them at once."""
+    def _enter(self, run: Run, statements: Mapping[int, str], rows: Iterator[tuple[Any, ...]]) -> Entered:
+        """Insert rows; `statements` are by how many rows each inserts."""
         count, before = 0, self._count_entered(run)
-        while written := self._enter_chunk(run, orders, itertools.islice(rows, ENTERED)):
+        while written := self._enter_chunk(run, statements, itertools.islice(rows, ROWS_PER_TRANSACTION)):
             count += written
         new = self._count_entered(run) - before
         return Entered(new, count - new)
 
-    def _enter_chunk(self, run: Run, orders: Mapping[int, str], rows: Iterator[tuple[Any, ...]]) -> int:
-        with self._database.turn, _unchecked(self._database.connection), self._database.write("no") as db:
+    def _enter_chunk(self, run: Run, statements: Mapping[int, str], rows: Iterator[tuple[Any, ...]]) -> int:
+        with self._database.lock, _unchecked(self._database.connection), self._database.write("no") as db:
             if db.execute("SELECT 1 FROM runs WHERE id = ?", (run.id,)).fetchone() is None:
                 raise InternalError(f"the ledger knows no run {run.id}")
-            many, rest = max(orders), list[tuple[Any, ...]]()
-            count = db.executemany(orders[many], _join_rows(rows, many, rest)).rowcount
-            return count + (db.executemany(orders[1], rest).rowcount if rest else 0)
+            width, rest = max(statements), list[tuple[Any, ...]]()
+            count = db.executemany(statements[width], _join_rows(rows, width, rest)).rowcount
+            return count + (db.executemany(statements[1], rest).rowcount if rest else 0)
 
     def _count_entered(self, run: Run) -> int:
         with self._database.read() as db:
             return int(db.execute("SELECT count(*) FROM requests WHERE run = ?", (run.id,)).fetchone()[0])
 
-    def _row(self, row: NewRow, heads: Heads) -> tuple[Any, ...]:
-        """The values of `schema.OWN` and `schema.COMMON`; the latter are kept in `heads`."""
+    def _row(self, row: NewRow, shared_values: SharedValues) -> tuple[Any, ...]:
+        """The values of `schema.OWN` and `schema.COMMON`; the latter are cached in `shared_values`."""
         request_template, name, position, line, identity, occurrence, row_id, prompt, own, fields, output = row
         body, has_secrets = request_template.body.fill(own), self._masked.has_secrets
-        told = request_template.fields.fill(fields) if isinstance(fields, tuple) else self._masked.json(fields)
+        words = request_template.fields.fill(fields) if isinstance(fields, tuple) else self._masked.json(fields)
         if has_secrets:
-            body, told = self._masked.text(body), self._masked.text(told)
+            body, words = self._masked.text(body), self._masked.text(words)
         if prompt is not None and (has_secrets or not prompt.isascii()):
             prompt = self._masked.text(prompt)
         if has_secrets or not row_id.isascii():
             row_id = self._masked.text(row_id)
-        own_values = (name, identity, occurrence, position, row_id, line, prompt, body, told)
-        return own_values + (heads.get((request_template, output)) or self._head(request_template, output, heads))
+        own_values = (name, identity, occurrence, position, row_id, line, prompt, body, words)
+        return own_values + (
+            shared_values.get((request_template, output)) or self._shared(request_template, output, shared_values)
+        )
 
-    def _head(self, request_template: RequestTemplate, output: tuple[str | int, ...], heads: Heads) -> tuple[Any, ...]:
-        # Where every row has its own none is worth keeping.
-        if len(heads) >= _HEADS:
-            heads.clear()
-        heads[request_template, output] = head = (
+    def _shared(
+        self, request_template: RequestTemplate, output: tuple[str | int, ...], shared_values: SharedValues
+    ) -> tuple[Any, ...]:
+        # Rows that share nothing would fill the memory.
+        if len(shared_values) >= _SHARED_MOST:
+            shared_values.clear()
+        shared_values[request_template, output] = head = (
             self._masked.text(request_template.file),
             request_template.provider,
             self._masked.url(request_template.base_url),
@@ -199,7 +202,7 @@ class Entering:
 
 @contextlib.contextmanager
 def _unchecked(db: sqlite3.Connection) -> Iterator[None]:
-    """Enter rows without a look at what cannot be wrong: it takes as long as the rest."""
+    """Without foreign keys and CHECK constraints, which take half the time; `schema.UNCHECKED` says why it is safe."""
     try:
         for setting in schema.UNCHECKED:
             db.execute(setting)
@@ -209,8 +212,8 @@ def _unchecked(db: sqlite3.Connection) -> Iterator[None]:
             db.execute(setting)
 
 
-def _join_rows(rows: Iterator[tuple[Any, ...]], many: int, rest: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """The values of so many rows at once; those of the last ones, which are fewer, go to `rest`."""
-    while len(some := list(itertools.islice(rows, many))) == many:
+def _join_rows(rows: Iterator[tuple[Any, ...]], width: int, rest: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The values of `width` rows joined; the last rows, fewer than that, are added to `rest`."""
+    while len(some := list(itertools.islice(rows, width))) == width:
         yield tuple(itertools.chain.from_iterable(some))
     rest += some

@@ -1,4 +1,4 @@
-"""The file of a ledger: found, made whole or not at all, with its logs."""
+"""The file of a ledger: found, or created completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from pathlib import Path
 
 from ..storage import filesystem
 from . import database, schema
-from .run_lock import Lock, no_place
+from .run_lock import Lock, open_error
 
 FILES = 8
-"""How many files a ledger takes: the database with its logs and locks, and what is opened for a moment."""
+"""File descriptors that a ledger needs: the database, its logs and locks, and temporary ones."""
 
 
-def check_place(folder: Path) -> None:
-    """Raise `FileError` where what is there is no folder of ours, in which a ledger would not even be found."""
+def check_folder(folder: Path) -> None:
+    """Raise `FileError` where the ledger's folder is a symlink, a file or another user's."""
     try:
         filesystem.check_folder(folder)
     except OSError as error:
-        raise no_place(folder, error) from error
+        raise open_error(folder, error) from error
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is a ledger. Neither it nor a log of it may be a link: SQLite follows them."""
+def exists(path: Path) -> bool:
+    """Whether there is a ledger. Raises `FileError` where it or a log is a symlink, which SQLite would follow."""
     try:
         for log in logs(path):
             filesystem.check_file(log)
         return filesystem.check_file(path)
     except OSError as error:
-        raise no_place(path, error) from error
+        raise open_error(path, error) from error
 
 
-def is_half_made(path: Path) -> bool:
-    """Whether a full disk cut the ledger short before it held a row, as earlier versions let happen.
+def is_truncated(path: Path) -> bool:
+    """Whether a full disk truncated the ledger before its first row, as earlier versions let happen.
 
-    What is missing then lies in the log of the name it was made under, and its own log is empty.
+    The missing pages are then in the WAL of the temporary name, and its own WAL is empty.
     """
     made_with, own = (path.with_name(f"{path.name}{end}") for end in (".new-wal", "-wal"))
     try:
@@ -49,7 +49,7 @@ def is_half_made(path: Path) -> bool:
             head = file.read(32)
     except OSError:
         return False
-    # A page's size and the number of pages, by SQLite's file format.
+    # SQLite's header: page size and number of pages.
     return _size(path) < int.from_bytes(head[16:18]) * int.from_bytes(head[28:32])
 
 
@@ -58,28 +58,28 @@ def _size(path: Path) -> int:
 
 
 def create(path: Path, now: Callable[[], dt.datetime]) -> None:
-    """Give birth to a whole ledger or none: built under another name, flushed, then renamed.
+    """Create a ledger under a temporary name, flush it, then rename it.
 
-    A file that a crash left empty could not be told from a ledger that was cut to nothing.
+    So a crash leaves no empty file, which could not be told from a truncated ledger.
     """
-    lock = Lock.take(path.with_name(f"{path.name}.lock"), wait=True)
+    lock = Lock.acquire(path.with_name(f"{path.name}.lock"), wait=True)
     try:
-        if is_there(path):
-            if not is_half_made(path):
+        if exists(path):
+            if not is_truncated(path):
                 return
             path.replace(path.with_name(f"{path.name}.old"))
-        _put_aside_logs(path)
+        _rename_logs(path)
         filesystem.replace(_build(path.with_name(f"{path.name}.new"), now), path)
     except (OSError, sqlite3.Error) as error:
         _remove_new(path)
-        raise no_place(path, error) from error
+        raise open_error(path, error) from error
     finally:
         if lock:
             lock.release()
 
 
 def _remove_new(path: Path) -> None:
-    """What came of a ledger that could not be made takes no room from what may be made of the rest."""
+    """Delete the temporary file: on a full disk it would take up space."""
     new = path.with_name(f"{path.name}.new")
     for remains in (new, *logs(new)):
         with contextlib.suppress(OSError):
@@ -87,10 +87,10 @@ def _remove_new(path: Path) -> None:
 
 
 def _build(new: Path, now: Callable[[], dt.datetime]) -> Path:
-    """A whole, closed, empty ledger in a new file.
+    """Create an empty ledger and close it.
 
-    No `atomic_file`: SQLite opens it by its name and makes logs beside it, which are found again after a crash since
-    the name is always the same. The lock on the ledger's creation holds others off.
+    Not with `atomic_file`: SQLite opens the file by name and creates logs beside it. The name is constant, so that logs
+    are found after a crash; the lock keeps other processes off.
     """
     for remains in (new, *logs(new)):
         remains.unlink(missing_ok=True)
@@ -114,8 +114,8 @@ def logs(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
 
 
-def _put_aside_logs(path: Path) -> None:
-    """Rename the logs of a ledger that was moved away: SQLite would play them into the new one."""
+def _rename_logs(path: Path) -> None:
+    """Rename the logs of a ledger that was moved away: SQLite would apply them to the new one."""
     for log in logs(path):
         if log.exists():
             log.replace(log.with_name(f"{log.name}.old"))

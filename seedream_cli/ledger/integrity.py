@@ -1,4 +1,4 @@
-"""What a database holds that no ledger of ours would: foreign tables, programs, and rows that nobody wrote."""
+"""Refuses databases that this tool did not write: other programs', triggers, invalid rows."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def damaged(path: Path, what: str) -> FileError:
 
 
 def refuse_foreign(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse what is no ledger. The file is not opened to look: closing it would drop SQLite's own locks on it."""
-    # SQLite takes an empty file for a new database.
+    """Refuse what is no ledger. Asks SQLite: opening and closing the file here would drop SQLite's POSIX locks."""
+    # For SQLite an empty file is a new database.
     if not path.stat().st_size:
         raise damaged(path, "it is empty")
-    if db.execute(schema.KIND).fetchone()[0] != schema.APPLICATION:
+    if db.execute(schema.APPLICATION_ID).fetchone()[0] != schema.APPLICATION:
         raise FileError(f"{path} is another program's database", hint="move it away, or choose another folder")
 
 
-def refuse_programs(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse a ledger that does something by itself. None has a view or a trigger, which may say and do anything."""
+def refuse_triggers(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse views, triggers and virtual tables, which no ledger has and which could run anything."""
     known = {"table", "index"}
-    for kind, name, sql in db.execute(schema.PARTS):
+    for kind, name, sql in db.execute(schema.OBJECTS):
         if kind not in known or str(sql).lstrip().upper().startswith("CREATE VIRTUAL"):
             raise damaged(path, f"it holds a {kind} called {str(name)[:40]!r}, which no ledger of ours does")
 
 
-def refuse_odd_rows(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse rows that no version wrote: a stranger's folder may hold any. Raises `FileError`."""
-    for table, (name, odd) in schema.ODD_ROWS.items():
+def refuse_invalid_rows(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse values that no version wrote, as in a folder from somebody else. Raises `FileError`."""
+    for table, (name, odd) in schema.INVALID_ROWS.items():
         query = f"SELECT {name} FROM {table} WHERE {' OR '.join(odd)} LIMIT 1"  # noqa: S608 -- constants
         found = db.execute(query).fetchone()
         if found is not None:

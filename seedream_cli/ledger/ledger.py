@@ -1,18 +1,18 @@
-"""The ledger: what was asked, sent, paid and saved, written down before it happens.
+"""The ledger: what was sent, paid and saved, recorded before it happens.
 
-The API has no idempotency key and lists no jobs, so what is not written here is lost money. The contract:
+The API has no idempotency key and no list of jobs, so a request that is not recorded here is lost money. The contract:
 
-- `mark_sent` has committed and flushed when it returns; only then may the first byte of a request leave. If it
+- `mark_sent` has committed and flushed when it returns; only then may the first byte of a request be sent. If it
   raises, nothing may be sent. `mark_ready` has flushed the links before the first download starts.
-- A request moves only along `TRANSITIONS`, and only by the run that has it in hand. A run holds the lock of
-  `<folder>/runs/<run>.lock` while it lives; whose lock is free is dead, and its requests are orphans.
-- `billed` is at every moment what would be true if the process died right there. Unknown counts as paid.
-- What may have been paid is never sent again unless the caller says `again`, and the doubt stays in the account.
+- A request changes state only along `TRANSITIONS`, and only in the run that owns it. A run holds the lock on
+  `<folder>/runs/<run>.lock` while it lives; a run whose lock is free is dead, and its requests are orphans.
+- `billed` is at any time what would be true if the process died then. "unknown" counts as paid.
+- What may have been paid is not sent again unless the caller passes `again`, and its cost stays in the sums.
 
 One schema serves single runs (`<state>/ledger.db`) and batches (`<output>/.seedream/ledger.db`). Prompts and bodies are
 stored, references by name, sha256 and size; there is no column for a key, and what looks like one is masked.
-Money is whole micro-units of a currency (0.04 USD is 40000). Every sqlite error comes out as a `FileError`, whose
-`billed` says what the failed step puts at stake.
+Money is whole micro-units of a currency (0.04 USD is 40000). SQLite errors are raised as `FileError`; its `billed` is
+whether the request of the failed write is billed.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from .transitions import Transitions
 def open_ledger(
     path: Path, *, now: Callable[[], dt.datetime], secrets: Sequence[str] = (), is_shared: bool = False
 ) -> Ledger:
-    """Open the ledger at `path`, or make one; older files are brought up to date.
+    """Open the ledger at `path`, or create one; older files are migrated.
 
-    The folder is made 0700 where it is not there, the file is 0600. `now` gives aware times. `secrets` are strings
-    (keys) that are masked in whatever is written. One that `is_shared` lies in a batch's folder, which may have come
-    from somebody else. Raises `FileError` where the place cannot be written, and for a file
-    that is damaged, no ledger, or of a newer version; such a file is left as it is.
+    The folder is created with mode 0700, the file with 0600. `now` returns aware times. `secrets` are strings (keys)
+    that are masked in all values. With `is_shared` it is in a batch's folder, which may come from somebody else, so
+    symlinks and invalid rows are refused. Raises `FileError` where it cannot be written, or is damaged, no ledger, or
+    of a newer version; such a file is not changed.
     """
-    # SQLite itself cannot say why it opens no file.
+    # SQLite's own error for EMFILE does not name the cause.
     require_files(file.FILES, f"the ledger {path}")
     make_folder(path.parent, is_named=not is_shared)
-    if not file.is_there(path) or file.is_half_made(path):
+    if not file.exists(path) or file.is_truncated(path):
         file.create(path, now)
     ledger = Ledger(path, now=now, secrets=secrets)
     if is_shared:
         try:
-            ledger.refuse_odd_rows()
+            ledger.refuse_invalid_rows()
         except BaseException:
             ledger.close()
             raise
@@ -63,29 +63,29 @@ def open_ledger(
 
 
 @contextlib.contextmanager
-def hold_batch(folder: Path) -> Iterator[None]:
-    """Hold the batch of which `folder` has the ledger, for as long as the block runs.
+def lock_batch(folder: Path) -> Iterator[None]:
+    """Hold the lock of the batch whose ledger is in `folder`.
 
-    Raises `BusyError` at once where another process holds it, `FileError` where there can be no lock.
+    Raises `BusyError` at once where another process holds it, `FileError` where the lock cannot be created.
     """
     make_folder(folder)
     path = folder / "batch.lock"
-    lock = Lock.take(path)
+    lock = Lock.acquire(path)
     if lock is None:
         holder = path.read_text("ascii", "replace").strip()[:20] if sys.platform != "win32" else ""
         by = f" (process {holder})" if holder.isdigit() else ""
         raise BusyError(f"another run{by} holds the batch in {folder.parent}", hint="wait for it, or stop it first")
     try:
-        lock.sign()
+        lock.write_pid()
         yield
     finally:
         lock.release()
 
 
 class Ledger:
-    """An open ledger. One per process and file; its methods may be called from any thread, one runs at a time.
+    """An open ledger, one per process and file. Its methods may be called from any thread and run one at a time.
 
-    It is made of parts that share the open file. What it can do is listed here, and told where a part does it.
+    It is composed of parts that share the connection; their methods are documented there.
     """
 
     def __init__(  # noqa: PLR0915 -- a list
@@ -95,17 +95,17 @@ class Ledger:
         self._database = database = Database(path, now=now, secrets=secrets)
         self._locks = locks = RunLocks(path.parent / "runs")
 
-        self.together = database.together
+        self.transaction = database.transaction
         self.check = database.check
         self.copy_to = database.copy_to
-        self.refuse_odd_rows = database.refuse_odd_rows
-        self.hide = database.masked.hide
+        self.refuse_invalid_rows = database.refuse_invalid_rows
+        self.mask_secret = database.masked.mask_secret
 
         budget = Budget(database)
-        self.book = budget.book
-        self.booked = budget.booked
+        self.record_external_charge = budget.record_external_charge
+        self.external_charges = budget.external_charges
         self.charges = budget.charges
-        self.cut_bookings = budget.cut_bookings
+        self.reduce_external_charges = budget.reduce_external_charges
         self.spent = budget.spent
         self.today = budget.today
 
@@ -117,8 +117,8 @@ class Ledger:
         self.listing = runs.listing
         self.claim = runs.claim
         self.take = runs.take
-        self.settle_orphans = runs.settle_orphans
-        self.tokens_out = runs.tokens_out
+        self.recover_orphans = runs.recover_orphans
+        self.tokens_in_flight = runs.tokens_in_flight
 
         entering = Entering(database)
         self.enter = entering.enter
@@ -143,10 +143,10 @@ class Ledger:
         self.find = queries.find
         self.row = queries.row
         self.entries = queries.entries
-        self.drawn = queries.drawn
-        self.count_begun = queries.count_begun
+        self.with_saved_images = queries.with_saved_images
+        self.count_sent = queries.count_sent
         self.unsaved = queries.unsaved
-        self.askable = queries.askable
+        self.refetchable = queries.refetchable
         self.reusable = queries.reusable
         self.notes = queries.notes
         self.totals = queries.totals
@@ -158,17 +158,17 @@ class Ledger:
         self.count_single = table.count_single
         self.saved = table.saved
         self.forecast = table.forecast
-        self.standings = table.standings
+        self.row_statuses = table.row_statuses
         self.table_of = table.table_of
         self.is_listed = table.is_listed
         self.unlisted = table.unlisted
 
-        self.absorb = Merge(database, budget).absorb
+        self.merge = Merge(database, budget).merge
         self.purge = Purge(database, locks, budget).purge
 
     @property
     def journal(self) -> str:
-        """How commits are made: "wal", or "truncate" on a network disk."""
+        """The journal mode: "wal", or "truncate" on a network file system."""
         return self._database.journal
 
     def __enter__(self) -> Ledger:
@@ -178,6 +178,6 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Close the file, and let go of the locks of runs that were not ended."""
+        """Close the file and release the locks of runs that were not ended."""
         self._locks.release()
         self._database.close()

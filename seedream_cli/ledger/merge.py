@@ -1,4 +1,4 @@
-"""Another ledger, of a shard, taken over with its money."""
+"""Merges the ledger of a shard, with its costs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from .rows import store_path
 
 
 class Merge:
-    """Ledgers taken over."""
+    """Copies another ledger's rows."""
 
     def __init__(self, database: Database, budget: Budget) -> None:
         self._database = database
         self._budget = budget
 
-    def absorb(self, other: Path, moved: Sequence[tuple[str, int, Path]] = ()) -> int:
-        """Take over all that another ledger knows, of a version not newer than this; the rows that were new here.
+    def merge(self, other: Path, moved: Sequence[tuple[str, int, Path]] = ()) -> int:
+        """Copy the rows of another ledger of the same or an older version; returns how many requests were new.
 
-        What both know stays as it is here, except that a row gives way which is only queued here, or which went on
-        over there. `moved` are images that have another name here. Nobody else may have the other ledger in hand:
-        hold its batch first.
+        Of a request in both, the row here stays, unless it is only queued here or has later attempts there. `moved` are
+        (request, index, path) of images that were renamed. Hold the lock of the other batch first.
         """
-        with self._database.turn:
+        with self._database.lock:
             with self._database.read() as db:
                 db.execute(schema.ATTACH, (str(other.absolute()),))
             try:
                 with self._database.write("no") as db:
-                    self._budget.forget()
-                    new = _absorb(db)
+                    self._budget.reset_sums()
+                    new = _merge(db)
                     names = [(store_path(path), request, index) for request, index, path in moved]
                     db.executemany("UPDATE main.images SET path = ? WHERE request = ? AND position = ?", names)
                     return new
@@ -40,28 +39,28 @@ class Merge:
                 db.execute(schema.DETACH)
 
 
-def _absorb(db: sqlite3.Connection) -> int:
-    """Copy the rows of the attached ledger `other`. What gives way, or is not taken over, was paid all the same: the
-    money of both folders adds up.
+def _merge(db: sqlite3.Connection) -> int:
+    """Copy the rows of the attached ledger `other`. The cost of rows that are dropped or not copied is kept: it was
+    paid too.
     """
     db.execute(schema.MERGE_OUTLAYS)
-    db.execute(schema.OUTLAYS_THAT_GIVE_WAY)
-    # Rows refer to each other, so the order is that of the references.
-    _take_over(db, "runs")
+    db.execute(schema.KEEP_OUTLAYS_OF_DROPPED)
+    # In the order of the foreign keys.
+    _copy_rows(db, "runs")
     db.execute(schema.DROP_QUEUED)
     db.execute(schema.DROP_OLDER)
     before = _count(db)
-    _take_over(db, "requests")
+    _copy_rows(db, "requests")
     new = _count(db) - before
-    db.execute(schema.OUTLAYS_LEFT_OVER)
-    _take_over(db, "images")
-    _take_over(db, "notes")
+    db.execute(schema.KEEP_OUTLAYS_OF_IGNORED)
+    _copy_rows(db, "images")
+    _copy_rows(db, "notes")
     return new
 
 
-def _take_over(db: sqlite3.Connection, table: str) -> None:
+def _copy_rows(db: sqlite3.Connection, table: str) -> None:
     names = [row["name"] for row in db.execute(schema.columns_of(table))]
-    # A row is numbered where it comes to.
+    # `number` is assigned here.
     db.execute(schema.merge_rows(table, [name for name in names if name != "number"]))
 
 

@@ -1,4 +1,4 @@
-"""Reading: history, single requests, and the rows of a batch's table."""
+"""Queries: history, single requests, and the rows of a batch's table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, get_args
 from ..errors import InputError, Problem
 from . import schema
 from .database import Database
-from .records import Entry, Forecast, Note, Queued, Saved, Standing, State, Unsent
+from .records import Entry, Forecast, Note, Queued, RequestStatus, Saved, State, Unsent
 from .rows import by_ids, read_entry, read_images, read_note, select, to_stamp
 from .run_lock import RunLocks
 from .runs import Run
@@ -23,7 +23,7 @@ _PAGE = 200
 
 
 class Queries:
-    """What is written down, read."""
+    """Queries on requests of all runs."""
 
     def __init__(self, database: Database, locks: RunLocks) -> None:
         self._database = database
@@ -39,9 +39,9 @@ class Queries:
         status: str | None = None,
         limit: int | None = None,
     ) -> tuple[Entry, ...]:
-        """Requests, newest first. `text` is looked for, in any case, in prompts, ids, models and file names.
+        """Requests, newest first. `text` is searched for, ignoring case, in prompts, ids, models and file names.
 
-        `since` (included) and `until` (not) are compared with the time of entering; `status` is an `Entry.status`.
+        `since` (inclusive) and `until` (exclusive) are compared with `entered_at`; `status` is an `Entry.status`.
         """
         conditions, values = [], list[Any]()
         if text:
@@ -61,9 +61,9 @@ class Queries:
             return select(db, f"{where} ORDER BY number DESC LIMIT ?", (*values, schema.most(limit)))
 
     def find(self, prefix: str) -> tuple[Entry, ...]:
-        """The request of this id, all of the run of this id, or what a unique start of either, or a task id, means.
+        """The request or the run's requests of this id, task id or unique prefix of an id; () for none.
 
-        Nothing where nothing is meant; raises `InputError` where a start is several runs'.
+        Raises `InputError` where a prefix matches several runs.
         """
         with self._database.read() as db:
             if not prefix:
@@ -74,7 +74,7 @@ class Queries:
                 {"name": prefix},
             )
             if exact:
-                # An id names its request alone, also where the run is called the same.
+                # A request's id may equal its run's: then that request alone.
                 return tuple(entry for entry in exact if entry.id == prefix) or exact
             span = {"low": prefix, "high": prefix + "\U0010ffff"}
             within = "WHERE id >= :low AND id < :high ORDER BY number"
@@ -86,23 +86,23 @@ class Queries:
             return select(db, within, span)
 
     def row(self, identity: str, occurrence: int) -> Entry | None:
-        """The batch's row of this identity, where the ledger knows it."""
+        """The batch's request of this identity; None where there is none."""
         with self._database.read() as db:
             found = select(db, "WHERE identity = ? AND occurrence = ?", (identity, occurrence))
         return found[0] if found else None
 
     def entries(self, ids: Sequence[str]) -> tuple[Entry, ...]:
-        """The requests of these ids in their order; those that are not there are left out."""
+        """The requests of these ids in their order, without unknown ones."""
         with self._database.read() as db:
             return by_ids(db, ids)
 
-    def count_begun(self) -> int:
-        """How many requests were sent, of whatever table, but for those that are to be sent anew."""
+    def count_sent(self) -> int:
+        """How many requests are not queued, of any table."""
         with self._database.read() as db:
             return int(db.execute("SELECT count(*) FROM requests WHERE state <> 'queued'").fetchone()[0])
 
-    def drawn(self) -> Iterator[Entry]:
-        """Requests with images on disk, in the order of their entering; a chunk in memory at a time."""
+    def with_saved_images(self) -> Iterator[Entry]:
+        """Requests with saved images, oldest first, in chunks."""
         last = -1
         while True:
             with self._database.read() as db:
@@ -118,7 +118,7 @@ class Queries:
             yield from entries
 
     def unsaved(self) -> tuple[Entry, ...]:
-        """What `recover` takes: paid and not saved, open tasks, unread replies. Not what a living run works on."""
+        """What `recover` processes: paid and not saved, open tasks, unread replies; not those of living runs."""
         with self._database.read() as db:
             found = select(
                 db,
@@ -128,8 +128,9 @@ class Queries:
         alive = {owner for owner in {entry.owner for entry in found} if owner and self._locks.is_alive(owner)}
         return tuple(entry for entry in found if entry.owner not in alive)
 
-    def askable(self) -> tuple[Entry, ...]:
-        """Requests of which an image was handed out as a link, or its link called expired: it may be asked again."""
+    def refetchable(self) -> tuple[Entry, ...]:
+        """Saved requests with images that are no file: printed as a link, or their link had expired. Links may be tried
+        again."""
         with self._database.read() as db:
             return select(
                 db,
@@ -138,9 +139,9 @@ class Queries:
             )
 
     def reusable(self, fingerprint: str, *, limit: int = 100) -> tuple[Entry, ...]:
-        """Of the last `limit` requests of this fingerprint those whose images were all saved, newest first.
+        """Of the last `limit` requests of this fingerprint those with all images saved, newest first.
 
-        The caller looks whether the files are still there.
+        The caller checks that the files still exist.
         """
         with self._database.read() as db:
             found = select(
@@ -150,13 +151,13 @@ class Queries:
         return tuple(entry for entry in whole if all(p.state == "saved" and p.path for p in entry.images))
 
     def notes(self, request_id: str) -> tuple[Note, ...]:
-        """What was done to a request beside its own way, oldest first."""
+        """The notes of a request, oldest first."""
         with self._database.read() as db:
             rows = db.execute("SELECT * FROM notes WHERE request = ? ORDER BY number", (request_id,)).fetchall()
         return tuple(read_note(row) for row in rows)
 
     def totals(self) -> tuple[int, frozenset[str], frozenset[str]]:
-        """How many images are saved, and from which providers and models those and the others were asked."""
+        """The number of saved images, and the providers and models of all requests."""
         with self._database.read() as db:
             images = db.execute("SELECT count(*) FROM images WHERE state IN ('saved', 'handed')").fetchone()[0]
             pairs = db.execute("SELECT DISTINCT provider, model FROM requests").fetchall()
@@ -164,18 +165,18 @@ class Queries:
 
 
 class TableQueries:
-    """The rows of the table that a run of a batch listed."""
+    """Queries on the rows of the table that a batch's run listed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def listed(self, run: Run, states: Iterable[State] = get_args(State)) -> Iterator[Entry]:
-        """The rows of the run's table that are in one of these states, in its order; a chunk in memory at a time."""
+        """The rows of the run's table in these states, in table order, in chunks."""
         wanted = json.dumps(sorted(states))
         last = (-1, -1)
         while True:
             with self._database.read() as db:
-                # A tie of positions is broken by the number, so no row is passed over or given twice.
+                # By number too: else rows of equal position could be skipped or repeated between chunks.
                 rows = db.execute(schema.LISTED, (run.id, *last, wanted, _PAGE)).fetchall()
                 images = read_images(db, [row["id"] for row in rows])
             if not rows:
@@ -185,7 +186,7 @@ class TableQueries:
                 yield read_entry(row, images.get(row["id"], ()))
 
     def unsent(self, run: Run) -> Iterator[Unsent]:
-        """The queued rows of the run's table, in its order; a chunk in memory at a time."""
+        """The queued rows of the run's table, in table order, in chunks."""
         last = (-1, -1)
         while True:
             with self._database.read() as db:
@@ -201,7 +202,7 @@ class TableQueries:
                 yield Unsent(row["id"], row["position"], row["occurrence"])
 
     def queued(self, run: Run, step: int, *, single: bool) -> Iterator[Queued]:
-        """The queued requests of the run's table, in its order, of rows with one request or of the others."""
+        """The queued requests, in table order, of rows with one request (`single`) or of those with several."""
         last, which = -1, schema.SINGLE if single else f"NOT ({schema.SINGLE})"
         while True:
             with self._database.read() as db:
@@ -216,15 +217,15 @@ class TableQueries:
             yield from itertools.starmap(Queued, rows)
 
     def count_single(self, run: Run, step: int) -> int:
-        """How many queued requests of the run's table are all that their rows ask for.
+        """How many queued requests of the run's table are the only one of their row.
 
-        A row's requests stand at positions that follow each other, from a multiple of `step` on.
+        A row's requests have consecutive positions from a multiple of `step` on.
         """
         with self._database.read() as db:
             return int(db.execute(f"SELECT count(*) {schema.QUEUED} AND {schema.SINGLE}", (run.id, step)).fetchone()[0])
 
     def saved(self, run: Run) -> Iterator[Saved]:
-        """The saved requests of the run's table, in its order, as far as it takes to see whether all is there."""
+        """The saved requests of the run's table, in table order, with what is needed to check their files."""
         last = (-1, -1)
         while True:
             with self._database.read() as db:
@@ -236,7 +237,7 @@ class TableQueries:
                 yield Saved(name, position, tuple(tuple(row[3:6]) for row in group if row[3] is not None))
 
     def forecast(self, run: Run) -> Forecast:
-        """What the queued rows of the run's table may come to."""
+        """Number, images and worst cost of the queued requests of the run's table."""
         with self._database.read() as db:
             row = db.execute(
                 "SELECT count(*), coalesce(sum(images_at_most), 0), coalesce(sum(worst_micro), 0), "
@@ -245,14 +246,14 @@ class TableQueries:
             ).fetchone()
         return Forecast(*row)
 
-    def standings(self, run: Run, step: int) -> Counter[frozenset[Standing]]:
-        """How many rows of the run's table stand how, by what their requests do; a row has `step` positions."""
+    def row_statuses(self, run: Run, step: int) -> Counter[frozenset[RequestStatus]]:
+        """How many rows have which set of statuses among their requests; a row has `step` positions."""
         with self._database.read() as db:
-            rows = db.execute(schema.STANDINGS, (run.id, step)).fetchall()
-        return Counter({frozenset(said.split(",")): many for said, many in rows})
+            rows = db.execute(schema.ROW_STATUSES, (run.id, step)).fetchall()
+        return Counter({frozenset(statuses.split(",")): count for statuses, count in rows})
 
     def table_of(self, run: Run) -> str:
-        """The name of the table whose rows a run listed."""
+        """The file name of the table that a run listed; "" for none."""
         with self._database.read() as db:
             row = db.execute(
                 "SELECT file FROM requests WHERE listed = ? ORDER BY position, number LIMIT 1", (run.id,)
@@ -260,13 +261,13 @@ class TableQueries:
         return "" if row is None else str(row[0])
 
     def is_listed(self, run: Run, request_id: str) -> bool:
-        """Whether a request belongs to a row of the run's table."""
+        """Whether a request is of a row of the run's table."""
         with self._database.read() as db:
             found = db.execute("SELECT 1 FROM requests WHERE id = ? AND listed = ?", (request_id, run.id)).fetchone()
         return found is not None
 
     def unlisted(self, run: Run) -> Iterator[tuple[str, str, int]]:
-        """Id, row's id and position of the batch's rows that the run's table has no more, oldest first."""
+        """(id, row id, position) of the batch's rows that the run's table no longer has, oldest first."""
         with self._database.read() as db:
             rows = db.execute(schema.UNLISTED, (run.id,)).fetchall()
         for row in rows:

@@ -1,4 +1,4 @@
-"""The records that the ledger gives and takes."""
+"""The ledger's records."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ State = Literal["queued", "sent", "waiting", "ready", "saved", "failed", "unknow
 
 ImageState = Literal["pending", "saved", "handed", "failed", "expired"]
 
-Standing = Literal["unsent", "running", "submitted", "unsaved", "succeeded", "partial", "failed", "unknown", "resolved"]
+RequestStatus = Literal[
+    "unsent", "running", "submitted", "unsaved", "succeeded", "partial", "failed", "unknown", "resolved"
+]
 
 Resolution = Literal["paid", "unpaid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRequest:
-    """A request to enter. `worst_micro` is the most it may cost, None where no price is known.
+    """A request to insert. `worst_micro` is the most it may cost, None where no price is known.
 
-    `body` is the body as sent; references in it are stored by name, sha256 and bytes. `fields` is what names are made
-    of, `output` where the images go. `identity` and `occurrence` name a batch's row; without an identity the
-    request belongs to the run that enters it. `file`, `line` and `row_id` say where a row stands in its table.
+    `body` is the request body; references in it are stored by name, sha256 and bytes. `fields` are for file names,
+    `output` is the target. `identity` and `occurrence` identify a batch's row; without identity the request belongs to
+    the run that inserts it. `file`, `line` and `row_id` locate a row in its table.
     """
 
     id: str
@@ -52,7 +54,7 @@ class NewRequest:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as it was written down: the JSON output's `code`, and the provider's own words."""
+    """A stored error: `code` as in the JSON output, `provider_code` and the rest as in `ApiError`."""
 
     code: str
     message: str
@@ -65,9 +67,9 @@ class Failure:
 class ImageRow:
     """One image of a request.
 
-    `pending`: paid and not on disk; `saved`: on disk at `path`; `handed`: given out as a link or to standard output;
-    `failed`: the provider did not make it; `expired`: paid, and its link is dead. `expires` is when the link dies, in
-    seconds since 1970, None where that is not known.
+    `pending`: paid, not on disk; `saved`: on disk at `path`; `handed`: printed as a link or written to standard output;
+    `failed`: not made by the provider; `expired`: paid, and its URL no longer works. `expires` is a Unix time, None
+    where it is not known.
     """
 
     index: int
@@ -85,12 +87,12 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One request as the ledger has it. Times are aware, in UTC.
+    """A stored request. Times are aware, in UTC.
 
-    `status` is the user's word for its state: `unsent`, `running`, `submitted` (a task is open), `unsaved` (paid, not
-    on disk), `succeeded`, `partial`, `failed`, `unknown`, `resolved`. `run` entered it, `owner` has it in hand.
-    `doubts` counts earlier attempts that may have been billed too; `earlier_micro` is what earlier ones cost for sure.
-    `reply` is the kept reply of a process that died before it read it.
+    `status` is the state for users: `unsent`, `running`, `submitted` (a task is open), `unsaved` (paid, not on disk),
+    `succeeded`, `partial`, `failed`, `unknown`, `resolved`. `run` inserted it, `owner` has claimed it. `doubts` counts
+    earlier attempts that may have been billed too; `earlier_micro` is the certain cost of earlier ones. `reply` is the
+    stored response of a process that died before it parsed it.
     """
 
     id: str
@@ -98,7 +100,7 @@ class Entry:
     owner: str | None
     position: int
     state: State
-    status: Standing
+    status: RequestStatus
     provider: str
     base_url: str
     model: str
@@ -133,15 +135,15 @@ class Entry:
     images: tuple[ImageRow, ...]
 
     def links_left(self, folder: Path | None = None) -> list[int]:
-        """The images that are no file, and whose links may be asked: expired ones, those that were handed out, and
-        those whose files are gone. Paths are relative to a batch's `folder`.
+        """Indexes of images that are no file but have a URL: expired, printed, or deleted since. Paths are relative to
+        a batch's `folder`.
         """
         return [row.index for row in self.images if row.link and _is_missing(row, folder or Path())]
 
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """A queued row, as far as it takes to send it: the rest is in the table."""
+    """A queued request: what is needed to send it; the rest is in the table."""
 
     id: str
     position: int
@@ -149,7 +151,7 @@ class Unsent:
 
 
 class Queued(NamedTuple):
-    """A queued request, as far as it takes to count what it may come to."""
+    """A queued request: what is needed to estimate the cost."""
 
     position: int
     images_at_most: int
@@ -157,7 +159,7 @@ class Queued(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A saved request, as far as it takes to look for its files: state, stored path and bytes of each image."""
+    """A saved request: what is needed to check its files. `images` are (state, stored path, bytes)."""
 
     id: str
     position: int
@@ -175,7 +177,7 @@ class RunRow:
 
 
 class Charge(NamedTuple):
-    """What a request that was sent cost, for sums: in micro-units, certain and possible, and whether that is known."""
+    """The cost of a sent request in micro-units: `paid` for certain, `possible` beyond that."""
 
     id: str
     at: dt.datetime
@@ -190,7 +192,7 @@ class Charge(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What was done to a request beside its way: `resolved`, `resent`, `recovered`, `orphaned`; `purged` names none."""
+    """An event of a request: `resolved`, `resent`, `recovered`, `orphaned`; `purged` has no request."""
 
     request: str | None
     at: dt.datetime
@@ -200,9 +202,9 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Money in micro-units of `currency`: certain, held for what is out or about to go, and possibly charged.
+    """Micro-units of `currency`: paid for certain, reserved for requests in flight, and possibly charged.
 
-    `unpriced` counts requests that cost something that is not known (no price, or another currency).
+    `unpriced` counts requests of unknown cost (no price, or another currency).
     """
 
     paid: int
@@ -213,16 +215,15 @@ class Spent:
 
     @property
     def total(self) -> int:
-        """All three: what a budget counts."""
+        """The sum of the three, which is compared with a budget."""
         return self.paid + self.reserved + self.possible
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """The most a run, and a local day over all processes, may cost, in micro-units; None for no limit.
+    """The most that a run, and all processes on a local day, may cost, in micro-units; None for no limit.
 
-    `batch` is the most that all runs of this ledger may cost together, and `part` of that the share of those rows
-    for whose identity `has_row` says yes, as of a shard.
+    `batch` is for all runs of this ledger, `part` for the rows of a shard, those whose identity `has_row` accepts.
     """
 
     run: int | None = None
@@ -234,11 +235,11 @@ class Caps:
 
     @property
     def any(self) -> bool:
-        """Whether there is a limit at all."""
+        """Whether there is any limit."""
         return any(cap is not None for cap in (self.run, self.daily, self.batch, self.part))
 
     def within(self, other: Caps) -> Caps:
-        """Both, of a run: the lower of each."""
+        """The lower of each limit of a run and day."""
         runs, days = (
             [cap for cap in pair if cap is not None] for pair in ((self.run, other.run), (self.daily, other.daily))
         )
@@ -246,8 +247,8 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
-    """The worst cost of a request in micro-units, None where no price is known, and the budgets it is held against."""
+class Reservation:
+    """The worst cost of a request in micro-units, None where no price is known, and the caps to check it against."""
 
     micro: int | None
     caps: Caps
@@ -255,15 +256,15 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """How many requests were new and how many rows the ledger knew already."""
+    """How many requests were new, and how many were known."""
 
     new: int
     known: int
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of the orphans: ids whose whole reply was found, ids whose outcome is unknown."""
+class RecoveredOrphans:
+    """Ids of orphans whose complete response was found, and of those whose outcome is unknown."""
 
     ready: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
@@ -271,7 +272,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """How many requests were removed, and how many stayed because they are unsaved, unknown or in flight."""
+    """How many requests were deleted, and how many kept because they are unsaved, unknown or in flight."""
 
     removed: int
     kept: int
@@ -279,7 +280,7 @@ class Purged:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What requests may come to: how many, their images and cost at most, and how many have no known price."""
+    """How many requests, their images and cost at most, and how many without a known price."""
 
     requests: int = 0
     images: int = 0

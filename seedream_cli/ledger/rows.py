@@ -1,4 +1,4 @@
-"""Records to rows and back, texts shortened and secrets masked on the way in."""
+"""Converts records to rows and back; shortens data URIs and masks secrets before they are stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOMENTS = ("entered_at", "sent_at", "answered_at", "finished_at")
 
 
 def to_stamp(moment: dt.datetime) -> str:
-    """A moment as text that sorts: always UTC, always of one length."""
+    """A time as text that sorts: UTC, fixed length."""
     return moment.astimezone(dt.UTC).isoformat(timespec="microseconds")
 
 
@@ -39,7 +39,7 @@ def to_moment(stamp: str | None) -> dt.datetime | None:
 
 
 _FIRST_YEAR = 1970
-"""What is earlier, or last of all, has no local time in some place, and was never written here."""
+"""Earlier times, and the last year, overflow in some time zones, and were never written here."""
 
 
 def read_entry(row: sqlite3.Row, images: tuple[ImageRow, ...]) -> Entry:
@@ -55,14 +55,14 @@ def unreadable(name: object) -> FileError:
 
 
 def _entry_of(row: sqlite3.Row, images: tuple[ImageRow, ...]) -> Entry:
-    # By position, since finding forty columns by name would take longer than all the rest.
+    # By position: looking up forty columns by name dominates the time.
     values: dict[str, Any] = dict(zip(schema.ENTRY, row, strict=False))
     for name in _JSON_COLUMNS:
         values[name] = None if values[name] is None else json.loads(values[name])
     for name in _MOMENTS:
         values[name] = to_moment(values[name])
-    values["error"] = _load_failure(values["error"])
-    values["reply"] = _load_path(values["reply"])
+    values["error"] = _read_failure(values["error"])
+    values["reply"] = _read_path(values["reply"])
     return Entry(**values, images=images)
 
 
@@ -77,8 +77,8 @@ def read_images(db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, tuple[I
 def _image(row: sqlite3.Row) -> ImageRow:
     values: dict[str, Any] = dict(zip(schema.IMAGE, row[1:], strict=True))
     try:
-        values["path"] = _load_path(values["path"])
-        values["error"] = _load_failure(values["error"])
+        values["path"] = _read_path(values["path"])
+        values["error"] = _read_failure(values["error"])
     except (ValueError, TypeError, RecursionError) as error:
         raise unreadable(row[0]) from error
     return ImageRow(**values)
@@ -94,14 +94,14 @@ def read_note(row: sqlite3.Row) -> Note:
 
 
 def select(db: sqlite3.Connection, clause: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> tuple[Entry, ...]:
-    """The requests that a clause picks, with their images."""
+    """The requests of a WHERE clause, with their images."""
     rows = db.execute(f"{schema.ENTRIES} {clause}", values).fetchall()
     images = read_images(db, [row["id"] for row in rows])
     return tuple(read_entry(row, images.get(row["id"], ())) for row in rows)
 
 
 def by_ids(db: sqlite3.Connection, ids: Sequence[str]) -> tuple[Entry, ...]:
-    """The requests of these ids in their order; those that are not there are left out."""
+    """The requests of these ids in their order, without unknown ones."""
     known = {entry.id: entry for entry in select(db, schema.AMONG, (json.dumps(list(ids)),))}
     return tuple(known[one] for one in dict.fromkeys(ids) if one in known)
 
@@ -112,7 +112,7 @@ def update(db: sqlite3.Connection, request_id: str, changes: Mapping[str, Any]) 
 
 
 def store_path(path: Path | None) -> str | bytes | None:
-    """A path as text; one whose name is no UTF-8 as its bytes, since text could not hold it."""
+    """A path as text, or as bytes where it is no UTF-8."""
     if path is None:
         return None
     text = str(path)
@@ -123,11 +123,11 @@ def store_path(path: Path | None) -> str | bytes | None:
     return text
 
 
-def _load_path(stored: str | bytes | None) -> Path | None:
+def _read_path(stored: str | bytes | None) -> Path | None:
     return None if stored is None else Path(os.fsdecode(stored))
 
 
-def _load_failure(stored: str | None) -> Failure | None:
+def _read_failure(stored: str | None) -> Failure | None:
     return None if stored is None else Failure(**json.loads(stored))
 
 
@@ -139,12 +139,12 @@ _LONGEST_URI = 1024
 
 
 def quote(text: str) -> str:
-    """A text as JSON, as `plain` has it."""
+    """A text as JSON, shortened as in `plain`."""
     return encode_basestring_ascii(text) if len(text) <= _LONGEST_URI else ENCODER.encode(_shorten(text))
 
 
 def plain(value: Any) -> Any:
-    """A value without base64, and without what stands under a secret's name."""
+    """A value with data URIs shortened and the values of secret-like names masked."""
     if isinstance(value, str):
         return _shorten(value)
     if isinstance(value, Mapping):
@@ -156,7 +156,7 @@ def plain(value: Any) -> Any:
 
 
 def _shorten(text: str) -> Any:
-    """A data URI by its sha256 and size; any other text as it is."""
+    """A long data URI as its sha256 and size; any other text unchanged."""
     if len(text) <= _LONGEST_URI or not text.startswith("data:"):
         return text
     return {
@@ -166,13 +166,13 @@ def _shorten(text: str) -> Any:
     }
 
 
-def _odd(value: Any) -> Any:
-    """What JSON does not know: a reference by its name, sha256 and bytes, any mapping, a path."""
+def _default(value: Any) -> Any:
+    """JSON for other types: a reference as name, sha256 and bytes; mappings; paths."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Path):
         return str(value)
-    # Importing `request` costs pydantic's start-up time, which a body of plain JSON never needs.
+    # Imported here, since `request` loads pydantic.
     from ..request.image_request import ImageRef
 
     if not isinstance(value, ImageRef):
@@ -180,45 +180,44 @@ def _odd(value: Any) -> Any:
     return value.summary()
 
 
-# In ASCII, so that half a character comes back as it was.
-ENCODER = json.JSONEncoder(separators=(",", ":"), default=_odd)
+# ASCII, so that lone surrogates survive.
+ENCODER = json.JSONEncoder(separators=(",", ":"), default=_default)
 
 
 class Masking:
-    """Values on their way into a row: as they may be stored, without secrets."""
+    """Makes values that may be stored, without secrets."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._secrets = _forms(secrets)
 
-    def hide(self, secret: str) -> None:
-        """Mask this string too from now on."""
+    def mask_secret(self, secret: str) -> None:
+        """Mask this string from now on."""
         self._secrets += _forms([secret])
 
     @property
     def has_secrets(self) -> bool:
-        """Whether a text has to be looked through at all."""
+        """Whether texts must be searched for secrets."""
         return bool(self._secrets)
 
     def text(self, text: str) -> str:
-        """Text as it may be stored: without secrets, and without half characters, which SQLite cannot take."""
+        """Text without secrets and without lone surrogates, which SQLite cannot store."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
     def url(self, url: str) -> str:
-        """An address without a user's name and password."""
+        """A URL without user name and password."""
         return _USER_INFO.sub("//***@", self.text(url))
 
     def json(self, value: Mapping[str, Any]) -> str:
-        """A mapping as JSON."""
-        # In ASCII, so that half a character comes back as it was.
+        """A mapping as JSON, masked."""
         text = ENCODER.encode(value)
-        # A look at the text is cheaper than a walk through every value of every row.
+        # Searching the text is cheaper than walking every value of every row.
         lower = text.lower()
         return self.text(ENCODER.encode(plain(value)) if any(word in lower for word in _SUSPECT) else text)
 
     def failure(self, error: SeedreamError | None) -> str | None:
-        """An error as JSON."""
+        """An error as JSON, masked; None for None."""
         if error is None:
             return None
         failure = Failure(
@@ -231,7 +230,7 @@ class Masking:
         return self.json(as_mapping(failure))
 
     def image(self, request_id: str, image: ImageRow) -> dict[str, Any]:
-        """The values of an image's row."""
+        """The column values of an image's row."""
         row: dict[str, Any] = {name: getattr(image, name) for name in schema.IMAGE}
         row["request"] = request_id
         row["link"] = self.text(image.link)

@@ -1,4 +1,4 @@
-"""Runs: which live, what they have in hand, and what dead ones left."""
+"""Runs: which live, which requests they have claimed, and the orphans of dead ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import FileError, InputError, Problem
 from ..storage import filesystem
 from . import schema
 from .database import Database
-from .records import Entry, Failure, RunRow, Settled
+from .records import Entry, Failure, RecoveredOrphans, RunRow
 from .rows import as_mapping, by_ids, store_path, to_moment, unreadable, update
 from .run_lock import RunLocks
 
 
 class Run:
-    """A run that lives: `finish` it with its exit code before its block ends."""
+    """The current run; call `finish` with its exit code before the block ends."""
 
     def __init__(self, runs: Runs, run_id: str) -> None:
         self.id = run_id
@@ -27,13 +27,13 @@ class Run:
         self._runs = runs
 
     def finish(self, exit_code: int | None) -> None:
-        """Write down the end, and let go of every request in hand but those still out, which stay as orphans."""
+        """Record the end and release every claimed request but those in flight, which become orphans."""
         self._runs.end(self.id, exit_code)
         self.finished = True
 
 
 class Runs:
-    """Runs and their requests in hand."""
+    """Runs and the requests that they have claimed."""
 
     def __init__(self, database: Database, locks: RunLocks) -> None:
         self._database = database
@@ -42,9 +42,9 @@ class Runs:
 
     @contextlib.contextmanager
     def run(self, run_id: str, command: str, *, folder: str = "") -> Iterator[Run]:
-        """Live as a run, with its lock held to the end of the block. `folder` is where the user stands.
+        """Start a run and hold its lock to the end of the block. `folder` is the working folder.
 
-        Raises `BusyError` where a living process has this id, `FileError` where there can be no lock.
+        Raises `BusyError` where a living process has this id, `FileError` where the lock cannot be created.
         """
         run = Run(self, run_id)
         with self._locks.hold(run_id):
@@ -52,7 +52,7 @@ class Runs:
                 self._start(run_id, command, folder)
                 yield run
             finally:
-                # A full disk must not hide how the block ended; what could not be written the next run settles.
+                # A full disk must not mask the block's exception; the next run recovers what was not written.
                 with contextlib.suppress(FileError):
                     if not run.finished:
                         self.end(run_id, None)
@@ -63,7 +63,7 @@ class Runs:
             db.execute("INSERT INTO runs(id, command, started_at, version, folder) VALUES (?, ?, ?, ?, ?)", row)
 
     def end(self, run_id: str, exit_code: int | None) -> None:
-        """Write down a run's end; see `Run.finish`. What is still `sent` keeps its owner and so becomes an orphan."""
+        """Record a run's end. A request still `sent` keeps its owner and so becomes an orphan."""
         with self._database.write("no") as db:
             at = self._database.stamp()
             db.execute("UPDATE runs SET finished_at = ?, exit_code = ? WHERE id = ?", (at, exit_code, run_id))
@@ -76,7 +76,7 @@ class Runs:
         return tuple(self._run_row(row) for row in rows)
 
     def batches(self) -> dict[Path, tuple[RunRow, ...]]:
-        """The folders of batches, each with its runs, newest first; what happened there its own ledger knows."""
+        """The folders of batches with their runs, newest first; their requests are in the ledger of each folder."""
         with self._database.read() as db:
             rows = db.execute(schema.BATCHES).fetchall()
         found: dict[Path, tuple[RunRow, ...]] = {}
@@ -85,9 +85,9 @@ class Runs:
         return found
 
     def batch_of(self, name: str) -> Path | None:
-        """The folder of the batch that a request of this id, or a run, belongs to; its own ledger knows the rest.
+        """The folder of the batch of a request's or run's id, or a prefix of a run's; None where there is none.
 
-        The start of a run's id will do; raises `InputError` where that is several folders'.
+        Raises `InputError` where a prefix matches several folders.
         """
         batches = {folder: [run.id for run in runs] for folder, runs in self.batches().items()}
         for folder, ids in batches.items():
@@ -102,7 +102,7 @@ class Runs:
         return found[0] if found else None
 
     def listing(self) -> Run | None:
-        """The run that listed the rows of a batch's table last."""
+        """The last run that listed a batch's table; None where there is none."""
         with self._database.read() as db:
             row = db.execute(schema.LISTING).fetchone()
         return None if row is None else Run(self, row[0])
@@ -117,7 +117,7 @@ class Runs:
         return RunRow(**values)
 
     def claim(self, run: Run, ids: Sequence[str]) -> frozenset[str]:
-        """Take queued rows in hand; those that could be had. Each goes to one run, whatever the rush."""
+        """Claim queued requests; returns those that no other run has claimed."""
         taken = []
         with self._database.write("no") as db:
             for one in ids:
@@ -126,9 +126,9 @@ class Runs:
         return frozenset(taken)
 
     def take(self, run: Run, ids: Sequence[str]) -> tuple[Entry, ...]:
-        """Take requests in hand, to recover or to send them again; returns those that could be had.
+        """Claim requests to recover or to send again; returns those that were free.
 
-        Not those that a living run holds, and none that is `sent`: `settle_orphans` comes first.
+        Requests of a living run are not free, nor any in `sent`: call `recover_orphans` first.
         """
         with self._database.read() as db:
             entries = by_ids(db, ids)
@@ -143,37 +143,42 @@ class Runs:
     def _is_free(self, owner: str | None, run: Run) -> bool:
         return owner is None or owner == run.id or not self._locks.is_alive(owner)
 
-    def settle_orphans(self, replies: Path, adopt: Callable[[str, str], Path | None]) -> Settled:
-        """Settle what dead runs left. Call it before a run starts, and before history and money are shown.
+    def recover_orphans(self, replies: Path, find_reply: Callable[[str, str], Path | None]) -> RecoveredOrphans:
+        """Recover the requests of dead runs. Call it before a run starts, and before history and costs are shown.
 
-        A request that was out becomes `ready` where its whole reply is in `replies` or `adopt(id, token)` finds it:
-        without images, its `reply` still to be read, which ends in `mark_ready`, `mark_waiting` or `mark_failed`.
-        Else it becomes `unknown`. Tasks and paid images are let go for `unsaved`. Never touches what a living run
-        holds; of several processes at once one settles a run. Each step is committed and flushed by itself.
+        A request in flight becomes `ready` where its complete response is in `replies` or `find_reply(id, token)` finds
+        it: without images, `reply` still to be parsed, which ends in `mark_ready`, `mark_waiting` or `mark_failed`.
+        Else it becomes `unknown`. Tasks and paid images are released for `unsaved`. Requests of living runs are not
+        touched; of several processes one recovers a run. Each step is committed and flushed.
         """
         ready: list[str] = []
         unknown: list[str] = []
         for owner in self._possibly_dead():
-            # Holding the dead run's own lock keeps a second process from judging a reply that this one is moving.
-            lock = self._locks.take(owner)
+            # The dead run's lock keeps a second process from checking a response that this one is moving.
+            lock = self._locks.acquire(owner)
             if lock is None:
                 continue
             settled = False
             try:
-                self._settle_run(owner, replies, adopt, ready, unknown)
+                self._recover_run(owner, replies, find_reply, ready, unknown)
                 settled = True
             finally:
                 lock.release(remove=settled)
-        return Settled(tuple(ready), tuple(unknown))
+        return RecoveredOrphans(tuple(ready), tuple(unknown))
 
     def _possibly_dead(self) -> list[str]:
-        """Runs that have requests in hand or left a lock file. A file without a run may be of one that just starts."""
-        files = json.dumps(self._locks.list_left())
+        """Runs with claimed requests or a lock file. A lock file without a run may be of one that is starting."""
+        files = json.dumps(self._locks.list_ids())
         with self._database.read() as db:
-            return [row[0] for row in db.execute(schema.PERHAPS_DEAD, (files,))]
+            return [row[0] for row in db.execute(schema.POSSIBLY_DEAD, (files,))]
 
-    def _settle_run(
-        self, owner: str, replies: Path, adopt: Callable[[str, str], Path | None], ready: list[str], unknown: list[str]
+    def _recover_run(
+        self,
+        owner: str,
+        replies: Path,
+        find_reply: Callable[[str, str], Path | None],
+        ready: list[str],
+        unknown: list[str],
     ) -> None:
         with self._database.read() as db:
             out = db.execute(
@@ -181,22 +186,22 @@ class Runs:
             ).fetchall()
         for request_id, token in out:
             kept = replies / f"{request_id}.reply"
-            reply = kept if filesystem.is_plain(kept) else adopt(request_id, token)
+            reply = kept if filesystem.is_plain(kept) else find_reply(request_id, token)
             with self._database.write("unknown") as db:
-                self._settle_one(db, request_id, reply)
+                self._end_orphan(db, request_id, reply)
             (unknown if reply is None else ready).append(request_id)
         with self._database.write("unknown") as db:
             db.execute("UPDATE requests SET owner = NULL, reserved = 0 WHERE owner = ?", (owner,))
 
-    def tokens_out(self) -> frozenset[str]:
-        """The tokens of the attempts that are out, whoever has them in hand: a reply to one of them is still wanted."""
+    def tokens_in_flight(self) -> frozenset[str]:
+        """The tokens of all attempts in flight, whose responses must not be deleted."""
         with self._database.read() as db:
             return frozenset(row[0] for row in db.execute("SELECT token FROM requests WHERE state = 'sent'"))
 
-    def _settle_one(self, db: sqlite3.Connection, request_id: str, reply: Path | None) -> None:
+    def _end_orphan(self, db: sqlite3.Connection, request_id: str, reply: Path | None) -> None:
         at = self._database.stamp()
         if reply is not None:
-            # Whether it was billed is in the reply, which may hold an error: unknown until it is read.
+            # Whether it was billed is unknown until the response, perhaps an error, is parsed.
             update(db, request_id, {"state": "ready", "answered_at": at, "reply": store_path(reply), "reserved": 0})
             self._database.note(request_id, "orphaned", "the process died before it read the reply, which was kept")
             return

@@ -1,7 +1,6 @@
-"""The SQL of SQLite: what a ledger of another database would have to say in other words.
+"""SQL that is specific to SQLite: tables, migrations, settings, and every longer statement.
 
-Tables and their migrations, settings of a connection, and every statement that is more than plain SQL. What stands
-elsewhere in the room any database takes, but for the marks of its values.
+SQL in the other files of this package is standard, except for its parameter markers.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import fields
 from .records import Entry, ImageRow
 
 APPLICATION = 0x53454544
-"""SQLite's application id of a ledger ("SEED"), which tells it from any other program's database."""
+"""The application id ("SEED") in a ledger's header, by which other programs' databases are recognised."""
 
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
@@ -87,59 +86,59 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
 )
-"""What makes the schema, oldest first. Only ever added to: a name that is recorded in a file is never run again."""
+"""Oldest first. Only ever add: a name that is listed in a file is not run again."""
 
 SETTINGS = (
     "PRAGMA trusted_schema = OFF",
-    # What is purged must not stay readable in the file, nor what a row said before.
+    # Purged and updated values must not stay readable in the file.
     "PRAGMA secure_delete = ON",
     "PRAGMA temp_store = MEMORY",
-    # A large table is entered a third faster so; neither says anything about what is flushed.
+    # A third faster for a large table; both do not affect durability.
     "PRAGMA cache_size = -4000",
     "PRAGMA wal_autocheckpoint = 4000",
     "PRAGMA foreign_keys = ON",
     "PRAGMA synchronous = FULL",
 )
-"""Of every connection."""
+"""For every connection."""
 
-# No log while it is made: what a full disk keeps a log's end from the file is told by nobody. The file has
-# another name until it is whole and flushed, so a crash costs nothing.
+# No WAL while a file is created: SQLite does not report that a full disk stopped its checkpoint on close. The file has
+# a temporary name until it is complete and flushed, so a crash costs nothing.
 BUILDING = ("PRAGMA journal_mode = MEMORY", "PRAGMA synchronous = OFF")
-"""Of the connection that makes a new file."""
+"""For the connection that creates a file."""
 
 JOURNAL = "PRAGMA journal_mode"
 
-# IMMEDIATE, since a read that turns into a write fails at once beside another writer.
+# IMMEDIATE: a read that turns into a write fails at once beside another writer, without the busy timeout.
 BEGIN = "BEGIN IMMEDIATE"
 
-# All that entered rows refer to is their run, and the columns that are bound to a few words have their first ones.
+# Safe for inserted rows: they refer only to their run, which is checked, and CHECK columns have their defaults.
 UNCHECKED = ("PRAGMA foreign_keys = OFF", "PRAGMA ignore_check_constraints = ON")
 
 CHECKED = ("PRAGMA ignore_check_constraints = OFF", "PRAGMA foreign_keys = ON")
 
-KIND = "PRAGMA application_id"
+APPLICATION_ID = "PRAGMA application_id"
 
 HAS_MIGRATIONS = "SELECT 1 FROM sqlite_master WHERE name = 'migrations'"
 
-PARTS = "SELECT type, name, sql FROM sqlite_master LIMIT 1000"
+OBJECTS = "SELECT type, name, sql FROM sqlite_master LIMIT 1000"
 
-# It changes when another connection has written.
-VERSION = "PRAGMA data_version"
+# Changes when another connection has written.
+DATA_VERSION = "PRAGMA data_version"
 
-FAULTS = "PRAGMA quick_check(20)"
+QUICK_CHECK = "PRAGMA quick_check(20)"
 
-LOOSE_ENDS = "PRAGMA foreign_key_check"
+FOREIGN_KEY_CHECK = "PRAGMA foreign_key_check"
 
-# The write-ahead log still holds removed rows until it is written back and cut.
-CUT_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
+# The WAL holds deleted rows until it is checkpointed and truncated.
+CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
 def most(limit: int | None) -> int:
-    """SQLite's word for no limit is -1."""
+    """The value for LIMIT; -1 is no limit."""
     return -1 if limit is None else limit
 
 
-# --- money and standing -----------------------------------------------------------------------------------------------
+# --- money and status -------------------------------------------------------------------------------------------------
 
 PAID = "earlier_micro + CASE WHEN billed = 'yes' THEN coalesce(settled_micro, worst_micro, 0) ELSE 0 END"
 
@@ -167,15 +166,15 @@ CHARGES = f"""SELECT id, coalesce(sent_at, charged_at, entered_at), provider, mo
     billed = 'no' AND NOT doubts OR coalesce(settled_micro, worst_micro) IS NOT NULL, currency
     FROM requests WHERE attempts > 0 OR {COSTS} ORDER BY number"""  # noqa: S608 -- made of the constants above
 
-BOOKED = """SELECT coalesce(sum(micro * (currency = :currency)), 0),
+OUTLAY_SUMS = """SELECT coalesce(sum(micro * (currency = :currency)), 0),
     coalesce(sum(micro IS NULL OR currency <> :currency), 0)
     FROM outlays WHERE :since IS NULL OR charged_at >= :since"""
 
-BOOK = "INSERT OR REPLACE INTO outlays VALUES (?, ?, ?, ?)"
+INSERT_OUTLAY = "INSERT OR REPLACE INTO outlays VALUES (?, ?, ?, ?)"
 
-NEWEST_BOOKINGS = "SELECT key, micro FROM outlays ORDER BY charged_at DESC, rowid DESC"
+NEWEST_OUTLAYS = "SELECT key, micro FROM outlays ORDER BY charged_at DESC, rowid DESC"
 
-STANDING = """CASE state
+STATUS = """CASE state
     WHEN 'queued' THEN CASE WHEN owner IS NULL THEN 'unsent' ELSE 'running' END
     WHEN 'sent' THEN 'running' WHEN 'waiting' THEN 'submitted' WHEN 'ready' THEN 'unsaved'
     WHEN 'saved' THEN CASE
@@ -187,19 +186,19 @@ STANDING = """CASE state
 
 ENTRY = tuple(one.name for one in fields(Entry) if one.name != "images")
 
-ENTRY_COLUMNS = ", ".join(f"{STANDING} AS status" if name == "status" else name for name in ENTRY)
+ENTRY_COLUMNS = ", ".join(f"{STATUS} AS status" if name == "status" else name for name in ENTRY)
 
 ENTRIES = f"SELECT {ENTRY_COLUMNS} FROM requests"  # noqa: S608 -- made of the constants above
 
 LISTED = f"""SELECT {ENTRY_COLUMNS}, number FROM requests WHERE listed = ? AND (position, number) > (?, ?)
     AND state IN (SELECT value FROM json_each(?)) ORDER BY position, number LIMIT ?"""  # noqa: S608 -- made as above
 
-# What a step looks at; the whole row, with its body and its prompt, would take longer to read than all else.
-IN_HAND = """SELECT id, owner, state, billed, reserved, doubts, attempts, token, trace, currency, worst_micro,
+# The columns that a transition reads; the whole row, with body and prompt, would be slower than all else.
+CLAIMED_ROW = """SELECT id, owner, state, billed, reserved, doubts, attempts, token, trace, currency, worst_micro,
     settled_micro, earlier_micro, answered_at, reply FROM requests WHERE id = ?"""
 
-# What a row says of its request, which a later listing of the table may say anew while nothing was sent.
-SAID = (
+# The columns set by a table's row, updated by a later run while the request is queued.
+ROW_COLUMNS = (
     "provider",
     "base_url",
     "model",
@@ -214,16 +213,16 @@ SAID = (
     "output",
 )
 
-PLACE = ("position", "row_id", "file", "line")
+POSITION_COLUMNS = ("position", "row_id", "file", "line")
 
-COLUMNS = ("id", "run", "owner", "listed", "identity", "occurrence", "entered_at", *PLACE, *SAID)
+COLUMNS = ("id", "run", "owner", "listed", "identity", "occurrence", "entered_at", *POSITION_COLUMNS, *ROW_COLUMNS)
 
 NEW = f"""INSERT INTO requests({", ".join(COLUMNS)})
     VALUES ({", ".join("?" * len(COLUMNS))})"""  # noqa: S608 -- made of the constants above
 
 KNOWN = f"""ON CONFLICT(identity, occurrence) WHERE identity IS NOT NULL DO UPDATE SET listed = excluded.listed,
-    {", ".join(f"{name} = excluded.{name}" for name in PLACE)},
-    {", ".join(f"{name} = CASE state WHEN 'queued' THEN excluded.{name} ELSE {name} END" for name in SAID)}
+    {", ".join(f"{name} = excluded.{name}" for name in POSITION_COLUMNS)},
+    {", ".join(f"{name} = CASE state WHEN 'queued' THEN excluded.{name} ELSE {name} END" for name in ROW_COLUMNS)}
 """
 
 ENTER = f"{NEW} {KNOWN}"
@@ -242,14 +241,14 @@ COMMON = (
     "output",
 )
 
-TOGETHER = 10
-"""Rows of one statement: what SQLite does once a statement costs as much as a row."""
+ROWS_PER_STATEMENT = 10
+"""SQLite's overhead per statement is as much as a row."""
 
 
 def enter_many(run_id: str, at: str, count: int) -> str:
-    """The statement that enters so many rows of a run; what they have in common is not handed over with each."""
+    """The statement that inserts `count` rows of a run; values common to the run are in its text."""
     width = len(OWN) + len(COMMON)
-    # Neither name comes from outside, and neither can hold a quote.
+    # Neither value comes from outside, and neither can contain a quote.
     common = f"'{run_id}', '{at}', '{run_id}'"
     rows = [
         f"({common}, ?{first + 2}, {', '.join(f'?{first + nth + 1}' for nth in range(width))})"
@@ -259,7 +258,7 @@ def enter_many(run_id: str, at: str, count: int) -> str:
         VALUES {", ".join(rows)} {KNOWN}"""  # noqa: S608 -- made of the constants above
 
 
-# --- runs and what they have in hand ---------------------------------------------------------------------------------
+# --- runs and claims --------------------------------------------------------------------------------------------------
 
 RUNS = "SELECT id, started_at, finished_at, folder FROM runs ORDER BY rowid DESC LIMIT ?"
 
@@ -269,22 +268,22 @@ BATCHES = """SELECT id, started_at, finished_at, folder FROM runs WHERE command 
 LISTING = """SELECT id FROM runs WHERE EXISTS(SELECT 1 FROM requests WHERE listed = runs.id)
     ORDER BY rowid DESC LIMIT 1"""
 
-PERHAPS_DEAD = """SELECT owner FROM requests WHERE owner IS NOT NULL
+POSSIBLY_DEAD = """SELECT owner FROM requests WHERE owner IS NOT NULL
     UNION SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?))"""
 
-# Between the look and this write another run may have been quicker.
+# Another run may have claimed it since it was read.
 TAKE = "UPDATE requests SET owner = ? WHERE id = ? AND owner IS ? AND state = ?"
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- queries ----------------------------------------------------------------------------------------------------------
 
 AMONG = "WHERE id IN (SELECT value FROM json_each(?))"
 
-# `folded` is a function of ours.
+# `folded` is defined by `database.connect`.
 FOUND = """(instr(folded(prompt), ?) OR instr(folded(id), ?) OR instr(folded(row_id), ?) OR instr(folded(model), ?)
     OR EXISTS(SELECT 1 FROM images WHERE request = requests.id AND instr(folded(path), ?)))"""
 
-STANDINGS = f"""SELECT said, count(*) FROM (SELECT group_concat(DISTINCT {STANDING}) AS said
-    FROM requests WHERE listed = ? GROUP BY position / ?) GROUP BY said"""  # noqa: S608 -- a constant
+ROW_STATUSES = f"""SELECT statuses, count(*) FROM (SELECT group_concat(DISTINCT {STATUS}) AS statuses
+    FROM requests WHERE listed = ? GROUP BY position / ?) GROUP BY statuses"""  # noqa: S608 -- a constant
 
 UNLISTED = """SELECT id, row_id, position FROM requests
     WHERE identity IS NOT NULL AND listed IS NOT ? ORDER BY number"""
@@ -314,11 +313,11 @@ ANNOUNCE_IMAGE = KEEP_IMAGE + " WHERE images.state NOT IN ('saved', 'handed')"
 IMAGES = f"""SELECT request, position, {", ".join(IMAGE[1:])} FROM images
     WHERE request IN (SELECT value FROM json_each(?)) ORDER BY request, position"""  # noqa: S608 -- fields' names
 
-# --- purge: what goes is first put into a table of its own ------------------------------------------------------------
+# --- purge: the requests to delete are first listed in a temporary table ----------------------------------------------
 
 PURGED = "CREATE TEMP TABLE IF NOT EXISTS purged(number INTEGER PRIMARY KEY)"
 
-PICK_PURGED = """INSERT INTO purged SELECT number FROM requests WHERE entered_at < ?
+SELECT_PURGED = """INSERT INTO purged SELECT number FROM requests WHERE entered_at < ?
     AND (owner IS NULL OR owner NOT IN (SELECT value FROM json_each(?)))
     AND (? OR (state IN ('queued', 'saved', 'failed', 'resolved') AND billed <> 'unknown' AND doubts = 0))"""
 
@@ -338,19 +337,19 @@ _KEEP_OUTLAY = f"INSERT OR REPLACE INTO main.outlays SELECT 'merged ' || id, cha
 
 MERGE_OUTLAYS = "INSERT OR IGNORE INTO main.outlays SELECT * FROM other.outlays"
 
-OUTLAYS_THAT_GIVE_WAY = f"""{_KEEP_OUTLAY} main.requests AS mine
+KEEP_OUTLAYS_OF_DROPPED = f"""{_KEEP_OUTLAY} main.requests AS mine
     WHERE state = 'queued' AND charged_at IS NOT NULL AND {OUTLAY} > 0 AND
     EXISTS(SELECT 1 FROM other.requests AS theirs WHERE theirs.identity = mine.identity
     AND theirs.occurrence = mine.occurrence AND theirs.state <> 'queued' AND theirs.id <> mine.id)"""  # noqa: S608
 
-OUTLAYS_LEFT_OVER = f"""{_KEEP_OUTLAY} other.requests AS theirs WHERE charged_at IS NOT NULL AND {OUTLAY} > 0
+KEEP_OUTLAYS_OF_IGNORED = f"""{_KEEP_OUTLAY} other.requests AS theirs WHERE charged_at IS NOT NULL AND {OUTLAY} > 0
     AND id NOT IN (SELECT id FROM main.requests)"""  # noqa: S608 -- made of the constants above
 
 DROP_QUEUED = """DELETE FROM main.requests WHERE state = 'queued' AND EXISTS(SELECT 1 FROM other.requests AS theirs
     WHERE theirs.identity = requests.identity AND theirs.occurrence = requests.occurrence
     AND theirs.state <> 'queued')"""
 
-# A shard that was run again after it was absorbed knows better; it holds all that was known here of its own rows.
+# A shard that ran again after it was merged is newer, and has all that is known here of its rows.
 DROP_OLDER = """DELETE FROM main.requests WHERE state <> 'saved' AND EXISTS(SELECT 1 FROM other.requests AS theirs
     WHERE theirs.id = requests.id AND (theirs.attempts > requests.attempts OR
     theirs.attempts = requests.attempts AND theirs.state IN ('saved', 'resolved')))"""
@@ -358,7 +357,7 @@ DROP_OLDER = """DELETE FROM main.requests WHERE state <> 'saved' AND EXISTS(SELE
 _OF_REQUESTS = """WHERE request IN (SELECT id FROM main.requests)
     AND request NOT IN (SELECT request FROM main.{0} WHERE request IS NOT NULL)"""
 
-# Rows refer to each other, so the order is that of the references.
+# In the order of the foreign keys.
 _MERGED = {
     "runs": "",
     "requests": "ORDER BY number",
@@ -368,27 +367,27 @@ _MERGED = {
 
 
 def columns_of(table: str) -> str:
-    """What asks for the names of a table's columns."""
+    """The statement that lists a table's columns."""
     return f"PRAGMA main.table_info({table})"
 
 
 def merge_rows(table: str, names: list[str]) -> str:
-    """The statement that takes over the rows of a table. Those who had them in hand, or listed them, are dead."""
+    """The statement that copies a table's rows, without `owner` and `listed`, whose runs are dead."""
     taken = ", ".join("NULL" if name in {"owner", "listed"} else name for name in names)
     rows = f"SELECT {taken} FROM other.{table} {_MERGED[table]}"  # noqa: S608 -- made of the schema's own names
     return f"INSERT OR IGNORE INTO main.{table}({', '.join(names)}) {rows}"
 
 
-# --- what was never written by any version ----------------------------------------------------------------------------
+# --- values that no version wrote -------------------------------------------------------------------------------------
 
-# A class of characters is slow to look for: of a name in the letters of an id it need not be. GLOB ends at a NUL.
+# GLOB with a character class is slow, so names of hexadecimal digits skip it. GLOB stops at a NUL.
 _NAME = (
     "typeof({0}) <> 'text' OR instr({0}, char(0)) OR {0} NOT GLOB '[A-Za-z0-9_]*' OR length({0}) > 100 "
     "OR (trim({0}, '-0123456789abcdef') <> '' AND {0} GLOB '*[^A-Za-z0-9_-]*')"
 )
 
 _RUN = "{0} NOT IN (SELECT id FROM runs) AND (" + _NAME + ")"  # noqa: S608 -- a constant
-"""Of a run that is in its table, its name is looked at there, once."""
+"""A run that is in the table `runs` is checked there, once."""
 
 _OBJECT = "typeof({0}) <> 'text' OR NOT json_valid({0}) OR json_type({0}) <> 'object'"
 
@@ -397,28 +396,26 @@ _COUNT = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN 0 AND 1000000000000"
 _WORDS = "typeof({0}) <> 'text' OR instr({0}, char(0))"
 
 
-def _odd_columns(rule: str, *names: str, or_null: bool = False) -> list[str]:
-    """Conditions under which a column holds what was never written there."""
+def _invalid(rule: str, *names: str, or_null: bool = False) -> list[str]:
+    """SQL conditions for an invalid value of a column."""
     return [f"({f'{name} IS NOT NULL AND ' if or_null else ''}({rule.format(name)}))" for name in names]
 
 
-ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
+INVALID_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
     "requests": (
         "id",
         [
-            *_odd_columns(_NAME, "id"),
-            *_odd_columns(_RUN, "run"),
-            *_odd_columns(_RUN, "owner", "listed", "payer", or_null=True),
-            *_odd_columns(_OBJECT, "body", "fields", "output"),
-            *_odd_columns(_OBJECT, "usage", "error", or_null=True),
-            *_odd_columns(_COUNT, "position", "occurrence", "images_at_most", "earlier_micro", "doubts", "attempts"),
-            *_odd_columns(_COUNT, "worst_micro", "settled_micro", "billed_images", "line", or_null=True),
-            *_odd_columns(
-                _WORDS, "provider", "base_url", "model", "fingerprint", "row_id", "file", "currency", "as_of"
-            ),
-            *_odd_columns(_WORDS, "token", "task_id", "trace", "entered_at"),
-            *_odd_columns("typeof({0}) <> 'text'", "prompt", "identity", or_null=True),
-            *_odd_columns("typeof({0}) <> 'text'", "sent_at", "answered_at", "finished_at", "charged_at", or_null=True),
+            *_invalid(_NAME, "id"),
+            *_invalid(_RUN, "run"),
+            *_invalid(_RUN, "owner", "listed", "payer", or_null=True),
+            *_invalid(_OBJECT, "body", "fields", "output"),
+            *_invalid(_OBJECT, "usage", "error", or_null=True),
+            *_invalid(_COUNT, "position", "occurrence", "images_at_most", "earlier_micro", "doubts", "attempts"),
+            *_invalid(_COUNT, "worst_micro", "settled_micro", "billed_images", "line", or_null=True),
+            *_invalid(_WORDS, "provider", "base_url", "model", "fingerprint", "row_id", "file", "currency", "as_of"),
+            *_invalid(_WORDS, "token", "task_id", "trace", "entered_at"),
+            *_invalid("typeof({0}) <> 'text'", "prompt", "identity", or_null=True),
+            *_invalid("typeof({0}) <> 'text'", "sent_at", "answered_at", "finished_at", "charged_at", or_null=True),
             "state NOT IN ('queued', 'sent', 'waiting', 'ready', 'saved', 'failed', 'unknown', 'resolved')",
             "billed NOT IN ('no', 'yes', 'unknown')",
             "reserved NOT IN (0, 1)",
@@ -427,16 +424,16 @@ ODD_ROWS: Mapping[str, tuple[str, Sequence[str]]] = {
     "images": (
         "request",
         [
-            *_odd_columns(_COUNT, "position", "width", "height", "bytes"),
-            *_odd_columns("typeof({0}) <> 'integer' OR abs({0}) > 100000000000", "expires", or_null=True),
-            *_odd_columns(_WORDS, "request", "link", "format", "sha256"),
-            *_odd_columns(_OBJECT, "error", or_null=True),
+            *_invalid(_COUNT, "position", "width", "height", "bytes"),
+            *_invalid("typeof({0}) <> 'integer' OR abs({0}) > 100000000000", "expires", or_null=True),
+            *_invalid(_WORDS, "request", "link", "format", "sha256"),
+            *_invalid(_OBJECT, "error", or_null=True),
             "state NOT IN ('pending', 'saved', 'handed', 'failed', 'expired')",
-            # A batch writes where its images are from its own folder on, and none lies above that.
+            # Paths are relative to the batch's folder, and none leaves it.
             "'/' || replace(CAST(path AS TEXT), char(92), '/') || '/' LIKE '%/../%'",
             "CAST(path AS TEXT) LIKE '.seedream/%'",
             "instr(CAST(path AS TEXT), char(0))",
         ],
     ),
-    "runs": ("id", [*_odd_columns(_NAME, "id"), *_odd_columns(_WORDS, "command", "started_at", "version", "folder")]),
+    "runs": ("id", [*_invalid(_NAME, "id"), *_invalid(_WORDS, "command", "started_at", "version", "folder")]),
 }

@@ -21,7 +21,7 @@ from .messages import _PLAIN_ID, _detail, _Entry, _error_entries, _join_entries,
 Mode = Literal["paths", "urls", "json", "none"]
 
 
-# --- while a run lasts ----------------------------------------------------------------------------------------------
+# --- while a run lasts ------------------------------------------------------------------------------------------------
 
 
 class Display(Sink, Protocol):
@@ -31,7 +31,7 @@ class Display(Sink, Protocol):
         """Leave the terminal as it was found. May be called twice."""
 
 
-# --- when a run has ended -------------------------------------------------------------------------------------------
+# --- when a run has ended ---------------------------------------------------------------------------------------------
 
 
 def print_results(
@@ -297,9 +297,9 @@ def _noted(cost: Cost) -> str:
 def _settle_words(report: Report, number: int) -> str:
     """What a person does about outcomes that the tool cannot know."""
     doubts = [job for job in report.jobs if _is_doubtful(job)]
-    if doubts and not any(job.booked for job in doubts):
+    if doubts and not any(job.in_ledger for job in doubts):
         return f"the {number} unknown: check the provider's usage page; no ledger knows of it, so nothing is to resolve"
-    ids = [clean(job.id, 80) for job in doubts if job.id and job.booked]
+    ids = [clean(job.id, 80) for job in doubts if job.id and job.in_ledger]
     named = " ".join(ids) if 0 < len(ids) <= 3 else "ID"
     again = ", or run again with --only unknown --retry-ambiguous" if report.command == "batch" else ""
     look = f"to settle the {number} unknown: check the provider's usage page, then"

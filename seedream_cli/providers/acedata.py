@@ -62,7 +62,7 @@ spec = contract.ProviderSpec(
     statuses={402: ACCOUNT, 403: MODERATION},
     reference_bytes=10_000_000,
     hosts=("x402.acedata.cloud",),
-    doubtful_sizes=("adaptive",),
+    unconfirmed_sizes=("adaptive",),
     asynchronous=True,
 )
 

@@ -41,9 +41,9 @@ class ProviderSpec:
     names the family of model ids in `ModelSpec.ids`; a model without an id there is not served unless
     `passes_unlisted`. Prices go by `name`. `parent` is the one dialect whose functions this one may use.
     `rules` overrule the model's row where they are stricter; `doubtful` rules replace what the row calls unconfirmed,
-    for an option or for one version's ("5.0:seed"). `idle_fields` are fields of a body that have no effect here.
+    for an option or for one version's ("5.0:seed"). `ignored_fields` are fields of a body that have no effect here.
     `reference_bytes` is its own word on a reference; `prompt_characters` the most that it advises for a prompt.
-    `doubtful_sizes` are sizes that it lists though the model's own pages do not.
+    `unconfirmed_sizes` are sizes that it lists though the model's own pages do not.
     `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
     `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
     error whose code is unknown. `failures_free` holds where a source says that only images drawn are billed.
@@ -72,8 +72,8 @@ class ProviderSpec:
     failures_free: bool = False
     reference_bytes: int | None = None
     reference_formats: tuple[str, ...] = ()
-    idle_fields: tuple[str, ...] = ()
-    doubtful_sizes: tuple[str, ...] = ()
+    ignored_fields: tuple[str, ...] = ()
+    unconfirmed_sizes: tuple[str, ...] = ()
     prompt_characters: int | None = None
     ipm: int | None = None
     rpm: int | None = None

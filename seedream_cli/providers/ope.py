@@ -35,7 +35,7 @@ spec = contract.ProviderSpec(
         "optimize_prompt": _SILENT,
         "layers": _SILENT,
     },
-    idle_fields=("quality", "style", "user", "output_format", "output_compression", "background", "moderation"),
+    ignored_fields=("quality", "style", "user", "output_format", "output_compression", "background", "moderation"),
     defaults={"watermark": "off", "size": "2K (1024x1024 for 3.0)", "response_format": "url"},
     codes=ark.RESOLD,
     link_lifetime_s=86_400,

@@ -1,1 +1,1 @@
-"""One validated request: the models' rows, sizes, prices and reference images."""
+"""One validated request: model table, sizes, prices and reference images."""

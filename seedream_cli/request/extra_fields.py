@@ -1,8 +1,7 @@
-"""What a field given by `--extra` bears on: the price, the reading of the answer, nothing of the two, or nobody knows.
+"""What a body field given by `--extra` affects: the price, the parsing of the response, neither, or unknown.
 
-What sets how many images come or what they cost has an option of its own, and the options are what every sum is made
-of: such a field is refused, however it is spelled and however deep it lies. Gateways read `N`, `numImages` and a
-field inside another as they like, so a name is judged by its words.
+A field that sets the number of images or their price is refused: costs are computed from the options alone. Gateways
+accept `N`, `numImages` and nested fields too, so a field is recognised by the words of its name, at any depth.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Bearing = Literal["money", "reading", "harmless", "unknown"]
+Affected = Literal["money", "reading", "harmless", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of an extra, by its path ("input.n"): what it bears on, and the option that does the same."""
+    """One field, by its path ("input.n"): what it affects, and the option that does the same ("" for none)."""
 
     path: str
-    bearing: Bearing
+    affects: Affected
     option: str = ""
 
 
@@ -36,7 +35,7 @@ _WORDS: Mapping[str, str] = {
     **dict.fromkeys(("sequence", "sequential"), SET),
     **dict.fromkeys(("image", "images", "picture", "pictures", "reference", "references"), "--image"),
 }
-"""Words of a field's name that bear on the money, and the option that is meant."""
+"""Words in names of fields that affect the price, and the option to use instead."""
 
 _PARTS = (
     ("sequential", SET),
@@ -52,7 +51,7 @@ _PARTS = (
     ("modelid", "--model"),
     ("modelname", "--model"),
 )
-"""The same for names without borders between their words, such as `maximages`; the first that is found holds."""
+"""The same for names whose words are not separated, such as `maximages`; the first match counts."""
 
 _READING: Mapping[str, str] = {
     "prompt": "the prompt itself, or --prompt-file",
@@ -60,11 +59,11 @@ _READING: Mapping[str, str] = {
     "async": "--async or --sync",
     "callbackurl": "--callback-url",
     "responseformat": "--response-format",
-    # A search is billed by itself at some providers.
+    # Some providers bill a search separately.
     "tools": "--web-search",
     "websearch": "--web-search",
 }
-"""What the tool must know of to read, name and find the answer again, or what may cost by itself."""
+"""Fields that change how the response is parsed or named, or that are billed separately, and their options."""
 
 HARMLESS = frozenset(
     (
@@ -72,10 +71,10 @@ HARMLESS = frozenset(
         *("optimizepromptoptions", "user", "style", "moderation", "outputcompression", "action"),
     )
 )
-"""Fields of the known APIs that change neither the money nor the reading of the answer: they are sent as given."""
+"""Fields of the known APIs that affect neither; sent as given."""
 
 _INNER = {"optimizepromptoptions": frozenset({"mode", "thinking"})}
-"""Of harmless fields with fields inside: those that are known."""
+"""The known fields inside harmless objects."""
 
 COUNTED = frozenset(
     (
@@ -83,42 +82,42 @@ COUNTED = frozenset(
         *("sequential_image_generation", "sequential_image_generation_options"),
     )
 )
-"""Fields whose meaning for the sum is known, spelled as the API has them: what `--force` sends is counted by them."""
+"""Fields, spelled as in the API, from which the cost can be computed when `--force` sends them."""
 
 
 def fields_of(extra: Mapping[str, Any]) -> Iterator[Field]:
-    """Every field of an extra that bears on something, and what nobody knows; each outer name once."""
+    """Each top-level field, and the nested ones that affect the price."""
     for key, value in extra.items():
         plain = _plain(key)
-        option = _money_option(key)
+        option = _priced_option(key)
         inner = list(_inner_fields(key, value))
         if option:
             yield Field(key, "money", option)
         elif plain in _READING:
             yield Field(key, "reading", _READING[plain])
-        elif plain in HARMLESS and not _strange(plain, value):
+        elif plain in HARMLESS and not _has_unknown_field(plain, value):
             yield Field(key, "harmless")
         else:
             yield Field(key, "unknown")
-        # What lies in a field that is refused need not be told too.
+        # Fields nested in a refused one are not reported too.
         if not option:
             yield from inner
 
 
 def uncounted(extra: Mapping[str, Any]) -> list[str]:
-    """The fields that make the cost of a request unknown: those that nobody knows, and what only looks like a count."""
-    found = [one.path for one in fields_of(extra) if one.bearing == "unknown"]
-    found += [one.path for one in fields_of(extra) if one.bearing == "money" and one.path not in COUNTED]
+    """The fields that make the cost of a request unknown: unknown ones, and those that only look like a count."""
+    found = [one.path for one in fields_of(extra) if one.affects == "unknown"]
+    found += [one.path for one in fields_of(extra) if one.affects == "money" and one.path not in COUNTED]
     return list(dict.fromkeys(found))
 
 
 def _inner_fields(path: str, value: Any, depth: int = 0) -> Iterator[Field]:
-    """What bears on the money inside a field."""
+    """The nested fields that affect the price."""
     if depth > _DEPTH:
         return
     if isinstance(value, Mapping):
         for key, item in value.items():
-            option = _money_option(str(key))
+            option = _priced_option(str(key))
             if option:
                 yield Field(f"{path}.{key}", "money", option)
             else:
@@ -129,19 +128,19 @@ def _inner_fields(path: str, value: Any, depth: int = 0) -> Iterator[Field]:
 
 
 _DEPTH = 50
-"""Deeper than any API's body; what lies there is in a field that nobody knows anyway."""
+"""Deeper than any API's body; a field there is inside one that is reported as unknown."""
 
 
-def _strange(plain: str, value: Any) -> bool:
-    """Whether a harmless field holds more than its API knows."""
+def _has_unknown_field(plain: str, value: Any) -> bool:
+    """Whether a harmless field holds nested fields that its API does not know."""
     known = _INNER.get(plain)
     if known is None:
         return isinstance(value, Mapping | list)
     return not isinstance(value, Mapping) or any(_plain(str(key)) not in known for key in value)
 
 
-def _money_option(name: str) -> str:
-    """The option that sets what a field of this name would set, "" where that is not the money."""
+def _priced_option(name: str) -> str:
+    """The option that replaces a field of this name, "" where the field does not affect the price."""
     plain = _plain(name)
     if plain in HARMLESS or plain in _READING:
         return ""
@@ -151,12 +150,12 @@ def _money_option(name: str) -> str:
     if plain in _WORDS:
         return _WORDS[plain]
     found = [_WORDS[word] for word in _split_words(name) if word in _WORDS]
-    # Of `number of images` and `image size` it is the images that are counted, and the size that is set.
+    # `number of images` means --count and `image size` --size, so --image comes last.
     return next((option for option in found if option != "--image"), "--image" if found or "image" in plain else "")
 
 
 def _plain(name: str) -> str:
-    """A name without borders and case: "Seq-Image.N" is "seqimagen"."""
+    """A name without separators and case: "Seq-Image.N" is "seqimagen"."""
     folded = unicodedata.normalize("NFKC", name[:200]).casefold()
     return re.sub(r"[^a-z0-9]+", "", folded)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a request, collected while it is checked."""
+"""Collects the problems of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .image_request import OptionValues
 
 
 class Findings:
-    """Collects problems, each with the origin of its option, as hard as `--force` and `--strict` make them."""
+    """Problems with the origin of their option; `--force` and `--strict` determine their severity."""
 
     def __init__(self, options: OptionValues) -> None:
         self.problems: list[Problem] = []
@@ -18,15 +18,15 @@ class Findings:
         self._options = options
 
     def add_error(self, name: str, message: str, hint: str = "") -> None:
-        """Note an error that `--force` cannot overrule: the value has no meaning."""
+        """Add an error that `--force` does not overrule: the value is meaningless."""
         self.problems.append(Problem(name, message, hint, origin=self._options.origin(name)))
 
     def refuse(self, name: str, message: str, hint: str = "") -> None:
-        """Note an error about what the model takes; with `--force` it is a warning, since models change monthly."""
+        """Add an error about what the model takes; a warning with `--force`, since models change monthly."""
         severity: Literal["error", "warning"] = "warning" if self.force else "error"
         way_out = hint if self.force else "; ".join(part for part in (hint, "--force sends it all the same") if part)
         self.problems.append(Problem(name, message, way_out, severity, self._options.origin(name)))
 
     def warn(self, name: str, message: str, hint: str = "", code: str = "") -> None:
-        """Note something worth knowing that stops nothing."""
+        """Add a warning."""
         self.problems.append(Problem(name, message, hint, "warning", self._options.origin(name), code or name))

@@ -1,4 +1,4 @@
-"""The request as it was asked for, and as it is once it is validated."""
+"""The options as the user set them, and the validated request."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from .limits import GROUP_MOST
 from .models import ModelSpec, Rule
 
 STDIN = "standard input"
-"""The origin that a prompt has which was read there."""
+"""The origin of a prompt that was read from standard input."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptionValues:
-    """Every option a user can set, as it was typed, and where each came from ("--size", "shots.csv:14").
+    """Option values, unparsed, with the origin of each ("--size", "shots.csv:14").
 
-    `values` is text, `switches` the yes-or-no options, `lists` the repeatable ones. Nothing here is validated. `label`
-    goes in front of the names of its images.
+    `values` are texts, `switches` booleans, `lists` repeatable options. `label` is a prefix of the file names.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -33,16 +32,16 @@ class OptionValues:
     label: str = ""
 
     def origin(self, name: str) -> str:
-        """Where the option came from, for a message."""
+        """The origin of an option, for a message."""
         return self.origins.get(name, "--" + name.replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What goes out in place of a reference's own bytes: `size` of them, made of `parts` of its own or of a `copy`.
+    """The bytes sent for a reference where they differ from its own: `size` bytes from `parts` or `copy`.
 
-    A part is a range of the reference's bytes, or bytes that stand in for some. `copy` gives the pieces of an image
-    that was made anew.
+    A part is a (start, end) range of the reference's bytes, or literal bytes. `copy` iterates over the chunks of a
+    re-encoded image.
     """
 
     size: int
@@ -53,12 +52,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A reference image. `location` is the path, the URL or a short name for the user.
+    """A reference image. `location` is the path, the URL or a short name for messages.
 
-    A local one has its facts: `size` in bytes, width and height in pixels, and either the `path` of its file, which
-    the wire reads and encodes while sending, or its `content` where there is no file (standard input, a data URI).
-    `sent` is what leaves where that differs. The image is known by its own `sha256` all the same: what is left out
-    of it makes no other request.
+    A local one has `size` in bytes, width and height in pixels, and either the `path` of its file, which is read and
+    encoded while sending, or its `content` where there is no file (standard input, a data URI). `sha256` is that of the
+    original, also where `sent` differs, so that --keep-metadata does not change the request's fingerprint.
     """
 
     kind: Literal["file", "url", "data"]
@@ -75,7 +73,7 @@ class ImageRef:
 
     @property
     def sent_size(self) -> int:
-        """The bytes that leave."""
+        """Bytes that are sent."""
         return self.sent.size if self.sent is not None else self.size
 
     def summary(self) -> str | dict[str, Any]:
@@ -87,15 +85,15 @@ class ImageRef:
 
 
 class ImageRequest(BaseModel):
-    """One validated request, the same for every provider. None means: not asked for, so not sent."""
+    """One validated request, the same for every provider. None: not set, so not sent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, arbitrary_types_allowed=True)
 
     provider: str
     model: str
-    """The row's name in the model table, or "" for an id the table does not know."""
+    """The name in the model table, or "" for an unknown id."""
     model_id: str
-    """The id as this provider spells it."""
+    """The id that this provider uses."""
     prompt: str | None = None
     size: str
     response_format: Literal["url", "b64_json"] = "url"
@@ -114,11 +112,11 @@ class ImageRequest(BaseModel):
     callback_url: str | None = None
     extra: Mapping[str, Any] = {}
     most: int = 0
-    """The most images that the body of this request can bring; 0 while its body has not been looked at."""
+    """The most images that the request body asks for; 0 before the body is built."""
 
     @property
     def mode(self) -> Literal["generate", "edit", "layers"]:
-        """What the request does, by what it holds."""
+        """What the request does."""
         if self.layers:
             return "layers"
         return "edit" if self.images else "generate"
@@ -134,7 +132,7 @@ class ImageRequest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of everything that makes the image, with the contents of references, not their names."""
+        """The sha256 of all fields, with the contents of references, not their names."""
         data = self.model_dump(mode="json", exclude={"images", "most"})
         data["images"] = [ref.sha256 or ref.location for ref in self.images]
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -142,12 +140,12 @@ class ImageRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TargetModel:
-    """Whom the request is for: the provider, the model's row (None: not in the table) and the id as it spells it.
+    """The provider, the model's row (None: not in the table) and the model id that the provider uses.
 
-    `rule` says how an option fares there; `asynchronous` whether tasks are its way unless told otherwise.
-    `reference_bytes` and `reference_formats` are the provider's own limits for a reference, where it has any.
-    `idle_fields`, `doubtful_sizes` and `prompt_characters` are as in the provider's data; `able` names the models that
-    this provider serves and that take an option.
+    `rule` returns how an option is treated; `asynchronous`: tasks are the default. `reference_bytes` and
+    `reference_formats` are the provider's own limits for a reference, None and () for none. `ignored_fields`,
+    `unconfirmed_sizes` and `prompt_characters` are as in `ProviderSpec`; `models_taking` returns the names of the
+    models of this provider that take an option.
     """
 
     provider: str
@@ -157,10 +155,10 @@ class TargetModel:
     asynchronous: bool = False
     reference_bytes: int | None = None
     reference_formats: tuple[str, ...] = ()
-    idle_fields: tuple[str, ...] = ()
-    doubtful_sizes: tuple[str, ...] = ()
+    ignored_fields: tuple[str, ...] = ()
+    unconfirmed_sizes: tuple[str, ...] = ()
     prompt_characters: int | None = None
-    able: Callable[[str], Sequence[str]] = lambda _: ()
+    models_taking: Callable[[str], Sequence[str]] = lambda _: ()
 
     @property
     def taken_formats(self) -> tuple[str, ...]:
@@ -171,13 +169,13 @@ class TargetModel:
 
     @property
     def taken_bytes(self) -> int:
-        """The most bytes of a reference that both take."""
+        """The most bytes of a reference that both the model and the provider take."""
         most = self.model.reference_bytes if self.model else 30_000_000
         return min(most, self.reference_bytes or most)
 
     @property
     def safe_bytes(self) -> int:
-        """The bytes of a reference that every page allows: the provider's own word, else the least of others."""
+        """The most bytes of a reference that every page allows: the provider's own, else the least of others'."""
         if self.model is None or self.reference_bytes is not None:
             return self.taken_bytes
         return min(self.taken_bytes, self.model.reference_bytes_safe)

@@ -1,6 +1,6 @@
-"""What each Seedream model can do, as dated data: one row a model. No provider's manners, no I/O.
+"""The model table: one row a model, dated. No I/O, and nothing about providers' protocols.
 
-The functions below the table read one row: they find it, read a size, judge a size and price an image.
+Below the table: finding a row by name, alias or id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ State = Literal["taken", "ignored", "refused", "unconfirmed"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a model or provider treats one option, with the reason and where that is known from.
+    """How a model or provider treats one option, with the reason and its source.
 
     `taken` is sent; `ignored` and `refused` are not sent unless forced; `unconfirmed` is sent with a warning.
     """
@@ -29,9 +29,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class PriceStep:
-    """US dollars for one image of up to `max_pixels` (None: any size), and for each reference image sent.
+    """US dollars for an image of up to `max_pixels` (None: any size), and for each reference image sent.
 
-    `tiers` are the tiers that the price list names for this step, whatever pixels the model then picks.
+    `tiers` are the tiers that the price list names for this step, whatever their pixels.
     """
 
     amount: float
@@ -42,23 +42,23 @@ class PriceStep:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelSpec:
-    """One model. `ids` spells it per provider family, the first spelling being the one that is sent.
+    """One model. `ids` has its ids per provider family; the first one is sent.
 
-    `tiers` maps a tier to its exact pixels per aspect ratio ("2K" -> "16:9" -> "2848x1600"); `aspects` serves
-    models without tiers. `pixels` is the least and most total pixels of a WIDTHxHEIGHT (None: only keywords are
-    sizes), `ratio` the least and most width/height. `references` is the least and most input images.
-    `sequence_max` is 0 where one request draws one image. `price` steps go from cheap to dear, in US dollars an
-    image, by provider family with "*" for the list price; no entry means that no price is known.
+    `tiers` maps a tier to its exact pixels per aspect ratio ("2K" -> "16:9" -> "2848x1600"); `aspects` is for models
+    without tiers. `pixels` is the least and most total pixels of a WIDTHxHEIGHT (None: only keywords are sizes),
+    `ratio` the least and most width/height. `references` is the least and most input images. `sequence_max` is 0 where
+    one request draws one image. `price` has ascending steps, by provider family with "*" for the list price; no entry:
+    no price is known.
 
-    `…_formats_at` are the formats of references that one provider takes, where it differs: for layers with a warning.
-    `default_format` is what the model makes where no format is asked for; with `transparent_from_text` a transparent
-    background needs no reference. `thinking` says that the prompt's rewriting can be told to think or not.
-    `not_served_at` are hosts of a provider that do not serve the model, with the day since when.
+    `…_formats_at` are formats of references at one provider, where they differ: for layers with a warning.
+    `default_format` is the format of images where none is asked for; with `transparent_from_text` a transparent
+    background needs no reference. `thinking`: optimize_prompt_options takes "thinking". `not_served_at` are hosts that
+    do not serve the model, with the date since when.
 
-    References: `reference_ratio`, `reference_pixels` (in all) and `reference_side` (each, at least) in pixels;
-    `reference_bytes` is the most that is taken, `reference_bytes_safe` what older pages allow. `layer_sizes` are the
-    sizes a layered answer can be asked in, the default first; `layers_max` is the most layers above the base, and
-    `layers_images` the most images in all, the base among them, where no number is asked for.
+    References: `reference_pixels` (in all) and `reference_side` (least width and height) are in pixels;
+    `reference_bytes` is the limit, `reference_bytes_safe` the limit on older pages. `layer_sizes` are the sizes that
+    layers can be asked in, the default first; `layers_max` is the most layers above the base, `layers_images` the most
+    images, the base among them, where no number is asked for.
     """
 
     name: str
@@ -101,7 +101,7 @@ class ModelSpec:
     not_served_at: Mapping[str, str] = field(default_factory=dict)
 
 
-# --- where the facts come from --------------------------------------------------------------------------------------
+# --- sources ----------------------------------------------------------------------------------------------------------
 
 _ARK = "Volcengine image generation API, 2026-09"
 
@@ -121,7 +121,7 @@ _ASPECTS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "21:9")
 
 
 def _row(sizes: str) -> Mapping[str, str]:
-    """One line of the size table: eight sizes in the order of `_ASPECTS`."""
+    """Eight sizes in the order of `_ASPECTS`."""
     return dict(zip(_ASPECTS, sizes.split(), strict=True))
 
 
@@ -266,9 +266,9 @@ MODELS: tuple[ModelSpec, ...] = (
         rules=_PRO_RULES,
         formats=("jpeg", "png"),
         optimize_modes=("standard", "fast"),
-        # The list parts 1K and 1.5K from 2K, by pixels for a WIDTHxHEIGHT. The edge is quoted as 2.36 and as 2.60
-        # million pixels: the lower one is held here, so that a budget is never overrun. References beyond the first
-        # cost 0.02 CNY on Ark; here every one of them counts.
+        # 1K and 1.5K cost less than 2K, a WIDTHxHEIGHT by its pixels. Pages give the limit as 2.36 and as 2.60
+        # million pixels; the lower one never underestimates. On Ark references beyond the first cost 0.02 CNY; here
+        # every one is counted.
         price={
             "*": (PriceStep(0.045, 2_360_000, ("1K", "1.5K"), 0.003), PriceStep(0.09, None, ("2K",), 0.003)),
             "acedata": (PriceStep(0.044, 2_360_000, ("1K", "1.5K")), PriceStep(0.088, None, ("2K",))),
@@ -403,7 +403,7 @@ MODELS: tuple[ModelSpec, ...] = (
         tiers={},
         aspects=_1K,
         pixels=(262_144, 4_194_304),
-        # No page states a ratio for this model, so the range is the one of its successors.
+        # No page states a ratio for this model: that of its successors.
         ratio=_ANY_RATIO,
         references=(0, 0),
         sequence_max=0,
@@ -454,17 +454,17 @@ MODELS: tuple[ModelSpec, ...] = (
         reference_bytes=10_000_000,
     ),
 )
-"""Every model that is known, the newest first."""
+"""All models, newest first."""
 
 
 # --- finding a row ----------------------------------------------------------------------------------------------------
 
 
 def find_model(name: str, family: str = "") -> ModelSpec | None:
-    """The row that a name, an alias or any provider's id means; None for what the table does not know.
+    """The row of a name, an alias or any provider's id; None for an unknown one.
 
-    Ids count with and without their date, names with and without "seedream-", and the spellings of other services
-    ("doubao-seedream-4.5", "fal-ai/bytedance/seedream/v4.5/edit"). `family` has its spellings tried first.
+    Ids match with and without their date, names with and without "seedream-", and other services' ids too
+    ("doubao-seedream-4.5", "fal-ai/bytedance/seedream/v4.5/edit"). The ids of `family` are tried first.
     """
     wanted = _plain(name)
     own = (row for row in MODELS if wanted in {_plain(spelling) for spelling in row.ids.get(family, ())})
@@ -473,7 +473,7 @@ def find_model(name: str, family: str = "") -> ModelSpec | None:
 
 
 def is_name(typed: str) -> bool:
-    """Whether a text is one of our names for a model ("4.5", "pro", "Seedream 4.5"), which no service has for an id."""
+    """Whether a text is one of our own names ("4.5", "pro", "Seedream 4.5"), which no service uses as an id."""
     text = " ".join(typed.lower().split())
     return any(text in {row.name, *row.aliases, row.title.lower()} for row in MODELS)
 
@@ -481,19 +481,19 @@ def is_name(typed: str) -> bool:
 _VENDORS = frozenset(("fal", "ai", "bytedance", "byteplus", "doubao", "dola", "seed", "volcengine", "volces"))
 
 _KINDS = frozenset(("text", "to", "image", "t2i", "i2i", "edit", "layerize"))
-"""Words at the end of a service's id that say what it does with the model, and so leave the model what it is."""
+"""Words at the end of a service's id that name the task and not the model."""
 
 _OTHER_ACTIONS: Mapping[str, frozenset[str]] = {
-    # The one only draws and the other only edits, so that such an id would mean neither.
+    # The first only draws and the second only edits, so these ids are neither.
     "seedream-3.0": frozenset(("i2i", "edit", "layerize")),
     "seededit-3.0": frozenset(("t2i", "text", "layerize")),
 }
 
 
 def _find_foreign(name: str) -> ModelSpec | None:
-    """The row that an id of some service means by its words: vendor, "seedream", version, flavour, deed, date.
+    """The row of another service's id, by its words: vendor, "seedream", version, variant, task, date.
 
-    None where a word is left that is none of these, or where the date is another model's.
+    None where a word is none of these, or the date is another model's.
     """
     words = [word for word in re.split(r"[\s/:@._-]+", name[:200].strip().lower()) if word]
     while words and words[0] in _VENDORS:
@@ -512,7 +512,7 @@ def _find_foreign(name: str) -> ModelSpec | None:
     flavour = words.pop(0) if words and f"{plain}-{words[0]}" in {row.name for row in named} else ""
     if not set(words) <= _KINDS - _OTHER_ACTIONS.get(f"{stem}-{plain}", frozenset()):
         return None
-    # A version alone is the one that has it for a name.
+    # A version without variant is the model of that name.
     label = f"{plain}-{flavour}" if flavour else plain
     row = next((row for row in named if label in {row.name, *row.aliases} or stem == "seededit"), None)
     if row is None or (date and not any(spelling.endswith(date) for ids in row.ids.values() for spelling in ids)):
@@ -535,7 +535,7 @@ def nearest_models(name: str) -> list[str]:
 
 
 def _spellings(row: ModelSpec) -> Iterator[str]:
-    """Everything that means this row, in the form of `_plain`; an id also without its date."""
+    """All names, aliases and ids of a row in the form of `_plain`; an id also without its date."""
     for text in (row.name, *row.aliases):
         yield _plain(text)
     for spelling in (text for family in row.ids.values() for text in family):
@@ -544,6 +544,6 @@ def _spellings(row: ModelSpec) -> Iterator[str]:
 
 
 def _plain(name: str) -> str:
-    """Lower case, one kind of dash, and no "seedream" in front of what a user would call the model."""
+    """Lower case, dashes for spaces and underscores, without a leading "seedream" before a number."""
     text = re.sub(r"[\s_]+", "-", name.strip().lower())
     return re.sub(r"^seedream-?(?=[0-9])", "", text)

@@ -1,4 +1,4 @@
-"""What a request costs at the most, by the model's row."""
+"""The list price of an image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .sizes import _sides, parse_size
 
 @functools.lru_cache(maxsize=256)
 def price_for(model: ModelSpec, family: str, size: str) -> PriceStep | None:
-    """The price of one image: the provider's own where it is known, else the list price; None where neither is.
+    """The price of one image: the provider's own, else the list price; None where neither is known.
 
-    A size whose pixels are not known before the answer is priced at the dearest step.
+    A size whose pixels are not known before the response is priced at the highest step.
     """
     steps = model.price.get(family) or model.price.get("*")
     if not steps:

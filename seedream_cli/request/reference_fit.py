@@ -1,4 +1,4 @@
-"""References made smaller where a model does not take them as they are."""
+"""Shrinks references to a model's limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import LinkError
 from ..storage.image_containers import MAX_PIXELS
 from ..storage.image_info import inspect_bytes
 from .image_request import ImageRef, Sent
-from .references import with_facts
+from .references import with_info
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What an image must be shrunk to: bytes, total pixels, and the formats that are taken as they are."""
+    """Limits that an image must be shrunk to, and the formats that need no conversion."""
 
     most_bytes: int
     most_pixels: int
@@ -28,30 +28,30 @@ class Fit:
 
 
 def fit_reference(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
-    """The reference shrunk to what is taken, and a line that says what was done; the same one and "" where it fits.
+    """The reference shrunk to the limits and a notice about it; the same reference and "" where it fits.
 
     Raises `LinkError` where the image cannot be decoded.
     """
     if ref.kind == "url" or not _too_much(ref, fit):
         return ref, ""
-    return _made_to_fit(ref, fit)
+    return _shrink_reference(ref, fit)
 
 
 def fit_prepared(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
-    """As `fit_reference`, for one that fitted until it was turned; it is known by its own bytes, as it was before."""
+    """As `fit_reference`, for a reference that got too large by rotation. `sha256` stays that of the original."""
     if ref.sent is None or ref.sent_size <= fit.most_bytes:
         return ref, ""
-    made, done = _made_to_fit(replace(ref, sent=None), fit)
+    made, done = _shrink_reference(replace(ref, sent=None), fit)
     sent = Sent(made.size, made.sha256, ((0, made.size),))
     return replace(made, sha256=ref.sha256, size=ref.size, sent=sent), done
 
 
-def _made_to_fit(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
+def _shrink_reference(ref: ImageRef, fit: Fit) -> tuple[ImageRef, str]:
     raw, size = _shrink(ref, fit)
-    facts = inspect_bytes(raw)
-    made = replace(with_facts(ref, facts), path=None, content=raw)
+    info = inspect_bytes(raw)
+    made = replace(with_info(ref, info), path=None, content=raw)
     before = f"{ref.width}x{ref.height} {ref.mime.removeprefix('image/')}, {ref.size / 1e6:.1f} MB"
-    after = f"{size[0]}x{size[1]} {facts.format}, {facts.bytes / 1e6:.1f} MB"
+    after = f"{size[0]}x{size[1]} {info.format}, {info.bytes / 1e6:.1f} MB"
     return made, f"{ref.location} is sent smaller: {before} became {after}"
 
 
@@ -75,40 +75,40 @@ def _shrink(ref: ImageRef, fit: Fit) -> tuple[bytes, tuple[int, int]]:
 
 
 def _decode(ref: ImageRef, most_pixels: int) -> Image:
-    """The pixels, as RGB or, where something can be seen through, RGBA, and turned as the EXIF orientation says.
+    """The pixels as RGB or, where any are transparent, RGBA, rotated by the EXIF orientation.
 
-    Orientation is applied because re-encoding drops the note about it. The colour profile stays with RGB pixels.
+    Re-encoding drops the orientation tag, so it is applied here. The colour profile stays with RGB pixels.
     """
     from PIL import Image, ImageOps
 
-    # The container was judged before, by a limit of our own; the library's would warn on standard error.
+    # The pixel count was checked on reading; Pillow's own limit would warn on standard error.
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     source: Path | io.BytesIO = ref.path or io.BytesIO(ref.content)
     with Image.open(source) as opened:
         scale = min(1.0, (most_pixels / max(1, opened.width * opened.height)) ** 0.5)
-        # A JPEG can be decoded at a half, a quarter or an eighth of its size: less memory for one that is far too big.
+        # libjpeg decodes at 1/2, 1/4 or 1/8 of the size, which saves memory.
         opened.draft(None, _scaled(opened, scale))
         opened.load()
         image = ImageOps.exif_transpose(opened)
     profile = image.info.get("icc_profile") if image.mode in {"RGB", "RGBA"} else None
-    see_through = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
+    has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
     if image.mode == "I" or image.mode.startswith("I;"):
-        # 16 bits a pixel: the library would cut off what is above 255 instead of scaling it.
+        # 16 bits a pixel: Pillow would clip values above 255 instead of scaling them.
         image = image.convert("F").point(lambda value: value / 257).convert("L")
-    image = image.convert("RGBA" if see_through else "RGB")
-    if see_through and image.getchannel("A").getextrema() == (255, 255):
+    image = image.convert("RGBA" if has_alpha else "RGB")
+    if has_alpha and image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     image.info = {"icc_profile": profile} if profile else {}
     return image
 
 
 def _scaled(image: Image, scale: float) -> tuple[int, int]:
-    # Rounded down, so that the pixels stay within the limit.
+    # Rounded down to stay within the limit.
     return max(1, int(image.width * scale)), max(1, int(image.height * scale))
 
 
 def _encode(image: Image, scale: float) -> bytes:
-    """JPEG of a high quality, or PNG where the image can be seen through."""
+    """PNG for an image with alpha, else JPEG of quality 92."""
     scaled = image.resize(_scaled(image, scale)) if scale < 1 else image
     file, profile = io.BytesIO(), image.info.get("icc_profile")
     if image.mode == "RGBA":

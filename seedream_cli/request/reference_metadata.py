@@ -1,4 +1,4 @@
-"""References as they are sent: upright, and without metadata that tells who made them, where and when."""
+"""Removes metadata from references and rotates them upright before they are sent."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ BARE_NOTICE = (
 )
 
 _COPIES_MOST = 512 * 1024 * 1024
-"""Bytes of images made anew that are kept; beyond, one is made again whenever it is sent."""
+"""Most bytes of re-encoded images in the temporary file; an image beyond is re-encoded whenever it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A reference as it will be sent, and what stayed in it against the rule ("" for nothing)."""
+    """A reference as it will be sent, and a warning about metadata that could not be removed ("" for none)."""
 
     ref: ImageRef
-    stayed: str = ""
+    warning: str = ""
 
 
 def prepare_reference(ref: ImageRef) -> Prepared:
-    """A local image upright and without what only tells of it: who made it, where, when, and with what.
+    """A local image upright and without EXIF, GPS and other metadata.
 
-    Its own parts are sent from where they are; only an image that has to be turned is made anew. The work is done
-    once for the same bytes, however many rows name them.
+    Only an image that must be rotated is re-encoded; of others, ranges of the file are sent. Cached by sha256, since
+    many rows may use the same image.
     """
     if ref.kind == "url":
         return Prepared(ref)
@@ -48,13 +48,13 @@ def prepare_reference(ref: ImageRef) -> Prepared:
         if len(_KNOWN) >= _KNOWN_MOST:
             del _KNOWN[next(iter(_KNOWN))]
         _KNOWN[ref.sha256] = known
-    sent, is_turned, stayed = known
-    width, height = (ref.height, ref.width) if is_turned else (ref.width, ref.height)
-    return Prepared(replace(ref, sent=sent, width=width, height=height), stayed)
+    sent, is_rotated, warning = known
+    width, height = (ref.height, ref.width) if is_rotated else (ref.width, ref.height)
+    return Prepared(replace(ref, sent=sent, width=width, height=height), warning)
 
 
 _KNOWN: dict[str, tuple[Sent | None, bool, str]] = {}
-"""By the sha256 of an image: what is sent of it, whether its sides changed places, and what stayed in it."""
+"""By sha256: what is sent, whether width and height are swapped, and the warning."""
 
 _KNOWN_MOST = 4096
 
@@ -73,7 +73,7 @@ def _prepare(ref: ImageRef) -> tuple[Sent | None, bool, str]:
         is_deep = kind == "png" and _is_deep(file)
         if not ref.animated and not is_deep and (stripped is not None or kind == "tiff"):
             with contextlib.suppress(*UNREADABLE):
-                return _turned(ref, stripped.orientation if stripped else 1)
+                return _rotated_copy(ref, stripped.orientation if stripped else 1)
         if stripped is not None:
             still = "has 16 bits a colour, of which turning would keep 8" if is_deep else "cannot be decoded here"
             why = "has several frames" if ref.animated else still
@@ -91,11 +91,11 @@ _TIFF_PLAIN = {
     *(317, 318, 319, 320, 321, 322, 323, 324, 325, 332, 333, 334, 336, 338, 339, 340, 341, 347, 529, 530, 531, 532),
     34675,
 }
-"""Tags that a reader needs for the pixels and their colours."""
+"""Tags about the pixels and their colours."""
 
 
 def _is_plain_tiff(file: Readable) -> bool:
-    """Whether a TIFF holds nothing but one upright image."""
+    """Whether a TIFF has one upright image and no metadata."""
     from PIL.TiffImagePlugin import TiffImageFile
 
     with warnings.catch_warnings():
@@ -109,14 +109,14 @@ _ORIENTATION = 0x0112
 
 
 def _is_deep(file: Readable) -> bool:
-    """Whether a PNG has 16 bits a colour, of which the library keeps 8; of grey without transparency it keeps all."""
+    """Whether a PNG has 16 bits a channel, of which Pillow keeps 8, except for grey without alpha."""
     file.seek(24)
     depth, colours = file.read(2)
     return depth == 16 and colours != 0
 
 
 def _without_metadata(file: Readable, stripped: Stripped, ref: ImageRef, *, with_orientation: bool) -> Sent | None:
-    """What is sent of an image that is not turned; None where that is all of it."""
+    """The ranges to send of an image that is not rotated; None for the whole file."""
     parts = stripped.parts_with_orientation if with_orientation else stripped.parts
     if parts == ((0, ref.size),):
         return None
@@ -126,26 +126,26 @@ def _without_metadata(file: Readable, stripped: Stripped, ref: ImageRef, *, with
     return Sent(sum(map(part_length, parts)), digest.hexdigest(), parts)
 
 
-def _turned(ref: ImageRef, orientation: int) -> tuple[Sent, bool, str]:
-    """A copy with its pixels turned. Raises what the library does where it cannot be decoded."""
-    raw, size = _turn(ref, orientation)
-    at = _COPIES.keep(raw)
-    # What is kept elsewhere need not be held in memory as well.
+def _rotated_copy(ref: ImageRef, orientation: int) -> tuple[Sent, bool, str]:
+    """A copy with its pixels rotated. Raises what Pillow does where it cannot be decoded."""
+    raw, size = _rotate(ref, orientation)
+    at = _COPIES.add(raw)
+    # A copy in the temporary file needs no original in memory.
     copy = _Copy(ref if at is None else replace(ref, path=None, content=b""), orientation, at, len(raw))
     return Sent(len(raw), hashlib.sha256(raw).hexdigest(), copy=copy.pieces), size != (ref.width, ref.height), ""
 
 
 class _Copies:
-    """One nameless file for all copies of a run: gone with the process, however that ends."""
+    """An unlinked temporary file for all copies of a run, which the kernel removes with the process."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._file: BinaryIO | None = None
         self._end = 0
 
-    def keep(self, raw: bytes) -> int | None:
-        """Where the bytes were put; None where there is no room for them."""
-        with self._turn:
+    def add(self, raw: bytes) -> int | None:
+        """Append bytes; returns their offset, or None where the file is full or the disk fails."""
+        with self._lock:
             if self._end + len(raw) > _COPIES_MOST:
                 return None
             try:
@@ -160,9 +160,9 @@ class _Copies:
             return at
 
     def read(self, at: int, length: int) -> bytes:
-        """Bytes that were kept."""
-        with self._turn:
-            assert self._file is not None  # noqa: S101 - something was kept
+        """Read bytes at an offset that `add` returned."""
+        with self._lock:
+            assert self._file is not None  # noqa: S101 - `add` was called
             self._file.seek(at)
             return self._file.read(length)
 
@@ -172,7 +172,7 @@ _COPIES = _Copies()
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """An image made anew: where it is kept, or how it is made again."""
+    """A re-encoded image: its offset in the temporary file, or None and it is encoded again."""
 
     ref: ImageRef
     orientation: int
@@ -180,9 +180,9 @@ class _Copy:
     size: int
 
     def pieces(self) -> Iterator[bytes]:
-        """Its bytes, in pieces."""
+        """Its bytes in chunks."""
         if self.at is None:
-            yield _turn(self.ref, self.orientation)[0]
+            yield _rotate(self.ref, self.orientation)[0]
             return
         for start in range(0, self.size, _PIECE):
             yield _COPIES.read(self.at + start, min(_PIECE, self.size - start))
@@ -191,17 +191,17 @@ class _Copy:
 _PIECE = 3 << 16
 
 
-def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
-    """The image with its pixels turned, in its own format and as near to its own quality as can be; and its size."""
+def _rotate(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
+    """The image rotated, in its own format and at about its own quality; and its width and height."""
     from PIL import Image, ImageOps
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     turns = Image.Transpose
-    how = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE}
-    how |= {6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
+    methods = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE}
+    methods |= {6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
     file = io.BytesIO()
     with open_reference(ref) as own, warnings.catch_warnings():
-        # What Pillow thinks of odd metadata would appear on standard error.
+        # Pillow warns on standard error about malformed metadata.
         warnings.simplefilter("ignore")
         stripped = strip_metadata(own, ref.mime.removeprefix("image/"))
         source = own if stripped is None else io.BytesIO(b"".join(read_parts(own, stripped.parts)))
@@ -210,8 +210,8 @@ def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
         kind = opened.format or ""
         options = _encoding(opened, kind, is_on_its_side=orientation > 4)
         opened.load()
-        # A TIFF is turned by Pillow when it is read.
-        image = opened.transpose(how[orientation]) if orientation in how else ImageOps.exif_transpose(opened)
+        # Pillow rotates a TIFF when it is loaded.
+        image = opened.transpose(methods[orientation]) if orientation in methods else ImageOps.exif_transpose(opened)
         image = image.copy()
         profile, transparency = image.info.get("icc_profile"), image.info.get("transparency")
         image.info = {} if transparency is None else {"transparency": transparency}
@@ -222,7 +222,7 @@ def _turn(ref: ImageRef, orientation: int) -> tuple[bytes, tuple[int, int]]:
 
 
 def _encoding(opened: Any, kind: str, *, is_on_its_side: bool) -> dict[str, Any]:
-    """How an image is encoded again: what was kept of its detail stays, and it gets no larger than it was."""
+    """Options for `Image.save` that keep the quality (a JPEG's quantisation tables) without making the file larger."""
     if kind == "TIFF":
         return {"compression": "tiff_lzw"}
     if kind == "WEBP":
@@ -249,11 +249,11 @@ def _is_lossless(file: Any) -> bool:
 
 
 _PNG_COLOURS = {b"gAMA", b"cHRM", b"sRGB", b"cICP"}
-"""Chunks that say, beside the profile, how the numbers of the pixels are to be shown."""
+"""The PNG chunks about colour, beside the profile."""
 
 
 def _with_colours(raw: bytes, source: Readable) -> bytes:
-    """A PNG with those chunks of the source that say how its colours are to be seen."""
+    """A PNG with the source's chunks about colour (gamma, profile)."""
     before = Source(source)
     missing = _PNG_COLOURS - {chunk.kind for chunk in png_chunks(Source(io.BytesIO(raw)))}
     colours = [before.read(start, end - start) for kind, start, _, end in png_chunks(before) if kind in missing]

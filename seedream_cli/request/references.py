@@ -1,4 +1,4 @@
-"""Reference images on their way in: a path, URL, data URI or standard input becomes an `ImageRef` with its facts."""
+"""Reference images: a path, URL, data URI or standard input is read and checked into an `ImageRef`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..storage.image_info import ImageInfo, inspect, inspect_bytes, sniff
 from .image_request import ImageRef
 
 READ_MOST = 64 * 1024 * 1024
-"""Bytes of a reference from standard input or a data URI, before it is judged: no model takes half of it."""
+"""Most bytes read from standard input or a data URI: over twice what any model takes."""
 
 _URL = re.compile(r"https?://[^\s/?#@]+([/?#]\S*)?", re.IGNORECASE)
 
@@ -29,7 +29,7 @@ _MIMES = {"heif": "image/heif", "heic": "image/heic"}
 
 
 def read_references(texts: Sequence[str], *, origin: str = "--image") -> tuple[list[ImageRef], list[Problem]]:
-    """Every reference of a request, in order, and all that is wrong with them. Local ones are read once, to the end."""
+    """Every reference of a request, in order, and all problems. Local ones are read completely."""
     references, problems = [], []
     if list(texts).count("-") > 1:
         problems.append(Problem("image", "standard input can be read only once", origin=origin))
@@ -43,7 +43,7 @@ def read_references(texts: Sequence[str], *, origin: str = "--image") -> tuple[l
 
 
 def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
-    """One reference, or what is wrong with it. A URL is taken as it is; nobody looks at what lies behind it."""
+    """One reference, or the problem with it. A URL is not fetched."""
     if not text.strip():
         return Problem("image", "a reference is empty", "give a file, a URL, a data URI or -", origin=origin)
     if re.search("[\ud800-\udfff]", text) and re.match("[a-z]+:", text, re.IGNORECASE):
@@ -63,12 +63,12 @@ def read_reference(text: str, *, origin: str = "--image") -> ImageRef | Problem:
 
 @functools.cache
 def _read_stdin() -> bytes:
-    """Standard input, read once though several requests of a run may hold it."""
+    """Standard input; cached, since several requests of a run may use it."""
     return sys.stdin.buffer.read(READ_MOST + 1)
 
 
 def _bad_address(text: str, scheme: str, origin: str) -> Problem:
-    """What is wrong with an address; what may be a password in it is not repeated."""
+    """What is wrong with a URL, without quoting a password in it."""
     if scheme not in {"http", "https"}:
         hint = "give an http(s) address, a file or a data URI"
         return Problem("image", f"{scheme}:// is no address that a provider fetches", hint, origin=origin)
@@ -86,20 +86,20 @@ def _read_file(text: str, origin: str) -> ImageRef | Problem:
         return path
     try:
         if not path.is_file() and path.exists():
-            # A pipe, as the shell's <(…) makes one, can be read once and has no size beforehand.
+            # A pipe, such as the shell's <(…), can be read once and has no size.
             return _from_bytes(_read_all(path), text, "file", origin)
-        facts = inspect(path)
+        info = inspect(path)
     except FileError as error:
         if absent := find_absent(path):
             return Problem("image", f"{text} is {absent.what}", absent.hint, origin=origin)
         return Problem("image", error.message, origin=origin)
     except LinkError as error:
         return _unusable(text, error, *_ends_of(path), origin=origin)
-    return with_facts(ImageRef("file", text, path), facts)
+    return with_info(ImageRef("file", text, path), info)
 
 
 def _unusable(name: str, error: LinkError, head: bytes, tail: bytes, *, origin: str) -> Problem:
-    """What is wrong with bytes that should be an image: what they are instead, where that can be told."""
+    """The problem with bytes that are no image; says what kind of file they are where that is recognised."""
     found = None if sniff(head) else find_kind(head, tail=tail, name=name)
     if found is not None:
         return Problem("image", f"{name} is {found.what}; no image can be read from it", found.hint, origin=origin)
@@ -122,7 +122,7 @@ def _ends_of(path: Path) -> tuple[bytes, bytes]:
 
 
 def _find_file(text: str, origin: str) -> Path | Problem:
-    """The path that is meant. A name that no system knows is often a prompt in the wrong place."""
+    """The path of a reference. A name that stat refuses (too long) is often a prompt in the wrong position."""
     try:
         path = Path(text).expanduser()
         is_folder = path.is_dir()
@@ -146,7 +146,7 @@ def _read_all(path: Path) -> bytes:
 
 
 def _read_data(text: str, origin: str) -> ImageRef | Problem:
-    """A data URI, whose header may be in any case; it is sent in lower case, the only one that is taken."""
+    """Read a data URI. Its header may be in any case; it is sent in lower case, the only one that providers take."""
     header = _DATA.match(text)
     if header is None or not header["base64"]:
         return Problem("image", "the data URI is not data:image/…;base64,…", origin=origin)
@@ -161,23 +161,23 @@ def _from_bytes(raw: bytes, name: str, kind: str, origin: str) -> ImageRef | Pro
     if len(raw) > READ_MOST:
         return Problem("image", f"{name} is larger than any image that is taken", origin=origin)
     try:
-        facts = inspect_bytes(raw)
+        info = inspect_bytes(raw)
     except LinkError as error:
         return _unusable(name, error, raw[:HEAD], raw[-TAIL:], origin=origin)
-    return with_facts(ImageRef("data" if kind == "data" else "file", name, content=raw), facts)
+    return with_info(ImageRef("data" if kind == "data" else "file", name, content=raw), info)
 
 
-def with_facts(ref: ImageRef, facts: ImageInfo) -> ImageRef:
+def with_info(ref: ImageRef, info: ImageInfo) -> ImageRef:
     """A reference with what its bytes are."""
-    mime = _MIMES.get(facts.format, f"image/{facts.format}")
+    mime = _MIMES.get(info.format, f"image/{info.format}")
     return replace(
         ref,
-        sha256=facts.sha256,
+        sha256=info.sha256,
         mime=mime,
-        width=facts.width,
-        height=facts.height,
-        size=facts.bytes,
-        animated=facts.animated,
+        width=info.width,
+        height=info.height,
+        size=info.bytes,
+        animated=info.animated,
     )
 
 

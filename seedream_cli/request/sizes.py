@@ -1,4 +1,4 @@
-"""Sizes: tiers, exact pixels and aspect ratios, and what a model takes of them."""
+"""Sizes: tiers, exact pixels and aspect ratios, and which of them a model takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .models import ModelSpec
 
 
 def parse_size(text: str) -> str | None:
-    """A size as the API spells it: "2K", "2048x1152", "adaptive" or "auto"; None for what is no size at all.
+    """A size as the API spells it: "2K", "2048x1152", "adaptive" or "auto"; None where the text is no size.
 
-    Whether a model takes it is for `size_problem` to say.
+    `size_problem` checks whether a model takes it.
     """
     plain = text.strip().lower()
     if plain in {"adaptive", "auto"}:
@@ -27,11 +27,11 @@ def parse_size(text: str) -> str | None:
 
 
 def size_problem(model: ModelSpec, size: str, *, layers: bool = False) -> str | None:
-    """Why the model does not take this size, with the nearest it does; None where it does."""
+    """Why the model does not take this size, with the nearest one that it takes; None where it does."""
     known = parse_size(size)
     if known is None and parse_aspect(size):
         return f"{size!r} is a ratio, not a size: use --aspect {size} with --size {_legal(model, pixels=False)}"
-    if shape := shape_meant(size):
+    if shape := aspect_meant(size):
         return f"{size!r} is a shape, not a size: use --aspect {shape} with --size {_legal(model, pixels=False)}"
     if known is None:
         return f"{size!r} is no size; {model.title} takes {_legal(model)}"
@@ -46,9 +46,9 @@ def size_problem(model: ModelSpec, size: str, *, layers: bool = False) -> str | 
 
 
 def resolve_aspect(model: ModelSpec, size_tier: str, aspect: str) -> str | Problem:
-    """The exact WIDTHxHEIGHT of a tier for a ratio such as "16:9", or what is wrong with the two.
+    """The exact WIDTHxHEIGHT of a tier for a ratio such as "16:9", or the problem.
 
-    For a model without tiers the default size stands for the tier.
+    For a model without tiers the only valid `size_tier` is its default size.
     """
     ratio = parse_aspect(aspect)
     if ratio is None:
@@ -71,8 +71,8 @@ def resolve_aspect(model: ModelSpec, size_tier: str, aspect: str) -> str | Probl
 _SHAPES = {"square": "1:1", "square_hd": "1:1", "landscape": "16:9", "portrait": "9:16"}
 
 
-def shape_meant(text: str) -> str | None:
-    """The ratio that a size of other services means: "1:1", "16x9", "square" or "landscape_16_9"; None for others."""
+def aspect_meant(text: str) -> str | None:
+    """The ratio meant by a size of other services ("1:1", "16x9", "square", "landscape_16_9"); None for others."""
     plain = re.sub(r"[\s-]+", "_", text[:40].strip().lower())
     if plain in _SHAPES:
         return _SHAPES[plain]
@@ -91,9 +91,9 @@ def shape_meant(text: str) -> str | None:
 
 
 def size_hint(text: str) -> str:
-    """What to write instead of what is no size."""
+    """A hint for a text that is no size."""
     plain = text[:40].strip().lower()
-    if shape := shape_meant(text):
+    if shape := aspect_meant(text):
         return f"--aspect {shape} gives that shape; a size is a tier such as 2K, or WIDTHxHEIGHT"
     if re.fullmatch(r"[0-9]{2,5}(px)?", plain):
         side = plain.removesuffix("px")
@@ -104,7 +104,7 @@ def size_hint(text: str) -> str:
 
 
 def parse_aspect(text: str) -> Fraction | None:
-    """Width over height of "16:9" (or "16/9"); None where the text is no ratio."""
+    """Width over height of "16:9" or "16/9"; None where the text is no ratio."""
     match = re.fullmatch(r"\s*([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*[:/]\s*([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*", text)
     if not match or not Fraction(match[1]) or not Fraction(match[2]):
         return None
@@ -112,7 +112,7 @@ def parse_aspect(text: str) -> Fraction | None:
 
 
 def _pixels_problem(model: ModelSpec, width: int, height: int, limits: tuple[int, int]) -> str | None:
-    """Why so many pixels, or such a shape, are not taken."""
+    """Why the model does not take so many pixels, or this ratio; None where it does."""
     least, most = limits
     low, high = model.ratio
     if not low <= width / height <= high:
@@ -129,22 +129,22 @@ def _pixels_problem(model: ModelSpec, width: int, height: int, limits: tuple[int
 
 
 def _grown(width: int, height: int, least: int, ratio: tuple[float, float]) -> str:
-    """The smallest size of at least `least` pixels in the shape of width x height, by whole numbers."""
+    """The smallest size of at least `least` pixels and about the ratio width/height."""
     wide = math.isqrt(-(-least * width // height) - 1) + 1
     high = -(-least // wide)
-    # Whole numbers may make it longer than any may be.
+    # Rounding may exceed the allowed ratio.
     return f"{max(wide, math.ceil(high * ratio[0]))}x{max(high, math.ceil(wide / ratio[1]))}"
 
 
 def _shrunk(width: int, height: int, most: int, ratio: tuple[float, float]) -> str:
-    """The largest size of at most `most` pixels in the shape of width x height, by whole numbers."""
+    """The largest size of at most `most` pixels and about the ratio width/height."""
     wide = math.isqrt(most * width // height)
     high = most // wide
     return f"{min(wide, math.floor(high * ratio[1]))}x{min(high, math.floor(wide / ratio[0]))}"
 
 
 def _shape(model: ModelSpec, square: str, ratio: Fraction) -> str | None:
-    """A size of about a tier's pixels in another ratio, sides in steps of 16; None where the model would refuse it."""
+    """A size of about a tier's pixels in another ratio, sides multiples of 16; None where the model refuses it."""
     area = math.prod(_sides(square))
     width = math.isqrt(int(area * ratio)) // 16 * 16
     height = math.isqrt(int(area / ratio)) // 16 * 16
@@ -154,13 +154,13 @@ def _shape(model: ModelSpec, square: str, ratio: Fraction) -> str | None:
 
 
 def _sides(size: str) -> tuple[int, int]:
-    """Width and height in pixels of a WIDTHxHEIGHT that `parse_size` has read."""
+    """Width and height of a WIDTHxHEIGHT."""
     width, height = size.split("x")
     return int(width), int(height)
 
 
 def _legal(model: ModelSpec, *, pixels: bool = True) -> str:
-    """What the model takes as a size, in words."""
+    """The sizes that the model takes, for a message."""
     words = [*model.keywords, *model.tiers]
     if not words:
         words = list(model.aspects.values())[:3]
@@ -175,7 +175,7 @@ def _either(words: tuple[str, ...]) -> str:
 
 
 def _ratio(value: float) -> str:
-    """A bound of the ratio as people write it: 1:16 or 16:1."""
+    """A limit of the ratio for a message: 1:16 or 16:1."""
     return f"{value:g}:1" if value >= 1 else f"1:{1 / value:g}"
 
 
@@ -187,21 +187,21 @@ _TIER_AREAS = {"1K": 1024**2, "1.5K": 1536**2, "2K": 2048**2, "3K": 3072**2, "4K
 
 
 def size_gap(model: ModelSpec | None, asked: str, width: int, height: int) -> str:
-    """How the size of an image misses the one that was asked for, in words; "" where it does not.
+    """A message where an image does not have the size that was asked for; "" where it does.
 
-    Of pixels that were named each side may differ by three in a hundred (or 16), since models round; of a tier, whose
-    shape the model may choose, the area by fifteen. A keyword that leaves the size to the model is never missed.
+    Models round: each side of a WIDTHxHEIGHT may differ by 3 % or 16 pixels. For a tier, whose ratio the model may
+    choose, the area may differ by 15 %. A keyword ("auto") is not compared.
     """
     size = parse_size(asked)
     if size is None or not width or not height:
         return ""
-    said = f"{asked} was asked for, and {width}x{height} came"
+    message = f"{asked} was asked for, and {width}x{height} came"
     if "x" in size:
         wanted = [int(side) for side in size.split("x")]
         pairs = zip(wanted, (width, height), strict=True)
-        return said if any(abs(side - got) > max(16, _SIDE_SLACK * side) for side, got in pairs) else ""
+        return message if any(abs(side - got) > max(16, _SIDE_SLACK * side) for side, got in pairs) else ""
     table = model.tiers.get(size, {}).values() if model else ()
     areas = [int(one.partition("x")[0]) * int(one.partition("x")[2]) for one in table]
     areas = areas or ([_TIER_AREAS[size]] if size in _TIER_AREAS else [])
     low, high = min(areas, default=0) * (1 - _AREA_SLACK), max(areas, default=0) * (1 + _AREA_SLACK)
-    return said if areas and not low <= width * height <= high else ""
+    return message if areas and not low <= width * height <= high else ""

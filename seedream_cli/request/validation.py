@@ -1,4 +1,4 @@
-"""From what the user typed to one validated request, or all that is wrong with it."""
+"""Validation: makes an `ImageRequest` of option values, or reports all problems."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .findings import Findings
 from .image_request import STDIN, ImageRef, ImageRequest, OptionValues, TargetModel
 from .model_checks import check_for_model
 from .models import Rule
-from .sizes import resolve_aspect, shape_meant, size_hint, size_problem
+from .sizes import aspect_meant, resolve_aspect, size_hint, size_problem
 
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """The outcome of `build`: the request unless a problem of severity "error" was found, and how often to send it.
+    """The request, None where a problem of severity "error" was found; and how often to send it.
 
-    `dropped` names the options that were asked for and are not sent, each with its rule.
+    `dropped` are the options that were set and are not sent, each with its rule.
     """
 
     request: ImageRequest | None
@@ -30,59 +30,61 @@ class Validated:
 
 
 def build(
-    options: OptionValues, values: Mapping[str, Any], recipient: TargetModel, images: Sequence[ImageRef] = ()
+    options: OptionValues, values: Mapping[str, Any], target_model: TargetModel, images: Sequence[ImageRef] = ()
 ) -> Validated:
-    """Check options for one provider and model and make the request. Finds all problems, not the first.
+    """Validate options for one provider and model. Reports all problems, not the first.
 
     `values` are the options' by key, read; what could not be read is not among them, and was reported.
     """
-    form = _RequestForm(options, values, recipient)
+    builder = _RequestBuilder(options, values, target_model)
     wanted: dict[str, Any] = {
         **{name: values.get(name) for name in ("seed", "guidance_scale", "optimize_prompt", "background")},
         **{name: values.get(name) for name in ("sequence", "callback_url")},
-        **{name: form.switch(name) for name in ("stream", "web_search", "layers")},
-        "format": values.get("format") or form.wished_format(),
+        **{name: builder.switch(name) for name in ("stream", "web_search", "layers")},
+        "format": values.get("format") or builder.format_of_suffix(),
     }
     fields: dict[str, Any] = {
-        "provider": recipient.provider,
-        "model": recipient.model.name if recipient.model else "",
-        "model_id": recipient.model_id,
-        "prompt": form.prompt(needed=not wanted["layers"]),
-        "size": form.size(layers=bool(wanted["layers"])),
+        "provider": target_model.provider,
+        "model": target_model.model.name if target_model.model else "",
+        "model_id": target_model.model_id,
+        "prompt": builder.prompt(needed=not wanted["layers"]),
+        "size": builder.size(layers=bool(wanted["layers"])),
         "response_format": values.get("response_format", "url"),
-        "watermark": form.switch("watermark"),
+        "watermark": builder.switch("watermark"),
         "images": tuple(images),
-        "extra": form.extra(),
+        "extra": builder.extra(),
     }
-    form.check_texts({**fields, **wanted})
-    fields.update(form.admit(wanted))
-    # Whether a task is the default hangs on what is sent, not on what was asked for: a stream may have been dropped.
-    tasks = form.asynchronous(streaming=bool(fields.get("stream")), called_back=fields.get("callback_url") is not None)
-    fields.update(form.admit({"asynchronous": tasks}))
-    check_for_model(fields, recipient, form.found)
-    failed = any(p.severity == "error" for p in form.found.problems)
+    builder.check_texts({**fields, **wanted})
+    fields.update(builder.apply_rules(wanted))
+    # After the rules, which may drop `stream`: a task is the default only without a stream.
+    tasks = builder.asynchronous(
+        streaming=bool(fields.get("stream")), called_back=fields.get("callback_url") is not None
+    )
+    fields.update(builder.apply_rules({"asynchronous": tasks}))
+    check_for_model(fields, target_model, builder.found)
+    failed = any(p.severity == "error" for p in builder.found.problems)
     request = None if failed else ImageRequest(**{k: v for k, v in fields.items() if v is not None})
-    return Validated(request, values.get("count", 1), tuple(form.found.problems), form.dropped)
+    return Validated(request, values.get("count", 1), tuple(builder.found.problems), builder.dropped)
 
 
-# What the user is charged for or gets hangs on these, so a request without them is not the one that was asked for.
+# Dropping one of these would change what the user pays for, so they are refused instead.
 _ESSENTIAL = {"sequence", "layers", "images", "callback_url", "background"}
 
 _RULED = {"asynchronous": "async"}
 
 
-class _RequestForm:
-    """The options that make a request, read by the rules of one provider and model. Collects all problems."""
+class _RequestBuilder:
+    """Reads options by the rules of one provider and model, and collects all problems."""
 
-    def __init__(self, options: OptionValues, values: Mapping[str, Any], recipient: TargetModel) -> None:
+    def __init__(self, options: OptionValues, values: Mapping[str, Any], target_model: TargetModel) -> None:
         self.options = options
         self.values = values
-        self.recipient = recipient
+        self.target_model = target_model
         self.found = Findings(options)
         self.dropped: dict[str, Rule] = {}
 
     def switch(self, name: str) -> bool:
-        """Whether a yes-or-no option is on."""
+        """Whether a switch is on."""
         return self.options.switches.get(name, False)
 
     def asynchronous(self, *, streaming: bool, called_back: bool) -> bool | None:
@@ -92,7 +94,7 @@ class _RequestForm:
         if called_back and streaming:
             self.found.add_error("callback_url", "a stream calls nobody back", "leave out --callback-url or --stream")
         if asked is None:
-            return (self.recipient.asynchronous and not streaming and not called_back) or None
+            return (self.target_model.asynchronous and not streaming and not called_back) or None
         return asked or None
 
     def prompt(self, *, needed: bool) -> str | None:
@@ -107,48 +109,48 @@ class _RequestForm:
         return prompt
 
     def check_texts(self, fields: Mapping[str, Any]) -> None:
-        """Whatever else the user worded, JSON must be able to carry it."""
+        """Texts that JSON cannot encode: lone surrogates from arguments that were no UTF-8."""
         for name, option in {"model_id": "model", "callback_url": "callback_url", "extra": "extra"}.items():
             if _is_broken(json.dumps(fields[name], ensure_ascii=False)):
                 self.found.add_error(option, "it holds bytes that are no UTF-8")
 
     def size(self, *, layers: bool) -> str:
-        model = self.recipient.model
+        model = self.target_model.model
         default = model.default_size if model else "2K"
         if layers and model and model.layer_sizes:
-            # The provider's own default, and the cheapest: layers as large as the image is.
+            # The provider's default, and the cheapest: layers of the image's own size.
             default = model.layer_sizes[0]
         size: str = self.values.get("size", default)
         aspect = self.values.get("aspect")
         if aspect is not None:
-            size = self.shaped(size, aspect)
+            size = self.size_for_aspect(size, aspect)
         problem = size_problem(model, size, layers=layers) if model else None
-        if model is None and shape_meant(size):
+        if model is None and aspect_meant(size):
             problem = f"{size!r} is a shape, not a size: {size_hint(size)}"
-        if problem and size in self.recipient.doubtful_sizes and not self.found.strict and not layers:
-            where = f"{self.recipient.provider} lists {size} as a size"
+        if problem and size in self.target_model.unconfirmed_sizes and not self.found.strict and not layers:
+            where = f"{self.target_model.provider} lists {size} as a size"
             self.found.warn("size", f"{where}, the model's own pages do not; sent as it is", code="size_unconfirmed")
         elif problem:
             self.found.refuse("size", problem)
         return size
 
-    def wished_format(self) -> str | None:
-        """What the suffix of a named output file asks of the model, where that makes it and makes another by itself."""
-        model, output = self.recipient.model, self.values.get("output", "")
-        wish = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg"}.get(output.rpartition(".")[2].lower())
-        if model is None or wish is None or self.values.get("background") or self.switch("layers"):
+    def format_of_suffix(self) -> str | None:
+        """The format for the output file's suffix, if the model makes it and it is not the default; else None."""
+        model, output = self.target_model.model, self.values.get("output", "")
+        wanted_format = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg"}.get(output.rpartition(".")[2].lower())
+        if model is None or wanted_format is None or self.values.get("background") or self.switch("layers"):
             return None
-        is_made = self.recipient.rule("format").state == "taken" and wish in model.formats
-        return wish if is_made and wish != model.default_format else None
+        is_made = self.target_model.rule("format").state == "taken" and wanted_format in model.formats
+        return wanted_format if is_made and wanted_format != model.default_format else None
 
-    def shaped(self, size: str, aspect: str) -> str:
+    def size_for_aspect(self, size: str, aspect: str) -> str:
         """The exact pixels of a tier for an aspect ratio."""
-        if self.recipient.model is None:
+        if self.target_model.model is None:
             self.found.add_error(
                 "aspect", "the pixels for a ratio are not known for this model", "give --size WIDTHxHEIGHT"
             )
             return size
-        pixels = resolve_aspect(self.recipient.model, size, aspect)
+        pixels = resolve_aspect(self.target_model.model, size, aspect)
         if isinstance(pixels, Problem):
             self.found.add_error("aspect", pixels.message, pixels.hint)
             return size
@@ -171,27 +173,27 @@ class _RequestForm:
                 )
             else:
                 merged[key] = value
-        for one in extra_fields.fields_of(without_idle(merged, self.recipient.idle_fields)):
+        for one in extra_fields.fields_of(without_ignored(merged, self.target_model.ignored_fields)):
             self.check_extra_field(one)
         return merged
 
     def check_extra_field(self, found: extra_fields.Field) -> None:
-        """Refuse what an option does, since all sums and the reading of the answer go by the options."""
+        """Refuse a field that an option sets: costs and parsing are derived from the options."""
         why = {
             "money": f"{found.path} bears on how many images come or what they cost",
             "reading": f"{found.path} changes how the answer must be read",
-        }.get(found.bearing)
+        }.get(found.affects)
         if why and self.found.force:
             self.found.warn("extra", f"{why}; sent because of --force", code="extra_forced")
         elif why:
             option = "`seedream edit --layers`, or a column layers" if found.option == "--layers" else found.option
             self.found.add_error("extra", why, f"use {option}")
-        elif found.bearing == "unknown":
+        elif found.affects == "unknown":
             message = f"{found.path} is no field of the API that is known here, so what the request costs is not known"
             self.found.warn("extra", message, code="extra_unknown")
 
-    def admit(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Apply the rules of the model and provider to what was asked for; drop, warn or refuse."""
+    def apply_rules(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply the rules of model and provider to the options that were set: keep, drop, warn or refuse."""
         admitted: dict[str, Any] = {}
         for name, value in wanted.items():
             if value is None or value is False:
@@ -200,16 +202,16 @@ class _RequestForm:
             if rule.state == "taken" or (rule.state == "unconfirmed" and name == "asynchronous"):
                 admitted[name] = value
                 continue
-            if self.keep(name, rule, essential=name in _ESSENTIAL and value != "opaque"):
+            if self.apply_rule(name, rule, essential=name in _ESSENTIAL and value != "opaque"):
                 admitted[name] = value
             else:
                 self.dropped[name] = rule
         return admitted
 
     def rule_for(self, name: str, value: Any) -> Rule:
-        """The rule for an option, or for this value of it where a model takes only some."""
-        model = self.recipient.model
-        rule = self.recipient.rule(_RULED.get(name, name))
+        """The rule for an option with this value."""
+        model = self.target_model.model
+        rule = self.target_model.rule(_RULED.get(name, name))
         if model is None or rule.state in {"refused", "ignored"}:
             return rule
         if name == "optimize_prompt" and model.optimize_modes and value not in model.optimize_modes:
@@ -220,9 +222,9 @@ class _RequestForm:
             return Rule("refused", f"{model.title} knows only {', '.join(model.backgrounds)}", model.source)
         return rule
 
-    def keep(self, name: str, rule: Rule, *, essential: bool) -> bool:
-        """Whether an option under a rule other than "taken" is sent; says so either way."""
-        where = f"{self.recipient.provider} {self.recipient.model_id}"
+    def apply_rule(self, name: str, rule: Rule, *, essential: bool) -> bool:
+        """Whether an option whose rule is not "taken" is sent; adds a warning or error."""
+        where = f"{self.target_model.provider} {self.target_model.model_id}"
         why = f" ({rule.note})" if rule.note else ""
         flag = self.options.origin(name)
         message = {
@@ -234,8 +236,8 @@ class _RequestForm:
             self.found.warn(name, f"{message}; sent because of --force", code=f"option_{rule.state}")
             return True
         if self.found.strict or (essential and rule.state != "unconfirmed"):
-            able = self.recipient.able(_RULED.get(name, name)) if essential else ()
-            others = f"-m {' or '.join(able)} takes it; " if able else ""
+            models_taking = self.target_model.models_taking(_RULED.get(name, name)) if essential else ()
+            others = f"-m {' or '.join(models_taking)} takes it; " if models_taking else ""
             hint = f"{others}leave it out" + (", or send it with --force" if essential else " or drop --strict")
             self.found.add_error(name, message, hint)
             return False
@@ -244,18 +246,20 @@ class _RequestForm:
         return sent
 
 
-def without_idle(extra: Mapping[str, Any], idle_fields: Sequence[str]) -> dict[str, Any]:
-    """The fields given as they are, but for plain values of those that have no effect at the provider."""
-    return {key: value for key, value in extra.items() if key not in idle_fields or isinstance(value, Mapping | list)}
+def without_ignored(extra: Mapping[str, Any], ignored_fields: Sequence[str]) -> dict[str, Any]:
+    """The extra fields without scalar ones that have no effect at the provider."""
+    return {
+        key: value for key, value in extra.items() if key not in ignored_fields or isinstance(value, Mapping | list)
+    }
 
 
 def _is_broken(text: str) -> bool:
-    """Whether a text holds what UTF-8 cannot carry: bytes of the command line that were none, or half a pair."""
+    """Whether a text holds surrogates, which UTF-8 cannot encode: invalid bytes of an argument, or half a pair."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def shared_stdin(options: OptionValues) -> list[Problem]:
-    """Standard input serves one thing; a key there must never be read as a prompt or as an image."""
+    """A problem where standard input is used twice: a key in it might be sent as a prompt or image."""
     takers = {
         "the prompt": options.origins.get("prompt") == STDIN,
         "the image": "-" in options.lists.get("image", ()),
@@ -269,7 +273,7 @@ def shared_stdin(options: OptionValues) -> list[Problem]:
 
 
 def _parse_json(text: str) -> tuple[Any, str]:
-    """A JSON value and "", or None and what is wrong with it."""
+    """(JSON value, ""), or (None, error)."""
     try:
         return json.loads(text, parse_constant=_refuse_constant), ""
     except (ValueError, RecursionError) as error:
@@ -277,5 +281,5 @@ def _parse_json(text: str) -> tuple[Any, str]:
 
 
 def _refuse_constant(name: str) -> Any:
-    """NaN and Infinity are Python's, not JSON's; a server would refuse them."""
+    """NaN and Infinity are no JSON; a server would refuse them."""
     raise ValueError(f"{name} is no JSON")

@@ -35,7 +35,7 @@ def dry(command: Command, *args: str, provider: str = "ark", code: int = 0, verb
     return done.json
 
 
-# --- the body that leaves -------------------------------------------------------------------------------------------
+# --- the body that leaves ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_references_are_counted_for_every_request(inside: Inside) -> None:
     assert plan["cost"]["amount"] == pytest.approx(3 * (0.020 + 2 * 0.008))
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------
+# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_price_step_of_the_newest_model_goes_by_pixels(inside: Inside, size: str
     assert dry(inside, "a fox", "-m", "5.5", "-s", size)["cost"]["amount"] == pytest.approx(amount)
 
 
-# --- whose price ----------------------------------------------------------------------------------------------------
+# --- whose price ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_what_two_merged_folders_both_paid_is_counted_twice(forked: Forked) -> N
         assert len(upstream.posts) == 5
 
 
-# --- what nobody knows ----------------------------------------------------------------------------------------------
+# --- what nobody knows ------------------------------------------------------------------------------------------------
 
 EMPTY = answer(json.dumps({"created": 1, "data": [{"url": ""}]}).encode())
 NO_USAGE = answer(json.dumps({"data": [{"url": ""}], "usage": {"generated_images": 0}}).encode())
@@ -552,7 +552,7 @@ def test_max_cost_holds_without_a_ledger(forked: Forked) -> None:
         assert len(upstream.posts) == 7
 
 
-# --- prices ----------------------------------------------------------------------------------------------------------
+# --- prices -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -621,7 +621,7 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
 ) -> None:
     """A folder that comes to be while the table is read does not count as held: that was two runs in one batch."""
     from seedream_cli.batch.row_requests import RowRequests
-    from seedream_cli.ledger.ledger import hold_batch
+    from seedream_cli.ledger.ledger import lock_batch
 
     rows(inside, 1)
     check = RowRequests.check
@@ -629,7 +629,7 @@ def test_batch_folder_that_another_run_makes_meanwhile_is_held_all_the_same(
 
         def meanwhile(row_requests: RowRequests) -> Any:
             (inside.folder / "t").mkdir()
-            other.enter_context(hold_batch(inside.folder / "t/.seedream"))
+            other.enter_context(lock_batch(inside.folder / "t/.seedream"))
             return check(row_requests)
 
         monkeypatch.setattr(RowRequests, "check", meanwhile)

@@ -33,7 +33,7 @@ KEYS = {"ARK_API_KEY": CANARY, "ACEDATACLOUD_API_TOKEN": CANARY}
 FOREIGN = make_image(seed=99)
 
 
-# --- what the provider answers --------------------------------------------------------------------------------------
+# --- what the provider answers ----------------------------------------------------------------------------------------
 
 
 def _base64(upstream: Upstream) -> Callable[[Any, int], Any]:
@@ -116,7 +116,7 @@ class Witness(Upstream):
         return sum("model" in body for body in self.bodies)
 
 
-# --- the survey -----------------------------------------------------------------------------------------------------
+# --- the survey -------------------------------------------------------------------------------------------------------
 
 
 class Survey:
@@ -171,7 +171,7 @@ class Survey:
         if paid > 1 or len(entries) > 1:
             return [f"paid {paid} times"]
         if not entries:
-            return ["a paid request is in no book"] if paid else []
+            return ["a paid request is in no ledger"] if paid else []
         status, billed, answered = entries[0]
         if saved == self.shape.images and status == "saved":
             remains = [*seedream.home.rglob("*.part"), *seedream.home.rglob("*.reply")]
@@ -385,7 +385,7 @@ def test_a_lost_answer_is_not_asked_for_again(nursery: Nursery, tmp_path: Path) 
             assert len(upstream.posts) == posts
 
 
-# --- power cuts -----------------------------------------------------------------------------------------------------
+# --- power cuts -------------------------------------------------------------------------------------------------------
 
 _CALL = re.compile(r"^(?:\[pid +)?(\d+)[\] ] *(\w+)\((.*)")
 _CALLS = "trace=fsync,fdatasync,write,pwrite64,writev,sendto,sendmsg,link,linkat,rename,renameat,renameat2"
@@ -442,7 +442,7 @@ def test_the_order_survives_a_power_cut(tmp_path: Path) -> None:
         assert _order(Command(tmp_path / bug), "tests.support.fork_server", bug), bug
 
 
-# --- the same from outside ------------------------------------------------------------------------------------------
+# --- the same from outside --------------------------------------------------------------------------------------------
 
 
 def test_the_next_run_fetches_what_a_dead_one_paid_for(nursery: Nursery, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_day_that_cannot_be_booked_holds_up_no_image(forked: Forked) -> None:
     with Upstream() as upstream:
         made = upstream.images
         upstream._reply = lambda body, number: made({"model": "m"}, number)
-        done = batch(forked, upstream, "--sequence", "3", bug="cannot_book_what_it_cost")
+        done = batch(forked, upstream, "--sequence", "3", bug="cannot_record_what_it_cost")
         assert done.code == 0, done.err
         assert len(images(forked)) == 2
 
@@ -402,7 +402,7 @@ class FullLedger:
         self.groups = 0
 
     @contextlib.contextmanager
-    def together(self, stake: Any) -> Iterator[None]:
+    def transaction(self, stake: Any) -> Iterator[None]:
         self.groups += 1
         if not self.ends:
             raise FileError("locked", billed=stake)
@@ -418,7 +418,7 @@ def test_a_group_that_cannot_be_written_is_tried_once(ends: bool) -> None:
     async def write() -> list[Any]:
         commits = GroupCommit(ledger)
         stakes: Any = ["no", "yes", "unknown"]
-        return await asyncio.gather(*(commits.do(lambda: None, stake) for stake in stakes), return_exceptions=True)
+        return await asyncio.gather(*(commits.commit(lambda: None, stake) for stake in stakes), return_exceptions=True)
 
     failures = asyncio.run(write())
     assert [failure.billed for failure in failures] == ["no", "yes", "unknown"]

@@ -34,7 +34,7 @@ from tests.support.command import CANARY
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 
 
-def book_at(path: Path, *secrets: str) -> Ledger:
+def ledger_at(path: Path, *secrets: str) -> Ledger:
     return open_ledger(path, now=lambda: NOON, secrets=secrets)
 
 
@@ -63,7 +63,7 @@ def row_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         table.close()
 
 
-# --- bodies ---------------------------------------------------------------------------------------------------------
+# --- bodies -----------------------------------------------------------------------------------------------------------
 
 TABLE = """id,prompt,seed,size,n,name,aspect,extra,image
 a,"a ""red"" fox, 100 % {wild}",7,2K,1,,,,
@@ -85,10 +85,10 @@ def test_what_is_entered_is_what_the_dialect_would_send(
     if not is_verbatim:
         monkeypatch.setattr("seedream_cli.batch.row_requests.find_pattern", lambda job: None)
         made = row_requests(TABLE, provider=provider, model="4.5")
-    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
-        batch = Batch(made, book, run)
+    with ledger_at(tmp_path / "ledger.db") as ledger, ledger.run("r", "batch") as run:
+        batch = Batch(made, ledger, run)
         batch.enter()
-        entries = list(book.listed(run))
+        entries = list(ledger.listed(run))
     assert len(entries) == 8
     found = iter(entries)
     for judged in made.judged():
@@ -198,9 +198,9 @@ def test_a_row_is_stored_as_a_request_of_its_own_is(
     for secrets in ((), (CANARY,)):
         rows = []
         for way in ("enter", "enter_rows"):
-            with book_at(folder / f"{way}{len(secrets)}.db", *secrets) as book, book.run("r", "batch") as run:
-                getattr(book, way)(run, [request if way == "enter" else row])
-                rows.append(tuple(book._database.connection.execute("SELECT * FROM requests").fetchone()))
+            with ledger_at(folder / f"{way}{len(secrets)}.db", *secrets) as ledger, ledger.run("r", "batch") as run:
+                getattr(ledger, way)(run, [request if way == "enter" else row])
+                rows.append(tuple(ledger._database.connection.execute("SELECT * FROM requests").fetchone()))
         assert rows[0] == rows[1]
 
 
@@ -212,7 +212,7 @@ def test_what_names_a_secret_is_never_a_row_s_own() -> None:
 
 def test_a_table_that_breaks_off_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What raises while rows are drawn, a changed table say, is passed on, and what it had begun is not written."""
-    monkeypatch.setattr("seedream_cli.ledger.entering.ENTERED", 10)
+    monkeypatch.setattr("seedream_cli.ledger.entering.ROWS_PER_TRANSACTION", 10)
 
     def requests() -> Iterator[NewRequest]:
         for number in range(25):
@@ -230,32 +230,32 @@ def test_a_table_that_breaks_off_leaves_whole_chunks(tmp_path: Path, monkeypatch
                 identity=str(number),
             )
 
-    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
+    with ledger_at(tmp_path / "ledger.db") as ledger, ledger.run("r", "batch") as run:
         with pytest.raises(InputError):
-            book.enter(run, requests())
-        assert len(list(book.listed(run))) == 20
-        assert book._database.connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+            ledger.enter(run, requests())
+        assert len(list(ledger.listed(run))) == 20
+        assert ledger._database.connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
 def test_a_row_needs_a_run_that_the_ledger_knows(tmp_path: Path) -> None:
     """Rows are entered without asking for each of them, so it is asked once."""
-    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
+    with ledger_at(tmp_path / "ledger.db") as ledger, ledger.run("r", "batch") as run:
         run.id = "nobody"
         with pytest.raises(InternalError):
-            book.enter_rows(run, [])
+            ledger.enter_rows(run, [])
         run.id = "r"
-        assert book._database.connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+        assert ledger._database.connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
-# --- identities -----------------------------------------------------------------------------------------------------
+# --- identities -------------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_earlier_versions_are_known_again(row_requests: Any, tmp_path: Path) -> None:
     """What a row is known by holds for ever: another value would pay for every row of every ledger again."""
     text = "prompt,id,seed,size,n\na fox,,,2K,1\na fox,,,2K,1\na fox,a,,2K,1\na fox,,7,2K,1\n狐狸,,,4K,2\n"
-    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
-        Batch(row_requests(text, model="4.5"), book, run).enter()
-        assert [(entry.identity, entry.occurrence) for entry in book.listed(run)] == IDENTITIES
+    with ledger_at(tmp_path / "ledger.db") as ledger, ledger.run("r", "batch") as run:
+        Batch(row_requests(text, model="4.5"), ledger, run).enter()
+        assert [(entry.identity, entry.occurrence) for entry in ledger.listed(run)] == IDENTITIES
 
 
 IDENTITIES = [
@@ -269,7 +269,7 @@ IDENTITIES = [
 """As version 0.1.0 wrote them down."""
 
 
-# --- surveys --------------------------------------------------------------------------------------------------------
+# --- surveys ----------------------------------------------------------------------------------------------------------
 
 
 def plain_survey(batch: Batch) -> Preview:
@@ -299,14 +299,14 @@ FATES = ("queued", "queued", "saved", "saved", "gone", "lost", "handed", "partia
 FATES += ("unknown", "ready", "resolved", "expired", "waiting")
 
 
-def meet(book: Ledger, name: str, fate: str, folder: Path) -> None:
+def meet(ledger: Ledger, name: str, fate: str, folder: Path) -> None:
     """Let a request have met its fate."""
     state = {"gone": "saved", "lost": "saved", "handed": "saved", "partial": "saved", "none": "saved"}.get(fate, fate)
     state = {"billed": "failed", "expired": "saved"}.get(state, state)
     error = json.dumps({"code": "moderation", "message": "no"}) if state == "failed" else None
     billed = {"queued": "no", "failed": "yes" if fate == "billed" else "no", "unknown": "unknown"}.get(state, "yes")
     sql = "UPDATE requests SET state = ?, owner = NULL, billed = ?, error = ? WHERE id = ?"
-    book._database.connection.execute(sql, (state, billed, error, name))
+    ledger._database.connection.execute(sql, (state, billed, error, name))
     if state != "saved" or fate == "none":
         return
     states = {"handed": ["handed", "saved"], "partial": ["saved", "failed"], "expired": ["saved", "expired"]}
@@ -315,13 +315,13 @@ def meet(book: Ledger, name: str, fate: str, folder: Path) -> None:
         if fate not in {"gone", "lost"} or number == 0:
             (folder / path).write_bytes(b"x")
         expires = 1 if fate == "lost" else None
-        book._database.connection.execute(
+        ledger._database.connection.execute(
             "INSERT INTO images VALUES (?, ?, ?, 'https://x/1', ?, ?, 'png', 1, 1, 1, '', ?)",
             (name, number, image, expires, path if image == "saved" else None, error),
         )
 
 
-def tangle(book: Ledger, run: Any, folder: Path, dice: random.Random, rows: int) -> None:
+def tangle(ledger: Ledger, run: Any, folder: Path, dice: random.Random, rows: int) -> None:
     """Rows of one to three requests, each with a fate of its own."""
 
     def requests() -> Iterator[NewRequest]:
@@ -342,10 +342,10 @@ def tangle(book: Ledger, run: Any, folder: Path, dice: random.Random, rows: int)
                     occurrence=nth,
                 )
 
-    book.enter(run, requests())
+    ledger.enter(run, requests())
     fates = FATES if dice.random() < 0.8 else ("queued",)
-    for entry in list(book.listed(run)):
-        meet(book, entry.id, dice.choice(fates), folder)
+    for entry in list(ledger.listed(run)):
+        meet(ledger, entry.id, dice.choice(fates), folder)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -353,16 +353,16 @@ def test_a_survey_counts_what_every_single_row_says(seed: int, tmp_path: Path) -
     """Whatever became of the requests, with any limit and any choice of rows."""
     dice, home = random.Random(seed), tmp_path / "out"
     home.mkdir()
-    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
-        tangle(book, run, home, dice, rows=dice.choice((3, 40, 450)))
+    with ledger_at(tmp_path / "ledger.db") as ledger, ledger.run("r", "batch") as run:
+        tangle(ledger, run, home, dice, rows=dice.choice((3, 40, 450)))
         for only, limit in itertools.product((None, "failed", "unknown", "missing"), (None, 1, 7, 100, 1000)):
             order = BatchOptions(home, home / "results.csv", only=only, limit=limit)  # type: ignore[arg-type]
             row_requests: Any = SimpleNamespace(order=order, routes={})
-            batch = Batch(row_requests, book, run, now=lambda: 1000.0)
+            batch = Batch(row_requests, ledger, run, now=lambda: 1000.0)
             assert batch.preview() == plain_survey(batch), (only, limit)
             runs = {"send", "again", "fetch"}
             doubtful = [entry for entry in batch.doubtful() if batch.action(entry) in runs]
-            assert doubtful == [entry for entry in book.listed(run) if batch.action(entry) in runs]
+            assert doubtful == [entry for entry in ledger.listed(run) if batch.action(entry) in runs]
 
 
 def test_stale_rows_are_told_in_the_order_of_the_table(row_requests: Any, tmp_path: Path) -> None:
@@ -370,11 +370,13 @@ def test_stale_rows_are_told_in_the_order_of_the_table(row_requests: Any, tmp_pa
     made = row_requests("prompt\na\nb\nc\nd\ne\n")
     home = tmp_path / "out"
     home.mkdir()
-    with book_at(tmp_path / "ledger.db") as book, book.run("r", "batch") as run:
-        batch = Batch(made, book, run)
+    with ledger_at(tmp_path / "ledger.db") as ledger, ledger.run("r", "batch") as run:
+        batch = Batch(made, ledger, run)
         batch.enter()
-        fates = dict(zip((entry.id for entry in book.listed(run)), ("saved", "gone", "queued", "failed"), strict=False))
+        fates = dict(
+            zip((entry.id for entry in ledger.listed(run)), ("saved", "gone", "queued", "failed"), strict=False)
+        )
         for name, fate in fates.items():
-            meet(book, name, fate, home)
+            meet(ledger, name, fate, home)
         told = [(row.number, why.partition(":")[0]) for row, why in explain_stale(batch)]
         assert told == [(2, "its file is gone"), (3, "new"), (4, "failed before"), (5, "new")]

@@ -101,7 +101,7 @@ def prepared(tmp_path: Path, raw: bytes, name: str = "a.jpg") -> tuple[ImageRef,
     made = prepare_reference(ref)
     leaving = base64.b64decode(b"".join(encode_reference(made.ref)))
     assert len(leaving) == made.ref.sent_size
-    return made.ref, leaving, made.stayed
+    return made.ref, leaving, made.warning
 
 
 def pixels(raw: bytes) -> Image.Image:
@@ -357,7 +357,7 @@ def test_one_file_of_many_rows_is_prepared_once(tmp_path: Path, monkeypatch: pyt
     count = []
     monkeypatch.setattr(reference_metadata, "_KNOWN", {})
     monkeypatch.setattr(
-        reference_metadata, "_turn", lambda *args, turn=reference_metadata._turn: count.append(1) or turn(*args)
+        reference_metadata, "_rotate", lambda *args, rotate=reference_metadata._rotate: count.append(1) or rotate(*args)
     )
     for _ in range(5):
         prepared(tmp_path, full_jpeg(drawing(size=(90, 70)), 5))

@@ -130,7 +130,7 @@ def _is_terminal(file: Any) -> bool:
     return os.isatty(0 if number is None else number) if number is None or number >= 0 else False
 
 
-# --- in the child ---------------------------------------------------------------------------------------------------
+# --- in the child -----------------------------------------------------------------------------------------------------
 
 
 _OURS = [
@@ -504,20 +504,20 @@ def breaks_at_the_first_write() -> None:
     reply_file.ReplyPart.write = fail  # type: ignore[method-assign]
 
 
-def cannot_book_what_it_cost() -> None:
+def cannot_record_what_it_cost() -> None:
     """The user's ledger takes what a request may cost, and nothing after that."""
     from seedream_cli.errors import FileError
     from seedream_cli.ledger.budget import Budget
 
-    book, held = Budget.book, set[str]()
+    record, held = Budget.record_external_charge, set[str]()
 
     def fail(self: Any, key: str, *args: Any, **more: Any) -> None:
         if key in held:
             raise FileError("no space left")
         held.add(key)
-        book(self, key, *args, **more)
+        record(self, key, *args, **more)
 
-    Budget.book = fail  # type: ignore[method-assign]
+    Budget.record_external_charge = fail  # type: ignore[method-assign]
 
 
 def commits_no_links() -> None:
@@ -580,7 +580,7 @@ BUGS: dict[str, Callable[[], None]] = {
         cannot_write_answers,
         has_no_room_for_replies,
         breaks_at_the_first_write,
-        cannot_book_what_it_cost,
+        cannot_record_what_it_cost,
         commits_no_links,
         loses_its_table,
     )
