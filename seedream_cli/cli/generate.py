@@ -252,7 +252,7 @@ def _execute(
     reports, printed = list[tuple[_Part, Report]](), Counter[str]()
 
     def printing(display: Display) -> Display:
-        return PrintingSink(display, console, cast("Any", mode), printed)
+        return PrintingSink(display, console, cast("Any", mode), printed, {job.index for job in jobs})
 
     for part in parts:
         if part.plan.jobs and not (reports and reports[-1][1].signal_number):

@@ -31,7 +31,7 @@ from ..network.download import DOWNLOAD_S
 from ..network.urls import expiry
 from ..providers.contract import Call, Ready, Ticket
 from ..request.sizes import size_gap
-from ..results import Cost, Finished, JobResult, ProviderImage, SavedImage, Status, Timing
+from ..results import Cost, Finished, JobResult, ProviderImage, Saved, SavedImage, Status, Timing
 from ..storage import output_path, reply_file
 from ..storage.system_limits import lack_of
 from ..text import span_words
@@ -269,6 +269,8 @@ class JobRunner:
         self.state.saved = {image.index: image for image in images}
         if not self.job.output.stdout:
             self.running.notice(f"nothing was sent: {self.job.id} was the same request, and its files are here")
+            for image in images:
+                self.context.sink.emit(Saved(self.job.index, image))
             return None
         for image in images:
             if image.path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import Literal
 
 from ..results import Event, Saved, SavedImage
@@ -44,18 +45,24 @@ def make_batch_sink(kind: Kind, console: Console, *, verbosity: int = 0, tally: 
 
 
 class PrintingSink:
-    """Prints each image's place the moment that it is there, counts it in `printed`, and hands every event on."""
+    """Prints each image's place the moment that it is there, counts it in `printed`, and hands every event on.
 
-    def __init__(self, display: Display, console: Console, mode: Mode, printed: Counter[str]) -> None:
+    `own` are the indexes of the run's own jobs: an image of an earlier run is no result of this one.
+    """
+
+    def __init__(
+        self, display: Display, console: Console, mode: Mode, printed: Counter[str], own: Container[int]
+    ) -> None:
         self._display = display
         self._console = console
         self._mode = mode
         self._printed = printed
+        self._own = own
 
     def emit(self, event: Event) -> None:
         """Take one event."""
         self._display.emit(event)
-        if isinstance(event, Saved):
+        if isinstance(event, Saved) and event.job in self._own:
             self._print(event.image)
 
     def _print(self, image: SavedImage) -> None:

@@ -126,7 +126,7 @@ def test_recover_after_a_kill_pays_nothing_and_leaves_no_row_between(forked: For
         again = batch(forked, upstream)
         # One that died may have sent it a moment before, or not.
         sent = Counter(body["prompt"] for body in upstream.bodies)
-        assert max(sent.values()) == 1, again.err
+        assert set(sent.values()) <= {1}, again.err
         assert len(sent) >= len(states) - states.count("unknown"), again.err
         assert [status for status, _ in results(forked)] == [
             "unknown" if state == "unknown" else "succeeded" for state in states

@@ -77,8 +77,8 @@ def test_the_command_line_wins_over_the_file_over_the_environment(inside: Inside
     body = json.loads(dry(inside, "x", env=env).out)
     assert (body["size"], body["watermark"]) == ("3072x3072", True)
     explained = " ".join(inside("generate", "-f", "shot.txt", "-p", "ark", "--explain", env=env).out.split())
-    assert "value: 4096x4096 sent as: size note: from shot.txt:2" in explained
-    assert "value: off sent as: watermark note: from shot.txt:3" in explained
+    assert "size 4096x4096 size from shot.txt:2" in explained
+    assert "watermark off watermark from shot.txt:3" in explained
 
 
 def test_several_files_are_several_jobs(seedream: Command) -> None:

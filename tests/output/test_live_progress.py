@@ -383,7 +383,7 @@ def test_images_that_were_not_printed_come_at_the_end() -> None:
     from tests.output.test_summary import run
 
     captured, printed = Captured(), Counter[str]()
-    sink = PrintingSink(make_sink("none", captured.console), captured.console, "paths", printed)
+    sink = PrintingSink(make_sink("none", captured.console), captured.console, "paths", printed, {0, 1})
     sink.emit(Saved(0, make_image()))
     sink.emit(Saved(1, make_image(path=None, error=refused())))
     assert captured.out == "out/fox-1.jpeg\n"
