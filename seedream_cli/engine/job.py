@@ -11,18 +11,13 @@ import asyncio
 import functools
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import (
     ApiError,
-    BudgetError,
     BusyError,
-    FileError,
     InternalError,
     InterruptedRunError,
-    LinkError,
-    Problem,
     SeedreamError,
     TaskEndedError,
 )
@@ -30,22 +25,21 @@ from ..network.client import ProviderClient
 from ..network.download import DOWNLOAD_S
 from ..network.urls import expiry
 from ..providers.contract import Call, Ready, Ticket
-from ..request.sizes import size_gap
-from ..results import Cost, Finished, JobResult, ProviderImage, Saved, SavedImage, Status, Timing
+from ..results import Finished, JobResult, ProviderImage, Saved, SavedImage
 from ..storage import output_path, reply_file
-from ..storage.system_limits import lack_of
 from ..text import span_words
 from .answer import Sender
-from .billing import billed_images, cost_of
+from .billing import billed_images
 from .context import RunContext
-from .hints import rescue, way_out
+from .ending import cancelled, complete, result_of, shortage, write_end
+from .hints import rescue
 from .plan import Job
 from .save import ImageSaver, is_final
 from .state import RunningJob, Slot
 from .stored_reply import read_kept
 from .streamed_images import broken_stream, cut_short
 from .task import TaskPoller
-from .work import FetchLinks, FetchReply, PollTask, Reuse, Send
+from .work import FetchLinks, FetchReply, PollTask, Reuse
 
 
 def places(job: Job) -> list[output_path.OutputPath]:
@@ -110,10 +104,10 @@ class JobRunner:
         except SeedreamError as failure:
             error = failure
         except asyncio.CancelledError:
-            error = self._cancelled()
+            error = cancelled(self.running)
         except Exception as bug:  # noqa: BLE001
             # The per-job border: a bug in one request must not lose the others, nor what this one was paid for.
-            error = self._shortage(bug) or InternalError(
+            error = shortage(self.running, bug) or InternalError(
                 self.client.mask(f"{type(bug).__name__}: {bug}"), hint=rescue(self.running)
             )
             error.__cause__ = bug
@@ -122,10 +116,11 @@ class JobRunner:
             self.slot.on_first()
             self.running.try_to(self.state.secure_reply)
         if error:
-            self._complete(error)
+            complete(self.running, error)
         # A disk that is full now was not when "sent" was written: the next run settles what is left open.
-        self.running.try_to(lambda: self._write_end(error))
-        result = self._result(error)
+        self.running.try_to(lambda: write_end(self.running, error))
+        body = {} if self.job.fetches else self.submission.json or {}
+        result = result_of(self.running, error, body)
         if self.state.attempts and not self.state.is_vetoed:
             # What was not sent says nothing of the network.
             self.context.unknowns = self.context.unknowns + 1 if result.status == "unknown" else 0
@@ -283,144 +278,6 @@ class JobRunner:
         paths = [path for place in places(self.job) if (path := output_path.existing(place))]
         self.state.saved = {index: SavedImage(index, path) for index, path in enumerate(paths)}
         self.running.notice(f"{paths[0]} exists already; nothing was sent")
-
-    # --- how it ended
-
-    def _complete(self, error: SeedreamError) -> None:
-        """What a failure means for this request, beyond what it says of itself."""
-        if not (self.in_flight or self.state.is_answered or self.job.fetches):
-            # Nothing was sent, whatever the failure says of itself.
-            error.billed = "no"
-        has_image = any(not image.error for image in self.state.saved.values())
-        if isinstance(error, ApiError) and error.billed == "unknown" and not has_image:
-            # No code that stands for "not billed" is given to what may have been.
-            error.kind = "unknown_outcome"
-        if error.kind == "unknown_outcome":
-            error.hint = way_out(self.running)
-
-    def _shortage(self, bug: Exception) -> SeedreamError | None:
-        """The machine had too little of something, by how far the request had come; None for a fault of our own."""
-        lack = lack_of(bug)
-        if not lack:
-            return None
-        if self.state.is_answered or self.job.fetches:
-            return FileError(f"not saved: {lack}", hint=rescue(self.running), billed="yes")
-        if not self.in_flight:
-            return FileError(f"not sent: {lack}")
-        return _ambiguous(f"{lack}, before its answer was read; it may have been billed, and is not sent again")
-
-    def _cancelled(self) -> SeedreamError:
-        """What a stopped job is, by how far it had come."""
-        if self.state.is_answered:
-            return LinkError("stopped before its images were saved", hint=rescue(self.running))
-        if not self.in_flight:
-            return InterruptedRunError("stopped before it was sent", signal_number=self.running.signal_number)
-        return _ambiguous("stopped while the provider was at work; may have been billed, and is not sent again")
-
-    def _write_end(self, error: SeedreamError | None) -> None:
-        """Write down a request that ended without an answer. One with an answer is in the ledger as far as it came."""
-        job, state = self.job, self.state
-        task_goes_on = state.task_id and error is not None and error.kind == "unknown_outcome"
-        if error is None or state.ready is not None or task_goes_on or state.is_left_behind:
-            return
-        if job.fetches and not self._is_verdict(error):
-            return
-        last = error.__cause__
-        if state.ambiguous and state.is_out and isinstance(last, SeedreamError) and last.billed == "no":
-            # The last attempt was refused unbilled: ambiguous are those before it.
-            state.is_out = False
-            self.recorder.refused(job, last, None)
-            self.recorder.unsent(job)
-        # What ended before, and was to be sent once more, keeps that end until it has left.
-        if self._is_held_back(error) or (job.again and not state.attempts):
-            self.recorder.unsent(job)
-        else:
-            self.recorder.ended(job, error, state.reply)
-
-    def _is_verdict(self, error: SeedreamError) -> bool:
-        """Whether a failure says what became of a request that was paid for before: only the provider's own word does,
-        and no missing key or full disk.
-        """
-        is_word = isinstance(error, ApiError) and (error.delivered == "yes" or error.billed == "unknown")
-        return is_word and not self.job.earlier.is_settled
-
-    def _is_held_back(self, error: SeedreamError) -> bool:
-        """Whether the run kept the request from leaving, for a reason that is not its own."""
-        is_stopped = isinstance(error, InterruptedRunError | BudgetError)
-        return not self.in_flight and (is_stopped or (self.state.is_vetoed and self.context.is_resumable))
-
-    def _result(self, error: SeedreamError | None) -> JobResult:
-        """What is to be said of this job."""
-        job, state, request = self.job, self.state, self.job.request
-        images = tuple(self._without_key(state.saved[index]) for index in sorted(state.saved))
-        cost, possible = cost_of(job, state, error)
-        usage = state.ready.usage if state.ready else None
-        return JobResult(
-            index=job.index,
-            id=job.id,
-            status=self._status(error, images),
-            provider=job.route.spec.name,
-            model=request.model_id,
-            request={} if job.fetches else self.submission.json or {},
-            images=images,
-            usage=self.client.hide(dict(usage)) if usage else None,
-            cost=Cost(0.0, "USD", "") if isinstance(job.work, Reuse) or state.is_present else cost,
-            possible=possible,
-            error=error,
-            attempts=state.attempts,
-            timing=self._timing(),
-            asked_up_to=request.images_at_most if request.sequence else None,
-            task_id=self.client.hide(state.task_id or state.absent_task),
-            warnings=self._gaps(images),
-            in_ledger=self.recorder.records,
-        )
-
-    def _gaps(self, images: Iterable[SavedImage]) -> tuple[Problem, ...]:
-        """Where an image is not what was asked for: its size, or its format. What the model may choose is no gap."""
-        request, found = self.job.request, dict[str, str]()
-        is_asked = isinstance(self.job.work, Send) and not request.layers
-        for image in images if is_asked else ():
-            if image.error or not image.format:
-                continue
-            if words := size_gap(self.job.model, request.size, image.width, image.height):
-                found.setdefault(words, "size_differs")
-            if request.format and image.format != request.format:
-                found.setdefault(f"{request.format} was asked for, and {image.format} came", "format_differs")
-        return tuple(
-            Problem("size" if code == "size_differs" else "format", words, severity="warning", code=code)
-            for words, code in found.items()
-        )
-
-    def _without_key(self, image: SavedImage) -> SavedImage:
-        """An image as it is reported: a provider may put the key that it was given into anything it says."""
-        mask, error = self.client.mask, image.error
-        if error is not None:
-            error.message, error.hint = mask(error.message), mask(error.hint)
-            error.args = (error.message,)
-            if isinstance(error, ApiError):
-                error.code, error.request_id = mask(error.code), mask(error.request_id)
-        url = self.client.hide(image.url)
-        return image if url == image.url else replace(image, url=url)
-
-    def _status(self, error: SeedreamError | None, images: tuple[SavedImage, ...]) -> Status:
-        """The job's status word."""
-        if error is None:
-            if self.job.strict and self._gaps(images):
-                return "partial"
-            return "submitted" if self.state.task_id and self.job.request.callback_url else "succeeded"
-        if self.context.is_resumable and not self.state.is_answered and self._is_held_back(error):
-            return "interrupted"
-        if any(image.error is None for image in images):
-            return "partial"
-        return "unknown" if error.kind == "unknown_outcome" else "failed"
-
-    def _timing(self) -> Timing:
-        total, provider_s = time.monotonic() - self.state.started_s, self.state.provider_s
-        return Timing(total, provider_s, max(0.0, total - provider_s) if self.state.ready else 0.0)
-
-
-def _ambiguous(message: str) -> ApiError:
-    return ApiError(message, kind="unknown_outcome", billed="unknown", delivered="maybe")
 
 
 def _is_ambiguous(image: ProviderImage) -> bool:

@@ -629,6 +629,7 @@ REACHED = (
     "config/settings",
     "engine/answer",
     "engine/billing",
+    "engine/ending",
     "engine/hints",
     "engine/job",
     "engine/recovery",
