@@ -36,7 +36,7 @@ from ..network.client import ProviderClient
 from ..network.failures import CERTIFICATE_HINT
 from ..network.policy import Clock
 from ..providers.base_url import full_url
-from ..providers.contract import Call, Dialect, ProviderSpec, Reply, wire_model
+from ..providers.contract import Call, Dialect, ProviderSpec, Reply, model_id_for
 from ..providers.error_text import message_in, text_fault
 from ..providers.faults import refusal
 from ..request.image_request import OptionValues
@@ -264,7 +264,7 @@ def check_models(spec: ProviderSpec, reply: Reply, typed: str, client: ProviderC
         words = f"{spec.name} gave no list of models (HTTP {reply.status})" + (f": {said}" if said else "")
         return Finding("models", "warn", client.mask(clean(words)))
     typed = typed.strip() or DEFAULT_MODEL
-    spelled = wire_model(spec, find_model(typed, spec.spelling), typed) or typed
+    spelled = model_id_for(spec, find_model(typed, spec.spelling), typed) or typed
     if spelled in listed:
         return Finding("models", "ok", f"{spelled} is among the {len(listed)} of this account")
     if spelled.startswith("ep-"):

@@ -19,7 +19,7 @@ from ..config.settings import Key, Settings, complete
 from ..errors import ConfigError, FileError, InputError, LinkError, Problem
 from ..ledger.records import Caps
 from ..providers.base_url import full_url
-from ..providers.contract import Dialect, ProviderSpec, rule_for, wire_model
+from ..providers.contract import Dialect, ProviderSpec, model_id_for, rule_for
 from ..request.image_request import ImageRef, ImageRequest, OptionValues, TargetModel
 from ..request.limits import COUNT_MOST
 from ..request.models import DEFAULT_MODEL, MODELS, ModelSpec, find_model
@@ -384,7 +384,7 @@ def _spell_model(options: OptionValues, spec: ProviderSpec) -> tuple[ModelSpec |
     """The model's row, the id to send, and what is wrong. An id that the table does not know passes untouched."""
     typed = options.values.get("model", "").strip() or DEFAULT_MODEL
     model = find_model(typed, spec.spelling)
-    spelled = wire_model(spec, model, typed)
+    spelled = model_id_for(spec, model, typed)
     if spelled is not None or model is None:
         return model, spelled or typed, []
     if options.switches.get("force"):
@@ -397,7 +397,7 @@ def _spell_model(options: OptionValues, spec: ProviderSpec) -> tuple[ModelSpec |
 
 def _able(spec: ProviderSpec, option: str) -> list[str]:
     """The models that this provider serves and that take an option, the newest first."""
-    served = [row for row in MODELS if row.status != "retired" and wire_model(spec, row, row.name)]
+    served = [row for row in MODELS if row.status != "retired" and model_id_for(spec, row, row.name)]
     return [row.name for row in served if rule_for(spec, row, option).state in {"taken", "unconfirmed"}]
 
 
@@ -410,7 +410,7 @@ def _unserved_there(options: OptionValues, spec: ProviderSpec, model: ModelSpec 
     message = f"{host} has not served {model.title} since {since}"
     if options.switches.get("force"):
         return [Problem("model", f"{message}; sent because of --force", "", "warning", options.origin("model"))]
-    rows = (row for row in MODELS if row.status != "retired" and wire_model(spec, row, row.name))
+    rows = (row for row in MODELS if row.status != "retired" and model_id_for(spec, row, row.name))
     others = ", ".join(row.name for row in rows if host not in row.not_served_at)
     hint = f"name another with -m ({others}), or another region's --base-url; --force sends it all the same"
     return [Problem("model", message, hint, origin=options.origin("model"))]

@@ -1,7 +1,7 @@
-"""AceData Cloud: Ark's fields in an envelope of its own, with tasks that outlive a lost connection.
+"""AceData Cloud: Ark's fields in an envelope of its own, and asynchronous tasks.
 
-`POST /seedream/images` answers with images, or at once with a task id for `async` and `callback_url`;
-`POST /seedream/tasks` reads a task. Its answers call the link `image_url`. Streams are one JSON object a line.
+`POST /seedream/images` returns images, or at once a task id for `async` and `callback_url`; `POST /seedream/tasks`
+returns a task. An image's URL is `image_url`. Streams are NDJSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ spec = contract.ProviderSpec(
     spelling="acedata",
     as_of="2026-11",
     source=_PAGE,
-    doubtful={"seed": _OLD_ONLY, "guidance_scale": _OLD_ONLY},
+    unconfirmed={"seed": _OLD_ONLY, "guidance_scale": _OLD_ONLY},
     defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "async": "off"},
     notes=(
         "a stream cannot be combined with a task or a callback",
@@ -43,7 +43,7 @@ spec = contract.ProviderSpec(
     ),
     codes={
         **faults.CONTENT,
-        # The same code names a bad parameter under 400 and a bad key under 401.
+        # A bad parameter with status 400, a bad key with 401.
         "token_mismatched": Verdict("refused", hint="a parameter is missing or wrong: a dry run shows what is sent"),
         "401:token_mismatched": AUTH,
         "api_not_implemented": REFUSED,
@@ -56,7 +56,7 @@ spec = contract.ProviderSpec(
         "no_api": WRONG_ADDRESS,
         "request_too_large": Verdict("refused", hint="give references as URLs, or smaller ones (10 MB each)"),
         "too_many_requests": RATE_LIMITED,
-        # No source says that what ended in this code is free.
+        # No source says that a request with this error is not billed.
         "api_error": UNKNOWN,
     },
     statuses={402: ACCOUNT, 403: MODERATION},
@@ -68,23 +68,23 @@ spec = contract.ProviderSpec(
 
 
 def submit(request: ImageRequest) -> contract.Call:
-    """The one billable call for this request. References are a list, but an image to split stands alone."""
+    """The billable call. References are a list, except for the one image of --layers."""
     body = payload.body_of(request, image_list=not request.layers)
     return payload.submission(spec, body, stream_type="application/x-ndjson")
 
 
 def poll(ticket: contract.Ticket) -> contract.Call:
-    """The free call that asks after a task; reading is a POST here too."""
+    """The free call that returns a task; a POST here."""
     return contract.Call("POST", "/seedream/tasks", {"id": ticket.task_id, "action": "retrieve"})
 
 
 def read_event(event: Mapping[str, Any]) -> ProviderImage | contract.Completed | None:
-    """One line of a stream; its types are the upstream's."""
+    """One line of a stream, with Ark's event types."""
     return reading.read_stream_event(spec, event)
 
 
 def read(reply: contract.Reply) -> contract.Ready | contract.Ticket:
-    """Images or a task, from the answer to a request, a bare task result, a task record, or a list of one record."""
+    """Images or a task, from a response to a request, a task's result, a task record, or a list of one record."""
     body = reply.body
     if isinstance(body, Mapping) and isinstance(body.get("items"), list) and len(body["items"]) == 1:
         body = body["items"][0]
@@ -96,7 +96,7 @@ def read(reply: contract.Reply) -> contract.Ready | contract.Ticket:
 
 
 def _is_record(body: Mapping[str, Any]) -> bool:
-    """Whether an object is the record of a task and not its result: the images of one lie under `response`."""
+    """Whether an object is a task record, whose result is under `response`, and not the result itself."""
     if "data" in body or not _name(body, "id"):
         return "data" not in body and "response" in body
     return any(name in body for name in ("response", "created_at", "finished_at")) or faults.task_state(body) != ""
@@ -105,11 +105,11 @@ def _is_record(body: Mapping[str, Any]) -> bool:
 def _read_result(
     reply: contract.Reply, result: Mapping[str, Any], *, over: bool = False
 ) -> contract.Ready | contract.Ticket:
-    """An answer in the envelope {"success", "task_id", "trace_id", "data" or "error"}; `over` is a task's end."""
+    """A response {"success", "task_id", "trace_id", "data" or "error"}; `over` where it is of a task that ended."""
     plain = replace(reply, body=result)
     ready = reading.read_images(spec, result, reply.headers)
     well = 200 <= reply.status < 300
-    if ready and (any(not image.error for image in ready.images) or (well and not (over and _in_doubt(ready)))):
+    if ready and (any(not image.error for image in ready.images) or (well and not (over and _is_ambiguous(ready)))):
         return ready
     task_id = _name(result, "task_id")
     if task_id and result.get("data") is None and faults.fault_in(result) is None and well and not over:
@@ -119,18 +119,18 @@ def _read_result(
     raise faults.refusal(spec, plain)
 
 
-def _in_doubt(ready: contract.Ready) -> bool:
-    """Whether nobody knows what became of a member."""
+def _is_ambiguous(ready: contract.Ready) -> bool:
+    """Whether a failed member may have been billed."""
     return any(image.error is not None and image.error.billed == "unknown" for image in ready.images)
 
 
 def _read_record(reply: contract.Reply, record: Mapping[str, Any]) -> contract.Ready | contract.Ticket:
-    """A task record, which has no word for its state: it is pending until it holds a response or an end."""
+    """A task record, which has no state field: it is pending until it has a response or an end time."""
     ids = {"task_id": _name(record, "id"), "trace_id": _name(record, "trace_id")}
     answer = record.get("response")
     answer = answer if isinstance(answer, Mapping) else {}
     error = answer.get("error") or record.get("error")
-    # `success: false` without an error is how a task looks that has not failed yet.
+    # A pending task has `success: false` without an error.
     undecided = not error and (not answer or answer.get("success") is False)
     is_open = not faults.is_time(record.get("finished_at")) and faults.task_state(record) in {"", "pending"}
     if undecided and is_open and ids["task_id"]:
@@ -139,6 +139,5 @@ def _read_record(reply: contract.Reply, record: Mapping[str, Any]) -> contract.R
 
 
 def _name(body: Mapping[str, Any], key: str) -> str:
-    """An id in the body, or nothing."""
     value = body.get(key)
     return value if isinstance(value, str) else ""

@@ -1,7 +1,7 @@
-"""Volcengine Ark, the upstream of every Seedream model, and the shape that its compatible gateways share.
+"""Volcengine Ark, the vendor's API, and the dialect that compatible gateways share.
 
-One synchronous `POST …/images/generations` with a JSON body; `stream` answers with server-sent events instead.
-Facts: the pages on image generation, its stream and the error codes, as of 2026-09.
+One synchronous `POST …/images/generations` with a JSON body; with `stream` the response is server-sent events.
+Sources: the pages on image generation, its stream and the error codes, as of 2026-09.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """The functions of a dialect in Ark's shape. `image_list` sends a single reference as an array too."""
+class ArkDialect:
+    """The functions of a dialect with Ark's JSON. `image_list` sends a single reference as an array too."""
 
     spec: contract.ProviderSpec
     image_list: bool = False
 
     def submit(self, request: ImageRequest) -> contract.Call:
-        """The one billable call for this request."""
+        """The billable call."""
         body = payload.body_of(request, image_list=self.image_list)
         return payload.submission(self.spec, body, stream_type="text/event-stream")
 
     def read(self, reply: contract.Reply) -> contract.Ready | contract.Ticket:
-        """The images of an answer. A failed member is an image with an error; no image at all is an `ApiError`.
+        """The images of a response; a failed member is an image with an error. Raises `ApiError` where there is none.
 
-        At a gateway that may make a task of a request, what tells of one is that, unless it has images in it.
+        A gateway with `task_path` may return a task instead of images.
         """
         ready = reading.read_images(self.spec, reply.body, reply.headers)
         if self.spec.task_path and not (ready and any(not image.error for image in ready.images)):
             found = tasks.read(self.spec, reply)
             if found is not None:
                 return found
-        # Images that were drawn were paid for, whatever status or error came beside them.
+        # Images are billed, whatever the status or another error in the response.
         if ready and (200 <= reply.status < 300 or any(not image.error for image in ready.images)):
             return ready
         raise faults.refusal(self.spec, reply)
 
     def read_event(self, event: Mapping[str, Any]) -> ProviderImage | contract.Completed | None:
-        """One server-sent event, from its `data` line."""
+        """One server-sent event, from its `data`."""
         return reading.read_stream_event(self.spec, event)
 
     def poll(self, ticket: contract.Ticket) -> contract.Call:
-        """The free call that asks after a gateway's task; raises `InputError` where there are none."""
+        """The free call that returns a gateway's task; raises `InputError` where the provider has no tasks."""
         return tasks.poll(self.spec, ticket)
 
 
@@ -61,7 +61,7 @@ _BAD_IMAGE = Verdict("refused", hint="the provider could not use a reference: ch
 _OPEN_MODEL = Verdict("refused", hint="open the model in the provider's console, then send again")
 
 CODES: Mapping[str, Verdict] = {
-    # 400: refused before anything is drawn.
+    # 400: refused and not billed.
     "BadRequest": REFUSED,
     "MissingParameter": REFUSED,
     "InvalidParameter": Verdict("refused", hint="`seedream models` shows what each model takes"),
@@ -91,7 +91,7 @@ CODES: Mapping[str, Verdict] = {
     "InvalidEndpointOrModel.ModelIDAccessDisabled": Verdict("refused", hint="give an endpoint id (ep-…) as the model"),
     "ModelNotOpen": _OPEN_MODEL,
     "UnsupportedModel": Verdict("refused", hint="this key's plan does not hold the model; use a pay-as-you-go key"),
-    # 429: too fast, or used up.
+    # 429: rate limits and quotas.
     "TooManyRequests": RATE_LIMITED,
     "ModelAccountIpmRateLimitExceeded": Verdict("rate_limited", retryable=True, hint="ask for fewer images a minute"),
     "ModelAccountRpmRateLimitExceeded": RATE_LIMITED,
@@ -104,19 +104,19 @@ CODES: Mapping[str, Verdict] = {
     "QuotaExceeded": QUOTA,
     "SetLimitExceeded": QUOTA,
     "InflightBatchsizeExceeded": QUOTA,
-    # 500: only images that were drawn are billed, says the API's page.
+    # 500: the API's page says that only finished images are billed.
     "InternalServiceError": Verdict("unavailable", retryable=True, hint="the provider failed; try later"),
 }
-"""The error codes of image requests. A code that is not here is judged by its status."""
+"""The error codes of image requests. For other codes the HTTP status decides."""
 
 RESOLD: Mapping[str, Verdict] = {
     **CODES,
-    # No gateway says that it does not bill what failed upstream.
+    # No gateway says that it does not bill requests that fail upstream.
     "InternalServiceError": UNKNOWN,
     "insufficient_quota": QUOTA,
     **dict.fromkeys(EMPTY_ACCOUNT, ACCOUNT),
 }
-"""The same codes passed on by a gateway that bills on its own account."""
+"""The same codes from a gateway that does its own billing."""
 
 _PAGE = "Volcengine image generation API, 2026-09"
 
@@ -131,7 +131,7 @@ GATEWAY_TASKS: Mapping[str, Rule] = {
     "async": Rule("refused", "a task cannot be asked for; one that the gateway makes by itself is asked after"),
     "callback_url": Rule("refused", "nobody is called back"),
 }
-"""Of the gateways that may answer with a task."""
+"""For gateways that may return a task."""
 
 spec = contract.ProviderSpec(
     name="ark",
@@ -145,7 +145,7 @@ spec = contract.ProviderSpec(
     as_of="2026-09",
     source=_PAGE,
     rules=NO_TASKS,
-    doubtful={"guidance_scale": NOT_NEWER},
+    unconfirmed={"guidance_scale": NOT_NEWER},
     reference_bytes=30_000_000,
     defaults={
         "watermark": "on",
@@ -162,6 +162,6 @@ spec = contract.ProviderSpec(
     hosts=(".volces.com",),
 )
 
-_shape = Shape(spec)
+_dialect = ArkDialect(spec)
 
-submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll
+submit, read, read_event, poll = _dialect.submit, _dialect.read, _dialect.read_event, _dialect.poll

@@ -9,10 +9,10 @@ from .contract import ProviderSpec
 
 
 def full_url(spec: ProviderSpec, base_url: str | None = None) -> str:
-    """The API's address with its version prefix and without a slash at the end, from what `--base-url` was given.
+    """The base URL with the API's version prefix and without a trailing slash.
 
-    Taken with or without the version, with the whole endpoint pasted, behind a proxy's path. A path that names some
-    version already is left as it is. Raises `InputError` for an address that cannot be meant.
+    Accepts URLs without the version, with the endpoint, and with a proxy's path. A path with any version is kept.
+    Raises `InputError` for an invalid URL.
     """
     from urllib.parse import urlsplit
 
@@ -26,7 +26,7 @@ def full_url(spec: ProviderSpec, base_url: str | None = None) -> str:
 
 
 def _address_problem(spec: ProviderSpec, typed: str) -> Problem | None:
-    """What is wrong with an address, and the address that may have been meant. Never repeats a password."""
+    """What is wrong with a URL, and a correction. Never quotes a password."""
     from urllib.parse import urlsplit
 
     if not typed:
@@ -64,7 +64,7 @@ _ENDPOINTS = tuple(
         *("audio/speech", "audio/transcriptions", "messages/count_tokens", "seedream/images", "seedream/tasks"),
     )
 )
-"""Endpoints of this and of other APIs: an address that ends in one was copied from an example."""
+"""Endpoints of this and other APIs, removed from a URL that was copied from an example."""
 
 _PLAIN_ENDPOINTS = frozenset(
     (
@@ -72,16 +72,16 @@ _PLAIN_ENDPOINTS = frozenset(
         *("files", "batches", "rerank"),
     )
 )
-"""Endpoints of one word, which are that only behind a version: some gateway may well be called /images."""
+"""Endpoints of one word, removed only after a version: a gateway's path may be /images."""
 
 _NO_MOUNTS = frozenset(("completions", "responses", "embeddings"))
-"""Those that are it even where nothing stands before them."""
+"""Those that are removed even without a version."""
 
 _VERSION = re.compile(r"v[0-9]+[a-z0-9]*", re.IGNORECASE)
 
 
 def _without_endpoint(path: list[str], spec: ProviderSpec) -> list[str]:
-    """A path without an endpoint at its end, whosever it is, and without what it names (`models/NAME`)."""
+    """A path without a trailing endpoint of any API, and without its resource (`models/NAME`)."""
     own = [tuple(part for part in whole.split("/") if part) for whole in (spec.path, spec.models_path)]
     lower = [part.lower() for part in path]
     tail = next((tail for tail in (*own, *_ENDPOINTS) if tail and tuple(lower[-len(tail) :]) == tail), ())
@@ -99,17 +99,17 @@ def _without_endpoint(path: list[str], spec: ProviderSpec) -> list[str]:
 
 
 def _versioned(path: list[str], spec: ProviderSpec) -> list[str]:
-    """A base path, without a pasted endpoint at its end and with the API's version unless it names one."""
+    """A path without endpoint and with the API's version, unless it has a version."""
     version, endpoint = ([part for part in whole.split("/") if part] for whole in (spec.version, spec.path))
     bare = _without_endpoint(path, spec)
     if len(bare) < len(path) and not version:
-        # Another API's address at the same provider: this one lies beside it, without a version.
+        # Another API of the same provider; this one has no version.
         while bare and (_VERSION.fullmatch(bare[-1]) or bare[-1] == "openai"):
             bare = bare[:-1]
     path = bare
     if any(_VERSION.fullmatch(part) for part in path):
         return path
-    # A path may already hold the first half of "/api/v3", or of the endpoint where the API has no version.
+    # A path may already end with the first part of "/api/v3", or of the endpoint where the API has no version.
     if not version:
         return path[: len(path) - _overlap(path, endpoint)]
     return path + version[_overlap(path, version) :]

@@ -1,4 +1,4 @@
-"""BytePlus ModelArk: Ark for the world outside China, with ids of its own and without the web search."""
+"""BytePlus ModelArk: Ark outside China, with its own model ids and without web search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ spec = contract.ProviderSpec(
         **ark.NO_TASKS,
         "web_search": Rule("refused", "absent from its page, and refused when it was tried", _PAGE),
     },
-    doubtful={
+    unconfirmed={
         "seed": Rule("unconfirmed", "BytePlus takes it; whether it has an effect is not shown", _NODES),
         "guidance_scale": ark.NOT_NEWER,
     },
@@ -47,6 +47,6 @@ spec = contract.ProviderSpec(
     hosts=(".bytepluses.com",),
 )
 
-_shape = ark.Shape(spec)
+_dialect = ark.ArkDialect(spec)
 
-submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll
+submit, read, read_event, poll = _dialect.submit, _dialect.read, _dialect.read_event, _dialect.poll

@@ -1,7 +1,7 @@
-"""CometAPI: Ark's shape and ids behind an OpenAI-style address, with error codes of its own.
+"""CometAPI: Ark's JSON and model ids at an OpenAI-style URL, with its own error codes.
 
-Its 500, 504 and 524 may follow an image that was drawn and billed, so they prove nothing. Two of its codes do:
-a malformed request can come as a 500, and a model that no channel serves comes as a 503.
+Its 500, 504 and 524 may follow a billed image, so they are ambiguous. Two error codes with 5xx are not: a malformed
+request (500) and a model that no channel serves (503).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ spec = contract.ProviderSpec(
         "background": _SILENT,
         "layers": _SILENT,
     },
-    doubtful={"seed": _LEGACY, "5.0:guidance_scale": _NOT_5, "guidance_scale": _NOT_4},
+    unconfirmed={"seed": _LEGACY, "5.0:guidance_scale": _NOT_5, "guidance_scale": _NOT_4},
     defaults={"watermark": "on", "size": "2048x2048", "response_format": "url", "format": "jpeg"},
     notes=("which models are served changes: see cometapi.com/models",),
     codes={
@@ -60,6 +60,6 @@ spec = contract.ProviderSpec(
     task_path="/tasks/",
 )
 
-_shape = ark.Shape(spec, image_list=True)
+_dialect = ark.ArkDialect(spec, image_list=True)
 
-submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll
+submit, read, read_event, poll = _dialect.submit, _dialect.read, _dialect.read_event, _dialect.poll

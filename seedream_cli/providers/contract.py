@@ -1,12 +1,11 @@
-"""The contract every provider's dialect keeps. A dialect is data and pure functions: no I/O, no clock, no environment.
+"""The protocol of a provider's dialect: data and pure functions, no I/O, no clock, no environment.
 
-A dialect module offers `spec`, `submit`, `read`, `read_event` and `poll`. `submit` turns a validated request into one
-`Call`; the wire sends it; `read` turns the `Reply` into a `Ready` (images with links) or a `Ticket` (a task to poll),
-or raises an `ApiError` whose kind, billing and retry are decided by the provider's own error code. Status alone
-decides nothing: a 200 may hold an error. What no source calls unbilled is held to be possibly billed.
+A dialect's module has `spec`, `submit`, `read`, `read_event` and `poll`. `submit` turns a validated request into a
+`Call`; the client sends it; `read` turns the `Reply` into a `Ready` (images with URLs) or a `Ticket` (a task to poll),
+or raises an `ApiError` whose kind, `billed` and `retryable` come from the provider's error code. The status alone is
+not enough: a 200 may hold an error. Unless a source says that an error is not billed, it is "unknown".
 
-Below the contract stand the tools that every dialect builds from: the body of a request, the address, the reading of
-images, and the judging of errors by the tables in `ProviderSpec`.
+Dialects are built from the functions of `payload`, `base_url`, `reading`, `tasks` and `faults`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an error code (or a status) of a provider means. `{keys}` in a hint becomes the provider's key variables."""
+    """What an error code or status means. `{keys}` in a hint is replaced by the provider's key variables."""
 
     kind: str
     billed: Billed = "no"
@@ -35,20 +34,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ProviderSpec:
-    """One provider as data. Times are in seconds, limits per minute; None where nobody has published a figure.
+    """A provider's data. Times are in seconds, limits per minute; None where none is published.
 
-    `base_url` ends with `version`, the path prefix of the API ("/v1"), which `--base-url` may hold or omit. `spelling`
-    names the family of model ids in `ModelSpec.ids`; a model without an id there is not served unless
-    `passes_unlisted`. Prices go by `name`. `parent` is the one dialect whose functions this one may use.
-    `rules` overrule the model's row where they are stricter; `doubtful` rules replace what the row calls unconfirmed,
-    for an option or for one version's ("5.0:seed"). `ignored_fields` are fields of a body that have no effect here.
-    `reference_bytes` is its own word on a reference; `prompt_characters` the most that it advises for a prompt.
-    `unconfirmed_sizes` are sizes that it lists though the model's own pages do not.
-    `defaults` says what the provider does when a field is not sent; `notes` is what else a user should know.
-    `codes` judges error codes: "CODE" or "STATUS:CODE", where "A" also serves "A.B"; `statuses` judges a well-formed
-    error whose code is unknown. `failures_free` holds where a source says that only images drawn are billed.
-    `asynchronous` holds where a task can be asked for; `task_path`, an id behind it, is where a GET asks after one.
-    `is_vendor` holds where the list price is its own; `hosts` are further addresses of its own, ".x.org" any below.
+    `base_url` ends with `version`, the API's path prefix ("/v1"), which `--base-url` may omit. `spelling` is the family
+    of model ids in `ModelSpec.ids`; a model without an id there is not served unless `passes_unlisted`. Prices are by
+    `name`. `parent` is the one dialect whose functions this one may use. `rules` override the model's row where they
+    are stricter; rules in `unconfirmed` replace the row's unconfirmed ones, for an option or one version's
+    ("5.0:seed"). `ignored_fields` of the body have no effect here. `reference_bytes` is the limit for a reference,
+    `prompt_characters` the advised length of a prompt. `unconfirmed_sizes` are sizes that the provider lists and the
+    model's own pages do not. `defaults` are for fields that are not sent; `notes` are for users. `codes` maps "CODE" or
+    "STATUS:CODE" to a verdict, where "A" also matches "A.B"; `statuses` is for errors of unknown code. `failures_free`:
+    a source says that only finished images are billed. `asynchronous`: the body may ask for a task; `task_path` and an
+    id is the path of a GET for one. `is_vendor`: the list price is its own; `hosts` are further hosts of its own,
+    ".x.org" matches subdomains.
     """
 
     name: str
@@ -64,7 +62,7 @@ class ProviderSpec:
     passes_unlisted: bool = False
     models_path: str = ""
     rules: Mapping[str, Rule] = field(default_factory=dict)
-    doubtful: Mapping[str, Rule] = field(default_factory=dict)
+    unconfirmed: Mapping[str, Rule] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     codes: Mapping[str, Verdict] = field(default_factory=dict)
@@ -87,15 +85,15 @@ class ProviderSpec:
 
     @property
     def has_tasks(self) -> bool:
-        """Whether a task can be asked after."""
+        """Whether tasks can be polled."""
         return self.asynchronous or bool(self.task_path)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request, not yet sent. `path` is relative to the base URL with its version prefix.
+    """An HTTP request, not yet sent. `path` is relative to the base URL with its version prefix.
 
-    Values of `json` are plain JSON, except that a reference image stands as its `ImageRef`; the wire encodes it.
+    `json` is plain JSON except for reference images, `ImageRef`s that are encoded while sending.
     """
 
     method: Literal["POST", "GET"]
@@ -108,12 +106,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP answer. `body` is parsed JSON, base64 images in it replaced by `Base64Slice`s; None where it is no
-    JSON.
+    """An HTTP response. `body` is parsed JSON with `Base64Slice`s for base64 images; None where it is no JSON.
 
-    Header names are lower case. `text` is the start of a body that is no JSON, for the error message. `more` are values
-    that came behind the first, such as further events; `ended` says that their terminator came. `task_id` is the task
-    that was asked after, where this is the answer to that.
+    Header names are lower case. `text` is the start of a body that is no JSON, for messages. `more` are further JSON
+    values or events after the first; `ended`: the stream's terminator was received. `task_id` is the polled task.
     """
 
     status: int
@@ -127,9 +123,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The provider's answer with images (or members that failed). Plain data, so a killed run can go on from it.
+    """A response with images or failed members. Plain data, from which a later run can download.
 
-    `cut` is said of a stream whose end never came: it may have been billed for more than these.
+    `cut`: a stream broke off, so more images than these may have been billed.
     """
 
     images: tuple[ProviderImage, ...]
@@ -140,7 +136,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A task that the provider works on; poll it after `poll_after_s` seconds."""
+    """A pending task; poll it after `poll_after_s` seconds."""
 
     task_id: str
     poll_after_s: float = 3.0
@@ -148,50 +144,50 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The end of a stream: nothing more follows. `usage` as in a plain reply."""
+    """The last event of a stream. `usage` as in a plain response."""
 
     usage: Mapping[str, Any] | None = None
 
 
 class Dialect(Protocol):
-    """What a provider's module looks like to the engine."""
+    """The interface of a provider's module."""
 
     @property
     def spec(self) -> ProviderSpec:
         """The provider's data."""
 
     def submit(self, request: ImageRequest) -> Call:
-        """The one billable call for this request. Sends what the request holds; what is dropped is decided before."""
+        """The billable call, with every field of the request."""
 
     def read(self, reply: Reply) -> Ready | Ticket:
-        """Images or a task; raises `ApiError` for everything else."""
+        """Images or a task; raises `ApiError` otherwise."""
 
     def read_event(self, event: Mapping[str, Any]) -> ProviderImage | Completed | None:
-        """One event of a stream; None for one that says nothing; raises `ApiError` where the whole request failed."""
+        """One event of a stream; None for unknown ones; raises `ApiError` where the whole request failed."""
 
     def poll(self, ticket: Ticket) -> Call:
-        """The free call that asks after a task; raises `InputError` where the provider has no tasks."""
+        """The free call that returns a task; raises `InputError` where the provider has no tasks."""
 
 
 def rule_for(spec: ProviderSpec, model: ModelSpec | None, option: str) -> Rule:
-    """How `option` fares with this model at this provider: the stricter of the two. Unknown models are unconfirmed."""
+    """The rule for an option: the stricter of the model's and the provider's; "unconfirmed" for unknown models."""
     own = spec.rules.get(option)
     if own is not None and own.state in {"refused", "ignored"}:
         return own
     if model is None:
-        return own or spec.doubtful.get(option, Rule("unconfirmed", "the model is not in the table"))
+        return own or spec.unconfirmed.get(option, Rule("unconfirmed", "the model is not in the table"))
     rule = model.rules.get(option, Rule("taken"))
     if rule.state == "unconfirmed":
         version = model.name.partition("-")[0]
-        return spec.doubtful.get(f"{version}:{option}") or spec.doubtful.get(option, rule)
+        return spec.unconfirmed.get(f"{version}:{option}") or spec.unconfirmed.get(option, rule)
     return own if own is not None and rule.state == "taken" else rule
 
 
-def wire_model(spec: ProviderSpec, model: ModelSpec | None, typed: str) -> str | None:
-    """The model's id as this provider spells it; None where it does not serve the model.
+def model_id_for(spec: ProviderSpec, model: ModelSpec | None, typed: str) -> str | None:
+    """The model id that this provider uses; None where it does not serve the model.
 
-    An id goes as it was typed where it is one of the provider's own, or any provider's where the list is open. A
-    gateway whose address is the user's calls models as it likes: there only our own names are spelled.
+    An id of the provider is sent as typed; with `passes_unlisted` any provider's id is. A gateway at the user's own URL
+    may use any ids, so there only our own names are translated.
     """
     if model is None or (spec.needs_base_url and not is_name(typed)):
         return typed
@@ -207,7 +203,7 @@ _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 
 
 _DEPTH, _MEMBERS, _CHARACTERS = 8, 200, 2000
-"""More than any usage holds: what goes beyond is cut, with a mark, so that it can always be stored and shown."""
+"""Limits on a stored `usage`, more than any API returns; what exceeds them is cut and marked with "…"."""
 
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:
@@ -236,4 +232,4 @@ EMPTY_ACCOUNT = frozenset(
         "account_disabled",
     }
 )
-"""An account, or a key with a budget of its own, that is empty: new-api, one-api, LiteLLM, OpenAI."""
+"""Codes for an empty account or key budget: new-api, one-api, LiteLLM, OpenAI."""

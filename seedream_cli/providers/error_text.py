@@ -1,7 +1,6 @@
-"""What an error of somebody else's server says, whatever its shape: FastAPI, problem+json, OAuth, XML, a web page.
+"""Message and code of an error response in any format: FastAPI, problem+json, OAuth, XML, HTML.
 
-Words and codes only: what an error means for the money is for the provider's table of codes to say. Foreign text is
-cut before anything searches it, and every search is one pass over what is left.
+`faults` decides what a code means. Foreign text is cut first, and searched in linear time.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MOST = 2000
-"""Characters of a foreign text that are looked at."""
+"""Characters of a foreign text that are read."""
 
 _CODE_MOST = 200
 
@@ -44,7 +43,7 @@ _WORDS = (
     "faultstring",
     "cause",
 )
-"""Where words for people stand, the likeliest first (`error` itself comes before all of them)."""
+"""Names of message fields, likeliest first (`error` itself comes before them)."""
 
 _CODES = ("code", "Code", "error_code", "errcode", "errorCode", "status_code")
 
@@ -52,12 +51,12 @@ _CODE_WORDS = ("type", "status")
 
 
 def one_line(text: str, most: int = MOST) -> str:
-    """The start of a foreign text, each run of white space in it one space, "…" where it was cut."""
+    """The start of a text with white space collapsed, "…" where it was cut."""
     return " ".join(text[:most].split()) + ("…" if len(text) > most else "")
 
 
 def message_in(body: Any, depth: int = _DEPTH) -> str:
-    """The words for people in an error's JSON, wherever they stand; "" where there are none."""
+    """The message in an error's JSON; "" where there is none."""
     if isinstance(body, str):
         return one_line(body)
     if not depth:
@@ -72,34 +71,34 @@ def message_in(body: Any, depth: int = _DEPTH) -> str:
 
 
 def _mapping_message(body: Mapping[str, Any], depth: int) -> str:
-    """An object's own words: its heading, what follows it, and where FastAPI and its like say the mistake is."""
+    """An object's message: its title, its text, and FastAPI's `loc`."""
     error = body.get("error")
-    head = message_in(error, depth - 1) if not isinstance(error, str) else ""
-    if head:
-        return head
-    head = one_line(error) if isinstance(error, str) else ""
-    head = head or next((one_line(body[name]) for name in _HEADS if isinstance(body.get(name), str)), "")
-    said = next((words for name in _WORDS if (words := _member_message(body.get(name), depth - 1))), "")
-    if "loc" in body and said:
+    heading = message_in(error, depth - 1) if not isinstance(error, str) else ""
+    if heading:
+        return heading
+    heading = one_line(error) if isinstance(error, str) else ""
+    heading = heading or next((one_line(body[name]) for name in _HEADS if isinstance(body.get(name), str)), "")
+    message = next((words for name in _WORDS if (words := _member_message(body.get(name), depth - 1))), "")
+    if "loc" in body and message:
         place = body["loc"]
         parts = place[:_MEMBERS] if isinstance(place, list) else [place]
-        head = ".".join(one_line(str(part), 100) for part in parts if isinstance(part, str | int))
-    if not said or said == head:
-        return head
-    return f"{head}: {said}"[:MOST] if head and head not in said else said
+        heading = ".".join(one_line(str(part), 100) for part in parts if isinstance(part, str | int))
+    if not message or message == heading:
+        return heading
+    return f"{heading}: {message}"[:MOST] if heading and heading not in message else message
 
 
 def _member_message(value: Any, depth: int) -> str:
-    """The words under one name; an object without any of the usual names is one that says a thing of each field."""
-    said = message_in(value, depth)
-    if said or not isinstance(value, Mapping) or depth <= 0:
-        return said
+    """The message in one field; an object without the usual names has a message for each of its fields."""
+    message = message_in(value, depth)
+    if message or not isinstance(value, Mapping) or depth <= 0:
+        return message
     fields = ((str(name), message_in(item, depth - 1)) for name, item in list(value.items())[:_MEMBERS])
     return "; ".join(f"{one_line(name, 100)}: {words}" for name, words in fields if words)[:MOST]
 
 
 def code_in(body: Any) -> str:
-    """The code of an error's object, a word or a number, from its usual names; a nested error's where it has none."""
+    """An error's code, or a nested error's; "" where there is none."""
     found = _codes(body, _DEPTH)
     return next(found, "")
 
@@ -119,36 +118,36 @@ def _codes(body: Any, depth: int) -> Iterator[str]:
 
 
 def plain_code(value: Any) -> str:
-    """A code as text, cut; "" for what is no code."""
+    """A str or int code as text, cut; "" for other values."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not value:
         return ""
     return one_line(value, _CODE_MOST) if isinstance(value, str) else str(value)[:_CODE_MOST]
 
 
 def text_fault(text: str) -> tuple[str, str]:
-    """The code and the words of an answer that is no JSON: an object store's XML, a web page's title, or a text."""
+    """(code, message) of a body that is no JSON: an object store's XML, an HTML page's title, or plain text."""
     start = text[:MOST].lstrip("\ufeff \t\r\n")
     if not start:
         return "", "the answer is empty"
     if not start.startswith("<"):
-        # Of broken JSON a little is enough: it may be long, and words for people are not where it begins.
+        # The start of broken JSON is seldom a message.
         most = 80 if start[0] in "{[" else 300
         return "", f"the answer is no JSON: {one_line(start.rstrip(), most)}"
     lower = start.lower()
-    code, said = _element(start, lower, "code"), _element(start, lower, "message")
-    if "<html" not in lower and "<!doctype html" not in lower and (code or said):
-        return plain_code(code), ": ".join(part for part in (code, said) if part)
+    code, message = _element(start, lower, "code"), _element(start, lower, "message")
+    if "<html" not in lower and "<!doctype html" not in lower and (code or message):
+        return plain_code(code), ": ".join(part for part in (code, message) if part)
     title = _element(start, lower, "title") or _element(start, lower, "h1")
     return "", "the answer is a web page" + (f": {title}" if title else "")
 
 
 def _element(text: str, lower: str, name: str) -> str:
-    """The text of the first element of that name, up to the next tag; "" where there is none."""
+    """The text of the first element of a name, up to the next tag; "" where there is none."""
     at = 0
     while (at := lower.find(f"<{name}", at)) >= 0:
         at += len(name) + 1
         if lower[at : at + 1] in {">", " ", "\t", "\n", "\r"} and (begins := lower.find(">", at)) >= 0:
             ends = lower.find("<", begins)
-            # One that does not end was cut.
+            # No end: the text was cut.
             return one_line(html.unescape(text[begins + 1 : ends] if ends >= 0 else f"{text[begins + 1 :]}…"), 300)
     return ""

@@ -1,4 +1,4 @@
-"""Errors: found in an answer, judged by their code, worded for the user."""
+"""Errors: found in a response, classified by code and status, with a message for the user."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .error_text import MOST, code_in, message_in, one_line, plain_code, text_fa
 
 @dataclass(frozen=True, slots=True)
 class ProviderFault:
-    """An error as a provider words it: its code verbatim, its message without the request id at the end."""
+    """A provider's error: its code verbatim, its message without the request id at the end."""
 
     code: str
     message: str
     request_id: str = ""
-    also: str = ""
-    """Its type, where it has a code too: some gateways put the status into the code and the reason here."""
+    error_type: str = ""
+    """The field `type` beside a code: some gateways put the status into the code and the reason here."""
 
 
 REFUSED = Verdict("refused", hint="a dry run shows what is sent, `seedream models` what each model takes")
@@ -61,7 +61,7 @@ CONTENT: Mapping[str, Verdict] = {
     "OutputTextRiskDetection": _RESULT,
     "SensitiveContentDetected": MODERATION,
 }
-"""The upstream's content codes, which come through every provider that draws there."""
+"""The vendor's moderation codes, which gateways pass on."""
 
 _STATUSES = {
     401: AUTH,
@@ -81,7 +81,7 @@ _CHALLENGES = ("just a moment", "checking your browser", "ddos-guard", "verify y
 
 _DECISIVE = {"account", "quota", "auth", "moderation"}
 
-_SAYS = {
+_MESSAGES = {
     "config": "is not reached by programs",
     "refused": "refused the request",
     "moderation": "refused the content",
@@ -96,21 +96,21 @@ _SAYS = {
 _LONGEST = 600
 
 _MOST_IMAGES = 1000
-"""More than any answer holds; a number or a count beyond it is a slip."""
+"""More than any response has; larger indexes are ignored."""
 
 
 def fault_in(body: Any) -> ProviderFault | None:
-    """The error that a body carries, in any of the known envelopes; None where it carries none.
+    """The error in a body of a known format; None where there is none.
 
-    {"error": {"code", "message", "type"}}, {"error": "text"}, {"success": false, "error": …, "trace_id"}. Of an error
-    that only passes another one on ({"error": {"error": …}}) the inner one counts.
+    {"error": {"code", "message", "type"}}, {"error": "text"}, {"success": false, "error": …, "trace_id"}; of
+    {"error": {"error": …}} the inner error.
     """
     if not isinstance(body, Mapping):
         return None
     error = body.get("error")
     trace = _text(body.get("trace_id"))
     if isinstance(error, Mapping) and error:
-        return replace(_fault(code_in(error), message_in(error), trace), also=plain_code(error.get("type")))
+        return replace(_fault(code_in(error), message_in(error), trace), error_type=plain_code(error.get("type")))
     if isinstance(error, str) and error:
         return _fault("", message_in(body), trace)
     if body.get("success") is False:
@@ -119,32 +119,33 @@ def fault_in(body: Any) -> ProviderFault | None:
 
 
 def api_error(spec: ProviderSpec, fault: ProviderFault, *, status: int | None = None) -> ApiError:
-    """The error for a well-formed fault, judged by its code, then by the status it came with (None: in a stream)."""
-    verdict = _judge_code(spec, fault.code, status)
-    other = _judge_code(spec, fault.also, status) if verdict is None else None
+    """The `ApiError` of a fault, by its code, else by the HTTP status (None: in a stream)."""
+    verdict = _verdict_on(spec, fault.code, status)
+    other = _verdict_on(spec, fault.error_type, status) if verdict is None else None
     if other is not None and other.kind in _DECISIVE:
-        return _worded(spec, other, replace(fault, code=fault.also), status=status)
-    return _worded(spec, verdict or _by_status(spec, status), fault, status=status)
+        return _make_error(spec, other, replace(fault, code=fault.error_type), status=status)
+    return _make_error(spec, verdict or _by_status(spec, status), fault, status=status)
 
 
 def refusal(spec: ProviderSpec, reply: Reply) -> ApiError:
-    """The error for a reply without images. A 5xx (or a 2xx) that is not the provider's own error proves nothing."""
+    """The `ApiError` of a response without images. A 5xx or 2xx that is no error of the provider is ambiguous."""
     fault = fault_in(reply.body)
     name = reply.headers.get("x-request-id", "")
     if fault:
         fault = replace(fault, request_id=fault.request_id or name)
         return api_error(spec, fault, status=reply.status)
-    said = _bare_fault(reply, name)
+    fault = _fault_without_envelope(reply, name)
     if _is_challenge(reply):
-        return _worded(spec, CHALLENGED, said, status=reply.status)
-    # Its code is believed where its status says already that nothing was drawn.
-    known = _by_code(spec.codes, said.code, reply.status) if 400 <= reply.status < 500 and reply.status != 408 else None
+        return _make_error(spec, CHALLENGED, fault, status=reply.status)
+    # Such a code counts only with a status that rules out an image.
+    is_refused = 400 <= reply.status < 500 and reply.status != 408
+    known = _by_code(spec.codes, fault.code, reply.status) if is_refused else None
     if known:
-        return _worded(spec, known, said, status=reply.status)
+        return _make_error(spec, known, fault, status=reply.status)
     if reply.status in {404, 405} or 300 <= reply.status < 400:
-        return _worded(spec, WRONG_ADDRESS, said, status=reply.status)
+        return _make_error(spec, WRONG_ADDRESS, fault, status=reply.status)
     verdict = _STATUSES.get(reply.status, REFUSED if 400 <= reply.status < 500 else UNKNOWN)
-    return _worded(spec, verdict, said, status=reply.status, delivered=verdict is not UNKNOWN)
+    return _make_error(spec, verdict, fault, status=reply.status, delivered=verdict is not UNKNOWN)
 
 
 _TASK_STATES: Mapping[str, str] = {
@@ -161,26 +162,26 @@ _TASK_STATES: Mapping[str, str] = {
         "failed",
     ),
 }
-"""What the words of tasks come to, in lower case."""
+"""State names of gateways, in lower case."""
 
 
 _NO_TIMES = ("0000-", "0001-01-01", "1970-01-01T00:00:00", "-")
 
 
 def task_state(record: Mapping[str, Any]) -> str:
-    """Whether a task is "pending", "done" or "failed" by its own word; "" where it has none that is known."""
+    """ "pending", "done" or "failed" by a task's state field; "" where it has none or an unknown one."""
     names = ("status", "state", "task_status", "taskStatus")
     word = next((text for name in names if (text := _text(record.get(name)))), "")
     return _TASK_STATES.get(word.strip().lower().replace("-", "_").replace(" ", "_"), "")
 
 
 def is_time(value: Any) -> bool:
-    """Whether a record's member is a time. Programs write "not yet" as nothing, as 0 and as the year 1."""
+    """Whether a field holds a time. For "not yet" programs write null, 0 or the year 1."""
     return bool(value) and not str(value).strip().startswith(_NO_TIMES) and str(value).strip(" 0.") != ""
 
 
 def task_ended(error: ApiError, task_id: str) -> TaskEndedError:
-    """The error of a task that is over and has no image, from what its record says."""
+    """The error for a task that ended without an image, from its record's error."""
     return TaskEndedError(
         error.message if error.billed == "no" else f"task {task_id} has ended without an image: {error.message}",
         kind=error.kind if error.billed == "no" else "unknown_outcome",
@@ -195,26 +196,25 @@ def task_ended(error: ApiError, task_id: str) -> TaskEndedError:
 
 
 def _is_challenge(reply: Reply) -> bool:
-    """Whether a firewall wants to see a browser. It stands before the API, so nothing was drawn."""
+    """Whether a firewall's browser check answered. It is in front of the API, so nothing was billed."""
     if reply.headers.get("cf-mitigated") or reply.headers.get("x-amzn-waf-action"):
         return True
-    said = text_fault(reply.text)[1].lower() if reply.body is None and reply.status in {403, 429, 451, 503} else ""
-    if reply.status in {403, 451} and said.startswith("the answer is a web page"):
-        # No API refuses with a page for people: whoever forbids it stands before it, whatever its title says.
+    text = text_fault(reply.text)[1].lower() if reply.body is None and reply.status in {403, 429, 451, 503} else ""
+    if reply.status in {403, 451} and text.startswith("the answer is a web page"):
+        # No API forbids with an HTML page.
         return True
-    return any(f"web page: {words}" in said for words in _CHALLENGES)
+    return any(f"web page: {words}" in text for words in _CHALLENGES)
 
 
 def _fault(code: str, message: str, request_id: str) -> ProviderFault:
-    """A fault with the request id taken off the end of its message."""
-    said, found = _split_request_id(message[:MOST])
-    return ProviderFault(code, said, request_id or found)
+    text, found = _split_request_id(message[:MOST])
+    return ProviderFault(code, text, request_id or found)
 
 
 def _split_request_id(message: str) -> tuple[str, str]:
-    """A message without the "(request id: 0123)" at its end, and that id; "" where there is none.
+    """(message without a trailing "(request id: 0123)", id or "").
 
-    By plain searches: a pattern for it takes minutes over a long run of spaces.
+    Without a regular expression, which takes minutes for a long run of spaces.
     """
     end = message.rstrip(" \t\r\n.").removesuffix(")").rstrip()
     at = end.lower().rfind("request")
@@ -226,7 +226,7 @@ def _split_request_id(message: str) -> tuple[str, str]:
 
 
 def _by_code(codes: Mapping[str, Verdict], code: str, status: int | None) -> Verdict | None:
-    """The verdict on a code with this status, on the code, or on the part before a dot: "A.B.C", "A.B", "A"."""
+    """The verdict for "STATUS:CODE" or "CODE", else for the code's prefixes: "A.B.C", "A.B", "A"."""
     while code:
         verdict = codes.get(f"{status}:{code}") or codes.get(code)
         if verdict:
@@ -235,33 +235,33 @@ def _by_code(codes: Mapping[str, Verdict], code: str, status: int | None) -> Ver
     return None
 
 
-def _judge_code(spec: ProviderSpec, code: str, status: int | None) -> Verdict | None:
-    """The verdict on a code by the provider's own list, else by what every gateway means by it: anybody's may be behind
-    an address that the user gave.
+def _verdict_on(spec: ProviderSpec, code: str, status: int | None) -> Verdict | None:
+    """The verdict for a code by the provider's table, else by codes that all gateways share, since --base-url may be
+    any gateway.
     """
     return _by_code(spec.codes, code, status) or (ACCOUNT if code in EMPTY_ACCOUNT else None)
 
 
 def _by_status(spec: ProviderSpec, status: int | None) -> Verdict:
-    """The verdict on a well-formed error whose code says nothing."""
+    """The verdict for an error of unknown code."""
     if status is not None and 300 <= status < 500:
         return spec.statuses.get(status) or _STATUSES.get(status, REFUSED)
     answered = status is None or 200 <= status < 300
     return REFUSED if answered and spec.failures_free else UNKNOWN
 
 
-def _worded(
+def _make_error(
     spec: ProviderSpec, verdict: Verdict, fault: ProviderFault, *, status: int | None, delivered: bool = True
 ) -> ApiError:
-    """The error with a message for the user: who, what, and what the provider said."""
+    """The `ApiError` with a message: provider, verdict, status, and the provider's message."""
     at = f" (HTTP {status})" if status is not None and not 200 <= status < 300 else ""
     code = clean(fault.code, _LONGEST)
-    # Hidden characters become escapes here, so that no file or log gets them either.
-    said = one_line(fault.message)
-    said = clean(said if said.endswith("..") else said.removesuffix("."), _LONGEST) or code
+    # Control characters are escaped here, so that no file or log gets them either.
+    text = one_line(fault.message)
+    text = clean(text if text.endswith("..") else text.removesuffix("."), _LONGEST) or code
     keys = " or ".join(f"${name}" for name in spec.key_variables)
     return ApiError(
-        f"{spec.title} {_SAYS[verdict.kind]}{at}" + (f": {said}" if said else ""),
+        f"{spec.title} {_MESSAGES[verdict.kind]}{at}" + (f": {text}" if text else ""),
         kind=verdict.kind,
         hint=verdict.hint.replace("{keys}", f" in {keys}" if keys else ""),
         billed=verdict.billed,
@@ -274,8 +274,8 @@ def _worded(
     )
 
 
-def _bare_fault(reply: Reply, name: str) -> ProviderFault:
-    """What a reply that is in none of the known envelopes can tell a user."""
+def _fault_without_envelope(reply: Reply, name: str) -> ProviderFault:
+    """The fault of a response in no known format."""
     if reply.body is None:
         code, message = text_fault(reply.text)
         return ProviderFault(code, message, name)
@@ -287,15 +287,15 @@ def _bare_fault(reply: Reply, name: str) -> ProviderFault:
 
 
 def _member_error(spec: ProviderSpec, fault: ProviderFault) -> ApiError:
-    """The error of one image among others. Never retryable: sending the request again draws all of them again."""
+    """The error of one image among others. Not retryable: that would pay for all images again."""
     error = api_error(spec, fault)
     if error.kind == "unknown_outcome":
-        # The answer came, so it is known that this image failed; only the billing is not.
-        error = _worded(spec, Verdict("unavailable", billed="unknown"), fault, status=None)
+        # The response says that this image failed; only the billing is unknown.
+        error = _make_error(spec, Verdict("unavailable", billed="unknown"), fault, status=None)
     error.retryable = False
     return error
 
 
 def _no_image(spec: ProviderSpec) -> ApiError:
-    """The error for a member that is neither an image nor an error."""
-    return _worded(spec, UNKNOWN, ProviderFault("", "a member of the answer holds no image"), status=None)
+    """The error for a list member that is neither an image nor an error."""
+    return _make_error(spec, UNKNOWN, ProviderFault("", "a member of the answer holds no image"), status=None)

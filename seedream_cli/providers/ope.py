@@ -1,6 +1,6 @@
-"""OPE.AI: Ark's shape under short model names. Its page says nothing of answers and errors, so both envelopes count.
+"""OPE.AI: Ark's JSON with short model names. Responses and errors are undocumented, so all known formats are read.
 
-It turns `n` into a group whose size is a ceiling, not a promise; `n` is therefore never sent.
+It treats `n` as a group of at most that size; `n` is therefore never sent.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ spec = contract.ProviderSpec(
     task_path="/tasks/",
 )
 
-_shape = ark.Shape(spec)
+_dialect = ark.ArkDialect(spec)
 
-submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll
+submit, read, read_event, poll = _dialect.submit, _dialect.read, _dialect.read_event, _dialect.poll

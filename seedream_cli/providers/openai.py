@@ -1,4 +1,4 @@
-"""Any other gateway that takes Ark's JSON at an OpenAI-style `/images/generations`; its address is the user's."""
+"""Any other gateway with Ark's JSON at an OpenAI-style `/images/generations`; --base-url is required."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ spec = contract.ProviderSpec(
     notes=("ids of any provider are sent as they are typed; names such as 4.5 are spelled for Ark",),
     codes={
         **ark.RESOLD,
-        # The codes of OpenAI's own envelope, which such gateways answer with.
+        # OpenAI's own codes.
         "invalid_request_error": REFUSED,
         "invalid_api_key": AUTH,
         "authentication_error": AUTH,
@@ -32,12 +32,12 @@ spec = contract.ProviderSpec(
         "moderation_blocked": MODERATION,
         "rate_limit_exceeded": RATE_LIMITED,
     },
-    # A gateway that passes the answer on passes on a link with the upstream's life.
+    # A gateway that passes the response on returns the vendor's URLs.
     link_lifetime_s=86_400,
     task_path="/tasks/",
     needs_base_url=True,
 )
 
-_shape = ark.Shape(spec)
+_dialect = ark.ArkDialect(spec)
 
-submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll
+submit, read, read_event, poll = _dialect.submit, _dialect.read, _dialect.read_event, _dialect.poll

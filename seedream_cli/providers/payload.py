@@ -1,4 +1,4 @@
-"""The JSON body of a request in the upstream's names."""
+"""The JSON body of a request, with Ark's field names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def body_of(request: ImageRequest, *, image_list: bool) -> dict[str, Any]:
-    """The JSON body in the upstream's names: four fields always, the rest only if asked for, `extra` last.
+    """The JSON body: model, size, response_format and watermark always, the rest only if set, `extra` last.
 
-    A linked reference is its URL, a local one stays an `ImageRef`. One reference is sent bare unless `image_list`.
-    `n` is never sent: upstream ignores it, and gateways turn it into a group that may come back smaller.
+    A reference is its URL, or an `ImageRef` for a local one; a single one is no list unless `image_list`. `n` is never
+    sent: Ark ignores it, and gateways treat it as a group of at most that size.
     """
     images = [ref.location if ref.kind == "url" else ref for ref in request.images]
     body: dict[str, Any] = {"model": request.model_id}
@@ -46,14 +46,14 @@ def body_of(request: ImageRequest, *, image_list: bool) -> dict[str, Any]:
     merged = dict(request.extra)
     rewriting = merged.get("optimize_prompt_options")
     if isinstance(rewriting, Mapping) and "optimize_prompt_options" in body:
-        # One object with two options of ours in it: what else it holds is not to undo the mode.
+        # Merged, so that --extra does not drop the mode of --optimize-prompt.
         merged["optimize_prompt_options"] = {**body["optimize_prompt_options"], **rewriting}
     body.update(merged)
     return body
 
 
 def submission(spec: ProviderSpec, body: Mapping[str, Any], *, stream_type: str) -> Call:
-    """The billable call for a body; `stream_type` is the media type to ask for where the body asks for a stream."""
+    """The billable call for a body; `stream_type` is the Accept header where the body asks for a stream."""
     stream = body.get("stream") is True
     accept = stream_type if stream else "application/json"
     return Call("POST", spec.path, body, accept, stream=stream, billable=True)

@@ -1,4 +1,4 @@
-"""Images and failed members out of answers and events."""
+"""Parses images and failed members of responses and stream events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .faults import _MOST_IMAGES, _fault, _member_error, _no_image, api_error, f
 
 
 def read_images(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Ready | None:
-    """The images and failed members of an answer, under `data` or where else they plainly lie; None where none are."""
+    """The images and failed members of a response, under `data` or a similar name; None where there are none."""
     items = _image_list(body)
     if not items:
         return None
@@ -26,17 +26,17 @@ def read_images(spec: ProviderSpec, body: Any, headers: Mapping[str, str]) -> Re
 
 
 _IMAGE_KEYS = ("url", "image_url", "imageUrl", "b64_json", "b64", "base64", "image_base64", "image", "link", "src")
-"""Names under which a member of an answer has its image, the likeliest first."""
+"""Names of a member's image, likeliest first."""
 
 _LIST_KEYS = ("images", "image_urls", "imageUrls", "urls", "output", "outputs", "result", "results", "response")
-"""Names under which gateways put the list of images that belongs under `data`."""
+"""Names that gateways use for the list of images instead of `data`."""
 
 _LIST_DEPTH = 4
 
 
 def _image_list(body: Any) -> list[Any]:
-    """The members of an answer. The list under `data` counts as it is, failed members too; one at another place only
-    where it holds images, and where the answer is neither an error nor the record of a task.
+    """The members of a response. A list under `data` is taken with its failed members; a list elsewhere only where it
+    holds images, and the response is neither an error nor a task record.
     """
     data = body.get("data") if isinstance(body, Mapping) else None
     if isinstance(data, list) and data:
@@ -49,7 +49,7 @@ def _image_list(body: Any) -> list[Any]:
 
 
 def _images_at(value: Any, depth: int) -> list[Any]:
-    """The images under a name of an answer: a list of them, one, or an object that has them under a name of its own."""
+    """The images in a value: a list, a single one, or an object that has them under one of its names."""
     if not depth or value is None:
         return []
     if isinstance(value, list):
@@ -63,12 +63,12 @@ def _images_at(value: Any, depth: int) -> list[Any]:
     for name in ("data", *_LIST_KEYS):
         if found := _images_at(value.get(name), depth - 1):
             return found
-    # What repeats the prompt repeats the request, and its image is the one that was sent.
+    # An object with the prompt repeats the request, so its image is the reference.
     return _members(value) if "prompt" not in value and _image_in(value) else []
 
 
 def _members(item: Any) -> list[Any]:
-    """A member of an answer, or the several that it stands for where its image is a list of them."""
+    """A member, or several where its image field is a list."""
     if isinstance(item, Mapping):
         for key in _IMAGE_KEYS:
             if isinstance(several := item.get(key), list) and several:
@@ -77,11 +77,11 @@ def _members(item: Any) -> list[Any]:
 
 
 def _image_in(item: Any) -> Any:
-    """The image of a member: its link, data URI or base64; None where it has none."""
+    """The image of a member: URL, data URI, base64 or `Base64Slice`; None where it has none."""
     if isinstance(item, Base64Slice):
         return item
     if isinstance(item, str):
-        # Among strings only what can be nothing else is an image.
+        # A bare string is an image only where it can be nothing else.
         known = item.startswith(_BASE64_STARTS) or re.match(r"https?://.|data:image/|/[^/]", item, re.IGNORECASE)
         return item if known else None
     if not isinstance(item, Mapping):
@@ -94,29 +94,29 @@ def _image_in(item: Any) -> Any:
 
 
 def read_image(spec: ProviderSpec, item: Any, index: int) -> ProviderImage:
-    """One member of an answer, or one event of a stream: a link, base64, or an error of its own."""
+    """One member of a response or one stream event: URL, base64, or an error."""
     value = _image_in(item)
-    facts = item if isinstance(item, Mapping) else {}
-    size = _text(facts.get("size")).replace("×", "x").replace("*", "x")
-    made = _text(facts.get("output_format"))
-    layer = _read_layer(facts)
+    fields = item if isinstance(item, Mapping) else {}
+    size = _text(fields.get("size")).replace("×", "x").replace("*", "x")
+    image_format = _text(fields.get("output_format"))
+    layer = _read_layer(fields)
     if isinstance(value, Base64Slice):
-        return ProviderImage(index, blob=value, size=size, format=made, layer=layer)
+        return ProviderImage(index, blob=value, size=size, format=image_format, layer=layer)
     if isinstance(value, str):
-        # Some relays put a data URI where the link belongs, or into the base64 field.
+        # Some gateways put a data URI into the URL or base64 field.
         inline = re.match(r"data:(?:image/([a-z0-9.+-]{1,40}))?[^,]{0,300},", value, re.IGNORECASE)
         if inline:
-            made = made or (inline[1] or "").lower()
-            return ProviderImage(index, base64=value[inline.end() :], size=size, format=made, layer=layer)
-        if _is_base64(facts, value):
-            return ProviderImage(index, base64=value, size=size, format=made, layer=layer)
-        return ProviderImage(index, link=value, size=size, format=made, layer=layer)
-    fault = fault_in(facts) if facts else None
+            image_format = image_format or (inline[1] or "").lower()
+            return ProviderImage(index, base64=value[inline.end() :], size=size, format=image_format, layer=layer)
+        if _is_base64(fields, value):
+            return ProviderImage(index, base64=value, size=size, format=image_format, layer=layer)
+        return ProviderImage(index, link=value, size=size, format=image_format, layer=layer)
+    fault = fault_in(fields) if fields else None
     return ProviderImage(index, size=size, error=_member_error(spec, fault) if fault else _no_image(spec))
 
 
 def _is_base64(item: Mapping[str, Any], value: str) -> bool:
-    """Whether an image is base64: by the name that it has, or by its first letters where that may hold both."""
+    """Whether an image is base64, by its field's name, or by its first characters where the field may hold both."""
     key = next((key for key in _IMAGE_KEYS if value in (item.get(key), _image_in(item.get(key)))), "")
     if key in {"", "image"}:
         return value.startswith(_BASE64_STARTS)
@@ -124,11 +124,11 @@ def _is_base64(item: Mapping[str, Any], value: str) -> bool:
 
 
 def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> ProviderImage | Completed | None:
-    """One event in the upstream's vocabulary. Previews and unknown events say nothing; a failed member is an image."""
+    """One event with Ark's types; None for previews and unknown events. A failed member is an image with an error."""
     kind = _text(event.get("type"))
     if kind in {"image_generation.partial_succeeded", "image_generation.partial_failed"}:
         index = event.get("image_index")
-        # Without a number that one can have, an image gets the next free one, from whoever collects them.
+        # -1: the caller assigns the next free index.
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MOST_IMAGES:
             index = -1
         return read_image(spec, event, index)
@@ -143,7 +143,7 @@ def read_stream_event(spec: ProviderSpec, event: Mapping[str, Any]) -> ProviderI
 
 
 def _read_layer(item: Mapping[str, Any]) -> Layer | None:
-    """What is said of a layer; None for an image that is none."""
+    """The fields of a layer; None for an image that is none."""
     z_index = item.get("z_index")
     if not isinstance(z_index, int):
         return None
@@ -158,14 +158,14 @@ def _read_layer(item: Mapping[str, Any]) -> Layer | None:
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    """Whole numbers of a list; nothing for a list that holds anything else."""
+    """A list of numbers, rounded; () for any other value."""
     if not isinstance(value, list) or not all(isinstance(one, int | float) for one in value):
         return ()
     return tuple(round(one) for one in value)
 
 
 def _bounded(value: Any) -> Mapping[str, Any] | None:
-    """An object of the provider's, cut to what can be kept and printed."""
+    """An object cut to the limits for storing and printing."""
     return _cut(value, _DEPTH) if isinstance(value, Mapping) else None
 
 

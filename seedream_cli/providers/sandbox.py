@@ -1,4 +1,4 @@
-"""The offline provider: Ark's shape and ids, answered by this program itself. Nothing leaves the machine."""
+"""The offline provider: Ark's JSON and model ids, served by this program itself."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ spec = contract.ProviderSpec(
     offline=True,
 )
 
-_shape = ark.Shape(spec)
+_dialect = ark.ArkDialect(spec)
 
-submit, read, read_event, poll = _shape.submit, _shape.read, _shape.read_event, _shape.poll
+submit, read, read_event, poll = _dialect.submit, _dialect.read, _dialect.read_event, _dialect.poll

@@ -1,7 +1,7 @@
-"""Tasks of the gateways that take Ark's JSON: an answer names a task instead of images, and a GET asks after it.
+"""Tasks of gateways with Ark's JSON: a response has a task id instead of images, and a GET returns the task.
 
-Nobody has written down one shape for them. A record may stand alone, under `data`, or as the one member of that; its
-state is a word, its images lie under `result`, `output` or `data`, as links or as objects with links.
+Formats differ. A task record may be the body, under `data`, or the only member of that; its state is a word, its
+images are under `result`, `output` or `data`, as URLs or objects with URLs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .error_text import one_line
 _LONGEST_ID = 200
 
 _IDS = ("task_id", "taskId")
-"""Names of a member that is an id of a task wherever it stands; `id` is one beside the state of a task."""
+"""Names of a task id anywhere; `id` is one only beside a task's state."""
 
-_PLACES = ("data", "task", "output", "result", "response")
-"""Where a record may lie inside an answer."""
+_ENVELOPES = ("data", "task", "output", "result", "response")
+"""Names under which a response may have the task record."""
 
 _BARE = frozenset(
     (
@@ -30,7 +30,7 @@ _BARE = frozenset(
         *("code", "message", "msg", "success", "urls", "status_url", "poll_url", "polling_url", "task_info", "usage"),
     )
 )
-"""The members of an answer that says no more than a task's id. With others `id` alone may be that of anything."""
+"""The fields of a response with only a task's id. Beside other fields `id` may be anything's."""
 
 _ENDS = ("finished_at", "completed_at", "ended_at", "finish_time", "end_time")
 
@@ -47,7 +47,7 @@ _MOST_IMAGES = 1000
 
 
 def poll(spec: contract.ProviderSpec, ticket: contract.Ticket) -> contract.Call:
-    """The free GET that asks after a task. Raises `InputError` for what cannot stand in a path as one part of it."""
+    """The free GET for a task. Raises `InputError` for an id that cannot be one segment of a path."""
     if not spec.task_path:
         message = f"{spec.title} answers at once and has no tasks to ask after"
         raise InputError([Problem("task", f"{message}, so not after {ticket.task_id}", "check --provider")])
@@ -58,14 +58,14 @@ def poll(spec: contract.ProviderSpec, ticket: contract.Ticket) -> contract.Call:
 
 
 def read(spec: contract.ProviderSpec, reply: contract.Reply) -> contract.Ready | contract.Ticket | None:
-    """The task that a reply without images tells of: to be asked after (again), or its images; None where there is no
-    task. Raises `TaskEndedError` for one that is over without an image, and `ApiError` where there are several.
+    """The pending task or the task's images in a response; None where it has no task. Raises `TaskEndedError` for a
+    task that ended without an image, and `ApiError` for several tasks.
     """
     record = _record(reply.body)
     if record is None or not (200 <= reply.status < 300 or _is_named(record, reply.task_id)):
         return None
-    if not reply.task_id and len(several := _several(reply.body)) > 1:
-        raise _many(spec, reply, several)
+    if not reply.task_id and len(several := _listed_ids(reply.body)) > 1:
+        raise _several_tasks_error(spec, reply, several)
     if record is reply.body and _is_only_refused(record):
         return None
     task_id = reply.task_id or _id_of(record, is_202=reply.status == 202) or _task_ids(reply.body)
@@ -73,10 +73,10 @@ def read(spec: contract.ProviderSpec, reply: contract.Reply) -> contract.Ready |
     images = _images(spec, record) if state != "pending" and (state or task_id) else ()
     if any(not one.error for one in images):
         return contract.Ready(images, usage=_usage(record))
-    fault = _fault(record)
-    if task_id and _is_over(reply, record, state) and not _is_of_the_asking(reply, record):
+    fault = _error_of(record)
+    if task_id and _is_over(reply, record, state) and not _is_error_of_poll(reply, record):
         error = faults.refusal(spec, replace(reply, body=_plain(record)))
-        # A request was taken, and no page says of all gateways that what fails then costs nothing.
+        # The request was accepted, and no source says that a failed task is not billed.
         error.billed = "unknown"
         raise faults.task_ended(error, task_id)
     is_known = not reply.task_id or state == "pending" or _is_named(record, reply.task_id)
@@ -86,35 +86,35 @@ def read(spec: contract.ProviderSpec, reply: contract.Reply) -> contract.Ready |
 
 
 def _record(body: Any) -> Mapping[str, Any] | None:
-    """The object in a reply that tells of a task: the inner one, where an envelope has words of its own."""
+    """The task record in a body: the inner object where there is an envelope."""
     if not isinstance(body, Mapping):
         return None
-    whole = bool(_task_ids(body) and faults.task_state(body)) or _has_ended(body)
-    for name in _PLACES:
+    is_complete = bool(_task_ids(body) and faults.task_state(body)) or _has_ended(body)
+    for name in _ENVELOPES:
         inner = body.get(name)
         inner = inner[0] if isinstance(inner, list) and inner else inner
-        if whole or not isinstance(inner, Mapping) or not _tells(inner):
+        if is_complete or not isinstance(inner, Mapping) or not _is_task_record(inner):
             continue
-        # Beside a word of its own, what lies under these is the result.
-        if name not in {"output", "result", "response"} or not _tells(body):
+        # Where the body is a record itself, these are its result.
+        if name not in {"output", "result", "response"} or not _is_task_record(body):
             return inner
     return body
 
 
-def _tells(record: Mapping[str, Any]) -> bool:
+def _is_task_record(record: Mapping[str, Any]) -> bool:
     return bool(_task_ids(record) or faults.task_state(record)) or _has_ended(record)
 
 
 def _is_over(reply: contract.Reply, record: Mapping[str, Any], state: str) -> bool:
-    """Whether a task has come to its end, by its state, a time, or what else only stands in the record of one."""
+    """Whether a task ended, by its state, an end time, or fields of its result."""
     if state:
         return state != "pending"
     is_result = record.get("success") is True and "data" in record
-    return _has_ended(record) or (bool(reply.task_id) and (is_result or _fault(record) is not None))
+    return _has_ended(record) or (bool(reply.task_id) and (is_result or _error_of(record) is not None))
 
 
-def _is_of_the_asking(reply: contract.Reply, record: Mapping[str, Any]) -> bool:
-    """Whether the words of an answer are those of any answer of this server, and not of the task."""
+def _is_error_of_poll(reply: contract.Reply, record: Mapping[str, Any]) -> bool:
+    """Whether an error is of the poll request itself and not of the task."""
     if not reply.task_id or _is_named(record, reply.task_id):
         return False
     words = {str(record.get(name, "")).lower() for name in ("status", "state")}
@@ -122,28 +122,28 @@ def _is_of_the_asking(reply: contract.Reply, record: Mapping[str, Any]) -> bool:
 
 
 def _is_only_refused(body: Mapping[str, Any]) -> bool:
-    """Whether an answer lists images that failed, each with its own error, and no task."""
+    """Whether a response lists only failed images and no task."""
     items = body.get("data")
     if not isinstance(items, list) or not items:
         return False
-    return all(isinstance(item, Mapping) and _fault(item) is not None and not _task_ids(item) for item in items)
+    return all(isinstance(item, Mapping) and _error_of(item) is not None and not _task_ids(item) for item in items)
 
 
-def _fault(record: Mapping[str, Any]) -> faults.ProviderFault | None:
-    """The error of a record; one without a word in it is the place for an error."""
+def _error_of(record: Mapping[str, Any]) -> faults.ProviderFault | None:
+    """The error of a record; None for an empty error object."""
     found = faults.fault_in({"error": record.get("error")})
     return found if found is not None and (found.code or found.message) else None
 
 
-def _several(body: Any) -> list[str]:
-    """The ids of all tasks that an answer lists."""
+def _listed_ids(body: Any) -> list[str]:
+    """The ids of all tasks that a response lists."""
     items = body.get("data") if isinstance(body, Mapping) else None
     found = (_id_of(item) for item in items if isinstance(item, Mapping)) if isinstance(items, list) else ()
     return list(dict.fromkeys(one for one in found if one))
 
 
-def _many(spec: contract.ProviderSpec, reply: contract.Reply, several: list[str]) -> ApiError:
-    """The error for one answer with several tasks: all are paid for, and each is asked after on its own."""
+def _several_tasks_error(spec: contract.ProviderSpec, reply: contract.Reply, several: list[str]) -> ApiError:
+    """The error for a response with several tasks: all may be billed, and each can be polled with --task."""
     error = faults.refusal(spec, replace(reply, body={}))
     error.kind, error.billed = "unknown_outcome", "unknown"
     error.message = (
@@ -154,12 +154,12 @@ def _many(spec: contract.ProviderSpec, reply: contract.Reply, several: list[str]
 
 
 def _is_id(value: str) -> bool:
-    """Whether a text may be an id that is put into a path, printed and pasted."""
+    """Whether a text is safe as an id in a path and on a command line."""
     return 0 < len(value) <= _LONGEST_ID and value.isprintable() and bool(value.strip()) and value.strip(".") != ""
 
 
 def _one_id(value: Any) -> str:
-    """An id out of a reply, a word or a number; "" for what cannot be one."""
+    """An id, str or int, as text; "" for other values."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) and _is_id(value) else ""
@@ -170,7 +170,7 @@ def _task_ids(record: Mapping[str, Any]) -> str:
 
 
 def _id_of(record: Mapping[str, Any], *, is_202: bool = False) -> str:
-    """The id of the task that an object tells of; "" where it tells of none."""
+    """The id of an object's task; "" where it is no task."""
     if found := _task_ids(record):
         return found
     is_task = is_202 or faults.task_state(record) != "" or _has_ended(record) or record.keys() <= _BARE
@@ -178,7 +178,7 @@ def _id_of(record: Mapping[str, Any], *, is_202: bool = False) -> str:
 
 
 def _is_named(record: Mapping[str, Any], task_id: str) -> bool:
-    """Whether a record is that of the task which was asked after."""
+    """Whether a record has the polled task's id."""
     return bool(task_id) and task_id in {_one_id(record.get(name)) for name in (*_IDS, "id")}
 
 
@@ -187,15 +187,15 @@ def _has_ended(record: Mapping[str, Any]) -> bool:
 
 
 def _plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record as an error is read from it: `fail_reason` and its like say what the message would."""
-    said = next((record[name] for name in ("fail_reason", "failure_reason", "failed_reason") if record.get(name)), None)
-    return {**record, "message": said} if isinstance(said, str) and not record.get("message") else record
+    """A record with `fail_reason` and the like as `message`, for parsing its error."""
+    text = next((record[name] for name in ("fail_reason", "failure_reason", "failed_reason") if record.get(name)), None)
+    return {**record, "message": text} if isinstance(text, str) and not record.get("message") else record
 
 
 def _usage(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a record says of its use, and of its charge where that stands beside it."""
-    said = record.get("usage")
-    usage = dict(said) if isinstance(said, Mapping) else {}
+    """The `usage` of a record, with its `cost` merged in."""
+    stated = record.get("usage")
+    usage = dict(stated) if isinstance(stated, Mapping) else {}
     cost = record.get("cost")
     if isinstance(cost, int | float) and not isinstance(cost, bool):
         usage.setdefault("cost", cost)
@@ -203,11 +203,11 @@ def _usage(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _images(spec: contract.ProviderSpec, record: Mapping[str, Any]) -> tuple[ProviderImage, ...]:
-    """The images of a task that is over, and its failed members. What it repeats of the request is none of them."""
-    echoes = "prompt" in record
+    """The images and failed members of a task that ended, without references that the record repeats."""
+    repeats_request = "prompt" in record
     for name in _RESULTS:
         value = record.get(name)
-        if name in {"images", "image"} and not _is_result(value, echoes=echoes):
+        if name in {"images", "image"} and not _is_result(value, repeats_request=repeats_request):
             continue
         found: list[Mapping[str, Any]] = []
         for item in _members(value, _DEPTH):
@@ -218,21 +218,21 @@ def _images(spec: contract.ProviderSpec, record: Mapping[str, Any]) -> tuple[Pro
         images = tuple(reading.read_image(spec, item, index) for index, item in enumerate(found))
         if any(not one.error for one in images):
             return images
-    own = {name: value for name, value in record.items() if not (echoes and name.startswith("image"))}
+    own = {name: value for name, value in record.items() if not (repeats_request and name.startswith("image"))}
     return tuple(reading.read_image(spec, item, index) for index, item in enumerate(_links(own)))
 
 
-def _is_result(value: Any, *, echoes: bool) -> bool:
-    """Whether what a record calls its images are those. Links beside the prompt are the request's references."""
+def _is_result(value: Any, *, repeats_request: bool) -> bool:
+    """Whether the `images` of a record are its result. Bare URLs beside the prompt are the request's references."""
     return (
-        not echoes
+        not repeats_request
         or isinstance(value, Mapping)
         or (isinstance(value, list) and all(isinstance(one, Mapping) for one in value))
     )
 
 
 def _members(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
-    """Each image of a result as one object with one link, or an error."""
+    """Each image of a result as an object with one URL, or an error."""
     if not depth:
         return
     if isinstance(value, Base64Slice) or (
@@ -246,14 +246,14 @@ def _members(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
         found = tuple(_links(value))
         yield from found
         inner = () if found else [one for name in _RESULTS if (one := tuple(_members(value.get(name), depth - 1)))]
-        # The same images under two names count once.
+        # The same images may be listed under two names.
         yield from inner[0] if inner else ()
         if not found and not inner and faults.fault_in(value) is not None:
             yield value
 
 
 def _links(item: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """An object once for each link under the first of the names that has any."""
+    """An object once for each URL under the first name that has any."""
     bare = {name: value for name, value in item.items() if name not in _LINKS}
     for name in _LINKS:
         value = item.get(name)

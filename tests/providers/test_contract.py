@@ -105,7 +105,7 @@ def _request(provider: str, options: Mapping[str, Any]) -> ImageRequest:
     plain = dict(options)
     name = plain.pop("typed", plain.get("model", ""))
     row = find_model(name) if name else None
-    model_id = plain.pop("model_id", None) or contract.wire_model(load(provider).spec, row, name)
+    model_id = plain.pop("model_id", None) or contract.model_id_for(load(provider).spec, row, name)
     plain["images"] = tuple(
         ImageRef(**{**ref, "path": Path(ref["path"])} if "path" in ref else ref) for ref in plain.get("images", ())
     )
@@ -212,7 +212,7 @@ def test_a_module_keeps_the_contract(name: str) -> None:
     assert all(verdict.kind in EXIT_CODES for verdict in (*spec.codes.values(), *spec.statuses.values()))
     options = {"seed", "guidance_scale", "format", "response_format", "stream", "optimize_prompt", "web_search"}
     options |= {"background", "layers", "sequence", "images", "watermark", "callback_url", "async"}
-    assert set(spec.rules) | {name.rpartition(":")[2] for name in spec.doubtful} <= options
+    assert set(spec.rules) | {name.rpartition(":")[2] for name in spec.unconfirmed} <= options
     assert any(spec.spelling in row.ids for row in MODELS)
 
 
@@ -306,7 +306,7 @@ def test_the_stricter_rule_holds(provider: str, model: str, option: str, state: 
 def test_every_rule_gives_its_reason() -> None:
     """A rule that is not plain "taken" says why, and where that is known from."""
     for spec in specs():
-        for rule in (*spec.rules.values(), *spec.doubtful.values()):
+        for rule in (*spec.rules.values(), *spec.unconfirmed.values()):
             assert isinstance(rule, Rule)
             assert rule.state != "taken"
             assert rule.note
@@ -333,7 +333,7 @@ def test_every_rule_gives_its_reason() -> None:
 )
 def test_a_model_is_spelled_as_the_provider_spells_it(provider: str, typed: str, sent: str | None) -> None:
     """A name gets the provider's first spelling, an id of its own goes as typed, and a model it lacks has none."""
-    assert contract.wire_model(load(provider).spec, find_model(typed), typed) == sent
+    assert contract.model_id_for(load(provider).spec, find_model(typed), typed) == sent
 
 
 @pytest.mark.parametrize(
