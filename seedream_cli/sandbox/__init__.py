@@ -1,3 +1,3 @@
-"""The offline provider: a program of its own that speaks every provider's dialect."""
+"""The offline provider: a program of its own that implements every provider's API."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How each service words what it accepts, answers and refuses: paths, model ids, envelopes, stream frames.
+"""The formats of each service: paths, model ids, response and error envelopes, stream frames.
 
-Sources: the services' public pages of 2026. Nothing here draws, counts or waits.
+Sources: the services' public pages of 2026. Pure functions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .families import FAMILIES, Family
-from .rules import Body, Order, Refusal
+from .rules import Body, ParsedRequest, Refusal
 
 Action = Literal["generate", "models", "tasks"]
 
@@ -20,8 +20,8 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
-    """One service's manners. `spellings` are the columns of `Family` whose model ids it takes."""
+class ServiceDialect:
+    """One service's API. `spellings` are the columns of `Family` with its model ids."""
 
     name: str
     spellings: tuple[str, ...]
@@ -32,23 +32,22 @@ class Dialect:
     """Whether `ep-…` names a model, here always 5.0 lite."""
 
 
-ARK = Dialect("ark", ("ark",), "ark", endpoints=True)
+ARK = ServiceDialect("ark", ("ark",), "ark", endpoints=True)
 
-BYTEPLUS = Dialect("byteplus", ("byteplus",), "ark", can_search=False, endpoints=True)
+BYTEPLUS = ServiceDialect("byteplus", ("byteplus",), "ark", can_search=False, endpoints=True)
 
-COMETAPI = Dialect("cometapi", ("ark",), "comet")
+COMETAPI = ServiceDialect("cometapi", ("ark",), "comet")
 
-OPE = Dialect("ope", ("ope",), "openai", watermark_default=False)
+OPE = ServiceDialect("ope", ("ope",), "openai", watermark_default=False)
 
-ACEDATA = Dialect("acedata", ("acedata",), "ace")
+ACEDATA = ServiceDialect("acedata", ("acedata",), "ace")
 
-# A bare path is a mount of its own for tools whose base URL is fixed but for the host: it takes the ids of all
-# services that answer at that path.
+# A bare path is for tools of which only the host can be configured: it takes the ids of all services with that path.
 _ANY_ARK = replace(ARK, spellings=("ark", "byteplus"))
 
 _ANY_OPENAI = replace(COMETAPI, spellings=("ark", "byteplus"))
 
-_MOUNTS: tuple[tuple[str, Dialect], ...] = (
+_MOUNTS: tuple[tuple[str, ServiceDialect], ...] = (
     ("/ark/api/v3", ARK),
     ("/byteplus/api/v3", BYTEPLUS),
     ("/api/v3", _ANY_ARK),
@@ -57,7 +56,7 @@ _MOUNTS: tuple[tuple[str, Dialect], ...] = (
     ("/v1", _ANY_OPENAI),
 )
 
-ROUTES: dict[bytes, tuple[Dialect, Action]] = {
+ROUTES: dict[bytes, tuple[ServiceDialect, Action]] = {
     **{f"{mount}/images/generations".encode(): (dialect, "generate") for mount, dialect in _MOUNTS},
     **{f"{mount}/models".encode(): (dialect, "models") for mount, dialect in _MOUNTS},
     b"/acedata/seedream/images": (ACEDATA, "generate"),
@@ -67,19 +66,19 @@ ROUTES: dict[bytes, tuple[Dialect, Action]] = {
 }
 """Path to service and action."""
 
-NOWHERE: tuple[tuple[bytes, Dialect], ...] = (
+NOT_FOUND_PREFIXES: tuple[tuple[bytes, ServiceDialect], ...] = (
     *((f"{mount}/".encode(), dialect) for mount, dialect in _MOUNTS),
     (b"/acedata/", ACEDATA),
     (b"/seedream/", ACEDATA),
 )
-"""Which service words the refusal of a path below its mount that leads nowhere."""
+"""Prefixes of unknown paths, and the service whose 404 is sent."""
 
 
-# --- requests -------------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def resolve(dialect: Dialect, body: Body) -> tuple[Dialect, Family]:
-    """The model's family, and the service that serves it where a bare path leaves that open."""
+def resolve(dialect: ServiceDialect, body: Body) -> tuple[ServiceDialect, Family]:
+    """The model's family, and its service where a bare path may be of several."""
     model = body.get("model")
     if not isinstance(model, str) or not model:
         text = "The request failed because it is missing one or multiple required parameters: `model`."
@@ -98,7 +97,7 @@ def _find_family(model: str, spellings: Sequence[str]) -> Family | None:
     return next((row for row in FAMILIES if any(model in getattr(row, name) for name in spellings)), None)
 
 
-def _unknown_model(dialect: Dialect, model: str) -> Refusal:
+def _unknown_model(dialect: ServiceDialect, model: str) -> Refusal:
     shown = model[:80]
     if dialect.envelope == "comet":
         text = f"No available channel for group default and model {shown} (distributor)"
@@ -109,8 +108,8 @@ def _unknown_model(dialect: Dialect, model: str) -> Refusal:
     return Refusal("InvalidEndpointOrModel.NotFound", text)
 
 
-def adapt(dialect: Dialect, body: Body) -> Body:
-    """The body as the service behind a gateway gets to see it."""
+def adapt(dialect: ServiceDialect, body: Body) -> Body:
+    """The body that a gateway forwards to the service."""
     if dialect is not OPE:
         return body
     dropped = {"quality", "style", "user", "output_format", "output_compression", "background", "moderation"}
@@ -124,10 +123,10 @@ def adapt(dialect: Dialect, body: Body) -> Body:
     return passed
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def refuse(dialect: Dialect, refusal: Refusal, *, request_id: str) -> tuple[int, Json]:
+def refuse(dialect: ServiceDialect, refusal: Refusal, *, request_id: str) -> tuple[int, Json]:
     """HTTP status and body of a refusal in this service's envelope."""
     if dialect.envelope == "ace":
         return _refuse_ace(refusal, request_id)
@@ -142,7 +141,7 @@ def refuse(dialect: Dialect, refusal: Refusal, *, request_id: str) -> tuple[int,
 
 
 def _refuse_comet(refusal: Refusal, request_id: str) -> tuple[int, Json]:
-    """What the gateway says by itself. It answers 500 to a request that lacks a field; that is its documented habit."""
+    """The gateway's own errors. Its documentation says 500 for a missing field."""
     status, code = refusal.status, refusal.code
     if code == "MissingParameter":
         status, code = 500, "invalid_request"
@@ -153,7 +152,7 @@ def _refuse_comet(refusal: Refusal, request_id: str) -> tuple[int, Json]:
 
 
 def _refuse_ace(refusal: Refusal, request_id: str) -> tuple[int, Json]:
-    """The gateway's few codes; an error from behind it is a sentence in `message`."""
+    """The gateway's own codes; an error of the service is in `message`."""
     status, code, message = refusal.status, refusal.code, refusal.message
     if refusal.type and not refusal.native:
         status = 400 if status == 404 else status
@@ -172,8 +171,8 @@ _ACE_CODES = {
 }
 
 
-def deny_key(dialect: Dialect, authorization: str | None) -> Refusal | None:
-    """Why a key is refused; None where it is taken. Any word of printable characters is a key, with two exceptions."""
+def deny_key(dialect: ServiceDialect, authorization: str | None) -> Refusal | None:
+    """Why a key is refused; None where it is accepted, as any printable word but "bad…" and "overdue…" is."""
     scheme, _, key = (authorization or "").partition(" ")
     ace = dialect.envelope == "ace"
     if authorization is None or scheme.lower() != "bearer" or not re.fullmatch(r"[\x21-\x7e]+", key):
@@ -189,12 +188,12 @@ def deny_key(dialect: Dialect, authorization: str | None) -> Refusal | None:
     return None
 
 
-# --- answers --------------------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image of an answer: handed over as a link or base64, or refused by `error`, with its layer's facts."""
+    """One image of a response: a URL, base64 or an error, with the fields of its layer."""
 
     index: int
     width: int = 0
@@ -207,101 +206,101 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What every shape of answer needs to know of the request."""
+class ReplyContext:
+    """What responses need to know of the request."""
 
-    dialect: Dialect
-    order: Order
+    dialect: ServiceDialect
+    parsed: ParsedRequest
     created: int
     request_id: str
     task_id: str
 
 
-def count_usage(order: Order, members: Sequence[Member]) -> Json:
-    """The usage member: images that succeeded, and a token for every 256 of their pixels."""
+def count_usage(parsed: ParsedRequest, members: Sequence[Member]) -> Json:
+    """The `usage` object: successful images, and a token for every 256 pixels."""
     drawn = [member for member in members if member.error is None]
     tokens = sum(member.width * member.height // 256 for member in drawn)
     usage: Json = {"generated_images": len(drawn), "output_tokens": tokens, "total_tokens": tokens}
-    if order.family.decorated:
-        usage["input_images"] = len(order.references)
-    if order.searching:
+    if parsed.family.has_layers:
+        usage["input_images"] = len(parsed.references)
+    if parsed.searching:
         usage["tool_usage"] = {"web_search": 1}
     return usage
 
 
-def answer(about: Answered, members: Sequence[Member]) -> Json:
-    """The body of a whole answer. Where no image came about, the error stands at the top, still with HTTP 200."""
+def answer(context: ReplyContext, members: Sequence[Member]) -> Json:
+    """The body of a response. Without any image it is an error, still with HTTP 200."""
     if all(member.error is not None for member in members):
-        return answer_nothing(about, members[0].error or {})
-    if about.dialect.envelope == "ace":
-        data = [{"prompt": about.order.prompt, **_describe(about, member)} for member in members]
-        return {"success": True, "task_id": about.task_id, "trace_id": about.request_id, "data": data}
-    order = about.order
+        return answer_without_images(context, members[0].error or {})
+    if context.dialect.envelope == "ace":
+        data = [{"prompt": context.parsed.prompt, **_describe(context, member)} for member in members]
+        return {"success": True, "task_id": context.task_id, "trace_id": context.request_id, "data": data}
+    parsed = context.parsed
     body: Json = {
-        # The service drops the date from the model's name here, though not in streams.
-        "model": re.sub(r"-\d{6}$", "", order.model),
-        "created": about.created,
-        "data": [_describe(about, member) for member in members],
-        "usage": count_usage(order, members),
+        # Without the date, unlike in streams, as the service does.
+        "model": re.sub(r"-\d{6}$", "", parsed.model),
+        "created": context.created,
+        "data": [_describe(context, member) for member in members],
+        "usage": count_usage(parsed, members),
     }
-    if order.searching:
+    if parsed.searching:
         body["tools"] = [{"type": "web_search"}]
     return body
 
 
-def answer_nothing(about: Answered, error: Json) -> Json:
-    """The body of a request that was worked on and gave no image."""
-    if about.dialect.envelope == "ace":
-        return {"success": False, "task_id": about.task_id, "trace_id": about.request_id, "error": error}
-    return {"model": about.order.model, "created": about.created, "error": error}
+def answer_without_images(context: ReplyContext, error: Json) -> Json:
+    """The body for an accepted request without images."""
+    if context.dialect.envelope == "ace":
+        return {"success": False, "task_id": context.task_id, "trace_id": context.request_id, "error": error}
+    return {"model": context.parsed.model, "created": context.created, "error": error}
 
 
-def _describe(about: Answered, member: Member) -> Json:
+def _describe(context: ReplyContext, member: Member) -> Json:
     if member.error is not None:
         return {"error": member.error}
-    link_key = "image_url" if about.dialect.envelope == "ace" else "url"
-    handed: Json = {"b64_json": member.b64} if member.b64 else {link_key: member.url}
-    handed["size"] = f"{member.width}x{member.height}"
-    if about.order.reports_format:
-        handed["output_format"] = member.format
-    return {**handed, **(member.layer or {})}
+    link_key = "image_url" if context.dialect.envelope == "ace" else "url"
+    fields: Json = {"b64_json": member.b64} if member.b64 else {link_key: member.url}
+    fields["size"] = f"{member.width}x{member.height}"
+    if context.parsed.reports_format:
+        fields["output_format"] = member.format
+    return {**fields, **(member.layer or {})}
 
 
-# --- streams --------------------------------------------------------------------------------------------------------
+# --- streams ----------------------------------------------------------------------------------------------------------
 
 
-def stream_type(dialect: Dialect) -> str:
+def stream_type(dialect: ServiceDialect) -> str:
     """The content type of this service's streams."""
     return "application/x-ndjson" if dialect.envelope == "ace" else "text/event-stream; charset=utf-8"
 
 
-def frame_member(about: Answered, member: Member) -> bytes:
-    """The frame of one image, or of its failure."""
+def frame_image(context: ReplyContext, member: Member) -> bytes:
+    """The stream event of one image or its error."""
     outcome = "partial_failed" if member.error else "partial_succeeded"
-    return _frame(about, outcome, {"image_index": member.index, **_describe(about, member)})
+    return _frame(context, outcome, {"image_index": member.index, **_describe(context, member)})
 
 
-def frame_end(about: Answered, members: Sequence[Member]) -> bytes:
-    """The last frame with the usage, and where the service has it the terminator."""
-    fields: Json = {"usage": count_usage(about.order, members)}
-    if about.order.searching:
+def frame_completed(context: ReplyContext, members: Sequence[Member]) -> bytes:
+    """The last event, with the usage, and the service's terminator."""
+    fields: Json = {"usage": count_usage(context.parsed, members)}
+    if context.parsed.searching:
         fields["tools"] = [{"type": "web_search"}]
-    done = b"" if about.dialect.envelope == "ace" else b"data: [DONE]\n\n"
-    return _frame(about, "completed", fields) + done
+    done = b"" if context.dialect.envelope == "ace" else b"data: [DONE]\n\n"
+    return _frame(context, "completed", fields) + done
 
 
-def frame_error(about: Answered, refusal: Refusal) -> bytes:
-    """The frame that says, after the stream has begun, that the whole request failed."""
-    error = {"code": refusal.code, "message": f"{refusal.message} Request ID: {about.request_id}"}
-    if about.dialect.envelope == "ace":
-        return _dump({"success": False, "error": error, "trace_id": about.request_id}) + b"\n"
+def frame_error(context: ReplyContext, refusal: Refusal) -> bytes:
+    """The event for a failure of the whole request after the stream began."""
+    error = {"code": refusal.code, "message": f"{refusal.message} Request ID: {context.request_id}"}
+    if context.dialect.envelope == "ace":
+        return _dump({"success": False, "error": error, "trace_id": context.request_id}) + b"\n"
     return b"event: error\ndata: " + _dump({"error": error}) + b"\n\n"
 
 
-def _frame(about: Answered, outcome: str, fields: Json) -> bytes:
+def _frame(context: ReplyContext, outcome: str, fields: Json) -> bytes:
     kind = f"image_generation.{outcome}"
-    data = _dump({"type": kind, "model": about.order.model, "created": about.created, **fields})
-    if about.dialect.envelope == "ace":
+    data = _dump({"type": kind, "model": context.parsed.model, "created": context.created, **fields})
+    if context.dialect.envelope == "ace":
         return data + b"\n"
     return f"event: {kind}\ndata: ".encode() + data + b"\n\n"
 
@@ -310,11 +309,11 @@ def _dump(value: Json) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# --- lists of models ------------------------------------------------------------------------------------------------
+# --- lists of models --------------------------------------------------------------------------------------------------
 
 
-def list_models(dialect: Dialect) -> Json:
-    """The catalog: the services' own with domain and state, or the plain one of gateways."""
+def list_models(dialect: ServiceDialect) -> Json:
+    """The list of models: Ark's format, or OpenAI's at gateways."""
     rows = [(family, model) for family in FAMILIES for name in dialect.spellings for model in getattr(family, name)]
     if dialect.envelope == "ark":
         return {"data": [_list_row(family, model) for family, model in rows]}

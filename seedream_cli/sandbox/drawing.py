@@ -1,6 +1,6 @@
 """The sandbox's images: a gradient of colours marked SANDBOX with the size and the prompt, the same for the same words.
 
-Pillow is imported in the bodies: the sandbox also answers many requests for which nothing is drawn.
+Pillow is imported in functions: many requests need no image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-    ProviderImage = Image.Image
+    PilImage = Image.Image
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 Format = Literal["jpeg", "png"]
@@ -25,7 +25,7 @@ REFERENCE_SIDE = 512
 """The long side in pixels of a reference that is drawn into an image."""
 
 THUMBNAIL = 112
-"""The long side in pixels of a reference as it travels inside a link."""
+"""Pixels of the long side of a reference inside a URL."""
 
 MARK = "SANDBOX"
 
@@ -33,8 +33,8 @@ _NO_GLYPH = re.compile(r"[^\x20-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a reference image is: `format` as Pillow names it in lower case, sides in pixels."""
+class InputImage:
+    """A reference image: `format` is Pillow's name in lower case, sizes are in pixels."""
 
     format: str
     width: int
@@ -54,7 +54,7 @@ def draw(
     watermark: bool = False,
     source: bytes | None = None,
 ) -> bytes:
-    """One image of exactly `width` by `height` pixels as JPEG or PNG bytes; the same arguments give the same bytes.
+    """An image of `width` by `height` pixels as JPEG or PNG bytes; the same arguments give the same bytes.
 
     `prompt` and `seed` choose the colours, `label` is written at the bottom as far as the built-in font can, `source`
     (an encoded image) shines through. With `transparent` there is an ellipse on nothing, which needs PNG.
@@ -75,21 +75,21 @@ def draw(
     return _encode(image, format)
 
 
-def inspect(data: bytes) -> Facts | None:
-    """The facts of an encoded image; None where Pillow cannot read it."""
+def inspect(data: bytes) -> InputImage | None:
+    """Format and size of an encoded image; None where Pillow cannot read it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind = (image.format or "").lower()
             alpha = kind == "png" and image.has_transparency_data and _lowest_alpha(image) < 255
-            return Facts("jpeg" if kind == "mpo" else kind, image.width, image.height, alpha)
+            return InputImage("jpeg" if kind == "mpo" else kind, image.width, image.height, alpha)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         return None
 
 
 def shrink(images: list[bytes]) -> bytes | None:
-    """Up to four references side by side as one small WEBP, short enough to travel inside a link."""
+    """Up to four references side by side as one WEBP that is small enough for a URL; None without any."""
     from PIL import Image
 
     opened = [small for data in images[:4] if (small := _open_small(data, THUMBNAIL)) is not None]
@@ -108,10 +108,10 @@ def shrink(images: list[bytes]) -> bytes | None:
     return out.getvalue()
 
 
-# --- words ----------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _write(image: ProviderImage, label: str, *, watermark: bool) -> None:
+def _write(image: PilImage, label: str, *, watermark: bool) -> None:
     """SANDBOX and the size above, SANDBOX across, the prompt below: a crop of the image still shows one of them."""
     width, height = image.size
     unit = max(7, min(width, height) // 42)
@@ -119,12 +119,12 @@ def _write(image: ProviderImage, label: str, *, watermark: bool) -> None:
     _write_line(image, f"{MARK} {width}x{height}", _font(round(unit * 1.25)), unit, (255, 214, 10))
     _write_line(image, _fit(_spell(label), line, width - 4 * unit), line, height - 3 * unit, (255, 255, 255))
     if watermark:
-        # The service writes this in Chinese; the built-in font has no such letters.
+        # The service writes it in Chinese, which Pillow's font lacks.
         _write_line(image, "AI generated", line, height - 5 * unit, (255, 255, 255))
     _write_across(image, big)
 
 
-def _write_line(image: ProviderImage, text: str, font: Font, top: int, colour: tuple[int, int, int]) -> None:
+def _write_line(image: PilImage, text: str, font: Font, top: int, colour: tuple[int, int, int]) -> None:
     """A line of text on a dark ground."""
     from PIL import ImageDraw
 
@@ -135,7 +135,7 @@ def _write_line(image: ProviderImage, text: str, font: Font, top: int, colour: t
         pen.text((left, top), text, font=font, fill=colour)
 
 
-def _write_across(image: ProviderImage, font: Font) -> None:
+def _write_across(image: PilImage, font: Font) -> None:
     """The big faint word in the middle."""
     from PIL import Image, ImageDraw
 
@@ -146,14 +146,14 @@ def _write_across(image: ProviderImage, font: Font) -> None:
 
 
 def _font(size: int) -> Font:
-    """The font inside Pillow: the same on every machine, so the images are too."""
+    """Pillow's built-in font, so that images are the same on every machine."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
 def _spell(label: str) -> str:
-    """The label in letters the font has; where it has none of them, a number that still tells prompts apart."""
+    """The label in the font's characters; a hash where it has none of them."""
     plain = unicodedata.normalize("NFKD", label)
     letters = "".join(letter for letter in plain if not unicodedata.combining(letter))
     words = " ".join(_NO_GLYPH.sub(" ... ", " ".join(letters.split())).split())
@@ -163,7 +163,7 @@ def _spell(label: str) -> str:
 
 
 def _fit(words: str, font: Font, room: int) -> str:
-    """As many letters as fit the room."""
+    """The text cut to a width in pixels."""
     if font.getlength(words) <= room:
         return words
     while words and font.getlength(words + "...") > room:
@@ -171,20 +171,20 @@ def _fit(words: str, font: Font, room: int) -> str:
     return f"{words}..." if words else ""
 
 
-# --- bytes ----------------------------------------------------------------------------------------------------------
+# --- encoding ---------------------------------------------------------------------------------------------------------
 
 
-def _encode(image: ProviderImage, kind: Format) -> bytes:
+def _encode(image: PilImage, kind: Format) -> bytes:
     out = io.BytesIO()
     if kind == "png":
-        # The first level packs soft gradients nearly as well as the ninth, in a tenth of the time.
+        # For soft gradients level 1 is nearly as small as level 9, in a tenth of the time.
         image.save(out, "PNG", compress_level=1)
     else:
         image.save(out, "JPEG", quality=88)
     return out.getvalue()
 
 
-def _open_small(data: bytes, side: int) -> ProviderImage | None:
+def _open_small(data: bytes, side: int) -> PilImage | None:
     """The image upright in RGB, no side longer than `side`; None where Pillow cannot read it."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -199,6 +199,6 @@ def _open_small(data: bytes, side: int) -> ProviderImage | None:
         return None
 
 
-def _lowest_alpha(image: ProviderImage) -> int:
+def _lowest_alpha(image: PilImage) -> int:
     low, _ = image.convert("RGBA").getchannel("A").getextrema()
     return int(low) if isinstance(low, int | float) else 255

@@ -1,4 +1,4 @@
-"""The sandbox's own table of model families: what the services take, written down apart from the client's table."""
+"""The sandbox's own model table, independent of the client's, so that errors in one show up against the other."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _4K = _row("4096x4096", "4704x3520", "3520x4704", "5504x3040", "3040x5504", "499
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One model with all its spellings. `pixels` is the least and most of a WIDTHxHEIGHT, None where it takes none.
+    """One model with its ids at each service. `pixels` is the range for WIDTHxHEIGHT, None where it takes none.
 
-    `formats` and `modes` are the values of `output_format` and `optimize_prompt_options.mode`, empty where the field
-    is refused. `free` is what is picked from where no tier is named. `decorated`: layers and backgrounds.
+    `formats` and `modes` are the values of `output_format` and `optimize_prompt_options.mode`, empty where the field is
+    refused. `untiered` are the sizes by ratio without a tier. `has_layers`: takes layer_decomposition and background.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Family:
     references: tuple[int, int]
     ope: tuple[str, ...] = ()
     acedata: tuple[str, ...] = ()
-    free: Mapping[str, str] = field(default_factory=dict)
+    untiered: Mapping[str, str] = field(default_factory=dict)
     reference_ratio: float = 16.0
     grouped: bool = False
     formats: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Family:
     modes: tuple[str, ...] = ()
     searching: bool = False
     backgrounds: tuple[str, ...] = ()
-    decorated: bool = False
+    has_layers: bool = False
     retiring: bool = False
 
 
@@ -65,7 +65,7 @@ _NEW: dict[str, Any] = {
     "pixels": (921_600, 4_624_220),
     "references": (0, 10),
     "formats": ("jpeg", "png"),
-    "decorated": True,
+    "has_layers": True,
 }
 
 _FREE_4: dict[str, Any] = {
@@ -142,7 +142,7 @@ FAMILIES = (
         tiers={},
         pixels=(262_144, 4_194_304),
         references=(0, 0),
-        free=_1K,
+        untiered=_1K,
         retiring=True,
     ),
     Family(
@@ -153,7 +153,7 @@ FAMILIES = (
         tiers={},
         pixels=None,
         references=(1, 1),
-        free=_1K,
+        untiered=_1K,
         reference_ratio=3.0,
         retiring=True,
     ),

@@ -4,20 +4,20 @@ A prompt may hold these, after it has passed the checks of a real request:
 
     [[error:CODE]]     that error code of the service, with its status and envelope, nothing billed
     [[status:502]]     a gateway's HTML page with that status (200, 400 to 599); 502, 504 and 524 stand for a lost
-                       answer, so they are billed
+                       response, so they are billed
     [[retry-after:S]]  with one of the two above: the header `Retry-After: S`
     [[moderated]]      refused: the prompt is sensitive
-    [[hollow]]         HTTP 200 with an error at the top and no image
-    [[drop]]           accepted and billed, then the connection closes without an answer (a stream: after one image)
+    [[hollow]]         HTTP 200 with an error and no image
+    [[drop]]           accepted and billed, then the connection closes without a response (a stream: after one image)
     [[break]]          a stream that ends after one image with an `error` event
     [[slow:S]]         S seconds longer (in a stream: for each image)
-    [[fail:K]]         image K of the request, counted from 1, is refused as sensitive; may stand several times
+    [[fail:K]]         image K of the request, counted from 1, is refused as sensitive; repeatable
     [[fewer:K]]        a set of K images where more were allowed
-    [[cut]] [[html]]   the image's link breaks off half-way; answers an HTML page
-    [[expired]]        the image's link is two days old
+    [[cut]] [[html]]   the image's download is cut in the middle; is an HTML page
+    [[expired]]        the image's URL is two days old
 
 `*N` before the closing brackets limits a fault to the first N requests with that prompt (`[[cut*N]]`, `[[html*N]]`: to
-the first N fetches of each link), so `[[error:ServerOverloaded*2]]` succeeds at the third try.
+the first N fetches of each URL), so `[[error:ServerOverloaded*2]]` succeeds at the third try.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import re
 
 
 class Faults:
-    """The faults that a prompt asks for and that are due at this attempt."""
+    """The faults that a prompt asks for at this attempt."""
 
     _FORM = re.compile(r"\[\[([a-z-]+)(?::([A-Za-z0-9_.]+))?(?:\*([0-9]{1,6}))?\]\]", re.ASCII)
-    # A link knows nothing of attempts: it counts its own fetches.
+    # Limited by fetches of the URL, not by attempts.
     _ON_LINKS = frozenset({"cut", "html"})
 
     def __init__(self, prompt: str, attempt: int) -> None:

@@ -1,4 +1,4 @@
-"""A request that was taken: the images that it gets, and the task that it may be."""
+"""An accepted request: its images, and the task that it may be."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import links, rules
-from .dialects import Answered
+from .dialects import ReplyContext
 from .faults import Faults
-from .links import Sketch
-from .rules import Order
+from .links import ImageSpec
+from .rules import ParsedRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    order: Order
+    parsed: ParsedRequest
     attempt: int
     faults: Faults
-    about: Answered
+    context: ReplyContext
     origin: str
     source: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One image to be made: its sketch, or None where it is to fail."""
+class PlannedImage:
+    """One image to be made; `spec` is None where it is to fail."""
 
     index: int
-    sketch: Sketch | None
+    spec: ImageSpec | None
     layer: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    about: Answered
+    context: ReplyContext
     request: rules.Body
     created_at: float
     finished_at: float
     response: Mapping[str, Any]
 
     def record(self, now: float) -> dict[str, Any]:
-        """The task as the service shows it: without a response until it is done."""
+        """The task's JSON: without a response until it is done."""
         shown: dict[str, Any] = {
-            "_id": hashlib.sha256(self.about.task_id.encode()).hexdigest()[:24],
-            "id": self.about.task_id,
+            "_id": hashlib.sha256(self.context.task_id.encode()).hexdigest()[:24],
+            "id": self.context.task_id,
             "created_at": self.created_at,
             "started_at": self.created_at,
             "request": dict(self.request),
-            "trace_id": self.about.request_id,
+            "trace_id": self.context.request_id,
             "type": "images",
         }
         if now < self.finished_at:
@@ -60,33 +60,33 @@ class Task:
         return {**shown, "finished_at": self.finished_at, "elapsed": elapsed, "response": dict(self.response)}
 
 
-def plan_images(job: Job) -> list[Part]:
-    """The images of a request, in order, those that are to fail without a sketch."""
-    order, faults = job.order, job.faults
+def plan_images(job: Job) -> list[PlannedImage]:
+    """The images of a request, in order."""
+    parsed, faults = job.parsed, job.faults
     fewer = faults.number("fewer")
-    images = max(1, min(order.images, int(fewer))) if order.grouped and fewer is not None else order.images
+    images = max(1, min(parsed.images, int(fewer))) if parsed.grouped and fewer is not None else parsed.images
     failing = faults.numbers("fail")
-    first = _sketch(job)
+    first = _image_spec(job)
     parts = [
-        Part(index, None if index + 1 in failing else replace(first, seed=_mix(first.seed, index)))
+        PlannedImage(index, None if index + 1 in failing else replace(first, seed=_mix(first.seed, index)))
         for index in range(images)
     ]
-    return _add_layers(parts[0], order) if order.layered else parts
+    return _add_layers(parts[0], parsed) if parsed.layered else parts
 
 
-def _sketch(job: Job) -> Sketch:
-    order = job.order
-    words = "\0".join([order.prompt, *(reference.key for reference in order.references)])
-    essence = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return Sketch(
-        essence=essence,
-        label=order.prompt.encode("utf-8", "replace").decode()[: links.LABEL_LETTERS],
-        width=order.width,
-        height=order.height,
-        seed=_mix(int(essence[:8], 16), job.attempt) if order.seed is None else order.seed,
-        format=order.format,
-        watermark=order.watermark,
-        transparent=order.transparent,
+def _image_spec(job: Job) -> ImageSpec:
+    parsed = job.parsed
+    words = "\0".join([parsed.prompt, *(reference.key for reference in parsed.references)])
+    prompt_hash = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    return ImageSpec(
+        prompt_hash=prompt_hash,
+        label=parsed.prompt.encode("utf-8", "replace").decode()[: links.LABEL_LETTERS],
+        width=parsed.width,
+        height=parsed.height,
+        seed=_mix(int(prompt_hash[:8], 16), job.attempt) if parsed.seed is None else parsed.seed,
+        format=parsed.format,
+        watermark=parsed.watermark,
+        transparent=parsed.transparent,
         fault="cut" if job.faults.has("cut") else "html" if job.faults.has("html") else "",
         fault_times=job.faults.times("cut") or job.faults.times("html"),
         source=job.source,
@@ -94,21 +94,21 @@ def _sketch(job: Job) -> Sketch:
 
 
 def _mix(seed: int, number: int) -> int:
-    """Another seed for every number; the first image keeps the seed it was asked for."""
+    """A seed per image; the first one keeps the requested seed."""
     return seed if not number else int(hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:8], 16)
 
 
-def _add_layers(base: Part, order: Order) -> list[Part]:
-    """The base image and two layers cut from it, each with its place in the base."""
-    if base.sketch is None:
+def _add_layers(base: PlannedImage, parsed: ParsedRequest) -> list[PlannedImage]:
+    """The base image and two layers with their positions in it."""
+    if base.spec is None:
         return [base]
     parts = [replace(base, layer={"z_index": 0})]
-    rng = random.Random(base.sketch.essence)
+    rng = random.Random(base.spec.prompt_hash)
     for z_index, name in enumerate(("主体", "foreground"), start=1):
-        left, top = (round(side * rng.uniform(0.02, 0.3)) for side in (order.width, order.height))
-        right, bottom = (round(side * rng.uniform(0.65, 0.98)) for side in (order.width, order.height))
-        sketch = replace(
-            base.sketch,
+        left, top = (round(side * rng.uniform(0.02, 0.3)) for side in (parsed.width, parsed.height))
+        right, bottom = (round(side * rng.uniform(0.65, 0.98)) for side in (parsed.width, parsed.height))
+        spec = replace(
+            base.spec,
             width=right - left,
             height=bottom - top,
             format="png",
@@ -116,7 +116,7 @@ def _add_layers(base: Part, order: Order) -> list[Part]:
             seed=z_index,
             label=name,
         )
-        across, down = 1000 / order.width, 1000 / order.height
+        across, down = 1000 / parsed.width, 1000 / parsed.height
         box = {
             "absolute": [left, top, right, bottom],
             "normalized": [round(left * across), round(top * down), round(right * across), round(bottom * down)],
@@ -127,7 +127,7 @@ def _add_layers(base: Part, order: Order) -> list[Part]:
             "description": f"layer {z_index} of the sandbox",
             "bounding_box": box,
         }
-        parts.append(Part(z_index, sketch, layer))
+        parts.append(PlannedImage(z_index, spec, layer))
     return parts
 
 

@@ -1,7 +1,7 @@
-"""Signed links in the manner of the services' object store. A link holds all that is needed to draw its image.
+"""Signed URLs like those of the services' object store. A URL contains all that is needed to draw its image.
 
-So a link outlives the process that gave it out, and nothing is stored. The signature covers every byte of the target
-in front of it: a client that decodes, re-encodes or sorts the query gets what the real store answers, a 403.
+So it works in a later process, and nothing is stored. The signature covers every byte before it: a client that
+re-encodes or sorts the query gets a 403, as from the real store.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FAULTS: dict[str, LinkFault] = {"cut": "cut", "html": "html"}
 
 
 class LinkRefused(Exception):  # noqa: N818 (the store means it, it is no defect)
-    """The store will not give the image out: status, code and message of its answer."""
+    """The store refuses the URL: status, code and message of its response."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -49,13 +49,13 @@ class LinkRefused(Exception):  # noqa: N818 (the store means it, it is no defect
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
-    """All that decides one image's bytes. `essence` stands for the whole prompt, of which `label` is the start.
+class ImageSpec:
+    """All that determines an image's bytes. `prompt_hash` is of the prompt, `label` is the prompt's start.
 
-    `fault` spoils the first `fault_times` fetches of the link, or with 0 every one.
+    `fault` applies to the first `fault_times` fetches of the URL, 0 for all.
     """
 
-    essence: str
+    prompt_hash: str
     label: str
     width: int
     height: int
@@ -68,9 +68,9 @@ class Sketch:
     source: bytes = b""
 
     def pack(self) -> str:
-        """The sketch in letters that stand in a path as they are."""
+        """The spec as URL-safe base64."""
         fields = {
-            "e": self.essence,
+            "e": self.prompt_hash,
             "l": self.label,
             "w": self.width,
             "h": self.height,
@@ -87,19 +87,19 @@ class Sketch:
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def sign(sketch: Sketch, folder: str, *, secret: bytes, issued_at: float) -> bytes:
-    """The target (path and query) of the image's link, good for a day from `issued_at` (Unix seconds)."""
+def sign(spec: ImageSpec, folder: str, *, secret: bytes, issued_at: float) -> bytes:
+    """The target (path and query) of the image's URL, valid for a day from `issued_at` (Unix seconds)."""
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(issued_at))
     target = (
-        f"/links/{folder}/{sketch.pack()}.{sketch.format}?X-Tos-Algorithm=TOS4-HMAC-SHA256"
+        f"/links/{folder}/{spec.pack()}.{spec.format}?X-Tos-Algorithm=TOS4-HMAC-SHA256"
         f"&X-Tos-Credential=AKLTsandbox%2F{moment[:8]}%2Fsandbox%2Ftos%2Frequest"
         f"&X-Tos-Date={moment}&X-Tos-Expires={LIFETIME_S}"
     ).encode()
     return target + b"&X-Tos-Signature=" + _signature(target, secret) + _TAIL
 
 
-def open_link(target: bytes, *, secret: bytes, now: float) -> Sketch:
-    """The sketch in a link's target as it came over the wire; raises `LinkRefused` for any altered byte or old age."""
+def open_link(target: bytes, *, secret: bytes, now: float) -> ImageSpec:
+    """The spec in a URL's target as received; raises `LinkRefused` for an altered or expired one."""
     signed, _, rest = target.partition(b"&X-Tos-Signature=")
     if not hmac.compare_digest(rest, _signature(signed, secret) + _TAIL):
         raise LinkRefused(403, "AccessDenied", "Access Denied")
@@ -122,14 +122,14 @@ def _read_moment(text: bytes) -> float:
     return calendar.timegm(time.strptime(text.decode(), "%Y%m%dT%H%M%SZ"))
 
 
-def _unpack(token: bytes) -> Sketch:
+def _unpack(token: bytes) -> ImageSpec:
     fields: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token + b"=" * (-len(token) % 4)))
     width, height = int(fields["w"]), int(fields["h"])
-    # The secret of the in-process mount is known to all, so a link may be anybody's: keep it from drawing a poster.
+    # Anybody can sign with the well-known secret, so the size is limited.
     if not (0 < width <= 16_384 and 0 < height <= 16_384 and width * height <= 17_000_000):
         raise ValueError("the image is too large")
-    return Sketch(
-        essence=str(fields.get("e", "")),
+    return ImageSpec(
+        prompt_hash=str(fields.get("e", "")),
         label=str(fields.get("l", "")),
         width=width,
         height=height,

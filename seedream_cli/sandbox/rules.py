@@ -1,7 +1,7 @@
-"""What the service behind the sandbox accepts: the checks of a request's body against the table of families.
+"""The service's validation of a request's body.
 
-None of this is shared with the client's own checks. It is written down a second time from the services' pages, so that
-a mistake in one shows up against the other. `read_order` raises the first `Refusal` it finds, as the services do.
+Independent of the client's validation, so that an error in one shows up against the other. Raises the first `Refusal`,
+as the services do.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "SetLimitExceeded": (429, "TooManyRequests"),
     "InflightBatchsizeExceeded": (429, "TooManyRequests"),
     "InternalServiceError": (500, "InternalServerError"),
-    # Codes of the gateways; `type` says what the gateway writes there.
+    # Codes of gateways, with their `type`.
     "model_not_found": (503, "comet_api_error"),
     "invalid_request": (500, "comet_api_error"),
     "convert_request_failed": (500, "comet_api_error"),
@@ -73,9 +73,9 @@ ERRORS: dict[str, tuple[int, str]] = {
     "too_many_requests": (429, ""),
     "api_error": (500, ""),
 }
-"""HTTP status and type of each error code; a code with a suffix (`AccessDenied.X`) has those of its longest prefix."""
+"""HTTP status and `type` of each error code; `AccessDenied.X` has those of its longest prefix."""
 
-_WORDS = {
+_MESSAGES = {
     "InputTextSensitiveContentDetected": "The request failed because the input text may contain sensitive information.",
     "InputImageSensitiveContentDetected": (
         "The request failed because the input image may contain sensitive information."
@@ -92,7 +92,7 @@ _WORDS = {
 
 
 class Refusal(Exception):  # noqa: N818 (the service means it, it is no defect)
-    """The service says no: an error code of `ERRORS`, the message, and the field it is about."""
+    """The service refuses: an error code of `ERRORS`, the message, and the field."""
 
     def __init__(self, code: str, message: str, param: str = "", *, native: bool = False) -> None:
         super().__init__(message)
@@ -100,13 +100,13 @@ class Refusal(Exception):  # noqa: N818 (the service means it, it is no defect)
         self.message = message
         self.param = param
         self.native = native
-        """True where a gateway answers by itself, in its own envelope, rather than passing the service's on."""
+        """Whether it is the gateway's own error, in its own envelope."""
         self.retry_after = ""
-        """Seconds for the header of that name, empty where the service sends none."""
-        self.status, self.type = look_up(code)
+        """The Retry-After header, "" for none."""
+        self.status, self.type = status_and_type(code)
 
 
-def look_up(code: str) -> tuple[int, str]:
+def status_and_type(code: str) -> tuple[int, str]:
     """Status and type of an error code, by its longest known prefix; an unknown code is a bad request."""
     known = code
     while known not in ERRORS and "." in known:
@@ -114,26 +114,26 @@ def look_up(code: str) -> tuple[int, str]:
     return ERRORS.get(known, (400, "BadRequest"))
 
 
-def word(code: str) -> str:
-    """The message that goes with a code that a prompt asked for."""
-    return _WORDS.get(code, f"The request failed with {code}, as the prompt asked the sandbox to.")
+def message_of(code: str) -> str:
+    """The message of an error code that a prompt asked for."""
+    return _MESSAGES.get(code, f"The request failed with {code}, as the prompt asked the sandbox to.")
 
 
-# --- the order ------------------------------------------------------------------------------------------------------
+# --- the request ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One input image: its facts and bytes where it came as a data URI, neither where it is a link."""
+    """One input image. `data` and `facts` are set for a data URI only."""
 
     key: str
     data: bytes = field(default=b"", repr=False)
-    facts: drawing.Facts | None = None
+    facts: drawing.InputImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """An accepted request: what will be drawn, and how it will be handed over."""
+class ParsedRequest:
+    """A valid request: what is drawn, and how it is returned."""
 
     family: Family
     model: str
@@ -155,7 +155,7 @@ class Order:
 
 
 def parse_body(raw: bytes, content_type: str) -> Body:
-    """The JSON object of a request; explicit nulls count as left out, as the services take them."""
+    """The JSON object of a request, without nulls, which the services treat as missing."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refusal("InvalidParameter", f"the content type must be application/json, got '{content_type[:60]}'")
     try:
@@ -167,10 +167,10 @@ def parse_body(raw: bytes, content_type: str) -> Body:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def read_order(body: Body, family: Family, *, watermark_default: bool, can_search: bool = True) -> Order:
-    """The order in a parsed body, or the first `Refusal`. `body["model"]` is already known to belong to `family`."""
+def parse_request(body: Body, family: Family, *, watermark_default: bool, can_search: bool = True) -> ParsedRequest:
+    """Validate a body whose model is of `family`. Raises the first `Refusal`."""
     layered = bool(_typed(body, "layer_decomposition", bool))
-    if layered and not family.decorated:
+    if layered and not family.has_layers:
         raise _unsupported("layer_decomposition")
     prompt = _typed(body, "prompt", str) or ""
     if not prompt.strip() and not layered:
@@ -181,14 +181,14 @@ def read_order(body: Body, family: Family, *, watermark_default: bool, can_searc
     searching = _read_tools(body, family, can_search=can_search)
     _check_numbers(body)
     _check_mode(body, family)
-    ink = _read_format(body, family)
+    format_ = _read_format(body, family)
     transparent = _read_background(body, family, references, layered=layered)
     if layered:
         _check_layers(references)
     width, height = _read_size(body, family, prompt, references, layered=layered)
     watermark = _typed(body, "watermark", bool)
     seed = _typed(body, "seed", int)
-    return Order(
+    return ParsedRequest(
         family=family,
         model=body["model"],
         prompt=prompt,
@@ -198,18 +198,18 @@ def read_order(body: Body, family: Family, *, watermark_default: bool, can_searc
         grouped=grouped,
         streamed=streamed,
         response_format=_choice(body, "response_format", ("url", "b64_json")) or "url",  # type: ignore[arg-type]
-        format="png" if transparent else ink,
+        format="png" if transparent else format_,
         watermark=watermark_default if watermark is None else watermark,
         seed=None if seed in {None, -1} else seed,
         references=references,
         transparent=transparent,
         layered=layered,
         searching=searching,
-        reports_format=family.decorated,
+        reports_format=family.has_layers,
     )
 
 
-# --- the checks, each about one field -------------------------------------------------------------------------------
+# --- fields -----------------------------------------------------------------------------------------------------------
 
 
 def _invalid(param: str, message: str) -> Refusal:
@@ -227,7 +227,7 @@ def _missing(param: str) -> Refusal:
 
 
 def _typed(body: Body, name: str, kind: type | tuple[type, ...]) -> Any:
-    """The value of a field, None where it is left out; a wrong JSON type is refused. A bool is no number."""
+    """The value of a field, None where it is missing; another JSON type is refused. A bool is no number."""
     value = body.get(name)
     if value is None:
         return None
@@ -252,7 +252,7 @@ def _read_stream(body: Body, family: Family) -> bool:
 
 
 def _read_group(body: Body, family: Family, references: int) -> tuple[bool, int]:
-    """Whether a set is asked for, and of how many images: the service draws as many as it may, four unless told."""
+    """Whether a set is asked for, and of how many images; the sandbox returns the maximum, four by default."""
     names = ("sequential_image_generation", "sequential_image_generation_options")
     given = [name for name in names if name in body]
     if given and not family.grouped:
@@ -312,7 +312,7 @@ def _read_format(body: Body, family: Family) -> Literal["jpeg", "png"]:
 
 
 def _read_background(body: Body, family: Family, references: tuple[Reference, ...], *, layered: bool) -> bool:
-    """Whether the surroundings are to be clear. Only the newest family can do so without an input image."""
+    """Whether the background is transparent. Only the newest family can do that without an input image."""
     if "background" in body and not family.backgrounds:
         raise _unsupported("background")
     if _choice(body, "background", family.backgrounds) != "transparent":
@@ -343,7 +343,7 @@ def _check_layers(references: tuple[Reference, ...]) -> None:
         raise _invalid("image", "layer decomposition requires an input of at least 262144 pixels")
 
 
-# --- input images -------------------------------------------------------------------------------------------------
+# --- input images -----------------------------------------------------------------------------------------------------
 
 _DATA_URI = re.compile(r"data:image/(jpeg|jpg|png|webp|bmp|tiff|gif|heic|heif);base64,", re.ASCII)
 
@@ -364,7 +364,7 @@ def _read_references(body: Body, family: Family) -> tuple[Reference, ...]:
 
 
 def _read_reference(item: object, family: Family) -> Reference:
-    """One input image. A link is taken at its word, since the sandbox opens no connection."""
+    """One input image. A URL is not fetched: the sandbox opens no connection."""
     if not isinstance(item, str):
         raise _invalid("image", f"expected a value of type str, but got {type(item).__name__}")
     if not item:
@@ -382,7 +382,7 @@ def _read_reference(item: object, family: Family) -> Reference:
     return Reference(hashlib.sha256(data).hexdigest(), data, _check_image(data, head[1], family))
 
 
-def _check_image(data: bytes, declared: str, family: Family) -> drawing.Facts | None:
+def _check_image(data: bytes, declared: str, family: Family) -> drawing.InputImage | None:
     if len(data) > 30 * 1024 * 1024:
         raise _invalid("image", "image size cannot exceed 30 MB")
     facts = drawing.inspect(data)
@@ -406,7 +406,7 @@ def _check_image(data: bytes, declared: str, family: Family) -> drawing.Facts | 
     return facts
 
 
-# --- sizes ----------------------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 _EXACT = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
@@ -416,7 +416,7 @@ _RATIO_WORDS = re.compile(r"(?<![\d:])(\d{1,2})\s?[:：]\s?(\d{1,2})(?![\d:])", 
 def _read_size(
     body: Body, family: Family, prompt: str, references: tuple[Reference, ...], *, layered: bool
 ) -> tuple[int, int]:
-    """Width and height of what will be drawn. A tier's ratio stands in the prompt, or is the input image's."""
+    """Width and height. A tier's ratio is found in the prompt, or is the input image's."""
     size: str = _typed(body, "size", str) or ("auto" if layered else family.default_size)
     tier = size.upper()
     if layered:
@@ -424,7 +424,7 @@ def _read_size(
             raise _invalid("size", "size must be one of '1k', '1.5k', '2k', or 'auto' when layers are decomposed")
         return _nearest(family.tiers["2K" if tier == "AUTO" else tier], references)
     if size == "adaptive" and family.pixels is None:
-        return _nearest(family.free, references)
+        return _nearest(family.untiered, references)
     if tier in family.tiers:
         return _parse(family.tiers[tier][_ratio_in(prompt)])
     if re.fullmatch(r"[0-9.]+K", tier) and family.pixels is not None:
@@ -463,7 +463,7 @@ def _ratio_in(prompt: str) -> str:
 
 
 def _nearest(sizes: Mapping[str, str], references: tuple[Reference, ...]) -> tuple[int, int]:
-    """The size whose shape is nearest to the first input image's; square where that is unknown."""
+    """The size whose ratio is nearest to the first input image's, 1:1 where that is unknown."""
     facts = references[0].facts if references else None
     wanted = facts.width / facts.height if facts else 1.0
     return min(map(_parse, sizes.values()), key=lambda wh: max(wh[0] / wh[1] / wanted, wanted * wh[1] / wh[0]))

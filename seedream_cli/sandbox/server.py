@@ -1,4 +1,4 @@
-"""The sandbox mounted on a local port: HTTP/1.1 with keep-alive, for other programs' tests. Prints nothing."""
+"""The sandbox as a local HTTP/1.1 server with keep-alive, for other programs' tests. Prints nothing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..errors import ConfigError
 from .service import WELL_KNOWN_SECRET, Cut, Delay, SandboxReply, SandboxRequest, Service
 
 LONGEST_BODY = 512 * 1024 * 1024
-"""Bytes of a request that are read: fourteen references of 30 MB in base64 do not fill it."""
+"""Bytes; more than fourteen references of 30 MB in base64."""
 
 
 class Server:
-    """A running, or yet to be started, sandbox. `url` is its address; `service` what answers, with its counters."""
+    """A sandbox server, started or not. `url` is its base URL."""
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         self.service = service
@@ -33,25 +33,25 @@ class Server:
 
     @property
     def billed(self) -> dict[str, int]:
-        """How many requests a real service would have charged for, by prompt."""
+        """How many requests a real service would have billed, by prompt."""
         return self.service.billed
 
     def start(self) -> Server:
-        """Answer from a thread of its own until `stop`."""
+        """Serve in a thread until `stop`."""
         self._started = True
         self._thread = threading.Thread(target=self.run, name="sandbox", daemon=True)
         self._thread.start()
         return self
 
     def run(self) -> None:
-        """Answer in this thread until another one calls `stop`."""
+        """Serve in this thread until another one calls `stop`."""
         self._started = True
         self._listener.serve_forever(poll_interval=0.05)
 
     def stop(self) -> None:
-        """Close the port and every connection, and wait for the threads; what was being answered breaks off."""
+        """Close the port and every connection, and wait for the threads; responses are cut off."""
         if self._started:
-            # Waits for the loop's end, so it must not be called where no loop has been.
+            # Would block for ever if `serve_forever` was never called.
             self._listener.shutdown()
         if self._thread is not None:
             self._thread.join()
@@ -70,7 +70,7 @@ class Server:
 def make_server(
     *, host: str = "127.0.0.1", port: int = 0, latency_s: float = 0.0, secret: bytes = WELL_KNOWN_SECRET
 ) -> Server:
-    """A server bound to its port (0: any free one) and not yet started. Raises `ConfigError` where it cannot bind."""
+    """A server bound to its port (0: any free one), not started. Raises `ConfigError` where it cannot bind."""
     return Server(Service(secret=secret, latency_s=latency_s, links_at=""), host, port)
 
 
@@ -81,7 +81,7 @@ def serve(
     latency_s: float = 0.0,
     ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Serve in this thread until `stop` or an exception such as KeyboardInterrupt; `ready` first gets the server."""
+    """Serve in this thread until `stop` or an exception such as KeyboardInterrupt. Calls `ready` first."""
     server = make_server(host=host, port=port, latency_s=latency_s)
     try:
         if ready is not None:
@@ -102,7 +102,7 @@ def _listen(service: Service, host: str, port: int) -> _Listener:
 
 
 def _reachable(host: str) -> str:
-    """The name by which this machine itself reaches a server bound to `host`."""
+    """The host by which this machine reaches a server bound to `host`."""
     if host in {"", "0.0.0.0"}:  # noqa: S104 (compared, not bound)
         return "127.0.0.1"
     if host == "::":
@@ -111,7 +111,7 @@ def _reachable(host: str) -> str:
 
 
 class _Listener(ThreadingHTTPServer):
-    """The socket and the connections taken from it, so that stopping can close those that idle in keep-alive."""
+    """The listening socket and its connections, which are closed on stop, idle ones too."""
 
     daemon_threads = False
     request_queue_size = 128
@@ -125,13 +125,13 @@ class _Listener(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind without the look-up of the host's name, which can take seconds and serves nobody here."""
+        """Bind without the base class's reverse DNS look-up, which can take seconds."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Note the connection and give it a thread."""
+        """Register the connection and start its thread."""
         with self._lock:
             self._connections.add(request)
         super().process_request(request, client_address)
@@ -143,7 +143,7 @@ class _Listener(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def close_connections(self) -> None:
-        """Wake every thread that waits for a client or in a delay."""
+        """End every thread that waits for a client or in a delay."""
         self.stopping.set()
         with self._lock:
             for connection in self._connections:
@@ -151,13 +151,13 @@ class _Listener(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (the base class calls it)
-        """Pass over clients that leave, as they may at any time; anything else is a bug in the sandbox."""
+        """Ignore clients that disconnect; log anything else, which is a bug."""
         if not isinstance(sys.exc_info()[1], OSError):
             logging.getLogger(__name__).exception("the sandbox failed to answer %s", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection. Takes the target from the raw request line: the base class tidies it up."""
+    """One connection. Reads the target from the raw request line, since the base class normalises it."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
     raw_requestline: bytes
 
     def handle_any(self) -> None:
-        """Read one request, have it answered, write the reply."""
+        """Read one request and write its response."""
         body = self._read_body()
         if body is None:
             return
@@ -178,30 +178,30 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_HEAD = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = handle_any  # noqa: N815 (the base class's names)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
-        """Say nothing: the terminal belongs to the caller."""
+        """Log nothing to the caller's terminal."""
 
     def version_string(self) -> str:
         """The `Server` header."""
         return "seedream-sandbox"
 
     def handle_expect_100(self) -> bool:
-        """Ask for the body at once: the answer may not wait in the buffer while the client waits for it."""
+        """Send 100 Continue at once, flushed."""
         go_on = super().handle_expect_100()
         self.wfile.flush()
         return go_on
 
-    # --- request ----------------------------------------------------------------------------------------------------
+    # --- request ------------------------------------------------------------------------------------------------------
 
     def _read_body(self) -> bytes | None:
-        """The request's body by its length or in chunks; None where it was refused and the connection is to close."""
+        """The request's body; None where it was refused and the connection is closed."""
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
             return self._read_chunks()
         length = self.headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
-            self._give_up(400)
+            self._refuse_body(400)
             return None
         if int(length) > LONGEST_BODY:
-            self._give_up(413)
+            self._refuse_body(413)
             return None
         body = self.rfile.read(int(length))
         if len(body) < int(length):
@@ -216,22 +216,22 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 size = int(size_text, 16)
             except ValueError:
-                self._give_up(400)
+                self._refuse_body(400)
                 return None
             if size == 0:
                 break
             if size < 0 or len(body) + size > LONGEST_BODY:
-                self._give_up(413)
+                self._refuse_body(413)
                 return None
             body += self.rfile.read(size)
             self.rfile.readline(8)
         while self.rfile.readline(65_537).strip():
-            # Trailers: nothing here needs them.
+            # Trailers are ignored.
             pass
         return bytes(body)
 
-    def _give_up(self, status: int) -> None:
-        """Refuse a body that cannot be read to its end; what is left of it would be taken for the next request."""
+    def _refuse_body(self, status: int) -> None:
+        """Refuse a body and close the connection: its rest would be read as the next request."""
         self.close_connection = True
         self.send_response(status)
         self.send_header("content-length", "0")
@@ -239,10 +239,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.flush()
 
-    # --- reply ------------------------------------------------------------------------------------------------------
+    # --- response -----------------------------------------------------------------------------------------------------
 
     def _write(self, reply: SandboxReply) -> None:
-        """The head goes out with the first bytes, so that a delay holds it back; a cut closes the connection."""
+        """Write a response. The head is sent with the first bytes, after any delay; a cut closes the connection."""
         sized = any(name == "content-length" for name, _ in reply.headers)
         chunked = not sized and self.request_version >= "HTTP/1.1"
         headed = False

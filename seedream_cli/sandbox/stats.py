@@ -1,4 +1,4 @@
-"""What the sandbox was asked for and billed, as `/sandbox/stats` shows it."""
+"""Counters of requests and bills, shown by `/sandbox/stats`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections import OrderedDict
 from typing import Any
 
 REMEMBERED = 10_000
-"""Prompts, links and tasks that are remembered."""
+"""Most prompts, URLs and tasks that are stored."""
 
 
 class Stats:
-    """What was asked and what was billed, by prompt, for the last few thousand prompts; shared by all threads."""
+    """Thread-safe counters of requests and bills, by prompt, for the last `_REMEMBERED` prompts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests = 0
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         with self._lock:
             self._prompts: OrderedDict[str, dict[str, int]] = OrderedDict()
             self._fetches: OrderedDict[bytes, int] = OrderedDict()
@@ -37,7 +37,7 @@ class Stats:
             self._totals["refused"] += 1
 
     def count_attempt(self, prompt: str) -> int:
-        """How many requests with this prompt came before this one."""
+        """Count a request; returns how many with this prompt came before."""
         with self._lock:
             self._totals["generations"] += 1
             row = self._row(prompt)
@@ -53,7 +53,7 @@ class Stats:
             self._totals["images"] += images
 
     def count_fetch(self, target: bytes, *, served: bool) -> int:
-        """How often this link was fetched before."""
+        """Count a fetch; returns how often this URL was fetched before."""
         key = hashlib.sha256(target).digest()
         with self._lock:
             self._totals["links_served" if served else "links_refused"] += 1

@@ -1,8 +1,7 @@
-"""The sandbox mounted in this process, as a transport for httpx: no socket, everything else as over the network.
+"""The sandbox as an in-process httpx transport: no socket, otherwise like the network.
 
-Requests are announced to the `trace` extension under the names and with the objects that httpcore uses, answers come
-in pieces, a cut answer raises what a cut connection raises, and a pause longer than the read timeout ends as one.
-Drawing happens in threads, so the event loop stays free.
+It calls the `trace` extension with httpcore's event names, yields responses in chunks, and raises the errors of a lost
+connection and of a read timeout. Images are drawn in threads, so the event loop is not blocked.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Trace = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class SentRequest:
-    """What trace events hold as `info["request"]`: the members of httpcore's request that say what is being sent."""
+    """`info["request"]` of trace events, with the attributes of httpcore's request."""
 
     method: bytes
     target: bytes
@@ -31,26 +30,26 @@ class SentRequest:
 
 
 class SandboxTransport(httpx.AsyncBaseTransport):
-    """Answers every request from `service`, whatever its host."""
+    """Answers every request from `service`, for any host."""
 
     def __init__(self, service: Service | None = None) -> None:
         self.service = service or Service()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """One request and the head of its answer; the body follows as it is read."""
-        trace: Trace = request.extensions.get("trace") or _stay_silent
+        """Send one request; the response's body is read later."""
+        trace: Trace = request.extensions.get("trace") or _no_trace
         sent = SentRequest(request.method.encode("ascii"), request.url.raw_path, tuple(request.headers.raw))
         await trace("http11.send_request_headers.started", {"request": sent})
         await trace("http11.send_request_headers.complete", {"return_value": None})
         await trace("http11.send_request_body.started", {"request": sent})
-        # The API parses whole bodies, so there is nothing to gain by reading this one in pieces.
+        # The service parses whole bodies.
         body = await request.aread()
         await trace("http11.send_request_body.complete", {"return_value": None})
         await trace("http11.receive_response_headers.started", {"request": sent})
-        arriving = SandboxRequest(request.method, sent.target, tuple(request.headers.multi_items()), body)
-        reply = await asyncio.to_thread(self.service.handle, arriving)
-        patience_s = request.extensions.get("timeout", {}).get("read")
-        stream = _Body(reply, request, patience_s=patience_s, trace=trace, sent=sent)
+        sandbox_request = SandboxRequest(request.method, sent.target, tuple(request.headers.multi_items()), body)
+        reply = await asyncio.to_thread(self.service.handle, sandbox_request)
+        read_timeout_s = request.extensions.get("timeout", {}).get("read")
+        stream = _Body(reply, request, read_timeout_s=read_timeout_s, trace=trace, sent=sent)
         await _await_first_piece(stream, trace)
         raw_headers = [(name.encode(), value.encode()) for name, value in _complete_headers(reply)]
         reason = httpx.codes.get_reason_phrase(reply.status).encode()
@@ -65,21 +64,21 @@ class SandboxTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The pieces of an answer, with the failures that a connection would have."""
+    """The chunks of a response, with the errors of a connection."""
 
     def __init__(
         self,
         reply: SandboxReply,
         request: httpx.Request,
         *,
-        patience_s: float | None,
+        read_timeout_s: float | None,
         trace: Trace,
         sent: SentRequest,
     ) -> None:
         self._pieces: Iterator[Piece] = iter(reply.chunks)
-        self._ready_made = isinstance(reply.chunks, list)
+        self._is_list = isinstance(reply.chunks, list)
         self._request = request
-        self._patience_s = patience_s
+        self._read_timeout_s = read_timeout_s
         self._trace = trace
         self._sent = sent
         self._first: bytes | None = None
@@ -87,7 +86,7 @@ class _Body(httpx.AsyncByteStream):
         self._length = next((int(value) for name, value in reply.headers if name == "content-length"), None)
 
     async def start(self) -> None:
-        """Wait for the first bytes: the head of an answer leaves together with them."""
+        """Wait for the first bytes, with which the head is sent."""
         self._first = await self._next_bytes()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -100,7 +99,7 @@ class _Body(httpx.AsyncByteStream):
         await self._trace("http11.receive_response_body.complete", {"return_value": None})
 
     async def aclose(self) -> None:
-        """Forget what has not been read."""
+        """Drop the unread rest."""
         self._pieces = iter(())
 
     async def _next_bytes(self) -> bytes | None:
@@ -113,13 +112,13 @@ class _Body(httpx.AsyncByteStream):
         return None
 
     async def _next_piece(self) -> Piece | None:
-        if self._ready_made:
+        if self._is_list:
             return next(self._pieces, None)
         return await asyncio.to_thread(next, self._pieces, None)
 
     async def _pause(self, seconds: float) -> None:
-        if self._patience_s is not None and seconds > self._patience_s:
-            await asyncio.sleep(self._patience_s)
+        if self._read_timeout_s is not None and seconds > self._read_timeout_s:
+            await asyncio.sleep(self._read_timeout_s)
             raise httpx.ReadTimeout("the sandbox took longer than the read timeout", request=self._request)
         await asyncio.sleep(seconds)
 
@@ -142,12 +141,12 @@ async def _await_first_piece(stream: _Body, trace: Trace) -> None:
         raise
 
 
-async def _stay_silent(_name: str, _info: dict[str, Any]) -> None:
-    """Stands in for the trace callback where there is none."""
+async def _no_trace(_name: str, _info: dict[str, Any]) -> None:
+    """The trace callback where there is none."""
 
 
 def _complete_headers(reply: SandboxReply) -> tuple[tuple[str, str], ...]:
-    """The headers with the framing that HTTP/1.1 adds to an answer of unknown length."""
+    """The headers, with `transfer-encoding: chunked` for a response of unknown length."""
     if any(name == "content-length" for name, _ in reply.headers):
         return reply.headers
     return (*reply.headers, ("transfer-encoding", "chunked"))

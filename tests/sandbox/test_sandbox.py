@@ -109,7 +109,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
-# --- sizes and images ---------------------------------------------------------------------------------------------
+# --- sizes and images -------------------------------------------------------------------------------------------------
 
 
 def test_every_size_of_the_table_is_legal() -> None:
@@ -182,9 +182,9 @@ def test_requests_without_a_seed_differ_in_a_repeatable_order(clock: Clock) -> N
         service = Service(clock=clock)
         return [body_of(fetch(service, ask(service, body)["data"][0]["url"])) for _ in range(2)]
 
-    free = draw_twice({"prompt": "a fox", "model": T2I})
-    assert free[0] != free[1]
-    assert draw_twice({"prompt": "a fox", "model": T2I, "seed": -1}) == free
+    untiered = draw_twice({"prompt": "a fox", "model": T2I})
+    assert untiered[0] != untiered[1]
+    assert draw_twice({"prompt": "a fox", "model": T2I, "seed": -1}) == untiered
     seeded = draw_twice({"prompt": "a fox", "model": T2I, "seed": 0})
     assert seeded[0] == seeded[1]
 
@@ -222,7 +222,7 @@ def test_speed(capsys: pytest.CaptureFixture[str]) -> None:
         print("\ndrawing:", ", ".join(lines))
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_no_body_confuses_the_service(path: str, model: str, body: dict[str, Any
         assert {"data", "error", "task_id", "items", "response"} & json.loads(text).keys()
 
 
-# --- sets, layers, streams ------------------------------------------------------------------------------------------
+# --- sets, layers, streams --------------------------------------------------------------------------------------------
 
 
 def group(prompt: str, most: int, **more: Any) -> dict[str, Any]:
@@ -475,7 +475,7 @@ def test_streams_are_framed_as_the_service_frames_them(service: Service) -> None
     assert b'event: error\ndata: {"error":{"code":"InternalServiceError"' in broken
 
 
-# --- links ----------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 def test_links_outlive_their_process_but_not_their_day(service: Service, clock: Clock) -> None:
@@ -531,7 +531,7 @@ def test_altered_links_are_refused_byte_for_byte(server: Server) -> None:
     assert (status, open_image(image).size) == (200, (1024, 1024))
 
 
-# --- faults, tasks, counters ----------------------------------------------------------------------------------------
+# --- faults, tasks, counters ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -622,7 +622,7 @@ def test_delays_hold_back_generations_only(clock: Clock) -> None:
         assert not any(isinstance(piece, Delay) for piece in quick.chunks)
 
 
-# --- the server -----------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------------
 
 
 def call(
@@ -756,7 +756,7 @@ def test_serve_hands_over_its_server_and_ends_when_stopped() -> None:
     assert not thread.is_alive()
 
 
-# --- the transport --------------------------------------------------------------------------------------------------
+# --- the transport ----------------------------------------------------------------------------------------------------
 
 
 class ExactURL(httpx.URL):
