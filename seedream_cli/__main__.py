@@ -1,4 +1,4 @@
-"""The way in: `--version` is answered before anything heavy is imported."""
+"""The entry point. `--version` is answered before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main() -> None:
     if sys.argv[1:] in (["--version"], ["-V"]):
         from . import __version__
 
-        # Nobody may be listening: a closed standard output is None.
+        # A closed standard output is None.
         if sys.stdout is not None:
             try:
                 sys.stdout.write(f"seedream {__version__}\n")
@@ -19,27 +19,27 @@ def main() -> None:
             except OSError:
                 from .cli.app import main as run
 
-                # It says what is wrong with standard output.
+                # Reports what is wrong with standard output.
                 sys.exit(run(["--version"]))
         return
-    # Loading makes no garbage. A run that lasts looks for it again, see `engine`.
+    # Imports make no garbage; `engine` enables collection again for long runs.
     gc.disable()
     try:
         from .cli.app import main as run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        # While everything was still being loaded; later ones are told what became of what was sent.
+        # During imports, so nothing was sent.
         code = 130
     except (MemoryError, ImportError, OSError, RuntimeError, SystemError) as error:
-        code = _say_short(error)
-    # Nor is there any use in looking for it at the end, which takes longer than all the rest of leaving.
+        code = _report_lack(error)
+        # A last collection at exit would take longer than the rest of it.
     gc.freeze()
     sys.exit(code)
 
 
-def _say_short(error: Exception) -> int:
-    """Not even the words for it could be loaded, or the program itself; any other error is raised again."""
+def _report_lack(error: Exception) -> int:
+    """Report a lack of memory or file descriptors without importing more; any other error is raised again."""
     import os
 
     try:

@@ -1,4 +1,4 @@
-"""Every failure the tool can name, its exit code and whether money moved.
+"""Every error, its exit code, and whether the request was billed.
 
 SeedreamError
 ├── InputError        usage, validation                      2   nothing was sent
@@ -12,7 +12,7 @@ SeedreamError
 ├── LinkError         download, expired                      8   paid, not saved
 ├── FileError         filesystem                            74   nothing was sent (8 once paid)
 │   └── OutputError   standard output                       74   what was paid is kept
-├── BusyError         busy                                  75   another run holds it
+├── BusyError         busy                                  75   another run has the lock
 ├── BudgetError       budget                                10
 ├── InterruptedRunError  interrupted                  130, 143
 └── InternalError     internal                               1   a bug in the tool
@@ -49,15 +49,15 @@ EXIT_CODES: dict[str, int] = {
     "interrupted": 130,
     "internal": 1,
 }
-"""The error codes of the JSON output and the exit code each ends a run with."""
+"""The error codes of the JSON output and their exit codes."""
 
 PARTIAL = 9
-"""The exit code of a run in which some images are on disk and others failed."""
+"""The exit code where some images are on disk and others failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong (or worth a warning) in what the user asked for, with its place and the way out."""
+    """One error or warning about the user's input: option, message, hint, and where the value came from."""
 
     field: str
     message: str
@@ -68,7 +68,7 @@ class Problem:
 
 
 class SeedreamError(Exception):
-    """The root: a message for the user, a hint, and the kind that fixes the exit code."""
+    """The base class: a message for the user, a hint, and the kind that determines the exit code."""
 
     def __init__(self, message: str, *, kind: str, hint: str = "", billed: Billed = "no") -> None:
         super().__init__(message)
@@ -79,12 +79,12 @@ class SeedreamError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """The process exit code this failure stands for when it is the only one."""
+        """The exit code of the process where this is the only error."""
         return EXIT_CODES[self.kind]
 
 
 class InputError(SeedreamError):
-    """Bad input. Holds every problem found, not the first; nothing was sent."""
+    """Invalid input, with all problems and not the first; nothing was sent."""
 
     def __init__(self, problems: Sequence[Problem], *, kind: str = "validation") -> None:
         super().__init__("; ".join(p.message for p in problems), kind=kind)
@@ -92,7 +92,7 @@ class InputError(SeedreamError):
 
 
 class ConfigError(SeedreamError):
-    """The set-up cannot serve the request: no key, no base URL, an unusable proxy."""
+    """The configuration is incomplete: no key, no base URL, an unusable proxy."""
 
     def __init__(self, message: str, *, kind: str = "config", hint: str = "") -> None:
         super().__init__(message, kind=kind, hint=hint)
@@ -101,8 +101,8 @@ class ConfigError(SeedreamError):
 class ApiError(SeedreamError):
     """The provider refused, failed, or could not be reached.
 
-    `delivered` says whether the request reached the provider, `billed` whether money may have moved,
-    `retryable` whether the same request may be sent again without the user saying so.
+    `delivered` is whether the request reached the provider, `billed` whether it may have been billed, `retryable`
+    whether it may be sent again automatically.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class ApiError(SeedreamError):
 
 
 class TaskEndedError(ApiError):
-    """A provider's task has ended without an image: asking again tells nothing new. `billed` as the provider says."""
+    """A provider's task ended without an image, so it is not polled again. `billed` as the provider says."""
 
 
 class LinkError(SeedreamError):
-    """A paid image could not be fetched from its link; the link is kept for `recover`.
+    """A paid image could not be downloaded; its URL is kept for `recover`.
 
-    `early` says that the image may only not be there yet.
+    `early`: the image may not be available yet.
     """
 
     def __init__(
@@ -149,42 +149,42 @@ class LinkError(SeedreamError):
 
 
 class FileError(SeedreamError):
-    """The disk refused. Exit 74 while nothing was sent; an image already paid for ends as 8: `recover` gets it."""
+    """A file system error. Exit 74 where nothing was billed, 8 where a paid image is left for `recover`."""
 
     def __init__(self, message: str, *, hint: str = "", billed: Billed = "no") -> None:
         super().__init__(message, kind="filesystem", hint=hint, billed=billed)
 
     @property
     def exit_code(self) -> int:
-        """74 promises that nothing was paid, so a paid image that found no room ends as 8."""
+        """74 means that nothing was billed; else 8."""
         return EXIT_CODES["filesystem" if self.billed == "no" else "download"]
 
 
 class OutputError(FileError):
-    """Standard output cannot be written, as on a full disk behind it: exit 74, and what was paid for is kept."""
+    """Standard output cannot be written, such as a redirect to a full disk. Paid images are kept."""
 
     @property
     def exit_code(self) -> int:
-        """The same whether something was paid or not: a script looks at where its output goes."""
+        """74, billed or not."""
         return EXIT_CODES["filesystem"]
 
 
 class BusyError(SeedreamError):
-    """Another run holds this batch; nothing was sent."""
+    """Another run has the lock of this batch; nothing was sent."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, kind="busy", hint=hint)
 
 
 class BudgetError(SeedreamError):
-    """The next request could spend more than the user allowed."""
+    """The next request could exceed a budget."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, kind="budget", hint=hint)
 
 
 class InterruptedRunError(SeedreamError):
-    """A signal ended the run; `signal_number` fixes the exit code (128 + number)."""
+    """A signal ended the run; the exit code is 128 + `signal_number`."""
 
     def __init__(self, message: str, *, signal_number: int, hint: str = "") -> None:
         super().__init__(message, kind="interrupted", hint=hint)
@@ -197,7 +197,7 @@ class InterruptedRunError(SeedreamError):
 
 
 class InternalError(SeedreamError):
-    """A bug in the tool: something the code holds to be impossible."""
+    """A bug in the tool."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, kind="internal", hint=hint, billed="unknown")

@@ -1,4 +1,4 @@
-"""What must never be read by anybody else: the API key is checked here, and taken out of every text that is shown."""
+"""API keys and other secrets: checked, and masked in every text that is shown or stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _USER_INFO = re.compile(r"//[^/@?#]*@")
 
 
 def _forms(secrets: Sequence[str]) -> tuple[str, ...]:
-    """Each secret in every spelling that is searched for, longest first; blanks would mask everything."""
+    """Each secret in every encoding, longest first; empty ones would mask everything."""
     found = {form for one in secrets if one.strip() for form in (one, json.dumps(one)[1:-1], *secret_forms(one))}
     return tuple(sorted(found, key=len, reverse=True))
 
@@ -41,9 +41,9 @@ _SIGNATURE = re.compile(
 
 
 def check_key(raw: str) -> str:
-    """The key without surrounding white space, BOM and quotes; ConfigError, which never shows it, where it is unusable.
+    """The key without surrounding white space, BOM and quotes. Raises `ConfigError`, without the key, if it is invalid.
 
-    A key with a line break would be refused by the HTTP library in an error that prints the whole header.
+    For a key with a line break the HTTP library would raise an error that quotes the header.
     """
     key = raw.strip().lstrip("\ufeff").strip()
     if len(key) >= 2 and key[0] == key[-1] and key[0] in "\"'":
@@ -57,7 +57,7 @@ def check_key(raw: str) -> str:
 
 
 def _base64_forms(key: str) -> Iterator[str]:
-    """The characters that stand for the key inside base64, at each of the three places where it can begin."""
+    """The base64 characters of the key at each of the three byte offsets."""
     for lead in range(3):
         encoded = base64.b64encode(b"\0" * lead + key.encode())
         inner = encoded[(lead * 8 + 5) // 6 : (lead + len(key)) * 8 // 6].decode()
@@ -66,7 +66,7 @@ def _base64_forms(key: str) -> Iterator[str]:
 
 
 def secret_forms(key: str) -> tuple[str, ...]:
-    """Every spelling of the key that is searched for in texts, longest first. Very short ones would blot out words."""
+    """Every encoding of the key to search for, longest first; () for very short keys, which would match words."""
     if len(key) < 4:
         return ()
     quoted = urllib.parse.quote(key, safe="")
@@ -77,7 +77,7 @@ def secret_forms(key: str) -> tuple[str, ...]:
 
 
 def mask(text: str, forms: tuple[str, ...] = ()) -> str:
-    """The text without the key (`forms`), bearer tokens, and the query and user name of every link in it."""
+    """The text without the key (`forms`), bearer tokens, and the query and user name of every URL."""
     for form in forms:
         text = text.replace(form, "***")
     if forms and "…" in text:
@@ -87,7 +87,7 @@ def mask(text: str, forms: tuple[str, ...] = ()) -> str:
 
 
 def _mask_cut(text: str, forms: tuple[str, ...]) -> str:
-    """The text without the start of a key that was cut off inside it."""
+    """Mask the start of a key before a "…", where a text was cut."""
     pieces = text.split("…")
     for number, piece in enumerate(pieces[:-1]):
         shared = max((_overlap(piece, form) for form in forms), default=0)
@@ -96,12 +96,12 @@ def _mask_cut(text: str, forms: tuple[str, ...]) -> str:
 
 
 def _overlap(text: str, form: str) -> int:
-    """How many characters at the end of `text` are the start of `form`; 0 for what may be chance."""
+    """How many characters at the end of `text` are the start of `form`; 0 for fewer than four."""
     return next((count for count in range(min(len(text), len(form) - 1), 3, -1) if text.endswith(form[:count])), 0)
 
 
 def hide(value: Any, forms: tuple[str, ...]) -> Any:
-    """Data of the provider's without the key, in every text and name of it; links stay whole but for that."""
+    """JSON data without the key in texts and names. URLs are otherwise unchanged."""
     if isinstance(value, str):
         for form in forms:
             value = value.replace(form, "***")

@@ -1,4 +1,4 @@
-"""What comes out of a run: events while it lasts, a report when it ends. Plain frozen records, no I/O."""
+"""The results of a run: events while it lasts, a report at its end. Frozen dataclasses, no I/O."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Status = Literal["succeeded", "partial", "failed", "unknown", "submitted", "plan
 
 @dataclass(frozen=True, slots=True)
 class Base64Slice:
-    """A base64 image left where it lies: `length` characters at byte `offset` of the file `path`.
+    """A base64 image inside a file: `length` characters at byte `offset` of `path`.
 
-    With `is_raw` they are the image's own bytes and no base64.
+    With `is_raw` the bytes are the image itself and not base64.
     """
 
     path: Path
@@ -28,7 +28,7 @@ class Base64Slice:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What a layered answer says of one layer (sources: the image generation API, `layer_decomposition`).
+    """One layer of a response to `layer_decomposition` (image generation API).
 
     `absolute` is left, top, right, bottom in pixels of the base image; `normalized` the same in 0..1000.
     """
@@ -42,9 +42,9 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class ProviderImage:
-    """One image of a provider's answer, not yet on disk: a link, or base64, or an error.
+    """One image of a response, not yet on disk: a URL, base64, or an error.
 
-    Base64 stands in the kept reply (`blob`) or, short or from a stream, here (`base64`, without a `data:` prefix).
+    Base64 is in the stored response (`blob`) or, if short or from a stream, in `base64`, without a `data:` prefix.
     """
 
     index: int
@@ -59,7 +59,7 @@ class ProviderImage:
 
 @dataclass(frozen=True, slots=True)
 class SavedImage:
-    """One image at the end of its way: on disk (`path`), printed as a link (`url` alone), or failed (`error`)."""
+    """One image of a result: on disk (`path`), printed (`url` alone), or failed (`error`)."""
 
     index: int
     path: Path | None = None
@@ -75,7 +75,7 @@ class SavedImage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Money. `amount` in `currency`; `as_of` is the month the price was known to hold, `note` what limits that."""
+    """An amount of money. `as_of` is the month of the price, `note` a reservation about it."""
 
     amount: float
     currency: str
@@ -84,7 +84,7 @@ class Cost:
 
 
 _MICRO = 1_000_000
-"""Sums are made of whole micro-units of a currency (0.04 USD is 40000), since floats of decimals do not add up."""
+"""Sums are of whole micro-units of a currency (0.04 USD is 40000), since binary floats do not add up exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +105,13 @@ class Money:
 
 
 def to_micro(cost: Cost | None) -> int | None:
-    """Whole micro-units, never rounded down, so that no price is nothing; None where no price is known."""
-    # The crumb is what a float of a decimal has too much.
+    """Whole micro-units, rounded up, so that no price becomes 0; None where no price is known."""
+    # 1e-4: the error of the float.
     return None if cost is None else max(math.ceil(cost.amount * _MICRO - 1e-4), int(cost.amount > 0))
 
 
 def cap_micro(amount: float | None) -> int | None:
-    """A budget in whole micro-units, never rounded up; the crumb is what a float of a decimal lacks."""
+    """A budget in whole micro-units, rounded down."""
     return None if amount is None else math.floor(amount * _MICRO + 1e-4)
 
 
@@ -126,11 +126,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """One request at its end. `request` is the body as sent, references shown as name, sha256 and bytes.
+    """The result of a request. `request` is the body as sent, references as name, sha256 and bytes.
 
-    `cost` is the most that it was charged for, `possible` the part of that which may not have been charged at all.
-    `in_ledger` is False for what no ledger knows of, so that there is nothing to resolve.
-    `kept` is its reply, where nobody found an image in that.
+    `cost` is the most that was charged, `possible` the part of that which may not have been charged. `in_ledger` is
+    False where no ledger has the request, so it cannot be resolved. `kept` is the stored response where no image was
+    found in it.
     """
 
     index: int
@@ -154,14 +154,14 @@ class JobResult:
 
     @property
     def certain(self) -> Cost | None:
-        """What it was charged for sure; None where its price is not known."""
+        """The cost that is certain; None where the price is not known."""
         if self.cost is None or self.possible is None:
             return self.cost
         return replace(self.cost, amount=self.cost.amount - self.possible.amount)
 
     @property
     def exit_code(self) -> int:
-        """What this request alone would end the process with."""
+        """The exit code of a run with this request alone."""
         if self.status in {"succeeded", "submitted", "planned"}:
             return 0
         if self.status == "partial":
@@ -171,7 +171,7 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole run: its requests in order, the warnings that concern all of them, and the exit code they add up to."""
+    """A whole run: its requests in order, and warnings that concern all of them."""
 
     command: str
     jobs: tuple[JobResult, ...]
@@ -181,7 +181,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """A signal wins; else 0, the common code where nothing succeeded, 10 where the budget ended it, or 9."""
+        """128 + signal; else 0, the common code where nothing succeeded, 10 where the budget ended it, or 9."""
         if self.signal_number is not None:
             return 128 + self.signal_number
         codes = {job.exit_code for job in self.jobs}
@@ -190,20 +190,20 @@ class Report:
         if len(codes) == 1:
             return codes.pop()
         if 0 in codes or PARTIAL in codes:
-            # More money would have gone on: that is told apart from what failed.
+            # 10 and not 9: with a higher budget the run would have continued.
             return EXIT_CODES["budget"] if EXIT_CODES["budget"] in codes else PARTIAL
-        # Nothing succeeded, and for several reasons: the one that needs a person most urgently speaks.
+        # Nothing succeeded, for several reasons: the most urgent one.
         return next(code for code in _URGENCY if code in codes)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What became of a table's rows; of the results themselves only the first that went wrong.
+    """The result of a batch: counts of rows, and the first failed results.
 
-    `succeeded` rows were finished now, `skipped` ones had nothing to do, or were not asked for; `unsent` ones are
-    left. `failed` and `unknown` count what stands so from an earlier run too. `codes` are the exit codes of all rows
-    that were asked for. `cost` is certain, `possible` is what unknown outcomes of this run may have cost; `unpriced`
-    requests were paid at a price that is not known. `halt` is why rows are left, unless a signal is.
+    `succeeded` rows were finished now, `skipped` ones were done or not selected, `unsent` ones are left. `failed` and
+    `unknown` include rows of earlier runs. `codes` are the exit codes of all selected rows. `cost` is certain,
+    `possible` is of unknown outcomes in this run; `unpriced` requests were paid at an unknown price. `halt` is why rows
+    are left, unless it was a signal.
     """
 
     rows: int
@@ -224,7 +224,7 @@ class BatchReport:
 
     @property
     def exit_code(self) -> int:
-        """A signal wins, then the budget, then what stopped the run before anything was paid; else as for a report."""
+        """128 + signal, else the budget's, else that of an error before anything was paid, else as in `Report`."""
         if self.signal_number is not None:
             return 128 + self.signal_number
         if self.halt and self.halt.kind == "budget":
@@ -242,7 +242,7 @@ _URGENCY = (74, 8, 7, 10, 3, 5, 6, 4, 2, 130, 143, 1)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The run is about to start with so many requests; `images` is the most they can return."""
+    """The run starts; `images` is the most that the requests can return."""
 
     requests: int
     images: int
@@ -266,7 +266,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """Request `job` (or a download, `what`) will be tried again in `wait_s` seconds, because of `reason`."""
+    """Request `job` or its download (`what`) will be retried in `wait_s` seconds."""
 
     job: int
     what: str
@@ -277,7 +277,7 @@ class Retrying:
 
 @dataclass(frozen=True, slots=True)
 class Downloading:
-    """Bytes of image `index` of request `job` so far, of `total` where the server says."""
+    """Bytes of image `index` received so far, of `total` (Content-Length) or None."""
 
     job: int
     index: int
@@ -287,7 +287,7 @@ class Downloading:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """An image is on disk under its final name (or its link is ready to print)."""
+    """An image is on disk under its final name, or its URL is ready to print."""
 
     job: int
     image: SavedImage
@@ -295,14 +295,14 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request ended, well or badly."""
+    """A request ended, with success or failure."""
 
     result: JobResult
 
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """A signal came: nothing new is sent, `in_flight` requests are finished and saved first, in `most_s` seconds."""
+    """A signal was received: nothing new is sent, `in_flight` requests are finished within `most_s` seconds."""
 
     signal_name: str
     in_flight: int
@@ -311,7 +311,7 @@ class Draining:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A line for the user that is no error: which proxy, which provider, what was renamed."""
+    """A note for the user: which proxy, which provider, what was renamed."""
 
     message: str
 
@@ -320,7 +320,7 @@ Event = Planned | Stage | Retrying | Downloading | Saved | Finished | Draining |
 
 
 class Sink(Protocol):
-    """Where events go. The engine never knows whether that is a terminal, a log or nothing."""
+    """Receives events: a display, a log or nothing."""
 
     def emit(self, event: Event) -> None:
-        """Take one event; must not raise and must not block."""
+        """Handle one event; must not raise or block."""

@@ -1,7 +1,7 @@
 """Text for people: foreign text made safe to show, and words for amounts.
 
-A terminal obeys escape sequences and a CI runner obeys `::command::`, whoever wrote them. So a provider's message, a
-prompt or a file name passes `clean` before it is shown, and never begins a line. Everything here is pure.
+A terminal executes escape sequences and a CI runner `::command::`, whoever wrote them. So a provider's message, a
+prompt or a file name passes `clean` before it is shown, and never begins a line. Pure functions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], most: int = 1, *, likeness: float = 0.6) -> list[str]:
-    """Those of `known` that `name` may be meant for, nearest first. Capitals, dashes and underscores do not count."""
-    # It is of use only where something was misspelled.
+    """The `most` nearest of `known`, nearest first. Case, dashes and underscores are ignored."""
+    # Imported only for misspelt names.
     import difflib
 
     spelled = {_plain(one): one for one in known}
@@ -30,7 +30,7 @@ def _plain(name: str) -> str:
 
 
 def nearest_hint(name: str, known: Sequence[str]) -> str:
-    """What may have been meant, or what there is."""
+    """A hint with the nearest known names, or with all."""
     near = nearest(name, known, 3)
     if near:
         return f"did you mean {' or '.join(one.replace('-', '_') for one in near)}?"
@@ -41,18 +41,18 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 _ZWJ = "\u200d"
 
-# A CI runner obeys these wherever they stand in a line (GitHub's older form, Azure Pipelines).
+# Executed by CI runners anywhere in a line (GitHub's older form, Azure Pipelines).
 CI_COMMAND = re.compile(r"#(?=#(?:\[|vso\[))")
 
 
 def clean(text: str, limit: int | None = 500) -> str:
-    """Foreign text made safe to show: one line, hidden characters as visible escapes, at most `limit` characters."""
+    """Foreign text as one line, control and format characters escaped, at most `limit` characters."""
     if limit is not None:
-        # Only CR LF gets shorter, so twice the limit of input always fills the output.
+        # Escapes only lengthen, and CR LF becomes one character, so twice the limit is enough.
         text = text[: 2 * limit + 2]
     shown = _show(text, newline="⏎", commands=True)
     if isinstance(shown, str):
-        # Nearly every text: nothing in it is an escape of several characters.
+        # No escapes, as in nearly every text.
         return shown if limit is None or len(shown) <= limit else shown[: limit - 1].rstrip(_ZWJ) + "…"
     if limit is None or sum(map(len, shown)) <= limit:
         return "".join(shown)
@@ -60,12 +60,12 @@ def clean(text: str, limit: int | None = 500) -> str:
 
 
 def clean_path(path: Path | str) -> str:
-    """A path or link made safe to show. Whole, and unchanged unless it holds hidden characters."""
+    """A path or URL with control and format characters escaped, not cut."""
     return "".join(_show(str(path), newline="\\n", commands=False))
 
 
 def _show(text: str, *, newline: str, commands: bool) -> Sequence[str]:
-    """The text as pieces that are not to be cut; `commands` are made harmless too."""
+    """The text as pieces that must not be split; with `commands` CI commands are escaped too."""
     if text.isprintable() and not (commands and "##" in text):
         return text
     return list(_escape(text.replace("\r\n", "\n"), newline, commands=commands))
@@ -91,19 +91,19 @@ def _escaped(char: str) -> str:
 
 
 def _is_hidden(char: str) -> bool:
-    """Whether a character shows nothing, or changes how others are shown."""
+    """Whether a character is invisible, or changes how others are shown."""
     if char.isprintable():
         return False
     category = unicodedata.category(char)
     if category != "Cn":
         return category in _HIDDEN
-    # Unassigned characters are mostly newer emoji, except these, which are never to be drawn.
+    # Unassigned characters are mostly newer emoji, except for these noncharacters.
     code = ord(char)
     return code == 0x2065 or 0xFFF0 <= code <= 0xFFF8 or 0xE0000 <= code <= 0xE0FFF or code & 0xFFFE == 0xFFFE
 
 
 def _joins_emoji(text: str, position: int) -> bool:
-    """Whether the zero-width joiner at `position` stands between two emoji, where it belongs."""
+    """Whether the zero-width joiner at `position` is between two emoji."""
     before = text[max(position - 2, 0) : position].rstrip("\ufe0f")[-1:]
     after = text[position + 1 : position + 2]
     imaged = before and unicodedata.category(before) in {"So", "Sk"}
@@ -122,17 +122,17 @@ def _take(pieces: Iterable[str], length: int) -> Iterator[str]:
 
 
 def count_words(number: int, one: str, many: str = "") -> str:
-    """Such as "1 image" and "3 images"; `many` where an s does not make it."""
+    """ "1 image", "3 images"; `many` is an irregular plural."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def size_words(count: int) -> str:
-    """Bytes for people, in decimal units."""
+    """Bytes in decimal units: "1.2 MB"."""
     return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 def span_words(seconds: float) -> str:
-    """A span of time in its two largest units: "42 s", "5 min", "3 h 20 min", "6 d 23 h"."""
+    """Seconds in the two largest units: "42 s", "5 min", "3 h 20 min", "6 d 23 h"."""
     minutes, hours = int(seconds // 60), int(seconds // 3600)
     if minutes < 1:
         return f"{seconds:.0f} s"
@@ -144,7 +144,7 @@ def span_words(seconds: float) -> str:
 
 
 def money_words(cost: Cost | Money) -> str:
-    """An amount for people: two to four decimals, or six where four would show nothing of it."""
+    """An amount with two to four decimals, or six where four would show 0."""
     digits = f"{cost.amount:.{4 if cost.amount >= 0.00005 or not cost.amount else 6}f}"
     while digits.endswith("0") and len(digits.partition(".")[2]) > 2:
         digits = digits[:-1]

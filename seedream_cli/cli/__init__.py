@@ -1,4 +1,4 @@
-"""The command line: one file a command. Parses, calls the rooms below, and hands over what came of it."""
+"""The command line, one file a command."""
 
 from .app import main
 

@@ -1,4 +1,4 @@
-"""The commands: each fills a draft, asks for a plan, hands it to the engine and the outcome to the report."""
+"""The Typer app: root options, the commands, and errors as messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..config.option_kinds import BadValueError, switch
 from ..config.options import OUTPUT
 from ..errors import ConfigError, FileError, InputError, InternalError, Problem, SeedreamError
 from . import batch
-from .completion import SHELLS, completion_script, is_asked_by_shell, offer_models, words
+from .completion import SHELLS, completion_script, is_completion, offer_models, words
 from .config import config_app
 from .context import console_of_run, process_console
 from .doctor import DOCTOR_HELP, doctor
@@ -57,7 +57,7 @@ def root(
         ),
     ] = None,
 ) -> int:
-    """Answer what concerns no command."""
+    """The root options."""
     console = process_console()
     if version:
         console.out(f"seedream {__version__}")
@@ -123,7 +123,7 @@ def sandbox(
         float, typer.Option(help="Seconds each image takes.", metavar="S", parser=number("latency", 0, 3600, float))
     ] = 0.0,
 ) -> int:
-    """The sandbox as a local server, until interrupted."""
+    """Serve the sandbox until interrupted."""
     from ..sandbox.server import Server, serve
 
     console = process_console()
@@ -144,7 +144,7 @@ app.add_typer(config_app, name="config")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code; 74 where standard output cannot be written, a failure or not."""
+    """Run a command line and return its exit code; 74 where standard output cannot be written."""
     with console_of_run() as console:
         code = _run_line(argv)
         trouble = console.finish()
@@ -165,8 +165,8 @@ _LOOK = "seedream history tells what was sent"
 
 
 def _run_line(argv: Sequence[str]) -> int:
-    """One command line. The one place where a failure becomes words."""
-    # Typer answers a shell's Tab itself, and leaves.
+    """Run a command line and report its error."""
+    # For a completion request Typer prints the words and exits.
     completion_init()
     try:
         code = app(args=list(argv), prog_name="seedream", standalone_mode=False)
@@ -177,7 +177,7 @@ def _run_line(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except OSError as error:
-        # A reader that left (`| head`) is no failure; a full disk behind standard output is one.
+        # A closed pipe (`| head`) is no error; a full disk behind standard output is.
         if isinstance(error, BrokenPipeError):
             return 0
         from ..storage.filesystem import reason
@@ -194,8 +194,8 @@ def _run_line(argv: Sequence[str]) -> int:
 
 
 def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
-    """Say what ended the command, and with `--json` also as an object. A shell at a Tab is told nothing."""
-    if is_asked_by_shell():
+    """Print the error, with `--json` also as an object; nothing for a completion request."""
+    if is_completion():
         return error.exit_code
     from ..output.json_output import failure_object, print_json
     from ..output.summary import print_error
@@ -209,11 +209,11 @@ def _fail(error: SeedreamError, argv: Sequence[str]) -> int:
 
 
 _WITH_SETTINGS = {"generate", "edit", "batch", "recover", "doctor"}
-"""Commands that take options from the environment and the files."""
+"""Commands that take options from the environment and settings files."""
 
 
 def _is_json_set() -> bool:
-    """Whether the environment or a file asks for JSON, as far as they can be read: they may be what failed."""
+    """Whether a variable or settings file sets `json`; False where they cannot be read, which may be the error."""
     from ..config.config_file import find_settings_files
     from ..config.load import read
 
@@ -227,7 +227,7 @@ def _is_json_set() -> bool:
 
 
 def _usage_problem(error: typer.TyperException) -> Problem:
-    """A mistake on the command line, without repeating a stray argument: it might be a key."""
+    """A usage error, without quoting a stray argument: it might be a key."""
     message = error.format_message().rstrip(".")
     stray = "unexpected extra argument" in message
     if stray:
@@ -237,7 +237,7 @@ def _usage_problem(error: typer.TyperException) -> Problem:
 
 
 def _as_bug(bug: Exception) -> InternalError:
-    """A bug by its kind and place alone: its message may hold anything, a key included."""
+    """A bug, by exception type and line only: its message may contain a key."""
     frames = traceback.extract_tb(bug.__traceback__)
     place = next((frame for frame in reversed(frames) if __package__ in frame.filename), frames[-1])
     where = f"{place.filename.rpartition(__package__)[2].strip('/')}:{place.lineno}"

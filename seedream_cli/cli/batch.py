@@ -1,4 +1,4 @@
-"""`seedream batch`: a table in, a folder of images out."""
+"""`seedream batch`: makes the images of a table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .batch_context import (
     _open,
     _plan_lines,
     _prepare_results,
-    _saying_unsent,
+    _report_unsent,
 )
-from .context import ledger_as_it_is, open_ledger_here
+from .context import open_ledger_for_reading, open_ledger_here
 from .flags import FlagValues, takes
 from .merge import _merge, _merge_alone
 
@@ -61,7 +61,7 @@ def batch(
     *,
     flag_values: FlagValues,
 ) -> int:
-    """Every row of a table that is not done yet, to files."""
+    """Run every row of a table that is not done yet."""
     from ..batch.lost_ledger import refuse_remains
 
     environment = flag_values.environment()
@@ -73,7 +73,7 @@ def batch(
             return _merge_alone(
                 stack, flag_values, environment, [*([Path(table).expanduser()] if table else []), *places]
             )
-        with _saying_unsent():
+        with _report_unsent():
             context = _open(stack, table or "", flag_values, environment)
         if merges:
             return _merge(stack, context, places)
@@ -82,7 +82,7 @@ def batch(
 
 
 def _check_arguments(flag_values: FlagValues, table: str | None, folders: Sequence[Path]) -> None:
-    """One table, or with --merge folders too; a merge has no preview."""
+    """Check for one table, or with --merge folders too; a merge has no preview."""
     if not flag_values.switches.get("merge"):
         if table is None:
             hint = "name a table, or - for standard input; seedream batch --help shows examples"
@@ -105,7 +105,7 @@ def _enter(context: _BatchContext, ledger: Ledger, run: Run) -> tuple[Batch, Pre
     from ..batch.run import Batch
 
     batch = Batch(context.row_requests, ledger, run)
-    with _saying_unsent():
+    with _report_unsent():
         batch.enter()
         preview = batch.preview()
         if preview.running:
@@ -117,7 +117,7 @@ def _enter(context: _BatchContext, ledger: Ledger, run: Run) -> tuple[Batch, Pre
 
 
 def _preview(stack: contextlib.ExitStack, context: _BatchContext) -> int:
-    """What a run would do, on a copy of the batch's ledger: nothing is sent, and nothing is written."""
+    """Print what a run would do, from a copy of the batch's ledger: nothing is sent or changed."""
     from ..batch.stale import explain_stale
     from ..ledger.ledger import open_ledger
     from ..output.json_output import Row as Place
@@ -150,14 +150,14 @@ def _preview(stack: contextlib.ExitStack, context: _BatchContext) -> int:
 
 
 def _foresee(context: _BatchContext, preview: Preview, ledger: Ledger) -> SeedreamError | None:
-    """The budget that a run would come to the end of."""
+    """The budget error that a run would end with; None for none."""
     from ..engine.foresight import foresee_sum
     from ..engine.plan import plan_caps
 
     caps = context.order.caps(plan_caps(context.options, context.environment, []))
     if not caps.any:
         return None
-    with contextlib.nullcontext() if caps.daily is None else ledger_as_it_is(context.environment) as day:
+    with contextlib.nullcontext() if caps.daily is None else open_ledger_for_reading(context.environment) as day:
         return foresee_sum(preview.forecast.micro, caps, ledger, day)
 
 
@@ -186,7 +186,7 @@ def _plan_object(context: _BatchContext, preview: Preview) -> dict[str, Any]:
 
 
 def _left_lines(context: _BatchContext, ledger: Ledger) -> list[str]:
-    """What earlier runs of this folder have spent of `--max-cost`."""
+    """What earlier runs of this folder have spent of `--max-cost`, as lines."""
     from ..engine.plan import plan_caps
     from ..results import Money
     from ..text import count_words, money_words
@@ -207,7 +207,7 @@ def _left_lines(context: _BatchContext, ledger: Ledger) -> list[str]:
 
 
 def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
-    """Enter the table, ask where it is costly, run what is due, and write the results."""
+    """Insert the rows into the ledger, confirm the cost, run them, and write the results."""
     from ..engine.plan import run_id
     from ..storage import filesystem, output_path
 
@@ -221,21 +221,21 @@ def _run(stack: contextlib.ExitStack, context: _BatchContext) -> int:
     name = run_id()
     run = stack.enter_context(ledger.run(name, "batch", folder=str(order.folder.absolute())))
     if day is not None:
-        # `history` finds the batch of a request's id by this.
+        # By this run `history` finds the batch's folder.
         own = stack.enter_context(day.run(name, "batch", folder=str(order.folder.absolute())))
         stack.callback(own.finish, None)
     batch, preview = _enter(context, ledger, run)
-    context.say([*_plan_lines(context.row_requests, preview), *_left_lines(context, ledger)])
-    if not _agreed(context, preview):
+    context.print_lines([*_plan_lines(context.row_requests, preview), *_left_lines(context, ledger)])
+    if not _confirm_cost(context, preview):
         context.console.err(_UNSENT)
         return 130
     _remember_addresses(context)
-    tracker, report = _work(context, batch, preview, day)
-    return _close(context, batch, tracker, report, stream)
+    tracker, report = _run_rows(context, batch, preview, day)
+    return _finish(context, batch, tracker, report, stream)
 
 
 def _remember_addresses(context: _BatchContext) -> None:
-    """Keep in mind which address the user named: a batch's own ledger is not believed where its links may lead."""
+    """Record the base URL that the user gave: URLs in a batch's ledger are not trusted with a key."""
     from ..config.credentials import remember_address
     from ..providers.base_url import is_same_server
 
@@ -246,8 +246,8 @@ def _remember_addresses(context: _BatchContext) -> None:
             remember_address(route.spec, route.base_url, context.environment)
 
 
-def _agreed(context: _BatchContext, preview: Preview) -> bool:
-    """Whether the user wants to pay as much: asked on a terminal, above [batch] confirm_above."""
+def _confirm_cost(context: _BatchContext, preview: Preview) -> bool:
+    """Ask on a terminal whether to pay more than [batch] confirm_above."""
     from ..results import Money
 
     bound, forecast = context.environment.settings.confirm_above, preview.forecast
@@ -263,13 +263,15 @@ def _agreed(context: _BatchContext, preview: Preview) -> bool:
     try:
         return typer.confirm(f"Go on, for {_cost_words(context.row_requests, forecast)}?", err=True)
     except typer.Abort:
-        # Ctrl-C and Ctrl-D leave the cursor behind the question.
+        # Ctrl-C and Ctrl-D leave the cursor after the question.
         context.console.err("")
         return False
 
 
-def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | None) -> tuple[Tracker, BatchReport]:
-    """Run what is due in front of the user."""
+def _run_rows(
+    context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | None
+) -> tuple[Tracker, BatchReport]:
+    """Run the rows with a progress display."""
     from ..batch.tracker import Tracker
     from ..engine.context import JobStream, RunContext
     from ..engine.plan import plan_caps
@@ -284,7 +286,7 @@ def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | 
     most = None if preview.forecast.unpriced else Money(preview.forecast.micro).cost("")
     kind, tally = cast("Any", options.values.get("progress", "auto")), Tally(most=most)
     display = make_batch_sink(kind, console, verbosity=verbosity, tally=tally)
-    tracker = Tracker(display, _teller(context))
+    tracker = Tracker(display, _row_printer(context))
     row_requests = context.row_requests
     planned = Planned(
         preview.forecast.requests + preview.fetched,
@@ -311,8 +313,8 @@ def _work(context: _BatchContext, batch: Batch, preview: Preview, day: Ledger | 
     return tracker, tracker.report(preview, ending)
 
 
-def _teller(context: _BatchContext) -> Any:
-    """Prints a row's results as it ends: an object, its paths, or its links."""
+def _row_printer(context: _BatchContext) -> Any:
+    """A function that prints a row's results: a JSON object, paths, or URLs."""
     from ..output.json_output import Row as Place
     from ..output.json_output import print_json, row_object
     from ..output.summary import print_places
@@ -320,7 +322,7 @@ def _teller(context: _BatchContext) -> Any:
 
     console, links = context.console, context.options.switches.get("no_download", False)
 
-    def tell(row: Row, results: Sequence[JobResult]) -> None:
+    def print_row(row: Row, results: Sequence[JobResult]) -> None:
         if context.is_json:
             print_json(row_object(results, Place(row.number, row.line, row.id or None)), console)
         else:
@@ -330,11 +332,11 @@ def _teller(context: _BatchContext) -> Any:
             if result.status == "succeeded":
                 reply_file.forget(context.order.home / "replies", result.id, asides=False)
 
-    return tell
+    return print_row
 
 
-def _close(context: _BatchContext, batch: Batch, tracker: Tracker, report: BatchReport, stream: int | None) -> int:
-    """Write the results, and say what became of the table."""
+def _finish(context: _BatchContext, batch: Batch, tracker: Tracker, report: BatchReport, stream: int | None) -> int:
+    """Write the results file and print the summary."""
     from ..output.json_output import batch_object, print_json
     from ..output.messages import error_lines
     from ..output.summary import batch_lines
@@ -347,12 +349,12 @@ def _close(context: _BatchContext, batch: Batch, tracker: Tracker, report: Batch
     batch.run.finish(code)
     if context.is_json:
         print_json(batch_object(report), context.console)
-    context.say(_short_lines(tracker))
+    context.print_lines(_short_lines(tracker))
     lines = batch_lines(report, tracker.labels)
     for line in lines if not context.is_quiet or code else ():
         context.console.err(line)
     if trouble is None:
-        context.say([f"results: {context.order.results}"])
+        context.print_lines([f"results: {context.order.results}"])
         return code
     for line in error_lines(cast("SeedreamError", trouble)):
         context.console.err(line)
@@ -360,7 +362,7 @@ def _close(context: _BatchContext, batch: Batch, tracker: Tracker, report: Batch
 
 
 def _short_lines(tracker: Tracker) -> list[str]:
-    """Rows that got fewer images than they asked for."""
+    """Notes on rows that got fewer images than they asked for."""
     from ..output.summary import note_lines
     from ..results import Report
     from ..text import count_words

@@ -1,4 +1,4 @@
-"""What every batch command begins with: the table, its plan, the folder and its ledger."""
+"""What all batch commands share: the checked table, the folder and its lock, the plan in words."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _saying_unsent() -> Iterator[None]:
-    """Ctrl-C while a large table is being read: whoever pressed it wants to know what that means."""
+def _report_unsent() -> Iterator[None]:
+    """Report on Ctrl-C while a large table is read that nothing was sent."""
     try:
         yield
     except KeyboardInterrupt:
@@ -45,7 +45,7 @@ _UNSENT = "stopped: nothing was sent"
 
 @dataclass(frozen=True)
 class _BatchContext:
-    """What a run of the command works with."""
+    """The inputs of a batch command."""
 
     flag_values: FlagValues
     environment: Environment
@@ -65,28 +65,28 @@ class _BatchContext:
 
     @property
     def is_quiet(self) -> bool:
-        """With -q."""
+        """Whether -q was given."""
         return self.options.switches.get("quiet", False)
 
     @property
     def is_json(self) -> bool:
-        """With --json."""
+        """Whether --json was given."""
         return self.options.switches.get("json", False)
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody sees standard error, even on a terminal that can do nothing but print."""
+        """Whether standard error is a terminal, also a dumb one."""
         stream = self.console.stderr
         return stream is not None and not stream.closed and stream.isatty()
 
-    def say(self, lines: Sequence[str]) -> None:
-        """Lines for the user, unless they are not wanted."""
+    def print_lines(self, lines: Sequence[str]) -> None:
+        """Print to standard error, unless quiet."""
         for line in () if self.is_quiet else lines:
             self.console.err(line)
 
 
 def _open(stack: contextlib.ExitStack, name: str, flag_values: FlagValues, environment: Environment) -> _BatchContext:
-    """The table, found sound. Raises `InputError` with all that is wrong; nothing was sent or written by then."""
+    """Open and check the table. Raises `InputError` with all problems, before anything is sent or written."""
     from ..batch.columns import plan_columns
     from ..batch.options import read_order
     from ..batch.results_file import check_results, foreign_results
@@ -113,16 +113,16 @@ def _open(stack: contextlib.ExitStack, name: str, flag_values: FlagValues, envir
     plan_caps(base, environment, problems)
     wrong_place = check_results(order.results, table, None if "results" in base.values else order.folder)
     problems += wrong_place or foreign_results(order.results)
-    problems = [_in_users_words(problem, table, columns) for problem in problems]
+    problems = [_name_column(problem, table, columns) for problem in problems]
     if any(problem.severity == "error" for problem in problems):
         raise InputError([problem for problem in problems if problem.severity == "error"])
     base = replace(base, values={**base.values, "output": f"{order.folder}/"})
     sends = not any(flag_values.switches.get(switch) for switch in ("dry_run", "explain_stale", "merge"))
     sends = sends and not base.switches.get("dry_run")
-    is_held = order.home.is_dir()
-    if (sends or flag_values.switches.get("merge")) and is_held:
-        # Somebody else may be at work: that is said before a large table is read.
-        stack.enter_context(_hold(order.home))
+    has_folder = order.home.is_dir()
+    if (sends or flag_values.switches.get("merge")) and has_folder:
+        # Locked before a large table is read, so that a second run fails at once.
+        stack.enter_context(_lock_batch(order.home))
     row_requests = RowRequests(
         table, columns, base, order, environment, sends, pays=not flag_values.switches.get("merge", False)
     )
@@ -130,28 +130,28 @@ def _open(stack: contextlib.ExitStack, name: str, flag_values: FlagValues, envir
     context = _BatchContext(flag_values, environment, process_console(), row_requests, sends)
     findings = replace(
         findings,
-        errors=tuple(_in_users_words(problem, table, columns) for problem in findings.errors),
-        warnings=tuple(_in_users_words(problem, table, columns) for problem in findings.warnings),
+        errors=tuple(_name_column(problem, table, columns) for problem in findings.errors),
+        warnings=tuple(_name_column(problem, table, columns) for problem in findings.warnings),
     )
-    taken = _taken(columns)
+    taken = _taken_notes(columns)
     if findings.errors:
-        # Which columns count as options is what somebody wants to know whose data they are.
-        context.say([f"note: {note}" for note in taken])
+        # A column of data may have been taken for an option.
+        context.print_lines([f"note: {note}" for note in taken])
     _refuse(findings)
     if row_requests.trouble:
         raise row_requests.trouble
     more = [f"and {findings.more_warnings} more warnings"] if findings.more_warnings else []
     warnings = (*(p for p in problems if p.severity == "warning"), *findings.warnings)
-    notes = (*row_requests.notices, *taken, *_unused(columns, base, flag_values))
-    context.say([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
-    if (sends or flag_values.switches.get("merge")) and not is_held:
-        # Another run may have made the folder since: whether it is there now says nothing of who holds it.
-        stack.enter_context(_new_home(order))
+    notes = (*row_requests.notices, *taken, *_unused_notes(columns, base, flag_values))
+    context.print_lines([*(f"note: {note}" for note in notes), *warning_lines(warnings), *more])
+    if (sends or flag_values.switches.get("merge")) and not has_folder:
+        # By the earlier check: another run may have created the folder since.
+        stack.enter_context(_make_home(order))
     return context
 
 
 def _read_template(flag_values: FlagValues, problems: list[Problem]) -> PromptText | None:
-    """The prompt template of a file, with the options that stand above it."""
+    """The prompt template of --prompt-file, with the options in its header."""
     from ..config.prompt_file import read_prompts
 
     files = flag_values.lists.get("prompt_file", ())
@@ -164,7 +164,7 @@ def _read_template(flag_values: FlagValues, problems: list[Problem]) -> PromptTe
 
 
 def _lone_braces(flag_values: FlagValues) -> list[Problem]:
-    """A brace that opens or closes no column's name is sent as it stands, which is seldom meant."""
+    """Warn of a brace that encloses no column's name: it is sent as it is."""
     template = flag_values.values.get("prompt_template", "")
     if not re.search(r"[{}]", re.sub(r"\{\{|\}\}|\{[^{}\r\n]+\}", "", template)):
         return []
@@ -173,31 +173,30 @@ def _lone_braces(flag_values: FlagValues) -> list[Problem]:
 
 
 def _base_values(flag_values: FlagValues, environment: Environment, prompt: PromptText | None) -> OptionValues:
-    """The options that hold for every row where it sets nothing."""
+    """The options of rows that do not set them."""
     options = flag_values.options(environment, prompt)
     values = {key: value for key, value in options.values.items() if key not in {"prompt", "prompt_template"}}
     return replace(options, values=values)
 
 
 _NAMED = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"}
-"""Suffixes by which a place in a file is known to be one in a table; of other files it must be said."""
+"""Suffixes of tables. In files with another suffix, such as standard input, the origin names the column too."""
 
 
-def _in_users_words(problem: Problem, table: Table, columns: Columns) -> Problem:
-    """A problem of the table with the column as it is called there, whatever option it sets."""
+def _name_column(problem: Problem, table: Table, columns: Columns) -> Problem:
+    """The problem with the table's name of the column instead of the option's."""
     if not problem.field or not problem.origin.startswith(f"{table.name}:"):
-        # What is wrong with a whole line is no fault of a column's.
-        return problem
+        return problem  # of a whole line
     named = [column.name for column in columns.columns if column.key == problem.field]
     name = named[0] if len(named) == 1 else problem.field
     unit = "key" if table.format.kind == "jsonl" else "column"
-    is_told = not name or Path(table.name).suffix.lower() in _NAMED
-    origin = problem.origin if is_told else f"{problem.origin}, {unit} {name}"
-    return replace(problem, field=name, origin=origin, hint=_with_way_out(problem, name, columns))
+    names_column = not name or Path(table.name).suffix.lower() in _NAMED
+    origin = problem.origin if names_column else f"{problem.origin}, {unit} {name}"
+    return replace(problem, field=name, origin=origin, hint=_add_map_hint(problem, name, columns))
 
 
-def _with_way_out(problem: Problem, name: str, columns: Columns) -> str:
-    """The hint of an error in a column that is an option by its name alone: perhaps it was meant as data."""
+def _add_map_hint(problem: Problem, name: str, columns: Columns) -> str:
+    """The hint, with `--map COLUMN=` where the column is an option only by its name and may be data."""
     if problem.severity != "error" or name not in columns.taken:
         return problem.hint
     others = [other for other in columns.taken if other != name][:_IDLE_MOST]
@@ -207,12 +206,12 @@ def _with_way_out(problem: Problem, name: str, columns: Columns) -> str:
 
 
 def _map_words(column: str) -> str:
-    """What makes a plain variable of a column."""
+    """The option that makes a template variable of a column."""
     return f"--map {shlex.quote(f'{column}=')}"
 
 
-def _taken(columns: Columns) -> list[str]:
-    """A note on columns that set an option because they are called like one."""
+def _taken_notes(columns: Columns) -> list[str]:
+    """A note on columns that set an option because of their name."""
     if not columns.taken:
         return []
     shown = ", ".join(columns.taken[:_IDLE_MOST])
@@ -221,10 +220,10 @@ def _taken(columns: Columns) -> list[str]:
     return [f"{what}: {shown} ({_map_words(columns.taken[0])} makes a plain variable of it)"]
 
 
-def _unused(columns: Columns, base: OptionValues, flag_values: FlagValues) -> list[str]:
-    """A note on columns that set nothing and stand in no template: one of them may be an option, misspelt."""
+def _unused_notes(columns: Columns, base: OptionValues, flag_values: FlagValues) -> list[str]:
+    """A note on columns that are neither option nor in a template: one may be a misspelt option."""
     if "name" in columns.keys:
-        # Any cell of that column may be a template with any column in it.
+        # Its cells are templates, with any column in them.
         return []
     mapped = {pair.rpartition("=")[0].strip() for pair in flag_values.lists.get("map", ())}
     used = base.values.get("name", "")
@@ -237,7 +236,7 @@ _IDLE_MOST = 8
 
 
 def _refuse(findings: Findings) -> None:
-    """Raise all that is wrong with the table."""
+    """Raise `InputError` with all errors of the table."""
     if not findings.errors:
         return
     more = [Problem("", f"and {findings.more_errors} more problems like these")] if findings.more_errors else []
@@ -245,8 +244,8 @@ def _refuse(findings: Findings) -> None:
 
 
 @contextlib.contextmanager
-def _hold(home: Path) -> Iterator[None]:
-    """Hold the batch of this folder. A batch needs its ledger, so there is but one way out where it cannot be."""
+def _lock_batch(home: Path) -> Iterator[None]:
+    """Hold the batch's lock. A batch cannot run with --no-ledger, so the hint is another folder."""
     from ..ledger.ledger import lock_batch
 
     with contextlib.ExitStack() as stack:
@@ -259,12 +258,12 @@ def _hold(home: Path) -> Iterator[None]:
         yield
 
 
-def _new_home(order: BatchOptions) -> contextlib.AbstractContextManager[None]:
-    """The batch's folder, made, and held until the end."""
+def _make_home(order: BatchOptions) -> contextlib.AbstractContextManager[None]:
+    """Create the batch's folder and hold its lock."""
     from ..storage.output_path import OutputTarget
 
     OutputTarget(order.folder, "rename", 1).prepare()
-    return _hold(order.home)
+    return _lock_batch(order.home)
 
 
 def _now() -> dt.datetime:
@@ -272,15 +271,15 @@ def _now() -> dt.datetime:
 
 
 def _plan_lines(row_requests: RowRequests, preview: Preview) -> list[str]:
-    """Rows, images at most, worst cost, and time at the present pace."""
+    """Rows, images, worst cost, and time at the current rate, as lines."""
     from ..text import count_words, span_words
 
     forecast, due, order = preview.forecast, preview.due, row_requests.order
     words = {"done": "done", "left": "left alone", "failed": "failed", "unknown": "of unknown outcome"}
-    told = [f"{due[action]} {word}" for action, word in words.items() if due[cast("Any", action)]]  # type: ignore[index]
-    told += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
+    counts = [f"{due[action]} {word}" for action, word in words.items() if due[cast("Any", action)]]  # type: ignore[index]
+    counts += [f"{due['missing']} whose files are gone for good"] if due["missing"] else []
     what = f"{row_requests.table.name}: {count_words(preview.rows, 'row')}"
-    lines = [", ".join([what, *told, f"{preview.running} to run"])]
+    lines = [", ".join([what, *counts, f"{preview.running} to run"])]
     if preview.fetched:
         lines.append(f"{count_words(preview.fetched, 'paid request')} to fetch, free of charge")
     if forecast.requests:
@@ -297,7 +296,7 @@ def _plan_lines(row_requests: RowRequests, preview: Preview) -> list[str]:
 
 
 def _cost_words(row_requests: RowRequests, forecast: Forecast) -> str:
-    """The most that the requests may cost, how far that is known, and how many of them have no known price."""
+    """The worst cost in words, and how many requests have no known price."""
     from ..results import Money
     from ..text import count_words, money_words
 
@@ -310,9 +309,9 @@ def _cost_words(row_requests: RowRequests, forecast: Forecast) -> str:
 
 
 def _prepare_results(results: Path) -> int | None:
-    """The results are written when all is paid: that they can be is found out before.
+    """Check before paying that the results file can be written.
 
-    Where they go to no file, such as a pipe, a descriptor to write them to.
+    Returns a descriptor where `results` is no regular file, such as a pipe; else None.
     """
     from ..batch.results_file import open_results
     from ..storage.filesystem import final_target
@@ -324,7 +323,7 @@ def _prepare_results(results: Path) -> int | None:
 
 
 def _prepare_folder(folder: Path, option: str) -> None:
-    """Make a folder and prove that it can be written; `option` is what it was named by."""
+    """Create a folder and check that it can be written; `option` is for the hint."""
     from ..storage.output_path import OutputTarget
 
     try:

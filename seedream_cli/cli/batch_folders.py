@@ -1,6 +1,6 @@
-"""The batch folders that the user's ledger knows: looked into, and saved from what they paid for.
+"""The batch folders listed in the user's ledger: queries over them, and their unsaved images.
 
-A folder is opened as one that came from somebody else (`files`): it may have been changed since its batch ran in it.
+A folder may have been replaced since its batch ran, so it is opened like one from somebody else.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ T = TypeVar("T")
 
 
 def has_ledger(folder: Path) -> bool:
-    """Whether there is a batch in the folder, as far as names tell: where there is none, none is made."""
+    """Whether the folder has a batch's ledger."""
     return os.path.lexists(folder / BATCH_HOME / "ledger.db")
 
 
 def open_folder(folder: Path, environment: Environment | None = None) -> Ledger:
-    """The ledger of a batch. Raises `FileError` for one that cannot be read or is not to be trusted."""
+    """The ledger of a batch. Raises `FileError` for one that cannot be read or is invalid."""
     return open_ledger_here(environment, home=folder / BATCH_HOME)
 
 
 def known_folders(ledger: Ledger) -> dict[Path, tuple[RunRow, ...]]:
-    """The folders of batches, each once, whatever it was called by, with its runs, newest first."""
+    """The folders of batches by real path, with their runs, newest first."""
     found: dict[Path, tuple[Path, tuple[RunRow, ...]]] = {}
     for folder, runs in ledger.batches().items():
         real = Path(os.path.realpath(folder))
@@ -51,40 +51,41 @@ def known_folders(ledger: Ledger) -> dict[Path, tuple[RunRow, ...]]:
 
 
 def folder_of(ledger: Ledger, name: str) -> Path | None:
-    """The folder of the batch that a run or a request of this name belongs to, where the user's ledger has no such
-    request itself. Folders that came from elsewhere hold rows of other users' runs: those are asked one by one.
+    """The folder of the batch of a run's or request's id; None for a request of the user's own ledger.
+
+    A merged folder has rows of other runs, so the folders' ledgers are searched too.
     """
     if not name or ledger.find(name):
         return None
     return ledger.batch_of(name) or next(
-        (folder for folder in known_folders(ledger) if ask(folder, lambda own: bool(own.find(name)))[0]), None
+        (folder for folder in known_folders(ledger) if query(folder, lambda own: bool(own.find(name)))[0]), None
     )
 
 
 @dataclass
-class Search:
-    """What batches paid for and did not save, by folder. `names` are those of the user's words that meant it.
+class SearchResult:
+    """Unsaved images of batches, by folder. `names` are the arguments that matched them.
 
-    `notes` tell what cannot be had. `passed` are folders that were passed over, each with why: `busy` is what that
-    ends with where nothing else was to be done, `trouble` what it ends with where the others went well.
+    `skipped` are messages on folders that could not be used: `busy` is the exit code where there is nothing else to
+    do, `trouble` the one where the others succeeded.
     """
 
     found: list[tuple[Path, Plan]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     names: frozenset[str] = frozenset()
-    passed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     busy: int = 0
     trouble: int = 0
 
-    def pass_over(self, folder: Path, error: SeedreamError) -> None:
-        """Leave a folder out, so that it keeps nobody from the others."""
+    def skip(self, folder: Path, error: SeedreamError) -> None:
+        """Skip a folder because of its error, and go on with the others."""
         if isinstance(error, BusyError):
             self.busy = self.busy or error.exit_code
-            self.passed.append(f"{error.message}, and was passed over: {error.hint}")
+            self.skipped.append(f"{error.message}, and was passed over: {error.hint}")
             return
         self.trouble = self.trouble or error.exit_code
         hint = f": {error.hint}" if error.hint else ""
-        self.passed.append(f"the batch in {folder} was passed over, {error.message}{hint}")
+        self.skipped.append(f"the batch in {folder} was passed over, {error.message}{hint}")
 
 
 def search_folders(
@@ -94,15 +95,14 @@ def search_folders(
     ledger: Ledger | None,
     *,
     every: bool,
-) -> Search:
-    """Look into the folders of the requests that are named, or with `every` into all that the user's ledger knows.
+) -> SearchResult:
+    """Search the folders of the wanted requests, or with `every` all folders in the user's ledger.
 
-    Of all, one that is gone, held by another run or cannot be read is passed over and told. Raises what is wrong with
-    one of which something is named.
+    With `every` a folder that is missing, locked or unreadable is skipped with a message; else its error is raised.
     """
     from ..engine.recovery import is_file
 
-    search = Search()
+    search = SearchResult()
     if ledger is None:
         return search
     if every:
@@ -117,7 +117,7 @@ def search_folders(
     if gone:
         raise InputError(gone)
     for folder, names in named.items():
-        with hold(folder, environment) as own:
+        with lock_and_open(folder, environment) as own:
             ids = _ids(own, names, {run.id for run in known_folders(ledger).get(folder, ())})
             search.found.append((folder, _plan(folder, own, ids, options, environment, is_named=not ids)))
     search.names = frozenset(name for names in named.values() for name in names)
@@ -128,7 +128,7 @@ _GONE = "bring the folder back to that place; what lies elsewhere the same `seed
 
 
 def _ids(own: Ledger, names: Iterable[str], runs: set[str]) -> list[str]:
-    """What the batch's ledger can find: a name of one of its runs is all that is in it."""
+    """The names to search for in the batch's ledger; [] (all) where one is a run of the batch."""
     found = list[str]()
     for name in names:
         if (name in runs or not own.find(name)) and any(run.startswith(name) for run in runs):
@@ -137,17 +137,17 @@ def _ids(own: Ledger, names: Iterable[str], runs: set[str]) -> list[str]:
     return found
 
 
-def _search_all(search: Search, options: OptionValues, environment: Environment, ledger: Ledger) -> None:
+def _search_all(search: SearchResult, options: OptionValues, environment: Environment, ledger: Ledger) -> None:
     gone = list[str]()
     for folder in known_folders(ledger):
         if not has_ledger(folder):
             gone.append(str(folder))
             continue
         try:
-            with hold(folder, environment) as own:
+            with lock_and_open(folder, environment) as own:
                 plan = _plan(folder, own, (), options, environment)
         except SeedreamError as error:
-            search.pass_over(folder, error)
+            search.skip(folder, error)
             continue
         search.notes += plan.notices
         if plan.jobs or plan.left:
@@ -162,8 +162,8 @@ _GONE_MOST = 3
 
 
 @contextlib.contextmanager
-def hold(folder: Path, environment: Environment) -> Iterator[Ledger]:
-    """The ledger of a batch that no other run holds meanwhile. Raises `BusyError` and `FileError`."""
+def lock_and_open(folder: Path, environment: Environment) -> Iterator[Ledger]:
+    """The ledger of a batch, with its lock held. Raises `BusyError` and `FileError`."""
     from ..ledger.ledger import lock_batch
 
     with lock_batch(folder / BATCH_HOME), open_folder(folder, environment) as own:
@@ -185,21 +185,21 @@ def _plan(
     return batch_recovery(names, options, environment, own, folder=folder, home=home, is_named=is_named)
 
 
-_STANDINGS = ("unknown", "unsaved", "submitted", "running", "failed", "partial", "resolved", "unsent", "succeeded")
-"""By which of its requests a row is called, and a batch by which of its rows; the most urgent first."""
+_STATUSES = ("unknown", "unsaved", "submitted", "running", "failed", "partial", "resolved", "unsent", "succeeded")
+"""Most urgent first: a row has the first status of its requests, a batch that of its rows."""
 
 STEP = 1000
 
 
 def overview(folder: Path, runs: Sequence[RunRow], own: Ledger | None, trouble: str = "") -> Overview:
-    """What a batch's ledger tells of it; `trouble` where there is none to ask."""
+    """A batch in numbers; without its ledger (`own` is None) only why, `trouble`."""
     newest = runs[0]
     if own is None:
         status = "gone" if trouble == _IS_GONE else "unreadable"
         return Overview(newest.id, folder, newest.started_at, status=status, trouble=trouble)
     run, counts = own.listing(), Counter[str]()
     for row_statuses, many in own.row_statuses(run, STEP).items() if run else ():
-        counts[next(word for word in _STANDINGS if word in row_statuses)] += many
+        counts[next(word for word in _STATUSES if word in row_statuses)] += many
     images, providers, models = own.totals()
     return Overview(
         newest.id,
@@ -212,7 +212,7 @@ def overview(folder: Path, runs: Sequence[RunRow], own: Ledger | None, trouble: 
         tuple(sorted(models)),
         images,
         own.spent(),
-        next((word for word in _STANDINGS if counts[word]), "unsent"),
+        next((word for word in _STATUSES if counts[word]), "unsent"),
     )
 
 
@@ -226,7 +226,7 @@ def list_batches(
     status: str | None = None,
     limit: int | None = None,
 ) -> list[Overview]:
-    """The batches, newest first, of which a run or a row is like what is asked for."""
+    """The batches with a matching run or row, newest first."""
     found = list[Overview]()
     for folder, runs in known_folders(ledger).items():
         if limit is not None and len(found) >= limit:
@@ -238,18 +238,18 @@ def list_batches(
             continue
         names = (str(folder), *(run.id for run in runs))
         is_named = text is None or any(text.casefold() in name.casefold() for name in names)
-        look = functools.partial(_meant, folder, within, text=None if is_named else text, of=(provider, status))
-        one, trouble = ask(folder, look)
+        look = functools.partial(_match, folder, within, text=None if is_named else text, of=(provider, status))
+        one, trouble = query(folder, look)
         if one is None and trouble and is_named and not (provider or status):
             one = overview(folder, within, None, trouble)
         found += [one] if one else []
     return found
 
 
-def _meant(
+def _match(
     folder: Path, runs: Sequence[RunRow], own: Ledger, *, text: str | None, of: tuple[str | None, str | None]
 ) -> Overview | None:
-    """A batch as one line, where it or a row of it is like what is asked for."""
+    """A batch in numbers where it or one of its rows matches; else None."""
     one = overview(folder, runs, own)
     provider, status = of
     wanted = None if text is not None and text.casefold() in one.table.casefold() else text
@@ -257,8 +257,8 @@ def _meant(
     return one if is_like else None
 
 
-def ask(folder: Path, question: Callable[[Ledger], T]) -> tuple[T | None, str]:
-    """What a batch's ledger answers, or why it does not: one that is gone or damaged keeps nobody from the others."""
+def query(folder: Path, question: Callable[[Ledger], T]) -> tuple[T | None, str]:
+    """(result of `question` on a batch's ledger, ""), or (None, the error's message)."""
     if not has_ledger(folder):
         return None, _IS_GONE
     try:
@@ -272,7 +272,7 @@ _IS_GONE = "its folder is gone"
 
 
 def find_batch(ledger: Ledger, name: str) -> tuple[Path, tuple[RunRow, ...]] | None:
-    """The batch of which this is a run's id, or the start of one; None for the id of a request, too."""
+    """The batch of a run's id or its prefix; None for any other name."""
     if ledger.find(name):
         return None
     folder = ledger.batch_of(name)
@@ -282,17 +282,17 @@ def find_batch(ledger: Ledger, name: str) -> tuple[Path, tuple[RunRow, ...]] | N
 
 
 def rows_of(own: Ledger) -> Iterator[Entry]:
-    """The requests of the rows that a batch's table has, in its order."""
+    """The requests of a batch's table, in table order."""
     run = own.listing()
     return own.listed(run) if run else iter(())
 
 
 def kept_runs(ledger: Ledger) -> list[str]:
-    """The runs of batches of which something may be left to save, to settle or to ask after."""
+    """The runs of batches with unsaved, unknown or running requests, or whose ledger cannot be read."""
     return [
         run.id
         for folder, runs in known_folders(ledger).items()
-        if ask(folder, _is_settled)[0] is not True
+        if query(folder, _is_settled)[0] is not True
         for run in runs
     ]
 
@@ -303,22 +303,22 @@ def _is_settled(own: Ledger) -> bool:
 
 
 def left_in_batches(ledger: Ledger) -> tuple[Counter[str], list[str]]:
-    """How many requests of batches are unsaved, and how many of unknown outcome; and what is wrong with folders."""
+    """Counts of unsaved and unknown requests of batches, and the errors of folders."""
     found, troubles = Counter[str](), list[str]()
     for folder in known_folders(ledger):
-        many, trouble = ask(folder, _open_ones)
+        many, trouble = query(folder, _count_open)
         found += many or Counter()
         troubles += [f"{folder}: {trouble}"] if trouble and trouble != _IS_GONE else []
     return found, troubles
 
 
-def _open_ones(own: Ledger) -> Counter[str]:
+def _count_open(own: Ledger) -> Counter[str]:
     unsaved, unknown = own.unsaved(), own.history(status="unknown")
     return Counter(unsaved=len(unsaved), unknown=len(unknown))
 
 
-def take_back(ledger: Ledger, folder: Path, own: Ledger, ids: Collection[str]) -> None:
-    """Leave of what the user's ledger booked for rows of a batch what they cost, now that a person has looked."""
+def reduce_charges(ledger: Ledger, folder: Path, own: Ledger, ids: Collection[str]) -> None:
+    """Reduce the external charges in the user's ledger to the costs of these requests, after `resolve`."""
     runs = next(
         (runs for one, runs in known_folders(ledger).items() if os.path.realpath(one) == os.path.realpath(folder)), ()
     )
@@ -332,13 +332,13 @@ def take_back(ledger: Ledger, folder: Path, own: Ledger, ids: Collection[str]) -
 
 
 def all_charges(ledger: Ledger) -> tuple[list[Charge], list[str]]:
-    """What every request cost, of single runs and of all batches, each once; and why of some folders only what was
-    booked when they paid is known.
+    """The costs of all requests, of single runs and batches, each once; and the errors of folders, for whose requests
+    the external charges are used.
     """
     found = {charge.id: charge for charge in ledger.charges()}
     lost, troubles = set[str](), list[str]()
     for folder, runs in known_folders(ledger).items():
-        charges, trouble = ask(folder, lambda own: list(own.charges()))
+        charges, trouble = query(folder, lambda own: list(own.charges()))
         if charges is None:
             troubles.append(f"{folder}: {trouble}")
             lost |= {run.id for run in runs}

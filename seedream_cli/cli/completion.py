@@ -1,4 +1,4 @@
-"""What a shell may offer at a Tab. Typer asks; nothing is sent, made or settled, and a mistake is told to nobody."""
+"""Shell completion. Nothing is sent or written, and errors are not reported."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 _VARIABLE = "_SEEDREAM_COMPLETE"
-"""Set by a shell that asks."""
+"""Set by the completion script."""
 
 Offered = list[str | tuple[str, str]]
-"""Words, or words with what they mean."""
+"""Words, or (word, description)."""
 
 
 def completion_script(shell: str) -> str:
-    """The script that makes a shell ask `seedream` at every Tab."""
+    """The completion script of a shell. Raises `InputError` for an unknown shell."""
     if shell not in SHELLS:
         raise InputError([Problem("show_completion", f"no completion for {shell!r}", f"shells: {', '.join(SHELLS)}")])
     return get_completion_script(prog_name="seedream", complete_var=_VARIABLE, shell=shell)
 
 
-def is_asked_by_shell() -> bool:
-    """Whether a shell asks for words: Typer answers then, and runs no command."""
+def is_completion() -> bool:
+    """Whether this process was started by a completion script; Typer then runs no command."""
     return bool(read_environ().environ.get(_VARIABLE))
 
 
 def words(*offered: str) -> Callable[[], Sequence[str]]:
-    """A choice of these."""
+    """Completion with these words."""
     return lambda: list(offered)
 
 
 def offer_models(incomplete: str) -> Offered:
-    """Names of models; their ids too, once a first letter narrows them down."""
+    """Names of models; ids too once a letter is typed."""
     from ..request.models import MODELS
 
     ids = [(name, row.title) for row in MODELS if incomplete for names in row.ids.values() for name in names]
@@ -51,19 +51,19 @@ def offer_models(incomplete: str) -> Offered:
 
 
 def offer_sizes(context: typer.Context, incomplete: str) -> Offered:
-    """Sizes of the model on the line, or of all; exact pixels too, once a digit narrows them down."""
-    rows = _models_meant(context)
+    """Sizes of the model on the line, or of all; exact pixels too once a digit is typed."""
+    rows = _models_on_line(context)
     sizes = [size for row in rows for size in ((*row.tiers, *row.keywords) or (row.default_size,))]
     pixels = [pixels for row in rows if incomplete for _, pixels in _shapes(row)]
     return list(dict.fromkeys([*sizes, *pixels]))
 
 
 def offer_aspects(context: typer.Context) -> Offered:
-    """Shapes of the model on the line, or of all."""
-    return list(dict.fromkeys(aspect for row in _models_meant(context) for aspect, _ in _shapes(row)))
+    """Ratios of the model on the line, or of all."""
+    return list(dict.fromkeys(aspect for row in _models_on_line(context) for aspect, _ in _shapes(row)))
 
 
-def _models_meant(context: typer.Context) -> Sequence[ModelSpec]:
+def _models_on_line(context: typer.Context) -> Sequence[ModelSpec]:
     from ..request.models import MODELS, find_model
 
     named = find_model(str(context.params.get("model") or ""))
@@ -83,13 +83,13 @@ def offer_providers() -> Offered:
 
 
 def offer_profiles(context: typer.Context) -> Offered:
-    """Profiles of the files that would be read here; only plain words, as a stranger may have written them."""
+    """Profiles of the settings files; only plain words, since a project file may come from somebody else."""
     from ..config.config_file import find_settings_files
     from ..config.load import read_documents
 
     environment = read_environ()
     files = find_settings_files(environment, file=context.params.get("config") or None)
-    # Standard input is the shell's.
+    # --config -: standard input belongs to the shell.
     if str(files.user) == "-":
         return []
     tables = [document.table.get("profiles") for document in read_documents(environment, files, [])]
@@ -98,10 +98,10 @@ def offer_profiles(context: typer.Context) -> Offered:
 
 
 def offer_ids() -> Offered:
-    """The newest requests of the user's history, where there is one."""
-    from .context import ledger_as_it_is
+    """The newest requests of the user's history."""
+    from .context import open_ledger_for_reading
 
-    with contextlib.suppress(SeedreamError), ledger_as_it_is(read_environ()) as ledger:
+    with contextlib.suppress(SeedreamError), open_ledger_for_reading(read_environ()) as ledger:
         return [entry.id for entry in ledger.history(limit=200)] if ledger else []
     return []
 
@@ -125,5 +125,5 @@ _LISTS: Mapping[str, Callable[..., Offered]] = {
 
 
 def offers_of(option: Option) -> Callable[..., Sequence[str | tuple[str, str]]] | None:
-    """What is offered for an option's value: a list of its own, or the words of its row; None for free text."""
+    """The completion of an option's value: a function above, or its valid words; None for free text."""
     return _LISTS.get(option.key) or (words(*option.words) if option.words else None)

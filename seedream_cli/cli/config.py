@@ -1,4 +1,4 @@
-"""`seedream config …`: what is set and where, setting it, trusting a project, keeping keys."""
+"""`seedream config …`: show and change settings, trust a project file, first steps."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def config(context: typer.Context) -> int:
     return 0
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- showing ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One setting as it holds: its name, its value as people write it (None: not set), and where that comes from."""
+class SettingRow:
+    """One setting: its name, its effective value as text (None: not set), and its origin."""
 
     name: str
     value: str | None
@@ -65,30 +65,30 @@ def show(config: _File = None, profile: _Profile = None, every: _Every = False, 
     """What is set, or can be; secrets are masked."""
     console = process_console()
     environment, reading = _read(config, profile, check_values=True)
-    entries = list_entries(reading.settings, read_environment(environment))
+    settings = setting_rows(reading.settings, read_environment(environment))
     _warn(reading.settings, console)
     if json:
         from ..output.json_output import print_json
 
         files = [{"path": str(document.path), "trusted": document.trusted} for document in reading.documents]
-        rows = [{"key": entry.name, "value": entry.value, "origin": entry.origin} for entry in entries]
+        rows = [{"key": row.name, "value": row.value, "origin": row.origin} for row in settings]
         object_ = {"schema": "seedream/1", "command": "config show", "files": files, "settings": rows}
         print_json(object_, console)
     else:
-        _print_entries(entries, console, every=every)
-    return _fail_on(reading)
+        _print_entries(settings, console, every=every)
+    return _raise_problems(reading)
 
 
-def _print_entries(entries: Sequence[Entry], console: Console, *, every: bool) -> None:
+def _print_entries(settings: Sequence[SettingRow], console: Console, *, every: bool) -> None:
     """The settings as a table, without those that nobody has set unless `every` one is wanted."""
     from ..output.tables import print_table
 
-    shown = [entry for entry in entries if every or entry.origin not in {"-", "default"}]
+    shown = [row for row in settings if every or row.origin not in {"-", "default"}]
     if shown:
-        rows = [(entry.name, _words(entry.value), entry.origin) for entry in shown]
+        rows = [(row.name, _words(row.value), row.origin) for row in shown]
         print_table(console, ("setting", "value", "from"), rows)
-    if len(shown) < len(entries):
-        left = f"{len(entries) - len(shown)} settings are as they come"
+    if len(shown) < len(settings):
+        left = f"{len(settings) - len(shown)} settings are as they come"
         console.err(f"{left if shown else f'nothing is set: {left}'}; seedream config show --all lists them too")
 
 
@@ -109,10 +109,10 @@ def get(
     console = process_console()
     _warn(reading.settings, console)
     name = _canonical(key)
-    entries = {entry.name: entry for entry in list_entries(reading.settings, read_environment(environment))}
-    if name not in entries and not _is_known(name.split(".")):
-        raise _unknown(key, entries)
-    found = entries.get(name)
+    by_name = {row.name: row for row in setting_rows(reading.settings, read_environment(environment))}
+    if name not in by_name and not _is_known(name.split(".")):
+        raise _unknown(key, by_name)
+    found = by_name.get(name)
     for line in found.value.split("\n") if found is not None and found.value is not None else ():
         console.out(line)
     return 0
@@ -120,7 +120,7 @@ def get(
 
 @config_app.command(cls=PlainCommand, help="Print every place that is looked at, and whether it is there.")
 def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
-    """Places of settings and keys."""
+    """Print the paths of settings and keys."""
     from ..config.config_file import PROJECT_FILE, find_settings_files
     from ..config.key_store import STORE_FILE
     from ..config.trust import TRUST_FILE
@@ -148,45 +148,45 @@ def path(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
     return 0
 
 
-def list_entries(settings: Settings, environment: SettingsLayer) -> list[Entry]:
-    """Every option and every other setting, as it holds, with secrets masked."""
+def setting_rows(settings: Settings, environment: SettingsLayer) -> list[SettingRow]:
+    """Every option and other setting with its effective value, secrets masked."""
     layer = environment.over(settings.layer)
-    entries = []
+    rows = []
     for name, option in _names().items():
         if option.key == "profile":
-            entries.append(Entry("profile", settings.profile or None, settings.origins.get("profile") or "-"))
+            rows.append(SettingRow("profile", settings.profile or None, settings.origins.get("profile") or "-"))
             continue
         value = _layer_value(layer, option)
         origin = layer.origins[option.key] if value is not None else "default" if option.default is not None else "-"
-        entries.append(Entry(name, _masked(option.key, value if value is not None else option.default), origin))
-    return entries + list(_other_entries(settings))
+        rows.append(SettingRow(name, _masked(option.key, value if value is not None else option.default), origin))
+    return rows + list(_other_rows(settings))
 
 
-def _other_entries(settings: Settings) -> Iterable[Entry]:
-    """What is no option."""
+def _other_rows(settings: Settings) -> Iterable[SettingRow]:
+    """Settings that are no option."""
     for provider, stated in settings.providers.items():
         values = dict(stated.values)
         values |= {"api_key_env": stated.key_variable} if stated.key_variable else {}
-        # A command may hold a secret in its words; its program does not.
+        # The arguments of a command may contain a secret.
         words = " ***" if stated.command[1:] else ""
         values |= {"api_key_command": stated.command[0] + words} if stated.command else {}
         for name, value in values.items():
-            yield Entry(f"providers.{provider}.{name}", _masked(name, value), stated.origins[name])
+            yield SettingRow(f"providers.{provider}.{name}", _masked(name, value), stated.origins[name])
     for price in reversed(settings.prices):
         model = f"{price.provider}/{price.model}" if price.provider else price.model
-        yield Entry(f"prices.{model}", f"{price.amount:g}", price.origin)
+        yield SettingRow(f"prices.{model}", f"{price.amount:g}", price.origin)
     others: dict[str, str | None] = {
         "budget.daily": None if settings.daily_budget is None else f"{settings.daily_budget:g}",
         "ledger.enabled": "true" if settings.ledger_enabled else "false",
         "batch.confirm_above": None if settings.confirm_above is None else f"{settings.confirm_above:g}",
     }
-    for name, held in others.items():
-        default = "default" if held is not None else "-"
-        yield Entry(name, held, settings.origins.get(name, default))
+    for name, shown_value in others.items():
+        default = "default" if shown_value is not None else "-"
+        yield SettingRow(name, shown_value, settings.origins.get(name, default))
 
 
 def _layer_value(layer: SettingsLayer, option: Option) -> str | None:
-    """The option's value as text; a list one item a line."""
+    """The option's value as text, list items on lines of their own; None where it is not set."""
     if option.kind == "switch":
         found = layer.switches.get(option.key)
         return None if found is None else "true" if found else "false"
@@ -196,13 +196,13 @@ def _layer_value(layer: SettingsLayer, option: Option) -> str | None:
 
 
 def _masked(key: str, value: str | None) -> str | None:
-    """The value without passwords in it; only addresses can hold them."""
+    """The value without a password, which only URLs can contain."""
     if value is None or not (key.endswith("url") or key == "proxy"):
         return value
     from ..redaction import mask
 
     scheme, mark, rest = value.partition("://")
-    # Proxies have schemes of their own, whose user names are as secret.
+    # `mask` knows http(s) only; proxies have other schemes.
     return scheme + mark + mask(f"http://{rest}").removeprefix("http://") if mark else mask(value)
 
 
@@ -211,18 +211,18 @@ def _words(value: str | None) -> str:
 
 
 def _names() -> dict[str, Option]:
-    """Every option that a file may set, under the name it has there."""
+    """Every option that a file may set, by its name there."""
     return {option.name: option for option in SETTABLE if option.accepts("file")}
 
 
 def _canonical(key: str) -> str:
-    """A key as it is listed: underscores, and the on side of a switch. Names of profiles and models stay."""
+    """A key with underscores, except in the names of profiles and models."""
     head, dot, rest = key.partition(".")
     return f"{head}.{rest.replace('-', '_')}" if dot and head == "providers" else key if dot else key.replace("-", "_")
 
 
 def _is_known(parts: Sequence[str]) -> bool:
-    """Whether something of this name could be set, though it is not."""
+    """Whether there is a setting of this name, set or not."""
     from ..config.settings_reader import PROVIDER_KEYS
 
     if len(parts) == 1:
@@ -262,15 +262,15 @@ def set(  # noqa: A001 - the name of the command
     project: _Project = False,  # noqa: FBT002
     config: _File = None,
 ) -> int:
-    """One setting, judged before it is written. Comments and the order of the file stay."""
+    """Change one setting, checked before it is written. Comments and order of the file are kept."""
     console, environment = process_console(), read_environ()
     keys = _split(key)
     if not _is_known(keys):
         raise _refusal(key)
-    target = _Target.of(environment, config, project=project)
+    target = _EditedFile.of(environment, config, project=project)
     old = target.parse()
     written = target.change(keys, _toml_value(keys, value))
-    _judge(target, environment, old, written)
+    _check_change(target, environment, old, written)
     target.write(written, environment)
     console.err(f"set {key} in {target.shown}")
     document = target.document(written, environment)
@@ -286,9 +286,9 @@ def unset(
     project: _Project = False,  # noqa: FBT002
     config: _File = None,
 ) -> int:
-    """One setting out; unknown ones too, so that a mistake can be mended."""
+    """Remove one setting, also an unknown one, which may be a typing mistake."""
     environment = read_environ()
-    target = _Target.of(environment, config, project=project)
+    target = _EditedFile.of(environment, config, project=project)
     written = target.change(_split(key), None)
     if written is None:
         hint = "seedream config show tells where each setting comes from"
@@ -322,7 +322,7 @@ def trust() -> int:
 
 @config_app.command(cls=PlainCommand, help="Trust the project's seedream.toml no longer.")
 def untrust() -> int:
-    """Forget the nearest project file."""
+    """Stop trusting the nearest project file."""
     from ..config.config_file import find_project
     from ..config.trust import load_trusted, set_trust
 
@@ -337,8 +337,8 @@ def untrust() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """The file that is changed, as it is now."""
+class _EditedFile:
+    """The settings file to change, with its present bytes."""
 
     path: Path
     shown: str
@@ -346,8 +346,8 @@ class _Target:
     is_project: bool
 
     @classmethod
-    def of(cls, environment: Environment, file: str | None, *, project: bool) -> _Target:
-        """The user's file, or the project's, which begins here where there is none. Raises `InputError`."""
+    def of(cls, environment: Environment, file: str | None, *, project: bool) -> _EditedFile:
+        """The user's file, or the project's (in the working folder where there is none). Raises `InputError`."""
         from ..config.config_file import PROJECT_FILE, find_settings_files, shown_path
 
         files: SettingsFiles = find_settings_files(environment, file=file)
@@ -355,8 +355,8 @@ class _Target:
         if str(place) == "-":
             raise InputError([Problem("config", "standard input cannot be changed", "name a file", origin="--config")])
         shown = shown_path(place, environment.home)
-        if project and place.is_symlink() and not _lies_beside(place):
-            # It came with the folder: nobody named what is behind it.
+        if project and place.is_symlink() and not _stays_in_folder(place):
+            # The symlink may come with a cloned repository, and the user did not name its target.
             hint = "change the file itself, by its own name with --config, or put a file in the link's place"
             problem = Problem("config", f"{shown} is a link that leads out of its folder", hint, origin=shown)
             raise InputError([problem], kind="config")
@@ -368,13 +368,13 @@ class _Target:
         return cls(place, shown, raw, project)
 
     def parse(self) -> Document | None:
-        """The file as it is; None where it holds a mistake, which `change` tells."""
+        """The file parsed; None for invalid TOML, which `change` reports."""
         from ..config.config_file import parse_document
 
         return parse_document(self.raw, self.path, self.shown, [], is_project=self.is_project)
 
     def document(self, raw: bytes, environment: Environment) -> Document | None:
-        """The file as it would be, trusted as it then is."""
+        """The new bytes parsed, with `trusted` as it would be."""
         from ..config.config_file import parse_document
         from ..config.trust import load_trusted
 
@@ -383,9 +383,9 @@ class _Target:
         return replace(document, trusted=known == document.sha256) if document else None
 
     def change(self, keys: Sequence[str], value: Any) -> bytes:
-        """The file's bytes with one key set, or with None taken out; raises `InputError` where there is none to take.
+        """The file's bytes with one key set or, for None, removed. Raises `InputError` where it cannot be.
 
-        A mistake in the file's TOML is told with its line.
+        Errors in the file's TOML are reported with their line.
         """
         from ..config.config_file import parse_document
 
@@ -395,8 +395,8 @@ class _Target:
         import tomlkit
 
         document = tomlkit.parse(self.raw.decode("utf-8-sig"))
-        table = _descend(document, keys[:-1], make=value is not None)
-        name = None if table is None else _spelling(table, keys[-1], in_prices=keys[0] == "prices")
+        table = _table_at(document, keys[:-1], make=value is not None)
+        name = None if table is None else _key_in(table, keys[-1], in_prices=keys[0] == "prices")
         if value is not None and table is not None:
             if isinstance(table.get(name or keys[-1]), dict):
                 problem = Problem(
@@ -413,7 +413,7 @@ class _Target:
         return tomlkit.dumps(document).encode()
 
     def write(self, raw: bytes, environment: Environment) -> None:
-        """Put the bytes in place; a project file that was trusted stays so, since its user changed it."""
+        """Write the file. A trusted project file stays trusted, since its user changed it."""
         from ..config.config_file import parse_document
         from ..config.trust import load_trusted, set_trust
         from ..storage.filesystem import atomic_write
@@ -426,17 +426,17 @@ class _Target:
             set_trust(environment, self.path, after.sha256)
 
 
-def _lies_beside(link: Path) -> bool:
-    """Whether what a link leads to lies in its own folder, or below."""
+def _stays_in_folder(link: Path) -> bool:
+    """Whether a symlink's target is in the symlink's folder, or below."""
     try:
         return link.resolve().is_relative_to(link.parent.resolve())
     except (OSError, RuntimeError):
-        # A loop of links leads nowhere.
+        # RuntimeError: a loop of symlinks.
         return False
 
 
-def _descend(document: Any, keys: Sequence[str], *, make: bool) -> Any:
-    """The table under these keys; one that is not there is made, or is None."""
+def _table_at(document: Any, keys: Sequence[str], *, make: bool) -> Any:
+    """The table under these keys; with `make` created where it is missing, else None."""
     import tomlkit
 
     table = document
@@ -444,7 +444,7 @@ def _descend(document: Any, keys: Sequence[str], *, make: bool) -> Any:
         if key not in table:
             if not make:
                 return None
-            # [profiles] alone above [profiles.wide] would only be noise.
+            # No empty [profiles] above [profiles.wide].
             table.add(key, tomlkit.table(is_super_table=position + 1 < len(keys)))
         table = table[key]
         if not isinstance(table, dict):
@@ -452,8 +452,8 @@ def _descend(document: Any, keys: Sequence[str], *, make: bool) -> Any:
     return table
 
 
-def _spelling(table: Mapping[str, Any], key: str, *, in_prices: bool) -> str | None:
-    """The key as this table spells it: with dashes or underscores, or the off side of the same switch."""
+def _key_in(table: Mapping[str, Any], key: str, *, in_prices: bool) -> str | None:
+    """The table's name of a key: with dashes or underscores, or the same side of a switch; None where it is missing."""
     if key in table or in_prices:
         return key if key in table else None
     meant = find_option(key)
@@ -466,7 +466,7 @@ def _spelling(table: Mapping[str, Any], key: str, *, in_prices: bool) -> str | N
 
 
 def _split(key: str) -> list[str]:
-    """A dotted key's parts. A model's name may hold dots, so all behind `prices.` is one."""
+    """A dotted key's parts. A model's name may contain dots, so all after `prices.` is one part."""
     head, dot, rest = key.partition(".")
     if head == "prices" and dot:
         return [head, rest.strip("\"'")]
@@ -475,7 +475,7 @@ def _split(key: str) -> list[str]:
 
 
 def _toml_value(keys: Sequence[str], words: Sequence[str]) -> Any:
-    """What was typed, as the file writes it. Raises `InputError` for several words where one is taken."""
+    """The typed words as a TOML value. Raises `InputError` for several words where one is expected."""
     option = None if keys[0] in {"prices", "budget", "ledger", "batch"} and len(keys) > 1 else find_option(keys[-1])
     if option is not None and option.kind == "list":
         return list(words)
@@ -494,25 +494,25 @@ def _toml_value(keys: Sequence[str], words: Sequence[str]) -> Any:
 
 
 def _number(text: str) -> int | float | str:
-    """A number where it is one; else the text, which the checks then refuse."""
+    """The text as a number; unchanged where it is none, which the checks then refuse."""
     try:
         return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
     except ValueError:
         return text
 
 
-def _judge(target: _Target, environment: Environment, old: Document | None, raw: bytes) -> None:
-    """Refuse a change that would bring in a problem, by the rules that the file will be read with."""
+def _check_change(target: _EditedFile, environment: Environment, old: Document | None, raw: bytes) -> None:
+    """Raise `InputError` for a change that adds problems, by the rules that the file is read with."""
     document = target.document(raw, environment)
     if document is None:
         raise InputError([Problem("key", "the file would be no TOML any more", "change it by hand", origin="KEY")])
 
-    def told(one: Document) -> list[Problem]:
-        # Trusted, so that what is only ignored for now is judged too.
+    def problems_with(one: Document) -> list[Problem]:
+        # As trusted: the values of ignored settings are checked too.
         return list(_problems_of([replace(one, trusted=True)], environment).problems)
 
-    before = {(problem.field, problem.message) for problem in (told(old) if old else ())}
-    new = [problem for problem in told(document) if (problem.field, problem.message) not in before]
+    before = {(problem.field, problem.message) for problem in (problems_with(old) if old else ())}
+    new = [problem for problem in problems_with(document) if (problem.field, problem.message) not in before]
     if new:
         raise InputError([replace(problem, origin="VALUE", code="validation") for problem in new])
 
@@ -520,14 +520,14 @@ def _judge(target: _Target, environment: Environment, old: Document | None, raw:
 def _problems_of(documents: list[Document], environment: Environment) -> LoadedSettings:
     from ..config.load import combine
 
-    # Whether a profile exists is not asked of one file alone.
+    # The chosen profile may be in another file.
     bare = Environment({name: value for name, value in environment.environ.items() if name != "SEEDREAM_PROFILE"})
     reading = combine(bare, documents, [])
     return replace(reading, problems=tuple(p for p in reading.problems if p.field != "profile"))
 
 
 def _refusal(key: str) -> InputError:
-    """Why a key cannot be set; a secret is not even repeated."""
+    """The error for an unknown key, without quoting what may be a secret."""
     if any(word in key.lower().replace("-", "_") for word in ("api_key", "token", "secret", "password")):
         hint = "seedream config key set PROVIDER asks for it, or reads it from standard input"
         return InputError([Problem("key", "keys are not kept in settings files", hint, origin="KEY")])
@@ -541,7 +541,7 @@ _PROOF = "a red fox in the snow"
 
 @config_app.command(cls=PlainCommand, help="Set the tool up in a short dialogue: provider, key, folder, a test image.")
 def init(context: typer.Context) -> int:
-    """Ask three questions, store the answers and make a sandbox image as proof."""
+    """Ask three questions, store the answers and make a sandbox image."""
     from ..providers import PROVIDERS, load
 
     console = process_console()
@@ -575,7 +575,7 @@ def _ask(question: str, default: str) -> str:
 
 
 def _ask_key(spec: ProviderSpec, console: Console) -> None:
-    """Store a key where one is typed; without one say where else it may come from."""
+    """Store a key if one is typed; else print how to set it."""
     from ..config.key_store import store_key
 
     typed = _read_secret(f"{spec.name}, empty for later")
@@ -583,8 +583,8 @@ def _ask_key(spec: ProviderSpec, console: Console) -> None:
         console.err(f"no key now: seedream config key set {spec.name}, or set {spec.key_variables[0]}")
         return
     _, url = _address(spec.name, None, None)
-    entry, trouble = store_key(spec, url, typed, read_environ())
-    console.err(f"stored in {entry.words}" + (f" ({trouble})" if trouble else ""))
+    row, trouble = store_key(spec, url, typed, read_environ())
+    console.err(f"stored in {row.words}" + (f" ({trouble})" if trouble else ""))
 
 
 def _set(key: str, value: str) -> None:
@@ -595,7 +595,7 @@ def _set(key: str, value: str) -> None:
 
 
 def _read(file: str | None, profile: str | None, *, check_values: bool) -> tuple[Environment, LoadedSettings]:
-    """The surroundings and all that the files say, mistakes included."""
+    """The environment, and all settings with their problems."""
     from ..config.config_file import find_settings_files
     from ..config.load import read
 
@@ -605,15 +605,15 @@ def _read(file: str | None, profile: str | None, *, check_values: bool) -> tuple
 
 
 def _warn(settings: Settings, console: Console) -> None:
-    """Tell what an untrusted file wanted to set."""
+    """Print warnings about an untrusted file."""
     for problem in settings.warnings:
         console.err(f"warning: {problem.origin}: {problem.message}")
     if settings.warnings:
         console.err(f"  hint: {settings.warnings[-1].hint}")
 
 
-def _fail_on(reading: LoadedSettings) -> int:
-    """0, or the exit code of the mistakes in the files, once they are told."""
+def _raise_problems(reading: LoadedSettings) -> int:
+    """Raise `InputError` where the files have problems; else 0."""
     if not reading.problems:
         return 0
     error: SeedreamError = InputError(reading.problems, kind="config")

@@ -1,4 +1,4 @@
-"""What a command has of its process: its streams, its surroundings' ledger, and the hook by which tests kill it."""
+"""What commands share: the console, opening a ledger, and the hook for crash tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 BATCH_HOME = ".seedream"
-"""The folder in a batch's output that holds its ledger and its kept replies."""
+"""The folder in a batch's output for its ledger and stored responses."""
 
 
 _CONSOLE: ContextVar[Console | None] = ContextVar("console", default=None)
@@ -28,7 +28,7 @@ _CONSOLE: ContextVar[Console | None] = ContextVar("console", default=None)
 
 @contextlib.contextmanager
 def console_of_run() -> Iterator[Console]:
-    """The one console of a command line: what went wrong with standard output is known to whoever writes to it next."""
+    """The one console of a command line, which remembers errors of standard output."""
     console = _make_console()
     token = _CONSOLE.set(console)
     try:
@@ -38,12 +38,12 @@ def console_of_run() -> Iterator[Console]:
 
 
 def process_console() -> Console:
-    """The console of this run; one of its own outside of any."""
+    """The console of this run, or a new one outside of a run."""
     return _CONSOLE.get() or _make_console()
 
 
 def _make_console() -> Console:
-    """The process's streams, and what is known of them."""
+    """The process's standard streams, with terminal width and colour."""
     from ..output.console import Console
 
     around = read_environ()
@@ -70,9 +70,9 @@ def _is_terminal(stream: Any) -> bool:
 def open_ledger_here(
     environment: Environment | None = None, *, home: Path | None = None, goes_without: bool = False
 ) -> Ledger:
-    """The user's ledger, or a batch's in its folder `home`, what dead processes left in it settled.
+    """Open the user's ledger, or a batch's in `home`, and recover what dead runs left in it.
 
-    Raises `FileError` where there can be none, with the option for a command that `goes_without`.
+    Raises `FileError`, with the hint --no-ledger for a command that `goes_without`.
     """
     from ..engine.stored_reply import POLLED, REPLY_MOST
     from ..ledger.ledger import open_ledger
@@ -80,43 +80,43 @@ def open_ledger_here(
     from ..storage.reply_file import adopt, forget, list_kept, list_parts, sweep
 
     around = environment or read_environ()
-    # A batch's folder may hold anything under that name; the ledger looks before it makes it.
+    # `open_ledger` checks `home` before it creates it: a batch's folder may have anything of that name.
     state = home or prepare_state(around.state_folder)
     try:
         ledger = open_ledger(state / "ledger.db", now=lambda: dt.datetime.now(tz=dt.UTC), is_shared=home is not None)
     except FileError as error:
-        # A day's budget is kept in the ledger, so there is no way around it.
+        # A daily budget needs the ledger.
         is_free = goes_without and around.settings.daily_budget is None
         way_out = "--no-ledger goes on without a record of what is paid" if is_free else ""
         error.hint = "; ".join(part for part in (error.hint, way_out) if part)
         raise
     replies = state / "replies"
-    settled = ledger.recover_orphans(
+    recovered = ledger.recover_orphans(
         replies,
         lambda name, token: adopt(replies, name, limit=REPLY_MOST) or reply_journal.adopt(replies, name, token),
     )
-    for name in settled.unknown:
+    for name in recovered.unknown:
         process_console().err(
             f"note: {name} was out when its process ended, and may have been billed; it is not sent again. Look at the "
             f"provider's usage page, then seedream history resolve {name} --paid or --unpaid"
         )
     for name in list_parts(replies):
-        # A run without a ledger died, or its disk was full: its answer is nowhere else.
+        # Of a run with --no-ledger that died: the response is nowhere else.
         if not ledger.entries([name.removesuffix(POLLED)]):
             adopt(replies, name, limit=REPLY_MOST)
     sweep(replies)
     reply_journal.sweep(replies, ledger.tokens_in_flight())
     for kept in list_kept(replies):
-        # A process may die between writing that all is saved and removing the reply.
+        # The process died after the images were saved and before the response was deleted.
         [entry] = ledger.entries([kept.id]) or [None]
-        if entry and entry.status in _SETTLED and all(image.state != "expired" for image in entry.images):
+        if entry and entry.status in _ENDED and all(image.state != "expired" for image in entry.images):
             forget(replies, kept.id, asides=not entry.doubts)
     return ledger
 
 
 @contextlib.contextmanager
-def ledger_as_it_is(environment: Environment) -> Iterator[Ledger | None]:
-    """The user's ledger for what is only shown: None where there is none yet, and nothing in it is settled."""
+def open_ledger_for_reading(environment: Environment) -> Iterator[Ledger | None]:
+    """The user's ledger for reading, without recovery; None where there is none yet."""
     import os
 
     from ..ledger.ledger import open_ledger
@@ -130,17 +130,17 @@ def ledger_as_it_is(environment: Environment) -> Iterator[Ledger | None]:
 
 
 def reply_names() -> list[str]:
-    """The ids of all replies, and of remains of replies, that are kept."""
+    """The ids of all stored responses, partial ones too."""
     folder = read_environ().state_folder / "replies"
     return sorted({path.name.partition(".")[0] for path in folder.iterdir()}) if folder.is_dir() else []
 
 
-def forget_replies(names: Iterable[str], home: Path | None = None) -> None:
-    """Remove the replies of these requests, whole or cut, of the user's ledger or of the batch in `home`."""
+def delete_replies(names: Iterable[str], home: Path | None = None) -> None:
+    """Delete the stored responses of these requests, partial ones too, in the state folder or a batch's `home`."""
     from ..storage.reply_file import forget
 
     for name in names:
         forget((home or read_environ().state_folder) / "replies", name)
 
 
-_SETTLED = {"succeeded", "partial", "failed", "resolved"}
+_ENDED = {"succeeded", "partial", "failed", "resolved"}

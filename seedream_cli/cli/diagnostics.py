@@ -1,8 +1,7 @@
-"""The set-up check: settings, key, address, clock, models, folders, ledger, versions. Free of charge, works offline.
+"""The checks of `doctor`: settings, key, URL, clock, models, folders, ledger, versions. Free, works offline.
 
-Each check is a small function that returns what it found; none of them raises for what is wrong with the set-up. The
-network is asked once, by a call that cannot be billed: the list of models, or where a provider has none the address
-itself, and then without the key.
+Each check returns findings and does not raise. The one request is free: the list of models or, where a provider has
+none, the base URL without the key.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ from .batch_folders import left_in_batches
 State = Literal["ok", "warn", "fail"]
 
 CONNECT_S, WHOLE_S = 5.0, 10.0
-"""Most seconds to reach the provider, and for its answer."""
+"""Timeouts in seconds: to connect, and for the whole request."""
 
 SKEW_S = 30.0
-"""Seconds that this machine's clock may be off before links and limits by time are read wrongly."""
+"""Seconds of clock skew beyond which expiry times of URLs are misread."""
 
 PACKAGES = ("typer", "httpx", "rich", "pydantic", "platformdirs", "pillow", "tomlkit", "certifi")
 
@@ -60,7 +59,7 @@ EXTRAS = {"keyring": "keyring", "socks": "socksio"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found: its name, how it stands, what there is, and the way out of what is wrong."""
+    """The result of one check, with a hint for what is wrong."""
 
     name: str
     state: State
@@ -68,10 +67,10 @@ class Finding:
     hint: str = ""
 
 
-def examine(
+def run_checks(
     options: OptionValues, environment: Environment, reading: LoadedSettings, clock: Clock
 ) -> Iterator[Finding]:
-    """Everything, in the order in which things depend on each other. `draft` is what was typed over all settings."""
+    """All checks, in the order of their dependencies."""
     yield from check_settings(reading, environment)
     found = list[Finding]()
     dialect = _provider(options, environment, found)
@@ -89,7 +88,7 @@ def examine(
 
 
 def check_settings(reading: LoadedSettings, environment: Environment) -> Iterator[Finding]:
-    """The files that were read, and what is wrong with or ignored in them."""
+    """The settings files, and what is wrong or ignored in them."""
     for document in reading.documents:
         kind = "project file" if document.is_project else "user file"
         trust = "" if document.trusted else ", not trusted: it sets only what is harmless"
@@ -112,22 +111,22 @@ def _as_failure(name: str, error: SeedreamError) -> Finding:
 
 
 def _provider(options: OptionValues, environment: Environment, found: list[Finding]) -> Dialect | None:
-    """The provider that would be asked; what is to be said of it is added to `found`."""
+    """The provider that would be used, None for none; a finding is added to `found`."""
     try:
         dialect, notes = choose_dialect(options, environment, sends=True)
     except SeedreamError as error:
         found.append(_as_failure("provider", error))
         return None
     origin = options.origins.get("provider") if "provider" in options.values else ""
-    said = origin or "; ".join(notes).partition(", ")[2]
-    found.append(Finding("provider", "ok", dialect.spec.name + (f" ({said})" if said else "")))
+    message = origin or "; ".join(notes).partition(", ")[2]
+    found.append(Finding("provider", "ok", dialect.spec.name + (f" ({message})" if message else "")))
     return dialect
 
 
 def _check_service(
     options: OptionValues, dialect: Dialect, environment: Environment, clock: Clock
 ) -> Iterator[Finding]:
-    """Key, address and what is behind it."""
+    """Key, base URL and server."""
     spec = dialect.spec
     try:
         base_url = full_url(spec, options.values.get("base_url"))
@@ -139,7 +138,7 @@ def _check_service(
     yield from found
     listed = bool(spec.models_path) and (spec.offline or key is not None)
     limits = Limits(timeout_s=WHOLE_S, connect_timeout_s=CONNECT_S, retries=0, proxy=options.values.get("proxy"))
-    # Only the list of models is worth the key; that the address answers is seen without one.
+    # The key is sent only for the list of models.
     route = Route(dialect, base_url, key if listed else None, limits)
     yield from check_address(route, clock, asks_models=listed, typed=options.values.get("model", ""))
     if spec.models_path and not listed:
@@ -149,7 +148,7 @@ def _check_service(
 def _key(
     options: OptionValues, spec: ProviderSpec, environment: Environment, base_url: str, found: list[Finding]
 ) -> Key | None:
-    """The key that would be sent; where it is from, its last four characters, or why there is none is added."""
+    """The key that would be sent, None for none; findings are added to `found`."""
     from ..redaction import check_key
 
     try:
@@ -158,7 +157,7 @@ def _key(
     except ConfigError as error:
         found.append(_as_failure("key", error))
         return None
-    # Of a short key four characters would be too much.
+    # Four characters of a short key would reveal too much.
     ends = f", ends in {value[-4:]}" if len(value) >= 12 else ""
     found.append(Finding("key", "ok", f"from {key.source}{ends}"))
     if key.note:
@@ -170,11 +169,11 @@ def _key(
 
 
 def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) -> Iterator[Finding]:
-    """One free call: proxy, name, connection and certificate, the clock, and the models where the key may ask."""
+    """One free request: proxy, DNS, connection, certificate, clock, and with a key the list of models."""
     spec = route.spec
     try:
         client = make_client(route, clock=clock)
-        # Of the proxy the first line is said even where it then fails.
+        # Reported before the request, which may fail.
         proxy = client.proxy_in_use
         if proxy:
             yield Finding("proxy", "ok", f"calls go through {proxy}")
@@ -196,7 +195,7 @@ def check_address(route: Route, clock: Clock, *, asks_models: bool, typed: str) 
 
 
 def _ask(client: ProviderClient, call: Call) -> Reply | ApiError:
-    """The reply, whatever it says. A redirect, which the wire refuses, is an answer too."""
+    """The response of any status; for one that the client refuses, such as a redirect, the error."""
     try:
         return ask(client, call, lambda reply: reply).value
     except ApiError as error:
@@ -206,7 +205,7 @@ def _ask(client: ProviderClient, call: Call) -> Reply | ApiError:
 
 
 def _unreachable(base_url: str, error: ApiError) -> Finding:
-    """Which part of the way failed."""
+    """The finding for a failed connection, with a hint by its cause."""
     hint = "check the network, --base-url and the proxy"
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):
@@ -230,7 +229,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def check_clock(reply: Reply, now: dt.datetime) -> Iterator[Finding]:
-    """This machine's clock against the server's `Date`, which is whole seconds; nothing where there is none."""
+    """This machine's clock against the server's `Date` header; nothing where there is none."""
     try:
         there = email.utils.parsedate_to_datetime(reply.headers.get("date", ""))
     except (ValueError, TypeError):
@@ -254,14 +253,14 @@ def _span(seconds: float) -> str:
 
 
 def check_models(spec: ProviderSpec, reply: Reply, typed: str, client: ProviderClient) -> Finding:
-    """What the account may use, and whether the chosen model is in it."""
+    """Whether the chosen model is in the account's list of models."""
     if reply.status in {401, 403}:
         error = refusal(spec, reply)
         return Finding("models", "fail", client.mask(error.message), error.hint or "check the key")
     listed = listed_models(reply)
     if listed is None:
-        said = message_in(reply.body) if reply.body is not None else text_fault(reply.text)[1]
-        words = f"{spec.name} gave no list of models (HTTP {reply.status})" + (f": {said}" if said else "")
+        message = message_in(reply.body) if reply.body is not None else text_fault(reply.text)[1]
+        words = f"{spec.name} gave no list of models (HTTP {reply.status})" + (f": {message}" if message else "")
         return Finding("models", "warn", client.mask(clean(words)))
     typed = typed.strip() or DEFAULT_MODEL
     spelled = model_id_for(spec, find_model(typed, spec.spelling), typed) or typed
@@ -275,7 +274,7 @@ def check_models(spec: ProviderSpec, reply: Reply, typed: str, client: ProviderC
 
 
 def listed_models(reply: Reply) -> tuple[str, ...] | None:
-    """The ids of `{"data": [{"id": …}]}`; None where the reply is no such list."""
+    """The ids in `{"data": [{"id": …}]}`; None where the response is no such list."""
     rows = reply.body.get("data") if reply.status == 200 and isinstance(reply.body, dict) else None
     if not isinstance(rows, list):
         return None
@@ -286,7 +285,7 @@ def listed_models(reply: Reply) -> tuple[str, ...] | None:
 
 
 def check_folders(options: OptionValues, environment: Environment) -> Iterator[Finding]:
-    """Where images, the ledger and settings go: whether a file can be made there."""
+    """Whether the folders for images, ledger and settings can be written."""
     problems: list[Problem] = []
     target = plan_output(options, 1, problems)
     yield from (_as_finding("output", problem) for problem in problems)
@@ -298,7 +297,7 @@ def check_folders(options: OptionValues, environment: Environment) -> Iterator[F
 
 
 def check_folder(name: str, folder: Path, hint: str, *, needed: bool = True) -> Finding:
-    """A folder, or the nearest that is there above it, by writing to it for a moment."""
+    """Whether a folder, or its nearest existing parent, can be written, by creating a file in it."""
     folder = folder.expanduser().absolute()
     there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
     probe = there / f".seedream-{os.urandom(6).hex()}"
@@ -312,7 +311,7 @@ def check_folder(name: str, folder: Path, hint: str, *, needed: bool = True) -> 
 
 
 def check_ledger(environment: Environment, clock: Clock) -> Finding:
-    """Whether the ledger is sound, and what in it waits for the user."""
+    """Whether the ledger is sound, and whether it has unsaved or unknown requests."""
     if not environment.settings.ledger_enabled:
         return Finding("ledger", "ok", "switched off in the settings")
     path = environment.state_folder / "ledger.db"
@@ -342,7 +341,7 @@ def check_ledger(environment: Environment, clock: Clock) -> Finding:
 
 
 def check_versions() -> Finding:
-    """What runs here."""
+    """Versions of the tool, Python and libraries."""
     parts = [f"seedream {__version__}", f"python {platform.python_version()}", f"{platform.system()}"]
     parts += [f"{name} {_version(name)}" for name in PACKAGES]
     parts.append(ssl.OPENSSL_VERSION)
@@ -359,7 +358,7 @@ def _version(name: str) -> str:
 
 
 def check_command() -> Finding:
-    """Whose command `seedream` on PATH is: another distribution has one of the same name."""
+    """Whether `seedream` on PATH is this program: another distribution has a command of that name."""
     owners = sorted({name for name in _owners() if name != "seedream"})
     here = Path(sysconfig.get_path("scripts"))
     found = shutil.which("seedream")
@@ -371,19 +370,19 @@ def check_command() -> Finding:
     place = Path(found)
     if place.parent.resolve() == here.resolve():
         return Finding("command", "ok", f"{found} is this program")
-    whose = "another installation of this program" if _starts_us(place) else "another program"
+    whose = "another installation of this program" if _starts_this_package(place) else "another program"
     state: State = "ok" if whose.startswith("another inst") else "warn"
     return Finding("command", state, f"{found} is {whose}; this one runs from {sys.executable}", f"run {here}/seedream")
 
 
 def _owners() -> Sequence[str]:
-    """The distributions of this Python that declare a command of our name."""
+    """The installed distributions that declare a command `seedream`."""
     scripts = importlib.metadata.entry_points(group="console_scripts", name="seedream")
     return [entry.dist.name for entry in scripts if entry.dist is not None]
 
 
-def _starts_us(script: Path) -> bool:
-    """Whether a script on PATH starts this package, as far as its text tells."""
+def _starts_this_package(script: Path) -> bool:
+    """Whether a script on PATH imports this package."""
     with contextlib.suppress(OSError):
         return b"seedream_cli.__main__" in script.read_bytes()[-65_536:]
     return False

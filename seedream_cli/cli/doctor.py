@@ -27,20 +27,20 @@ DOCTOR_HELP = (
 
 @takes("doctor")
 def doctor(*, flag_values: FlagValues) -> int:
-    """Every check, and exit code 3 where one of them failed."""
+    """Run all checks; exit code 3 where one failed."""
     from ..network.policy import Clock
-    from .diagnostics import Finding, examine
+    from .diagnostics import Finding, run_checks
 
-    environment, reading, broken = _look(flag_values)
+    environment, reading, broken = _read_settings(flag_values)
     findings = [Finding("settings", "fail", f"{p.origin}: {p.message}", p.hint) for p in broken]
-    # Where the environment itself cannot be read, what was typed and what the files say is still checked.
+    # Without the invalid variables, to check the rest.
     clear = environment if not broken else _without(environment, [p.origin.removeprefix("$") for p in broken])
     options = flag_values.options(clear)
     findings += [
         Finding("settings", "warn" if p.severity == "warning" else "fail", f"{p.origin}: {p.message}", p.hint)
         for p in (*_unread(options), *misspelt_variables(environment))
     ]
-    findings += examine(options, clear, reading, Clock())
+    findings += run_checks(options, clear, reading, Clock())
     failed = any(finding.state == "fail" for finding in findings)
     console = process_console()
     if options.switches.get("json"):
@@ -54,8 +54,8 @@ def doctor(*, flag_values: FlagValues) -> int:
     return EXIT_CODES["config"] if failed else 0
 
 
-def _look(flag_values: FlagValues) -> tuple[Environment, LoadedSettings, Sequence[Any]]:
-    """The surroundings with what the files say, mistakes included, and what is wrong with the environment."""
+def _read_settings(flag_values: FlagValues) -> tuple[Environment, LoadedSettings, Sequence[Any]]:
+    """The environment, the settings with their problems, and problems of environment variables."""
     from ..config.config_file import find_settings_files
     from ..config.load import read
 
@@ -71,7 +71,7 @@ def _look(flag_values: FlagValues) -> tuple[Environment, LoadedSettings, Sequenc
 
 
 def _unread(options: OptionValues) -> list[Problem]:
-    """What of the command line and the environment is no value of its option; the files' own are told anyway."""
+    """Invalid values from the command line and environment; those of files are reported elsewhere."""
     found: list[Problem] = []
     parse_values(options, found)
     return [problem for problem in found if problem.origin.startswith(("$", "-"))]

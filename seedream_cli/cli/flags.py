@@ -1,4 +1,4 @@
-"""The options of a command as Typer's parameters, made of their rows in config/options; what is typed is a `Chosen`."""
+"""The options of a command as Typer parameters, made from config/options, and their values."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class PlainGroup(TyperGroup):
-    """A group that lists its commands in the order of their declaration, as plain text."""
+    """A group that lists its commands as declared, as plain text."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        """Commands as declared: the main one first."""
+        """Commands in the order of declaration."""
         return list(self.commands)
 
 
@@ -50,7 +50,7 @@ _Project = Annotated[bool, typer.Option("--project", help="In the project's seed
 
 
 def _annotation(option: Option) -> Any:
-    """The Typer parameter that an option is. Values stay text, so that one place checks them, all at once."""
+    """An option as a Typer parameter. Values stay text: they are parsed later, with all errors reported at once."""
     shared: dict[str, Any] = {"help": option.help, "rich_help_panel": option.group, "show_default": False}
     shared |= {"autocompletion": offers} if (offers := offers_of(option)) else {}
     names = option.flags.split()
@@ -65,7 +65,7 @@ def _annotation(option: Option) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FlagValues:
-    """What was typed: text, switches and lists by key; only what was given."""
+    """The options given on the command line, by key."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     switches: Mapping[str, bool] = field(default_factory=dict)
@@ -75,9 +75,9 @@ class FlagValues:
     def options(
         self, environment: Environment, prompt: PromptText | None = None, text: str | None = None
     ) -> OptionValues:
-        """One draft: what was typed, over the header of the prompt's file, over the environment, over the files.
+        """Options merged by precedence: command line, header of the prompt file, environment, settings files.
 
-        Each option has its origin. `text` is the prompt once its variables are filled in.
+        `text` is the prompt with its variables filled in.
         """
         from ..request.image_request import OptionValues
 
@@ -97,7 +97,7 @@ class FlagValues:
         return OptionValues(values, switches, lists, origins | given)
 
     def environment(self) -> Environment:
-        """The environment and the configuration files. Raises `InputError` with all that is wrong in the files."""
+        """The environment with the settings files. Raises `InputError` with all problems in them."""
         from ..config.load import load
 
         file, profile = self.values.get("config"), self.values.get("profile")
@@ -106,7 +106,7 @@ class FlagValues:
     def drafted(
         self, environment: Environment, prompts: Sequence[PromptText], problems: list[Problem]
     ) -> list[OptionValues]:
-        """A draft for each prompt, its variables filled in; one without a prompt where there is none."""
+        """Options for each prompt, with its variables filled in; one without a prompt where there is none."""
         from ..config.prompt_file import fill
 
         variables, wrong = self.variables()
@@ -121,47 +121,47 @@ class FlagValues:
         return drafted
 
     def ignored(self, environment: Environment) -> list[Problem]:
-        """Variables of no option, and what an untrusted project file may not set: errors where the user is strict."""
+        """Unknown variables, and settings of an untrusted project file: errors with --strict, else warnings."""
         found = [*misspelt_variables(environment), *environment.settings.warnings]
         strict = self.options(environment).switches.get("strict") if found else False
         severity: Literal["error", "warning"] = "error" if strict else "warning"
         return [replace(problem, severity=severity) for problem in found]
 
     def with_images(self, drafted: Sequence[OptionValues], images: Sequence[str]) -> list[OptionValues]:
-        """The drafts with the images named as arguments: all in every request, or with `--each` one request each."""
+        """The options with the images of the arguments: all in each request, or with `--each` one request per image."""
         made = []
         for options in drafted:
             own, each = options.lists.get("image", ()), options.switches.get("each", False)
             given = {"image": options.origins["image"] if own else "IMAGE"}
-            # Where no argument names an image, those of --image are the ones to go through.
+            # Without arguments `--each` goes through the images of --image.
             subjects, own = (own, ()) if each and not images else (tuple(images), own)
             for some in [(image,) for image in subjects] if each and subjects else [subjects]:
-                # The image that is edited comes first: prompts speak of "the first image".
+                # The edited image comes first: prompts refer to "the first image".
                 lists = {**options.lists, "image": (*some, *own)}
                 label = _stem(some[0]) if some and (each or options.switches.get("layers")) else ""
                 made.append(replace(options, lists=lists, origins={**options.origins, **given}, label=label))
         return made
 
     def variables(self) -> tuple[dict[str, str], list[Problem]]:
-        """What `--var` gives, and what of it is not NAME=VALUE."""
+        """The variables of `--var`, and the problems with them."""
         pairs = [pair.partition("=") for pair in self.lists.get("var", ())]
         hint = "write --var name=value"
         wrong = [Problem("var", f"{name!r} is not NAME=VALUE", hint) for name, equals, _ in pairs if not equals]
         return {name.strip(): value for name, equals, value in pairs if equals}, wrong
 
-    def loudness(self, options: OptionValues) -> int:
-        """How often `--verbose` was said: on the command line, else by the environment or a file."""
-        said = options.values.get("verbose", "").strip()
-        return self.verbosity or (int(said) if re.fullmatch(r"[0-9]", said) else 0)
+    def verbosity_of(self, options: OptionValues) -> int:
+        """The count of `--verbose` on the command line, else of the environment or a file."""
+        message = options.values.get("verbose", "").strip()
+        return self.verbosity or (int(message) if re.fullmatch(r"[0-9]", message) else 0)
 
 
 def _stem(image: str) -> str:
-    """What an image's file is called, for the name of its edited version."""
+    """The stem of an image's file name, for the name of its edited version; "" for a data URI."""
     return PurePath(image.split("?", maxsplit=1)[0]).stem if not image.startswith("data:") else ""
 
 
 def takes(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command its options. Its function gets them as the keyword `chosen`, beside its own parameters."""
+    """Decorator: adds the options of a command, which its function gets as `flag_values`."""
     offered = options_of(name)
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
@@ -191,7 +191,7 @@ def takes(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
 
 def number(option: str, least: int, most: int, kind: type[int] | type[float] = int) -> Callable[[Any], Any]:
-    """What reads an option that is a number, and says in our own words what is none."""
+    """A parser for a numeric option, with our own error message."""
 
     def read(value: Any) -> Any:
         with contextlib.suppress(ValueError):
@@ -204,21 +204,21 @@ def number(option: str, least: int, most: int, kind: type[int] | type[float] = i
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help is plain text with its options in groups: rich would cost 65 ms at every `--help`."""
+    """A command whose help is plain text with grouped options; importing rich would take 65 ms."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The arguments in the usage line; each version of Typer has marks of its own for them."""
+        """The usage line, the same for all versions of Typer."""
         arguments = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "argument"]
         return ["[OPTIONS]", *(_argument_word(argument) for argument in arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options group by group, in the order in which the groups first appear."""
+        """Write the options by group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"
-                # A newer Typer writes the name of a Python type behind an argument.
+                # Newer versions of Typer append the Python type.
                 record = (
                     (_argument_word(parameter).replace("[", "").replace("]", ""), record[1]) if is_argument else record
                 )
@@ -230,6 +230,6 @@ class PlainCommand(TyperCommand):
 
 
 def _argument_word(argument: Any) -> str:
-    """An argument as a person types it: "[IMAGE]..." where it may be left out and may repeat."""
+    """An argument in the usage line: "[IMAGE]..." where it is optional and repeatable."""
     word = argument.metavar or argument.name.upper()
     return (word if argument.required else f"[{word}]") + ("..." if argument.nargs == -1 else "")

@@ -1,4 +1,4 @@
-"""`seedream generate`, `edit` and `recover`: a plan is made, shown or run, and its results are told."""
+"""`seedream generate`, `edit` and `recover`: make a plan, show or run it, print the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from ..config.environment import read_environ
 from ..errors import FileError, InputError, OutputError, Problem, SeedreamError
 from .completion import offer_ids
-from .context import BATCH_HOME, ledger_as_it_is, open_ledger_here, process_console
+from .context import BATCH_HOME, open_ledger_for_reading, open_ledger_here, process_console
 from .flags import FlagValues, takes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..output.tally import Tally
     from ..request.image_request import OptionValues
     from ..results import Report
-    from .batch_folders import Search
+    from .batch_folders import SearchResult
 
 
 GENERATE_HELP = (
@@ -47,7 +47,7 @@ def generate(
     *,
     flag_values: FlagValues,
 ) -> int:
-    """One request, or `-n` of them, to files."""
+    """Send one request, or `-n`, and save the images."""
     return _run("generate", prompt, (), flag_values)
 
 
@@ -70,9 +70,9 @@ def edit(
     *,
     flag_values: FlagValues,
 ) -> int:
-    """One request with its reference images, or one an image, to files."""
+    """Send a request with reference images, or one per image, and save the images."""
     images = tuple(image_words or ())
-    # With the prompt in a file, or with no need of one, the first argument is an image.
+    # With a prompt file, or without need for a prompt, the first argument is an image.
     if prompt is not None and (
         "prompt_file" in flag_values.lists or (flag_values.switches.get("layers") and not images)
     ):
@@ -102,7 +102,7 @@ def recover(
     *,
     flag_values: FlagValues,
 ) -> int:
-    """Images of kept replies and of tasks, to files."""
+    """Save the images of stored responses and tasks."""
     from ..engine.recovery import make_recovery, nothing_left, place_all
     from ..output.messages import warning_lines
     from ..output.summary import print_results
@@ -123,7 +123,7 @@ def recover(
         plans = place_all(own, [plan for _, plan in search.found], options)
         for note in () if options.switches.get("quiet") else (*own.notices, *search.notes):
             process_console().err(f"note: {note}")
-        for line in search.passed:
+        for line in search.skipped:
             process_console().err(f"error: {line}")
         parts = [_Part(plans[0], ledger)]
         parts += [_Part(plan, None, folder) for plan, (folder, _) in zip(plans[1:], search.found, strict=True)]
@@ -131,36 +131,36 @@ def recover(
             return _execute(parts, options, flag_values, environment, search)
         if options.switches.get("json", False):
             print_results(Report("recover", (), _as_warnings(search)), process_console(), "json", quiet=True)
-        process_console().err(nothing_left(ledger, is_all=not search.passed))
+        process_console().err(nothing_left(ledger, is_all=not search.skipped))
         return search.trouble or search.busy
 
 
-def _as_warnings(search: Search | None) -> tuple[Problem, ...]:
-    """The folders that were passed over, for scripts."""
-    return tuple(Problem("folder", line) for line in (search.passed if search else ()))
+def _as_warnings(search: SearchResult | None) -> tuple[Problem, ...]:
+    """The skipped folders, as warnings in the JSON output."""
+    return tuple(Problem("folder", line) for line in (search.skipped if search else ()))
 
 
-def _tell_found(parts: Sequence[_Part], report: Report, console: Console) -> None:
-    """What the replies hold that stay of unknown outcome."""
+def _print_found(parts: Sequence[_Part], report: Report, console: Console) -> None:
+    """Print URLs and base64 found in responses whose outcome stays unknown."""
     from ..engine.work import FetchReply
     from .stored_replies import found_lines, key_forms
 
     kept = {job.id: job.work.path for part in parts for job in part.plan.jobs if isinstance(job.work, FetchReply)}
-    doubtful = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
-    forms = key_forms(read_environ()) if doubtful else ()
-    for line in (line for result, path in doubtful[:3] if path for line in found_lines(result.id, path, forms)):
+    ambiguous = [(result, result.kept or kept.get(result.id)) for result in report.jobs if result.status == "unknown"]
+    forms = key_forms(read_environ()) if ambiguous else ()
+    for line in (line for result, path in ambiguous[:3] if path for line in found_lines(result.id, path, forms)):
         console.err(line)
 
 
 def _run(command: str, prompt: str | None, images: Sequence[str], flag_values: FlagValues) -> int:
-    """The way of every generating command: drafts, plan, engine, report."""
+    """Read options and prompts, plan, and show or run the plan."""
     from ..config.prompt_file import read_prompts
     from ..engine.plan import make_plan
 
     environment = flag_values.environment()
     prompts, problems = read_prompts(prompt, flag_values.lists.get("prompt_file", ()))
     if problems and not prompts:
-        # Without a prompt that could be read, every further complaint would be about its absence.
+        # Every further error would be about the missing prompt.
         raise InputError(problems)
     drafted = flag_values.with_images(flag_values.drafted(environment, prompts, problems), images)
     if command == "edit" and not all(options.lists.get("image") for options in drafted):
@@ -180,7 +180,7 @@ def _run(command: str, prompt: str | None, images: Sequence[str], flag_values: F
 
 
 def _with_earlier(plan: Plan, options: OptionValues, ledger: Ledger) -> Plan:
-    """The plan with what earlier requests made in the place of the same requests now, or a notice that it is not."""
+    """The plan with `--reuse` applied, else with notices of equal earlier requests."""
     from ..engine.reuse import earlier_notices, reuse
 
     if options.switches.get("reuse"):
@@ -189,7 +189,7 @@ def _with_earlier(plan: Plan, options: OptionValues, ledger: Ledger) -> Plan:
 
 
 def _with_orphans(plan: Plan, options: OptionValues, environment: Environment, ledger: Ledger) -> Plan:
-    """The plan, and on the way what a process that died had paid for: fetching it costs nothing."""
+    """The plan with jobs that download what a dead run paid for."""
     from ..engine.recovery import orphan_jobs
 
     first = len(plan.jobs)
@@ -199,7 +199,7 @@ def _with_orphans(plan: Plan, options: OptionValues, environment: Environment, l
 
 @contextlib.contextmanager
 def _ledger(options: OptionValues, environment: Environment) -> Iterator[Ledger | None]:
-    """The ledger while a command runs, or None where it is not wanted."""
+    """The user's ledger, or None with --no-ledger."""
     if not options.switches.get("ledger", environment.settings.ledger_enabled):
         yield None
         return
@@ -209,7 +209,7 @@ def _ledger(options: OptionValues, environment: Environment) -> Iterator[Ledger 
 
 @dataclass(frozen=True)
 class _Part:
-    """A plan with the ledger that it is written down in: the user's, or that of the batch in `folder`."""
+    """A plan and its ledger: the user's, or that of the batch in `folder`."""
 
     plan: Plan
     ledger: Ledger | None
@@ -221,9 +221,9 @@ def _execute(
     options: OptionValues,
     flag_values: FlagValues,
     environment: Environment,
-    search: Search | None = None,
+    search: SearchResult | None = None,
 ) -> int:
-    """Run plans, one after the other, in front of the user and print what came of them as of one."""
+    """Run plans one after the other and print their results as one report."""
     from ..config.environment import prepare_state
     from ..engine.run import release
     from ..output.messages import warning_lines
@@ -257,14 +257,14 @@ def _execute(
     for part in parts:
         if part.plan.jobs and not (reports and reports[-1][1].signal_number):
             try:
-                done = _conduct(part, options, flag_values, environment, console=console, printing=printing)
+                done = _run_part(part, options, flag_values, environment, console=console, printing=printing)
                 reports.append((part, done))
             except SeedreamError as error:
-                # What the others brought is told all the same.
+                # Go on: the results of the others are reported too.
                 if part.folder is None or search is None:
                     raise
-                search.pass_over(part.folder, error)
-                console.err(f"error: {search.passed[-1]}")
+                search.skip(part.folder, error)
+                console.err(f"error: {search.skipped[-1]}")
     report = Report(
         first.plan.command,
         (*(job for _, one in reports for job in one.jobs), *(result for part in parts for result in part.plan.left)),
@@ -274,13 +274,13 @@ def _execute(
     )
     print_results(report, console, cast("Any", mode), quiet=quiet, warned=bool(jobs), printed=printed)
     if report.command == "recover":
-        _tell_found(parts, report, console)
+        _print_found(parts, report, console)
     for part, one in () if download or console.stdout_closed else reports:
         release(one, part.folder / BATCH_HOME if part.folder else state)
     return report.exit_code or (search.trouble if search else 0) or (search.busy if search and not report.jobs else 0)
 
 
-def _conduct(
+def _run_part(
     part: _Part,
     options: OptionValues,
     flag_values: FlagValues,
@@ -289,16 +289,16 @@ def _conduct(
     console: Console,
     printing: Callable[[Display], Display],
 ) -> Report:
-    """Run one plan, `printing` each image at once. A batch is held meanwhile, and its results are told of what came."""
+    """Run one plan, `printing` each image at once; for a batch hold its lock and update its results file."""
     from ..engine.run import run_plan
     from ..output.progress import is_live, make_sink
-    from .batch_folders import hold
+    from .batch_folders import lock_and_open
 
-    verbosity = flag_values.loudness(options)
-    loudness = -1 if options.switches.get("quiet", False) else verbosity
+    verbosity = flag_values.verbosity_of(options)
+    display_verbosity = -1 if options.switches.get("quiet", False) else verbosity
     kind = cast("Any", options.values.get("progress", "auto"))
-    tally = _tally(part) if is_live(kind, console, verbosity=loudness) else None
-    sink = printing(make_sink(kind, console, verbosity=loudness, tally=tally))
+    tally = _tally(part) if is_live(kind, console, verbosity=display_verbosity) else None
+    sink = printing(make_sink(kind, console, verbosity=display_verbosity, tally=tally))
 
     def emit(chunk: bytes) -> bool:
         console.out_bytes(chunk)
@@ -309,7 +309,7 @@ def _conduct(
     log = (lambda line: console.err(f"wire: {line}")) if verbosity > 1 else None
     state = part.folder / BATCH_HOME if part.folder else environment.state_folder
     with contextlib.ExitStack() as stack:
-        ledger = stack.enter_context(hold(part.folder, environment)) if part.folder else part.ledger
+        ledger = stack.enter_context(lock_and_open(part.folder, environment)) if part.folder else part.ledger
         try:
             report = run_plan(part.plan, sink, state, ledger, home=part.folder, emit=emit, log=log)
         finally:
@@ -344,7 +344,7 @@ def _usual_times(ledger: Ledger | None) -> dict[str, float]:
 
 
 def _refresh_results(folder: Path, ledger: Ledger, console: Console) -> None:
-    """A batch's results say what is true now, or that they do not is told: no image hangs on them."""
+    """Update a batch's results file; a failure is only a note, since no image is lost by it."""
     from ..batch.shards import refresh_results
 
     place = folder / "results.csv"
@@ -356,7 +356,7 @@ def _refresh_results(folder: Path, ledger: Ledger, console: Console) -> None:
 
 
 def _remember_addresses(plan: Plan, environment: Environment) -> None:
-    """Keep in mind which addresses the user named, for tasks that may have to be asked after by a later run."""
+    """Record the base URLs that the user gave, so that a later run may poll tasks there."""
     from ..config.credentials import remember_address
 
     for one in plan.drafted if plan.command != "recover" else ():
@@ -366,7 +366,7 @@ def _remember_addresses(plan: Plan, environment: Environment) -> None:
 
 
 def _show(plan: Plan, options: OptionValues, environment: Environment) -> int:
-    """What would be sent: the body, the curl command, or the fate of every option. A dry run ends as a run would."""
+    """Print what would be sent: the body, a curl command, or how each option is treated."""
     from ..output import dry_run
     from ..output.json_output import error_object, print_json
     from ..output.messages import warning_lines
@@ -388,17 +388,17 @@ def _show(plan: Plan, options: OptionValues, environment: Environment) -> int:
 
 
 def _foresee(plan: Plan, environment: Environment) -> SeedreamError | None:
-    """The budget that a run of the plan would come to the end of."""
+    """The budget error that a run of the plan would end with; None for none."""
     if not plan.caps.any:
         return None
     from ..engine.foresight import foresee
 
-    with contextlib.nullcontext() if plan.caps.daily is None else ledger_as_it_is(environment) as day:
+    with contextlib.nullcontext() if plan.caps.daily is None else open_ledger_for_reading(environment) as day:
         return foresee(plan, day)
 
 
 def _explain(planned: PlannedRequest, command: str, console: Console | None) -> JsonObject | None:
-    """What becomes of every option, as a table or an object."""
+    """Print how each option is treated, or return it as an object."""
     from ..engine.explain import explain
     from ..output import dry_run
 
@@ -410,7 +410,7 @@ def _explain(planned: PlannedRequest, command: str, console: Console | None) -> 
 
 
 def _curl(planned: PlannedRequest, command: str, console: Console | None) -> None:  # noqa: ARG001 (one form for three)
-    """The same request for a shell."""
+    """Print the request as a curl command."""
     from ..output import dry_run
 
     call = planned.route.dialect.submit(planned.jobs[0].request)
@@ -421,7 +421,7 @@ def _curl(planned: PlannedRequest, command: str, console: Console | None) -> Non
 
 
 def _dry_run(planned: PlannedRequest, command: str, console: Console | None) -> JsonObject | None:
-    """The exact body, where it would go, what it would write and cost."""
+    """Print body, URL, file names and cost, or return them as an object."""
     from ..engine.explain import job_names
     from ..output import dry_run
     from ..output.json_output import add_costs

@@ -1,4 +1,4 @@
-"""`seedream history …`: what was sent, when, for how much and to which files; and settling what nobody knows."""
+"""`seedream history …`: what was sent, when, its cost and files; resolving unknown outcomes; purging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..config.environment import read_environ
 from ..config.options import OUTPUT, REQUEST
 from ..errors import InputError, Problem
 from .completion import offer_ids, offer_providers, words
-from .context import BATCH_HOME, forget_replies, open_ledger_here, process_console, reply_names
+from .context import BATCH_HOME, delete_replies, open_ledger_here, process_console, reply_names
 from .flags import PlainCommand, PlainGroup, number
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def history(  # noqa: PLR0917 (Typer names them all)
     ] = 50,
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
-    """The table of requests, unless a command of its own follows."""
+    """Print the requests, unless a subcommand follows."""
     if context.invoked_subcommand is not None:
         return 0
     from ..output import history
@@ -74,7 +74,7 @@ def history(  # noqa: PLR0917 (Typer names them all)
     from .batch_folders import list_batches
 
     found: list[Problem] = []
-    period = [_moment(name, value, found) for name, value in (("since", since), ("until", until))]
+    period = [_parse_time(name, value, found) for name, value in (("since", since), ("until", until))]
     if status is not None and status not in STATUSES:
         found.append(Problem("status", f"{status!r} is no status", f"one of {', '.join(STATUSES)}", origin="--status"))
     if found:
@@ -124,11 +124,11 @@ def show(
     links: Annotated[bool, typer.Option("--links", help="Print every link, whole, and base64 of its reply.")] = False,  # noqa: FBT002
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
-    """Everything the ledger holds of a request."""
+    """Print all that the ledger has of a request."""
     from ..output import history
     from ..output.json_output import print_json
     from .batch_folders import find_batch
-    from .stored_replies import kept_of
+    from .stored_replies import stored_replies_of
 
     console, environment = process_console(), read_environ()
     with contextlib.ExitStack() as stack:
@@ -138,18 +138,18 @@ def show(
             return _show_batch(*batch, links=links, json=json)
         ledger, _ = _ledger_of(stack, own, wanted)
         entries = _found(ledger, wanted)
-        kept = [kept_of(entry, ledger.path.parent / "replies", environment) for entry in entries]
+        kept = [stored_replies_of(entry, ledger.path.parent / "replies", environment) for entry in entries]
         if json:
             shown = history.history_object(entries, links=links)
             for one, replies in zip(shown["requests"], kept, strict=True):
                 one.update(replies.as_object(links=links))
             print_json(shown, console)
             return 0
-        # The links alone are the result where they are asked for.
-        say = console.err if links else console.out
+        # With --links only the URLs are results.
+        print_line = console.err if links else console.out
         for entry, replies in zip(entries, kept, strict=True):
             for line in history.entry_detail(entry, ledger.notes(entry.id), console.width, replies.lines(entry)):
-                say(line)
+                print_line(line)
             if links:
                 replies.print_found(entry, console)
     return 0
@@ -166,32 +166,34 @@ def resolve(
     ],
     paid: Annotated[bool | None, typer.Option("--paid/--unpaid", help="What the provider charged.")] = None,
 ) -> int:
-    """Write down what a person found out."""
+    """Record the user's decision."""
     if paid is None:
         hint = "the provider's usage page for that minute tells"
         raise InputError([Problem("paid", "say --paid or --unpaid", hint, origin="--paid")])
-    from .batch_folders import take_back
+    from .batch_folders import reduce_charges
 
     console = process_console()
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(open_ledger_here())
         opened: dict[Path | None, Ledger] = {None: own}
-        doubtful: dict[Path | None, list[str]] = {}
+        ambiguous: dict[Path | None, list[str]] = {}
         for name in wanted:
             ledger, folder = _ledger_of(stack, own, name, opened)
-            doubtful.setdefault(folder, []).extend(entry.id for entry in _doubtful(_of_name(ledger, own, folder, name)))
-        # What can be settled nowhere is told before anything is settled anywhere.
-        for folder, ids in doubtful.items():
+            ambiguous.setdefault(folder, []).extend(
+                entry.id for entry in _ambiguous(_of_name(ledger, own, folder, name))
+            )
+        # All or nothing, over all ledgers.
+        for folder, ids in ambiguous.items():
             opened[folder].check_resolvable(ids)
-        for folder, ids in doubtful.items():
+        for folder, ids in ambiguous.items():
             opened[folder].resolve(ids, "paid" if paid else "unpaid")
-            # A person has judged what was kept for that, but for images that are still to be saved.
-            forget_replies(
+            # The stored responses are no longer needed, except for images that are still to be saved.
+            delete_replies(
                 [entry.id for entry in opened[folder].entries(ids) if entry.state != "ready"],
                 opened[folder].path.parent,
             )
             if folder is not None:
-                take_back(own, folder, opened[folder], ids)
+                reduce_charges(own, folder, opened[folder], ids)
             for one in dict.fromkeys(ids):
                 console.err(f"{one}: counted as {'paid' if paid else 'not paid'}")
     return 0
@@ -207,9 +209,9 @@ def purge(
     force: Annotated[bool, typer.Option("--force", help="Also what is unsaved or unknown.")] = False,  # noqa: FBT002
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,  # noqa: FBT002
 ) -> int:
-    """Forget what is settled."""
+    """Delete settled requests."""
     found: list[Problem] = []
-    moment = _moment("before", before, found)
+    moment = _parse_time("before", before, found)
     console = process_console()
     if not yes and not console.stdin_is_terminal:
         found.append(Problem("yes", "nobody can be asked here", "add --yes", origin="--yes"))
@@ -220,11 +222,11 @@ def purge(
     from .batch_folders import kept_runs
 
     with open_ledger_here() as ledger:
-        # What a provider answered goes with the request that it answered.
+        # The stored response goes with its request.
         known = [name for name in reply_names() if ledger.find(name)]
         before_that = len(ledger.batches())
         gone = ledger.purge(before=moment, force=force, kept_runs=() if force else kept_runs(ledger))
-        forget_replies(name for name in known if not ledger.find(name))
+        delete_replies(name for name in known if not ledger.find(name))
         kept = len(ledger.batches())
         console.err(f"removed {gone.removed}, kept {gone.kept}")
         if before_that:
@@ -232,7 +234,7 @@ def purge(
     return 0
 
 
-TOLD = 3
+_TROUBLES_MOST = 3
 
 GROUPS = ("day", "month", "model", "provider")
 
@@ -246,7 +248,7 @@ def stats(
     by: Annotated[str, _option("--by", "GROUP", f"By {', '.join(GROUPS)}. Default day.")] = "day",
     json: Annotated[bool, _JSON] = False,  # noqa: FBT002
 ) -> int:
-    """Requests, images and money in groups."""
+    """Print requests, images and costs in groups."""
     from ..output import history
     from ..output.json_output import print_json
     from .batch_folders import all_charges
@@ -263,19 +265,19 @@ def stats(
         history.print_stats(groups, by, console)
     else:
         console.err("nothing was sent yet")
-    for trouble in troubles[:TOLD]:
+    for trouble in troubles[:_TROUBLES_MOST]:
         console.err(f"note: {trouble}; what was paid there counts as it was booked, at the most")
-    if len(troubles) > TOLD:
-        console.err(f"note: and so it is with {len(troubles) - TOLD} more folders of batches")
+    if len(troubles) > _TROUBLES_MOST:
+        console.err(f"note: and so it is with {len(troubles) - _TROUBLES_MOST} more folders of batches")
     return 0
 
 
 def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool) -> int:
-    """A batch's line, and its requests in the order of its table."""
+    """Print a batch and its requests, in table order."""
     from ..output import history
     from ..output.json_output import print_json
     from . import batch_folders
-    from .stored_replies import kept_of
+    from .stored_replies import stored_replies_of
 
     console = process_console()
     if not batch_folders.has_ledger(folder):
@@ -286,20 +288,20 @@ def _show_batch(folder: Path, runs: Sequence[RunRow], *, links: bool, json: bool
     if json:
         print_json(history.history_object(entries, links=links, batches=[one]), console)
         return 0
-    # The links alone are the result where they are asked for.
-    say = console.err if links else console.out
+    # With --links only the URLs are results.
+    print_line = console.err if links else console.out
     for line in history.batch_detail(one):
-        say(line)
+        print_line(line)
     history.print_requests(entries, console, console.err if links else None)
     for entry in entries if links else ():
-        kept_of(entry, folder / BATCH_HOME / "replies", read_environ()).print_found(entry, console)
+        stored_replies_of(entry, folder / BATCH_HOME / "replies", read_environ()).print_found(entry, console)
     return 0
 
 
 def _ledger_of(
     stack: contextlib.ExitStack, own: Ledger, name: str, opened: dict[Path | None, Ledger] | None = None
 ) -> tuple[Ledger, Path | None]:
-    """The ledger that knows a request: the user's `own`, or that of the batch in a folder."""
+    """The ledger that has a request: the user's `own`, or that of the batch in a folder."""
     from .batch_folders import folder_of, has_ledger, open_folder
 
     folder = folder_of(own, name)
@@ -315,7 +317,7 @@ def _ledger_of(
 
 
 def _of_name(ledger: Ledger, own: Ledger, folder: Path | None, name: str) -> Sequence[Entry]:
-    """The requests of a name; that of a batch's run means all that is in doubt there."""
+    """The requests of a name; for a batch's run all of unknown outcome."""
     from .batch_folders import find_batch
 
     if folder is None or find_batch(own, name) is None:
@@ -323,8 +325,8 @@ def _of_name(ledger: Ledger, own: Ledger, folder: Path | None, name: str) -> Seq
     return ledger.history(status="unknown") or _found(ledger, name)
 
 
-def _doubtful(entries: Sequence[Entry]) -> Sequence[Entry]:
-    """Of a run's requests those in doubt; all where none is, and then the ledger says why it settles nothing."""
+def _ambiguous(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """The ambiguous ones of a run's requests; all where none is, for the ledger's error."""
     return [entry for entry in entries if entry.status == "unknown" or entry.doubts] or entries
 
 
@@ -340,8 +342,8 @@ _AGO = re.compile(r"([0-9]{1,5})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def _moment(name: str, text: str | None, found: list[Problem]) -> dt.datetime | None:
-    """A day, a moment, or so long ago, as an aware time."""
+def _parse_time(name: str, text: str | None, found: list[Problem]) -> dt.datetime | None:
+    """A date, a time or a span ("7d" ago) as an aware time; a problem is added to `found`."""
     if text is None:
         return None
     now = dt.datetime.now(tz=dt.UTC)

@@ -1,4 +1,4 @@
-"""`seedream config key`: set, remove and show where a provider's key comes from. Never shows a key."""
+"""`seedream config key`: store and delete keys, show where they come from. Never shows a whole key."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def key_set(
     ] = "auto",
     config: _File = None,
 ) -> int:
-    """Store one key for one address."""
+    """Store one key for one base URL."""
     from ..config.key_store import store_key
     from ..text import nearest_hint
 
@@ -79,21 +79,21 @@ def key_set(
     entry, trouble = store_key(spec, url, _read_secret(spec.name), read_environ(), store=wanted)
     if trouble:
         console.err(f"note: {trouble}")
-    place = "the system keyring" if entry.store == "keyring" else str(_store_path())
-    console.err(f"stored the key for {spec.name} in {place}; it is sent to {_place(entry.base_url or url)} only")
+    location = "the system keyring" if entry.store == "keyring" else str(_store_path())
+    console.err(f"stored the key for {spec.name} in {location}; it is sent to {_server(entry.base_url or url)} only")
     return 0
 
 
 @key_app.command("unset", cls=PlainCommand, help="Forget the stored key of a provider.")
 def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = None) -> int:
-    """Take one stored key away, wherever it is."""
+    """Delete one stored key."""
     from ..config.key_store import remove_key
 
     spec, url = _address(provider, base_url, config)
     gone, trouble = remove_key(spec, url, read_environ())
     if not gone:
         hint = "seedream config key status tells which keys there are"
-        raise ConfigError(f"no key is stored for {spec.name} at {_place(url)}", hint=hint)
+        raise ConfigError(f"no key is stored for {spec.name} at {_server(url)}", hint=hint)
     if trouble:
         raise ConfigError(f"the key is no longer used, but may still be in the keyring: {trouble}")
     process_console().err(f"forgot {' and '.join(item.words for item in gone)} of {spec.name}")
@@ -104,7 +104,7 @@ def key_unset(provider: _Provider, base_url: _BaseUrl = None, config: _File = No
     "status", cls=PlainCommand, help="Print where each provider's key comes from, and its last four characters."
 )
 def key_status(config: _File = None, json: _Json = False) -> int:  # noqa: FBT002
-    """The key that each provider would get now."""
+    """Print the source of each provider's key."""
     from ..config.key_store import load_store
     from ..providers import specs
 
@@ -112,13 +112,13 @@ def key_status(config: _File = None, json: _Json = False) -> int:  # noqa: FBT00
     environment = FlagValues({"config": config} if config else {}).environment()
     rows = [_status(spec, environment) for spec in specs() if not spec.offline]
     _print_status(rows, console, json=json)
-    # Said once and with the way out, below what the environment holds all the same.
+    # Raises once, after the table, where the stored keys cannot be read.
     load_store(environment)
     return 0
 
 
 def _print_status(rows: Sequence[tuple[str, str, str, str, str]], console: Console, *, json: bool) -> None:
-    """The rows as a table or an object."""
+    """Print the rows as a table or JSON object."""
     if json:
         from ..output.json_output import print_json
 
@@ -129,13 +129,14 @@ def _print_status(rows: Sequence[tuple[str, str, str, str, str]], console: Conso
     from ..output.tables import print_table
 
     shown = [
-        (name, source or "none", f"…{last}" if last else "-", place, why) for name, source, last, place, why in rows
+        (name, source or "none", f"…{last}" if last else "-", location, why)
+        for name, source, last, location, why in rows
     ]
     print_table(console, ("provider", "key from", "ends in", "for", "note"), shown)
 
 
 def _status(spec: ProviderSpec, environment: Environment) -> tuple[str, str, str, str, str]:
-    """Provider, source of its key, last four characters, address, and what is wrong (not: that there is none)."""
+    """Provider, source of its key, last four characters, server, and error ("" where there is just no key)."""
     from ..config.credentials import find_key
     from ..config.settings import complete
     from ..providers.base_url import full_url
@@ -151,13 +152,13 @@ def _status(spec: ProviderSpec, environment: Environment) -> tuple[str, str, str
         value = check_key(found.value)
     except ConfigError as error:
         why = "" if error.message.startswith(f"no key for {spec.name}: ") and "keyring" not in error.message else error
-        return spec.name, "", "", _place(whole), str(why)
-    # Of a short key four characters would be too much.
-    return spec.name, found.source, value[-4:] if len(value) >= 12 else "", _place(whole), ""
+        return spec.name, "", "", _server(whole), str(why)
+    # Four characters of a short key would reveal too much.
+    return spec.name, found.source, value[-4:] if len(value) >= 12 else "", _server(whole), ""
 
 
 def _address(provider: str, base_url: str | None, file: str | None) -> tuple[ProviderSpec, str]:
-    """The provider and the whole address that a key is for: the one named, else the one in use."""
+    """The provider and the whole base URL that a key is for: the one given, else the one in use."""
     from ..config.settings import complete
     from ..providers import load
     from ..providers.base_url import full_url
@@ -171,7 +172,7 @@ def _address(provider: str, base_url: str | None, file: str | None) -> tuple[Pro
     return spec, full_url(spec, base_url)
 
 
-def _place(url: str) -> str:
+def _server(url: str) -> str:
     from ..providers.base_url import server_of
 
     return server_of(url)
@@ -184,7 +185,7 @@ def _store_path() -> Path:
 
 
 def _read_secret(provider: str) -> str:
-    """The key, without an echo from a terminal, else from standard input."""
+    """Read a key from the terminal without echo, else from standard input."""
     if sys.stdin is not None and sys.stdin.isatty():
         import getpass
 

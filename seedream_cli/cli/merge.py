@@ -1,4 +1,4 @@
-"""`seedream batch --merge`: the folders of shards joined into one."""
+"""`seedream batch --merge`: merges the folders of shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PARTIAL, InputError, Problem
-from .batch_context import _IDLE_MOST, _BatchContext, _hold, _now, _plan_lines, _prepare_folder, _prepare_results
+from .batch_context import _IDLE_MOST, _BatchContext, _lock_batch, _now, _plan_lines, _prepare_folder, _prepare_results
 from .context import BATCH_HOME, open_ledger_here, process_console
 from .flags import FlagValues
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _merge(stack: contextlib.ExitStack, context: _BatchContext, folders: Sequence[Path]) -> int:
-    """Join the folders of shards into one, which the same table then goes on with."""
+    """Merge shards with their table, whose batch can then go on in the merged folder."""
     from ..batch.run import Batch
     from ..batch.shards import merge_ledger, preview_rows
     from ..engine.plan import run_id
@@ -33,7 +33,7 @@ def _merge(stack: contextlib.ExitStack, context: _BatchContext, folders: Sequenc
     stream = _prepare_results(order.results)
     ledger = stack.enter_context(open_ledger_here(context.environment, home=order.home))
     for folder, other in _shard_ledgers(stack, folders, order.folder, context.environment):
-        context.say([_merged_words(folder, *merge_ledger(ledger, other, folder, order.folder))])
+        context.print_lines([_merged_words(folder, *merge_ledger(ledger, other, folder, order.folder))])
     run = stack.enter_context(ledger.run(run_id(), "merge", folder=str(order.folder.absolute())))
     batch = Batch(context.row_requests, ledger, run)
     batch.enter()
@@ -43,15 +43,15 @@ def _merge(stack: contextlib.ExitStack, context: _BatchContext, folders: Sequenc
     notes = []
     if preview.running and any(True for _ in ledger.unlisted(run)):
         notes = ["note: the shards have rows that this table, with these options, does not ask for"]
-    context.say([*notes, *_plan_lines(context.row_requests, preview)])
+    context.print_lines([*notes, *_plan_lines(context.row_requests, preview)])
     report = preview_rows(order.folder, ledger, run)
-    return _tell_merged(report, order.results, context.console, is_quiet=context.is_quiet, is_json=context.is_json)
+    return _report_merge(report, order.results, context.console, is_quiet=context.is_quiet, is_json=context.is_json)
 
 
 def _merge_alone(
     stack: contextlib.ExitStack, flag_values: FlagValues, environment: Environment, folders: list[Path]
 ) -> int:
-    """Join the folders of shards by what they hold, without the table that they came from."""
+    """Merge shards without their table, from their results files."""
     from ..batch import shards
     from ..batch.results_file import foreign_results
     from ..engine.plan import run_id
@@ -69,9 +69,9 @@ def _merge_alone(
     headings = shards.check_parts(parts)
     _prepare_folder(folder, "--output")
     stream = _prepare_results(results)
-    stack.enter_context(_hold(folder / BATCH_HOME))
+    stack.enter_context(_lock_batch(folder / BATCH_HOME))
     ledger = stack.enter_context(open_ledger_here(environment, home=folder / BATCH_HOME))
-    # What was merged before is a part too, as it was before the others come.
+    # The rows that were merged before are a part too: a copy from before this merge.
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.db"
     ledger.copy_to(scratch)
     own = shards.open_part(stack, folder, stack.enter_context(open_ledger(scratch, now=_now)))
@@ -93,7 +93,7 @@ def _merge_alone(
     absent = shards.absent_parts(folders, ledger)
     if absent:
         console.err(f"note: parts that were not named: {', '.join(absent[:_IDLE_MOST])}; their rows are not here")
-    code = _tell_merged(
+    code = _report_merge(
         shards.preview_rows(folder, ledger, run),
         results,
         console,
@@ -104,7 +104,7 @@ def _merge_alone(
 
 
 def _check_folders(folders: Sequence[Path]) -> None:
-    """Refuse what is no batch's folder, before anything is written."""
+    """Refuse folders without a batch, before anything is written."""
     hint = "name the output folders of the shards"
     found = [
         Problem("merge", f"{folder} is no folder of a batch", hint, origin="--merge")
@@ -116,7 +116,7 @@ def _check_folders(folders: Sequence[Path]) -> None:
 
 
 def _merged_folder(options: OptionValues, folders: Sequence[Path]) -> Path:
-    """Where all goes: the folder given, else the one that the table itself would fill."""
+    """The target: the folder given, else the one that the whole table would use."""
     from ..batch.shards import common_folder
     from ..storage.file_names import scheme_problem
 
@@ -136,25 +136,25 @@ def _merged_folder(options: OptionValues, folders: Sequence[Path]) -> Path:
 def _shard_ledgers(
     stack: contextlib.ExitStack, folders: Sequence[Path], target: Path, environment: Environment
 ) -> Iterator[tuple[Path, Ledger]]:
-    """Each shard's ledger, in nobody else's hands; not that of the target, should it be among them."""
+    """Each shard's ledger, with its lock held, except for the target's."""
     for path in dict.fromkeys(folder.resolve() for folder in folders):
         if path == target.resolve():
             continue
         folder = next(folder for folder in folders if folder.resolve() == path)
-        stack.enter_context(_hold(folder / BATCH_HOME))
+        stack.enter_context(_lock_batch(folder / BATCH_HOME))
         yield folder, stack.enter_context(open_ledger_here(environment, home=folder / BATCH_HOME))
 
 
 def _merged_words(folder: Path, rows: int, images: int, left: int) -> str:
     from ..text import count_words
 
-    said = f"{folder}: {count_words(rows, 'new request')}, {count_words(images, 'new image')}"
+    summary = f"{folder}: {count_words(rows, 'new request')}, {count_words(images, 'new image')}"
     why = "no whole images, or not in that folder itself"
-    return said + (f"; left behind: {count_words(left, 'file')} ({why})" if left else "")
+    return summary + (f"; left behind: {count_words(left, 'file')} ({why})" if left else "")
 
 
-def _tell_merged(report: BatchReport, results: Path, console: Console, *, is_quiet: bool, is_json: bool) -> int:
-    """Say what became of all rows; 9 where any of them is not done."""
+def _report_merge(report: BatchReport, results: Path, console: Console, *, is_quiet: bool, is_json: bool) -> int:
+    """Print the summary; returns 9 where a row is not done."""
     from ..output.json_output import batch_object, print_json
     from ..output.summary import merged_line
 

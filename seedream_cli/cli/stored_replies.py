@@ -1,4 +1,4 @@
-"""What is told of a reply that is kept: where it lies, the way on, and every link and image in base64 that is in it."""
+"""Shows stored responses: their path, and the URLs and base64 images in them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ..output.console import Console
 
 
-_TOLD = 20
-"""Findings that are told beside an error."""
+_FINDINGS_MOST = 20
+"""Most findings that are printed beside an error."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeptReplies:
-    """The kept replies of one request, the last first, and the spellings of the keys that may stand in them."""
+class StoredReplies:
+    """The stored responses of a request, newest first, and the encodings of keys to mask in them."""
 
     paths: tuple[Path, ...] = ()
     forms: tuple[str, ...] = ()
     is_plain: bool = False
-    """Whether its images are known without looking for them."""
+    """Whether the ledger has all of its images."""
 
     def lines(self, entry: Entry) -> list[str]:
-        """Where they lie, and what can be done with them."""
+        """Their paths, and the commands to go on with."""
         if not self.paths:
             return []
         lines = [f"reply: {path} ({path.stat().st_size} bytes)" for path in self.paths]
@@ -44,7 +44,7 @@ class KeptReplies:
         return [*lines, f"way on: seedream recover {entry.id} saves what is in it"]
 
     def print_found(self, entry: Entry, console: Console) -> None:
-        """The request's links, then what its replies hold, each on a line of its own; what is to be known beside."""
+        """Print the request's URLs and what its responses contain to standard output, notes to standard error."""
         known = list(dict.fromkeys(image.link for image in entry.images if image.link))
         for link in known:
             console.out(link)
@@ -57,7 +57,7 @@ class KeptReplies:
                 console.err(f"note: {path}: {note}")
 
     def as_object(self, *, links: bool) -> JsonObject:
-        """The same for scripts; nothing where no reply is kept."""
+        """The same as a JSON object; {} where no response is stored."""
         if not self.paths:
             return {}
         shown: JsonObject = {"path": str(self.paths[0]), "bytes": self.paths[0].stat().st_size}
@@ -72,25 +72,25 @@ class KeptReplies:
         return {"reply": shown}
 
 
-def kept_of(entry: Entry, replies: Path, environment: Environment) -> KeptReplies:
-    """What is kept of a request in a folder of replies."""
+def stored_replies_of(entry: Entry, replies: Path, environment: Environment) -> StoredReplies:
+    """The stored responses of a request in a folder."""
     names = [f"{entry.id}.reply", f"{entry.id}{POLLED}.reply"]
     kept = [path for name in names if filesystem.is_own_folder(replies) and filesystem.is_plain(path := replies / name)]
     asides = [*reply_file.list_asides(replies, entry.id), *reply_file.list_asides(replies, entry.id + POLLED)]
     paths = (*kept, *reversed(asides))
     has_links = bool(entry.images) and all(one.link or one.state == "failed" for one in entry.images)
     is_plain = has_links and entry.status != "unknown" and not entry.doubts
-    return KeptReplies(paths, key_forms(environment) if paths else (), is_plain)
+    return StoredReplies(paths, key_forms(environment) if paths else (), is_plain)
 
 
 def key_forms(environment: Environment) -> tuple[str, ...]:
-    """The spellings of all keys that are at hand."""
+    """The encodings of all known keys."""
     return tuple(form for key in known_keys(environment) for form in secret_forms(key))
 
 
 def found_lines(name: str, path: Path, forms: tuple[str, ...]) -> Iterator[str]:
-    """What the reply of a request holds that nobody could read, for standard error."""
-    found, is_first = reply_findings.Findings(path, forms, _TOLD), True
+    """What an unreadable response contains, as lines for standard error."""
+    found, is_first = reply_findings.Findings(path, forms, _FINDINGS_MOST), True
     for one in found:
         if is_first:
             yield f"note: {name}: this is in its reply, and none of it is plainly the image:"
