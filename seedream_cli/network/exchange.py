@@ -109,6 +109,8 @@ class Exchange:
     async def __aenter__(self) -> Exchange:
         """Connect, within `connect_timeout_s`."""
         self._sending = asyncio.create_task(self._service.http.send(self._request, self._departure))
+        # One that fails while it is being stopped is looked at by nobody else, which asyncio would report.
+        self._sending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with asyncio.timeout(self._service.policy.connect_timeout_s):
                 waited: set[asyncio.Future[Any]] = {self._sending, self._departure.connected}
