@@ -380,14 +380,14 @@ def takes_orphans_for_new() -> None:
     """What was out when its process died is called never sent."""
     from seedream_cli.ledger import rows, runs
 
-    settle = runs.Runs._settle_one
+    end = runs.Runs._end_orphan
 
     def as_new(self: Any, db: Any, request_id: str, reply: Any) -> None:
-        settle(self, db, request_id, reply)
+        end(self, db, request_id, reply)
         if reply is None:
             rows.update(db, request_id, {"state": "queued", "billed": "no", "error": None})
 
-    runs.Runs._settle_one = as_new  # type: ignore[method-assign]
+    runs.Runs._end_orphan = as_new  # type: ignore[method-assign]
 
 
 def repeats_what_is_in_doubt() -> None:
