@@ -20,7 +20,7 @@ SeedreamError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -201,3 +201,13 @@ class InternalError(SeedreamError):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, kind="internal", hint=hint, billed="unknown")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and all that it came from, outermost first."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

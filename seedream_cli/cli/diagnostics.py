@@ -29,7 +29,7 @@ from ..config.load import LoadedSettings
 from ..config.settings import Key, complete
 from ..engine.connect import ask, make_client
 from ..engine.plan import Limits, Route, choose_dialect, key_for, plan_output
-from ..errors import ApiError, ConfigError, InputError, Problem, SeedreamError
+from ..errors import ApiError, ConfigError, InputError, Problem, SeedreamError, causes
 from ..ledger.ledger import open_ledger
 from ..network.client import ProviderClient
 from ..network.failures import CERTIFICATE_HINT
@@ -207,7 +207,7 @@ def _ask(client: ProviderClient, call: Call) -> Reply | ApiError:
 def _unreachable(base_url: str, error: ApiError) -> Finding:
     """The finding for a failed connection, with a hint by its cause."""
     hint = "check the network, --base-url and the proxy"
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             hint = "the name is not known here: check the network, DNS and --base-url"
         elif isinstance(cause, ssl.SSLCertVerificationError):
@@ -217,15 +217,6 @@ def _unreachable(base_url: str, error: ApiError) -> Finding:
     if "proxy" in error.message and error.hint:
         hint = error.hint
     return Finding("address", "fail", f"{base_url}: {error.message}", hint)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def check_clock(reply: Reply, now: dt.datetime) -> Iterator[Finding]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Iterator
 
+from ..errors import causes
 from ..storage.system_limits import lack_of
 from .http import LostConnectionError, NoConnectionError
 from .proxies import Proxy
@@ -50,13 +50,13 @@ def is_deadline(exc: BaseException) -> bool:
 
 def is_distrust(exc: BaseException) -> bool:
     """Whether a certificate was not trusted, the host's or the proxy's."""
-    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(exc))
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(exc))
 
 
 def root_cause(exc: BaseException) -> str:
     """The words of the system's own error under the library's wrappers ("Connection refused"), or the library's."""
     text = str(exc) or type(exc).__name__
-    for cause in _causes(exc):
+    for cause in causes(exc):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"the certificate is not trusted ({cause.verify_message})"
         if isinstance(cause, ConnectionError) and cause.errno:
@@ -67,13 +67,3 @@ def root_cause(exc: BaseException) -> str:
         elif isinstance(cause, OSError) and cause.strerror:
             text = lack_of(cause) or cause.strerror
     return text
-
-
-def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """An exception and all that it came from, outermost first."""
-    seen: set[int] = set()
-    cause: BaseException | None = exc
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__

@@ -9,10 +9,9 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import FileError
+from ..errors import FileError, causes
 
 if sys.platform != "win32":
     import resource
@@ -42,7 +41,7 @@ _NO_ROOM = (
 
 def lack_of(error: BaseException) -> str:
     """What has run out where an error, or one behind it, says that; "" for any other error."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
             return _memory_words()
         if isinstance(cause, OSError) and cause.errno in _NO_FILES:
@@ -53,15 +52,6 @@ def lack_of(error: BaseException) -> str:
             if any(words in said for words in _NO_ROOM):
                 return files_words() if "open files" in said else _memory_words()
     return ""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen = set[int]()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def files_words(*, full: bool = True) -> str:
